@@ -1,0 +1,1 @@
+"""ASO-SE: differentiable architecture search with alternating stable optimization."""

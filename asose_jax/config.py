@@ -1,0 +1,206 @@
+"""Checks a config before anything is done with it: one error that names every wrong field."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from asose_jax import ops
+from asose_jax.errors import UserError
+
+
+class Rule(NamedTuple):
+    """What a field may hold."""
+
+    allowed: str  # in words
+    holds: Callable[[Any], bool]
+
+
+def _integer(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+
+
+def _integers(low: int) -> Rule:
+    return Rule(f'an integer of at least {low}', lambda v: _integer(v) and v >= low)
+
+
+def _optional(rule: Rule) -> Rule:
+    return Rule(f'{rule.allowed}, or None', lambda v: v is None or rule.holds(v))
+
+
+def _between(low: float, high: float) -> Rule:
+    """Open at `low`, closed at `high`."""
+    return Rule(f'a number in ({low}, {high}]', lambda v: _number(v) and low < v <= high)
+
+
+def _share(v):
+    return _number(v) and 0 <= v < 1
+
+
+def _one_of(*values: str) -> Rule:
+    return Rule(' or '.join(repr(v) for v in values), lambda v: v in values)
+
+
+def _primitives(value):
+    names = list(value) if isinstance(value, tuple | list) else []
+    known = all(name in ops.PRIMITIVES for name in names)
+    return len(names) >= 2 and known and len(set(names)) == len(names) and 'skip_connect' in names
+
+
+_BOOL = Rule('True or False', lambda v: isinstance(v, bool))
+_TEXT = Rule('a non-empty string', lambda v: isinstance(v, str) and bool(v))
+_POSITIVE = Rule('a finite number above 0', lambda v: _number(v) and 0 < v < float('inf'))
+_NOT_NEGATIVE = Rule(
+    'a finite number of at least 0', lambda v: _number(v) and 0 <= v < float('inf')
+)
+_FINITE = Rule('a finite number', lambda v: _number(v) and abs(v) < float('inf'))
+_SHARE = Rule('a number in [0, 1)', _share)
+
+RULES: dict[str, Rule] = {
+    'seed': Rule('an integer in [0, 2**32)', lambda v: _integer(v) and 0 <= v < 2**32),
+    'batch_size': _integers(1),
+    'chunk_steps': _integers(1),
+    'init_from': _optional(_TEXT),
+    'data.name': _TEXT,
+    'data.dir': _optional(_TEXT),
+    'data.train_split': _TEXT,
+    'data.test_split': _TEXT,
+    'data.image_size': _optional(_integers(1)),
+    'data.valid_fraction': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
+    'data.crop_padding': _integers(0),
+    'data.flip': _BOOL,
+    'data.resident_megabytes': _integers(0),
+    'model.channels': _integers(1),
+    'model.depth': _integers(1),
+    'model.reductions': Rule(
+        'a tuple of distinct block numbers, from 0',
+        lambda v: (
+            isinstance(v, tuple | list)
+            and all(_integer(i) and i >= 0 for i in v)
+            and len(set(v)) == len(v)
+        ),
+    ),
+    'model.max_channels': _integers(1),
+    'model.primitives': Rule(
+        f'distinct names, at least two, with skip_connect, out of {", ".join(ops.PRIMITIVES)}',
+        _primitives,
+    ),
+    'model.dtype': _one_of('float32', 'bfloat16'),
+    'weights.lr': _POSITIVE,
+    'weights.lr_end': _NOT_NEGATIVE,
+    'weights.momentum': _SHARE,
+    'weights.weight_decay': _NOT_NEGATIVE,
+    'arch.init_std': _NOT_NEGATIVE,
+    'arch.none_bias': _FINITE,
+    'arch.skip_bias': _FINITE,
+    'arch.lr': _POSITIVE,
+    'arch.lr_end': _NOT_NEGATIVE,
+    'arch.b1': _SHARE,
+    'arch.b2': _SHARE,
+    'arch.weight_decay': _NOT_NEGATIVE,
+    'warmup.epochs': _integers(0),
+    'search.epochs': _integers(0),
+    'search.turn_period': _integers(2),
+    'search.arch_data': _one_of('valid', 'train'),
+    'search.hard': _BOOL,
+    'search.noise': _one_of('unit', 'temperature'),
+    'search.tau_start': _POSITIVE,
+    'search.tau_rate': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
+    'search.tau_floor': _POSITIVE,
+    'search.anneal_every': _optional(_integers(1)),
+    'search.transition_noise': _NOT_NEGATIVE,
+    'search.thresholds': Rule(
+        'five numbers in [0, 1]: alone, dominant, beside_dominant, minor, least_sum',
+        lambda v: (
+            isinstance(v, tuple | list)
+            and len(v) == 5
+            and all(_number(t) and 0 <= t <= 1 for t in v)
+        ),
+    ),
+    'growth.epochs': _integers(0),
+    'optimize.epochs': _integers(0),
+    'guard.max_consecutive': _integers(0),
+    'alarm.skip_share': _between(0, 1),
+    'alarm.fall': _between(0, 1),
+    'checkpoint.every_steps': _integers(1),
+    'checkpoint.keep': _integers(1),
+}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """`{'search.epochs': 30, ...}` of a nested config."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) or hasattr(value, 'to_dict'):
+            flat.update(flatten(value, f'{prefix}{key}.'))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def validate(config: Mapping[str, Any], devices: int) -> None:
+    """Checks every field, alone and against the others.
+
+    Args:
+      config: as `configs/search.py` makes it.
+      devices: over which a batch is split.
+
+    Raises:
+      UserError: one line per wrong field: its value, what is allowed, what to do.
+    """
+    flat = flatten(config)
+    wrong = [f'{key}: missing; start from configs/search.py' for key in RULES.keys() - flat.keys()]
+    wrong += [f'{key}: there is no such field' for key in flat.keys() - RULES.keys()]
+    for key in RULES.keys() & flat.keys():
+        if not RULES[key].holds(flat[key]):
+            wrong.append(f'{key}={flat[key]!r}: must be {RULES[key].allowed}')
+    if not wrong:
+        wrong = _contradictions(config, devices)
+    if wrong:
+        raise UserError('the config is wrong:\n  ' + '\n  '.join(sorted(wrong)))
+
+
+def _contradictions(config, devices):
+    wrong = []
+    if config['batch_size'] % devices:
+        wrong.append(
+            f'batch_size={config["batch_size"]}: must be divisible by the {devices} devices; try '
+            f'{max(1, round(config["batch_size"] / devices)) * devices}'
+        )
+    model, search = config['model'], config['search']
+    beyond = [i for i in model['reductions'] if i >= model['depth']]
+    if beyond:
+        wrong.append(
+            f'model.reductions={tuple(model["reductions"])}: with model.depth={model["depth"]} the '
+            f'blocks are 0..{model["depth"] - 1}'
+        )
+    if search['tau_floor'] > search['tau_start']:
+        wrong.append(
+            f'search.tau_floor={search["tau_floor"]}: must not exceed '
+            f'search.tau_start={search["tau_start"]}'
+        )
+    for group in ('weights', 'arch'):
+        if config[group]['lr_end'] > config[group]['lr']:
+            wrong.append(
+                f'{group}.lr_end={config[group]["lr_end"]}: must not exceed '
+                f'{group}.lr={config[group]["lr"]}'
+            )
+    phases = ('warmup', 'search', 'growth', 'optimize')
+    if not any(config[phase]['epochs'] for phase in phases):
+        wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')
+    return wrong
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The fields in which two flat configs differ, as `name: theirs -> ours`, tuples as lists."""
+
+    def plain(value):
+        return list(value) if isinstance(value, tuple) else value
+
+    return [
+        f'{key}: {plain(theirs.get(key))!r} -> {plain(ours.get(key))!r}'
+        for key in sorted(ours.keys() | theirs.keys())
+        if plain(ours.get(key)) != plain(theirs.get(key))
+    ]

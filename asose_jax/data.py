@@ -1,0 +1,258 @@
+"""Data sets, and their split into train / valid / test.
+
+`train` moves the weights, `valid` moves alpha and decides, `test` reports and decides nothing.
+"""
+
+import dataclasses
+import difflib
+import os
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+from sklearn import model_selection
+
+from asose_jax.errors import UserError
+
+_READ_AT_ONCE = 2000  # records per call when a set is loaded into memory
+_STATISTICS_FROM = 10_000  # training images that mean and deviation are taken from
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images with random access.
+
+    Attributes:
+      size: number of examples.
+      read: indices `[n]` to (images uint8 `[n, H, W, C]`, labels int32 `[n]`).
+      arrays: all of the above at once if the set is held in memory, else `None`.
+    """
+
+    size: int
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    arrays: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def of_arrays(cls, images: np.ndarray, labels: np.ndarray) -> 'ImageSet':
+        """A set held in memory."""
+        return cls(len(images), lambda i: (images[i], labels[i]), (images, labels))
+
+    def followed_by(self, other: 'ImageSet') -> 'ImageSet':
+        """Both sets in one; indices of `other` come after those of this one."""
+        if self.arrays is not None and other.arrays is not None:
+            joined = [np.concatenate(pair) for pair in zip(self.arrays, other.arrays, strict=True)]
+            return ImageSet.of_arrays(*joined)
+
+        def read(indices):
+            # A batch comes from one split only.
+            if indices.max() < self.size:
+                return self.read(indices)
+            return other.read(indices - self.size)
+
+        return ImageSet(self.size + other.size, read)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Data:
+    """A data set, split.
+
+    Attributes:
+      images: the training split followed by the test split.
+      train: indices into `images`; with `valid`, a partition of the training split.
+      valid: likewise.
+      test: likewise; all of the test split.
+      class_names: one per label.
+      mean: per channel, of `train`, in pixel values 0..255; float32 `[C]`.
+      std: standard deviation, likewise.
+    """
+
+    images: ImageSet
+    train: np.ndarray
+    valid: np.ndarray
+    test: np.ndarray
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def load(
+    name: str,
+    *,
+    seed: int,
+    valid_fraction: float,
+    data_dir: str | None = None,
+    train_split: str = 'train',
+    test_split: str = 'test',
+    image_size: int | None = None,
+    resident_megabytes: int = 1024,
+) -> Data:
+    """Opens a data set and splits it.
+
+    The split into train and valid depends on `seed` alone. It is stratified by label where the labels
+    are in memory, and a plain shuffle where the images are streamed.
+
+    Args:
+      name: `'digits'` (comes with scikit-learn) or a TFDS name such as `'cifar10'`.
+      seed: of the split.
+      valid_fraction: share of the training split that is held out as `valid`.
+      data_dir: where TFDS data lies; `None` means $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      train_split: TFDS split to learn from; slices such as `'train[:90%]'` work.
+      test_split: TFDS split to report on.
+      image_size: resize to this height and width; needed where images differ in size.
+      resident_megabytes: a larger set is streamed from disk instead of held on the device.
+
+    Returns:
+      The data.
+
+    Raises:
+      UserError: no such set, not prepared, no such split, or a part would be empty.
+    """
+    if name == 'digits':
+        learn, test, names = _digits(image_size)
+    else:
+        limit = resident_megabytes * 2**20
+        learn, test, names = _tfds(name, data_dir, (train_split, test_split), image_size, limit)
+    labels = None if learn.arrays is None else learn.arrays[1]
+    train, valid = _split(learn.size, labels, valid_fraction, seed)
+    mean, std = _statistics(learn, train)
+    everything = learn.followed_by(test)
+    held_back = np.arange(learn.size, everything.size, dtype=np.int32)
+    shape = learn.read(train[:1])[0].shape[1:]
+    return Data(everything, train, valid, held_back, names, shape, mean, std)
+
+
+def _split(size, labels, valid_fraction, seed):
+    held_out = round(size * valid_fraction)
+    classes = 1 if labels is None else len(np.unique(labels))
+    if held_out < classes or size - held_out < classes:
+        raise UserError(
+            f'data.valid_fraction={valid_fraction} splits {size} training images into '
+            f'{size - held_out} for train and {held_out} for valid, but each part needs at least '
+            f'{classes}. Choose a fraction that leaves both parts filled, e.g. 0.2.'
+        )
+    parts = model_selection.train_test_split(
+        np.arange(size), test_size=held_out, stratify=labels, random_state=seed
+    )
+    return [np.sort(part).astype(np.int32) for part in parts]
+
+
+def _statistics(learn, train):
+    """Mean and deviation per channel, from evenly spaced training images, in float64."""
+    every = -(-len(train) // _STATISTICS_FROM)
+    chosen = train[::every]
+    sums = squares = pixels = 0
+    for start in range(0, len(chosen), _READ_AT_ONCE):
+        images = learn.read(chosen[start : start + _READ_AT_ONCE])[0].astype(np.float64)
+        sums = sums + images.sum((0, 1, 2))
+        squares = squares + (images**2).sum((0, 1, 2))
+        pixels += images[..., 0].size
+    mean = sums / pixels
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))
+    return mean.astype(np.float32), std.astype(np.float32)
+
+
+def _digits(image_size):
+    """1,797 handwritten digits, 8x8, from scikit-learn; a fifth, the same for all seeds, is test."""
+    from sklearn import datasets  # imported here: it loads all of scikit-learn's readers
+
+    bunch = datasets.load_digits()
+    images = (bunch.images * (255 / 16)).round().astype(np.uint8)[..., None]
+    images = _resized(images, image_size)
+    labels = bunch.target.astype(np.int32)
+    learn, test = model_selection.train_test_split(
+        np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
+    )
+    names = tuple(str(name) for name in bunch.target_names)
+    sets = [ImageSet.of_arrays(images[part], labels[part]) for part in (learn, test)]
+    return *sets, names
+
+
+def _tfds(name, data_dir, splits, image_size, limit):
+    import tensorflow_datasets as tfds  # imported here: seconds that digits need not pay
+
+    root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
+    root = root.expanduser()
+    builder = tfds.builder_from_directory(_prepared(tfds, name, root))
+    info = builder.info
+    keys = info.supervised_keys
+    if keys is None or not isinstance(info.features[keys[1]], tfds.features.ClassLabel):
+        raise UserError(f'data.name={name!r} is not an image classification set: {info.features}')
+    if info.file_format is not tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f'data.name={name!r} is prepared as {info.file_format.value}, which cannot be read '
+            f'without TensorFlow. Prepare it as array_record: {_prepare_command(name, root)}'
+        )
+    if None in info.features[keys[0]].shape and image_size is None:
+        raise UserError(
+            f'the images of {name!r} differ in size; set data.image_size, for example '
+            '--config.data.image_size=64'
+        )
+    sets = []
+    for split in splits:
+        try:
+            source = builder.as_data_source(split)
+        except ValueError as error:
+            raise UserError(
+                f'{name!r} has no split {split!r} (it has: {", ".join(info.splits)}). Set '
+                'data.train_split and data.test_split; slices such as '
+                "--config.data.test_split='train[90%:]' work too."
+            ) from error
+        sets.append(_image_set(source, keys, image_size, limit))
+    return *sets, tuple(info.features[keys[1]].names)
+
+
+def _image_set(source, keys, image_size, limit):
+    image_key, label_key = keys
+
+    def read(indices):
+        records = source.__getitems__([int(i) for i in indices])
+        images = np.stack([_resized(r[image_key][None], image_size)[0] for r in records])
+        return images, np.array([r[label_key] for r in records], np.int32)
+
+    if not len(source):
+        raise UserError('a split of the data set is empty; check data.train_split and test_split')
+    size = len(source)
+    if size * read(np.arange(1))[0].nbytes > limit:
+        return ImageSet(size, read)
+    starts = range(0, size, _READ_AT_ONCE)
+    parts = [read(np.arange(s, min(s + _READ_AT_ONCE, size))) for s in starts]
+    return ImageSet.of_arrays(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _resized(images, size):
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    square = images.squeeze(-1) if images.shape[-1] == 1 else images
+    scaled = [np.asarray(Image.fromarray(i).resize((size, size), Image.BILINEAR)) for i in square]
+    return np.stack(scaled).reshape(len(images), size, size, images.shape[-1])
+
+
+def _prepared(tfds, name, root):
+    """The directory of the newest prepared version of `name` (TFDS syntax: name/config:version)."""
+    path, _, version = name.partition(':')
+    versions = (root / path).glob(f'{version or "*"}/dataset_info.json')
+    found = sorted((v.parent for v in versions), key=lambda d: [int(n) for n in d.name.split('.')])
+    if found:
+        return found[-1]
+    known = tfds.list_builders(with_community_datasets=False)
+    plain = path.split('/')[0]
+    if plain not in known:
+        near = difflib.get_close_matches(plain, [*known, 'digits'], n=3)
+        hint = f' Did you mean {" or ".join(near)}?' if near else ''
+        raise UserError(
+            f"data.name={name!r} is neither 'digits' nor a TFDS image set, and nothing by that name "
+            f'is prepared under {root}.{hint}'
+        )
+    raise UserError(
+        f'{name!r} is not prepared under {root} (data.dir or $TFDS_DATA_DIR). On a machine with a '
+        f'network and TensorFlow (pip install tensorflow), run: {_prepare_command(name, root)}'
+    )
+
+
+def _prepare_command(name, root):
+    return (
+        f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
+        f"data_dir='{root}', file_format='array_record').download_and_prepare()\""
+    )

@@ -1,0 +1,162 @@
+"""The candidate operations of a mixed operation. This room knows nothing of search.
+
+Every operation keeps size and channels (stride 1) and follows the DARTS conventions, ReLU-Conv-BN
+(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one: write a module with the two attributes
+and the call signature of `Operation`, and give it a row in `PRIMITIVES`.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from asose_jax import fast
+
+Array = jax.Array
+
+# Bounded by 1/sqrt(fan-in), the usual start of convolutions in DARTS and its kin.
+_KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+# Marks what the backward pass keeps of an operation; ReLU and BatchNorm are cheaper done again.
+_KEPT = 'kept'
+
+
+class Operation(nn.Module):
+    """What all candidates share: `[B, H, W, C]` in, `[B, H, W, C]` out, in one dtype.
+
+    Attributes:
+      channels: C.
+      norm: makes a BatchNorm; called as `norm(use_running_average=..., name=...)`.
+    """
+
+    channels: int
+    norm: Callable[..., nn.Module]
+
+
+class Zero(Operation):
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        return jnp.zeros_like(x)
+
+
+class Identity(Operation):
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        return x
+
+
+class AvgPool(Operation):
+    """Mean over the valid 3x3 neighbours; padding is not counted."""
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+        total = functools.reduce(jnp.add, fast.neighbours(x, 0))
+        return total / functools.reduce(jnp.add, fast.neighbours(ones, 0))
+
+
+class MaxPool(Operation):
+    """Largest of the valid 3x3 neighbours."""
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        return fast.max_pool(x)
+
+
+class SepConv(Operation):
+    """(ReLU, depthwise k, pointwise, BN), twice."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        for i in range(2):
+            x = _DepthwiseSeparable(self.channels, self.norm, self.size, 1, name=f'sep_{i}')(
+                x, train
+            )
+        return x
+
+
+class DilConv(Operation):
+    """ReLU, depthwise k with dilation 2, pointwise, BN."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        return _DepthwiseSeparable(self.channels, self.norm, self.size, 2, name='dil')(x, train)
+
+
+class _DepthwiseSeparable(Operation):
+    size: int
+    dilation: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        shape = (self.size, self.size, 1, self.channels)
+        kernel = self.param('depthwise', _KERNEL_INIT, shape, jnp.float32)
+        x = fast.depthwise_conv(nn.relu(x), kernel.astype(x.dtype), self.dilation)
+        x = checkpoint_name(x, _KEPT)
+        # On channels-last images a 1x1 convolution is a matrix product.
+        x = nn.Dense(self.channels, use_bias=False, dtype=x.dtype, name='pointwise')(x)
+        x = checkpoint_name(x, _KEPT)
+        return self.norm(use_running_average=not train, name='norm')(x)
+
+
+class CrossConv(Operation):
+    """ReLU, convolution 1xk, convolution kx1, BN: a kxk receptive field in two thin passes."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = Conv(self.channels, (1, self.size), name='horizontal')(nn.relu(x))
+        x = Conv(self.channels, (self.size, 1), name='vertical')(x)
+        return self.norm(use_running_average=not train, name='norm')(x)
+
+
+class Conv(nn.Module):
+    """A convolution without bias that keeps the image size; computes in the dtype of its input."""
+
+    features: int
+    size: tuple[int, int]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (*self.size, x.shape[-1], self.features)
+        kernel = self.param('kernel', _KERNEL_INIT, shape, jnp.float32)
+        return checkpoint_name(fast.conv(x, kernel.astype(x.dtype)), _KEPT)
+
+
+# Name -> module and its own attributes. The order is that of the rows of alpha (spec section 2).
+PRIMITIVES: dict[str, tuple[type[Operation], Mapping[str, Any]]] = {
+    'none': (Zero, {}),
+    'avg_pool_3x3': (AvgPool, {}),
+    'max_pool_3x3': (MaxPool, {}),
+    'skip_connect': (Identity, {}),
+    'sep_conv_3x3': (SepConv, {'size': 3}),
+    'sep_conv_5x5': (SepConv, {'size': 5}),
+    'sep_conv_7x7': (SepConv, {'size': 7}),
+    'dil_conv_3x3': (DilConv, {'size': 3}),
+    'dil_conv_5x5': (DilConv, {'size': 5}),
+    'conv_7x1_1x7': (CrossConv, {'size': 7}),
+}
+
+# Operations without parameters; a genotype full of them is the field's usual collapse.
+PARAMETER_FREE = frozenset({'none', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect'})
+
+
+def make(name: str, channels: int, norm: Callable[..., nn.Module]) -> Operation:
+    """The operation called `name`, as a submodule for a mixed operation.
+
+    A conditional between operations reserves the residuals of all of them in the backward pass, so
+    operations with parameters keep only their convolutions' outputs.
+    """
+    module, attributes = PRIMITIVES[name]
+    if name not in PARAMETER_FREE:
+        policy = jax.checkpoint_policies.save_only_these_names(_KEPT)
+        module = nn.remat(module, policy=policy, prevent_cse=False, static_argnums=(2,))
+    return module(channels=channels, norm=norm, **attributes)

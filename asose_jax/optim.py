@@ -1,0 +1,70 @@
+"""The one optimizer: SGD for the weights, Adam for alpha, each masked to its own turns."""
+
+import jax.numpy as jnp
+import optax
+
+from asose_jax.phases import Plan
+
+
+def make_optimizer(
+    plan: Plan,
+    *,
+    weight_lr: float = 0.025,
+    weight_lr_end: float = 1e-4,
+    momentum: float = 0.9,
+    weight_decay: float = 3e-4,
+    arch_lr: float = 3e-4,
+    arch_lr_end: float = 1e-5,
+    arch_b1: float = 0.5,
+    arch_b2: float = 0.999,
+    arch_weight_decay: float = 1e-3,
+) -> optax.GradientTransformationExtraArgs:
+    """One `multi_transform` over `{'params', 'arch'}` (spec section 3, Turns).
+
+    Call `update(grads, state, trainable, step=step)` with the step of the run. Outside its turn, a
+    group's update is zero and its moments and schedule count stay as they are, to the bit. Both
+    learning rates follow one cosine over the updates that the whole plan gives their group.
+
+    Args:
+      plan: says whose turn a step is, and how many updates each group gets.
+      weight_lr: SGD's learning rate at the start.
+      weight_lr_end: and at the end.
+      momentum: of SGD.
+      weight_decay: L2, added to the gradient.
+      arch_lr: Adam's learning rate at the start.
+      arch_lr_end: and at the end.
+      arch_b1: decay of Adam's first moment.
+      arch_b2: decay of Adam's second moment.
+      arch_weight_decay: L2, added to the gradient.
+
+    Returns:
+      The transformation.
+    """
+
+    def cosine(first, last, updates):
+        return optax.cosine_decay_schedule(first, max(1, updates), alpha=last / first)
+
+    weights = optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(cosine(weight_lr, weight_lr_end, plan.weight_updates(plan.steps)), momentum),
+    )
+    arch = optax.chain(
+        optax.add_decayed_weights(arch_weight_decay),
+        optax.adam(
+            cosine(arch_lr, arch_lr_end, plan.alpha_updates(plan.steps)), b1=arch_b1, b2=arch_b2
+        ),
+    )
+
+    def weights_turn(_, step, **unused):
+        return ~jnp.asarray(plan.is_alpha_turn(step))
+
+    def arch_turn(_, step, **unused):
+        return jnp.asarray(plan.is_alpha_turn(step))
+
+    return optax.multi_transform(
+        {
+            'weights': optax.conditionally_mask(weights, weights_turn, forward_extra_args=True),
+            'arch': optax.conditionally_mask(arch, arch_turn, forward_extra_args=True),
+        },
+        {'params': 'weights', 'arch': 'arch'},
+    )

@@ -1,0 +1,182 @@
+"""The four phases as data. Which phase, whose turn, which tau: pure functions of the step.
+
+Steps are counted from 0 over the whole run. What only needs arithmetic works on Python integers and
+on traced arrays alike, so that the host and the compiled step read the same plan.
+"""
+
+import dataclasses
+import enum
+import math
+
+from asose_jax import gumbel
+
+
+# What logs show in optimize. Nothing is drawn there: the derived network is the tau -> 0 limit.
+OPTIMIZE_TAU = 0.01
+
+
+class Phase(enum.StrEnum):
+    WARMUP = 'warmup'  # weights only, skip_connect everywhere
+    SEARCH = 'search'  # weights and alpha in turn, drawn operations
+    GROWTH = 'growth'  # as search, while the network grows
+    OPTIMIZE = 'optimize'  # weights of the derived network
+
+    @property
+    def searches(self) -> bool:
+        """Whether alpha is trained in this phase."""
+        return self in (Phase.SEARCH, Phase.GROWTH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """One phase on the axis of steps: `start <= step < stop`, cut into equal epochs."""
+
+    phase: Phase
+    start: int
+    stop: int
+    epochs: int
+
+    @property
+    def epoch_steps(self) -> int:
+        return (self.stop - self.start) // self.epochs
+
+    def epoch_at(self, step: int) -> int:
+        """The epoch, from 1, that the step before `step` belongs to."""
+        return max(0, step - 1 - self.start) // self.epoch_steps + 1
+
+    def epoch_end(self, step: int) -> int:
+        """The first epoch boundary after `step`."""
+        return self.start + ((step - self.start) // self.epoch_steps + 1) * self.epoch_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Temperature:
+    """tau: `max(floor, start * rate**decays)`, with `decays` growing with the alpha updates.
+
+    Attributes:
+      start: tau of the first draw.
+      rate: factor of one decay.
+      floor: never below.
+      decays_per_update: a fraction (numerator, denominator), exact in integers.
+    """
+
+    start: float
+    rate: float
+    floor: float
+    decays_per_update: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The whole run. `spans` holds the phases with at least one epoch, in order."""
+
+    spans: tuple[Span, ...]
+    turn_period: int
+    temperature: Temperature
+
+    @property
+    def steps(self) -> int:
+        return self.spans[-1].stop
+
+    def span_at(self, step: int) -> Span:
+        """The span that `step` belongs to; the last one for the end of the run."""
+        for span in self.spans:
+            if step < span.stop:
+                return span
+        return self.spans[-1]
+
+    def is_alpha_turn(self, step):
+        """Whether `step` updates alpha: the first of every `turn_period` steps of a search span."""
+        turn = False
+        for span in self._searching():
+            inside = (span.start <= step) & (step < span.stop)
+            turn = turn | (inside & ((step - span.start) % self.turn_period == 0))
+        return turn
+
+    def alpha_updates(self, step):
+        """How many of the steps before `step` update alpha."""
+        total = 0
+        for span in self._searching():
+            length = span.stop - span.start
+            done = _clip(step - span.start, length)
+            total = total + (done + self.turn_period - 1) // self.turn_period
+        return total
+
+    def weight_updates(self, step):
+        """How many of the steps before `step` update the weights."""
+        return step - self.alpha_updates(step)
+
+    def tau(self, step):
+        """Temperature at `step` of a search span (spec section 3); float32."""
+        numerator, denominator = self.temperature.decays_per_update
+        decays = self.alpha_updates(step) * numerator // denominator
+        t = self.temperature
+        return gumbel.anneal_tau(decays, t.start, t.rate, t.floor)
+
+    def reported_tau(self, step: int) -> float | None:
+        """What logs show: no tau in warmup, the limit in optimize."""
+        phase = self.span_at(step).phase
+        if phase is Phase.WARMUP:
+            return None
+        return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else float(self.tau(step))
+
+    def _searching(self):
+        return [span for span in self.spans if span.phase.searches]
+
+
+def make_plan(
+    epochs: dict[Phase, int],
+    train_steps: int,
+    *,
+    turn_period: int = 3,
+    tau_start: float = 0.8,
+    tau_rate: float = 0.98,
+    tau_floor: float = 0.1,
+    anneal_every: int | None = None,
+) -> Plan:
+    """Lays the phases out.
+
+    An epoch is one pass of the weights over the training part: `train_steps` weight updates. Search
+    and growth have the steps that move alpha in addition.
+
+    Args:
+      epochs: of each phase; 0 leaves a phase out.
+      train_steps: weight updates per epoch.
+      turn_period: every how many steps alpha is updated instead of the weights.
+      tau_start: first temperature.
+      tau_rate: factor of one decay.
+      tau_floor: lowest temperature.
+      anneal_every: alpha updates per decay; `None` spreads the decays that lead from start to floor
+        over the search phase.
+
+    Returns:
+      The plan.
+    """
+    spans, start = [], 0
+    for phase in Phase:
+        if not epochs[phase]:
+            continue
+        steps = train_steps
+        if phase.searches:
+            steps = math.ceil(train_steps * turn_period / (turn_period - 1))
+        stop = start + steps * epochs[phase]
+        spans.append(Span(phase, start, stop, epochs[phase]))
+        start = stop
+    needed = 0
+    if tau_start > tau_floor:
+        needed = math.ceil(math.log(tau_floor / tau_start) / math.log(tau_rate))
+    pace = (1, anneal_every or 1)
+    if anneal_every is None:
+        updates = sum(
+            math.ceil((s.stop - s.start) / turn_period) for s in spans if s.phase is Phase.SEARCH
+        )
+        pace = (needed, updates) if updates else (1, 1)
+    temperature = Temperature(tau_start, tau_rate, tau_floor, pace)
+    return Plan(tuple(spans), turn_period, temperature)
+
+
+def _clip(value, high):
+    """`value` limited to 0..high, for integers and traced arrays alike, in integer arithmetic."""
+    if isinstance(value, int):
+        return min(max(value, 0), high)
+    return value.clip(0, high)

@@ -1,0 +1,166 @@
+"""What a run tells: the analysis of alpha, metrics.jsonl, and the progress of a phase."""
+
+import collections
+import datetime
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import rich.console
+import rich.progress
+
+from asose_jax import genotype, gumbel, ops
+from asose_jax.genotype import NetSpec
+from asose_jax.phases import Span
+
+logger = logging.getLogger('asose_jax')
+
+_SECONDS_BETWEEN_LINES = 60  # of progress, where no bar can be drawn
+
+
+def architecture_analysis(
+    arch: Mapping[str, Any], spec: NetSpec, before: list[list[str]] | None = None
+) -> dict[str, Any]:
+    """What alpha says at this moment (spec section 7).
+
+    Args:
+      arch: alpha tree; empty for a derived network, which is sure of every choice.
+      spec: of the network.
+      before: the genotype of the evaluation before, to compare with.
+
+    Returns:
+      JSON values: `arch/entropy` (mean, nats) and `arch/entropies` (per mixed operation),
+      `arch/confidence` (mean of the largest probabilities), `arch/skip_fraction`,
+      `arch/none_fraction` and `arch/param_free_fraction` (of the genotype), `arch/counts` (per
+      operation), `arch/changed` (numbers of the blocks whose choice changed), `genotype`.
+    """
+    rows = genotype.probabilities(spec, arch)
+    chosen = genotype.most_likely(spec, arch)
+    entropies = [float(gumbel.entropy(row)) for row in rows]
+    pairs = [] if before is None else zip(chosen.to_json(), before, strict=True)
+    return {
+        'arch/entropy': float(np.mean(entropies)),
+        'arch/entropies': entropies,
+        'arch/confidence': float(np.mean([row.max() for row in rows])),
+        'arch/skip_fraction': chosen.share(frozenset({'skip_connect'})),
+        'arch/none_fraction': chosen.share(frozenset({'none'})),
+        'arch/param_free_fraction': chosen.share(ops.PARAMETER_FREE),
+        'arch/counts': dict(collections.Counter(n for block in chosen.operations for n in block)),
+        'arch/changed': [i for i, (now, then) in enumerate(pairs) if now != then],
+        'genotype': chosen.to_json(),
+    }
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes the whole file or nothing, also if the process dies in between."""
+    temporary = path.with_name(path.name + '.tmp')
+    with open(temporary, 'w', encoding='utf-8') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+class MetricsLog:
+    """metrics.jsonl: one line per evaluation, in the order of steps.
+
+    Args:
+      path: of the file.
+      step: of the checkpoint that the run goes on from. Later lines, and a half-written last one,
+        are of work that will be done again, and are dropped.
+    """
+
+    def __init__(self, path: pathlib.Path, step: int):
+        self._path = path
+        if path.exists():
+            lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
+            whole = [line for line in lines if line.endswith('\n')]
+            kept = [line for line in whole if json.loads(line)['step'] <= step]
+            write_atomically(path, ''.join(kept))
+
+    def write(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one line, and waits until the disk has it."""
+        with open(self._path, 'a', encoding='utf-8') as file:
+            file.write(json.dumps(metrics) + '\n')
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Progress:
+    """One phase on the screen: a bar in a terminal, a line now and then elsewhere.
+
+    Args:
+      console: where to draw.
+      span: the phase.
+      first: step to begin from.
+      batch_size: images per step.
+    """
+
+    def __init__(self, console: rich.console.Console, span: Span, first: int, batch_size: int):
+        self._span, self._first, self._batch_size = span, first, batch_size
+        self._busy = 0.0  # seconds of training since `first`, without evaluations
+        self._clock = self._last_line = time.monotonic()
+        self._valid = ''
+        self._bar = None
+        if console.is_terminal:
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn('{task.description}'),
+                rich.progress.BarColumn(bar_width=20),
+                rich.progress.TextColumn('{task.fields[figures]}'),
+                console=console,
+            )
+            total, done = span.stop - span.start, first - span.start
+            self._task = self._bar.add_task(span.phase, total=total, completed=done, figures='')
+
+    def __enter__(self) -> 'Progress':
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def images_per_second(self, step: int) -> float:
+        """Of training, since this process entered the phase."""
+        return (step - self._first) * self._batch_size / max(self._busy, 1e-9)
+
+    def update(self, step: int, metrics: Mapping[str, Any]) -> float:
+        """Shows that the steps up to `step` are done; returns the seconds since the last update."""
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        self._busy += seconds
+        figures = self._figures(step, metrics)
+        if self._bar:
+            done = step - self._span.start
+            self._bar.update(self._task, completed=done, figures=figures)
+        elif now - self._last_line > _SECONDS_BETWEEN_LINES:
+            logger.info('%s %s', self._span.phase, figures)
+            self._last_line = now
+        return seconds
+
+    def resume(self) -> None:
+        """What happened since the last update was not training."""
+        self._clock = time.monotonic()
+
+    def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Shows the result of an evaluation, as a line that stays."""
+        self._valid = f' valid {metrics["valid/accuracy"]:.1%}'
+        entropy = f' entropy {metrics["arch/entropy"]:.3f}' if metrics['arch/entropy'] else ''
+        logger.info('%s %s%s', self._span.phase, self._figures(step, metrics), entropy)
+        self._last_line = time.monotonic()
+
+    def _figures(self, step, metrics):
+        tau = '' if metrics['tau'] is None else f' tau {metrics["tau"]:.2f}'
+        rate = self.images_per_second(step)
+        left = round((self._span.stop - step) * self._batch_size / max(rate, 1e-9))
+        return (
+            f'{self._span.epoch_at(step)}/{self._span.epochs} loss {metrics["train/loss"]:.3f} '
+            f'train {metrics["train/accuracy"]:.1%}{self._valid}{tau} {rate:.0f} images/s '
+            f'ETA {datetime.timedelta(seconds=left)}'
+        )

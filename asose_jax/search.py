@@ -1,0 +1,324 @@
+"""The story of a run, top to bottom.
+
+A run is fixed by its config. Started again with the same config and workdir, it goes on from the
+newest checkpoint, and ends as if it had never stopped.
+"""
+
+import importlib.metadata
+import json
+import logging
+import pathlib
+import platform
+import shlex
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+import rich.console
+
+from asose_jax import checkpoint, data, genotype, loop, optim, phases, report, state, steps
+from asose_jax import config as rules
+from asose_jax.errors import UserError
+from asose_jax.model import Mode
+from asose_jax.phases import Phase, Plan
+
+logger = logging.getLogger('asose_jax')
+
+# Uses of the run's key, told apart.
+_STEPS, _INIT, _TRANSITION = 0, 1, 2
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Searches, trains what was found, and writes the workdir.
+
+    Args:
+      config: see `configs/search.py`.
+      workdir: for checkpoints and results; a run that was stopped there goes on.
+      console: where a progress bar may be drawn.
+
+    Returns:
+      The summary, as in summary.json.
+
+    Raises:
+      UserError: something the user can put right; nothing was lost.
+    """
+    rules.validate(config, jax.device_count())
+    workdir = pathlib.Path(workdir).expanduser()
+    flat = rules.flatten(config)
+    _require_same_config(flat, workdir)
+    images = _load_data(config)
+    plan = make_plan(config, len(images.train))
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    report.write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
+    milestones = [span.stop for span in plan.spans]
+    keep = config.checkpoint.keep
+    with checkpoint.Checkpoints(workdir / 'checkpoints', keep, milestones) as checkpoints:
+        setup = loop.Setup(
+            config=config,
+            workdir=workdir,
+            console=console or rich.console.Console(),
+            data=images,
+            plan=plan,
+            tx=make_optimizer(config, plan),
+            shared=steps.shared_arrays(images, _key(config, _STEPS)),
+            checkpoints=checkpoints,
+        )
+        current = _resume(setup) if checkpoints.latest() is not None else _begin(setup)
+        log = report.MetricsLog(workdir / 'metrics.jsonl', current.step)
+        while current.step < plan.steps:
+            _enter(setup, current)
+            loop.train_phase(setup, current, log)
+        return _finish(setup, current)
+
+
+def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
+    """The plan that `config` makes of a training part with `train_size` images."""
+    s = config.search
+    return phases.make_plan(
+        {phase: config[phase].epochs for phase in Phase},
+        max(1, train_size // config.batch_size),
+        turn_period=s.turn_period,
+        tau_start=s.tau_start,
+        tau_rate=s.tau_rate,
+        tau_floor=s.tau_floor,
+        anneal_every=s.anneal_every,
+    )
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, plan: Plan
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of the run."""
+    w, a = config.weights, config.arch
+    return optim.make_optimizer(
+        plan,
+        weight_lr=w.lr,
+        weight_lr_end=w.lr_end,
+        momentum=w.momentum,
+        weight_decay=w.weight_decay,
+        arch_lr=a.lr,
+        arch_lr_end=a.lr_end,
+        arch_b1=a.b1,
+        arch_b2=a.b2,
+        arch_weight_decay=a.weight_decay,
+    )
+
+
+def _key(config, use):
+    return jax.random.fold_in(jax.random.key(config.seed), use)
+
+
+def _require_same_config(flat, workdir):
+    path = workdir / 'config.json'
+    if not path.exists():
+        return
+    differing = rules.differences(flat, json.loads(path.read_text(encoding='utf-8')))
+    if differing:
+        raise UserError(
+            f'{workdir} holds a run with another config:\n  '
+            + '\n  '.join(differing)
+            + '\nGo on with the old values, or choose another --workdir (--config.init_from='
+            f'{workdir} starts there from what this run has learned).'
+        )
+
+
+def _load_data(config):
+    d = config.data
+    images = data.load(
+        d.name,
+        seed=config.seed,
+        valid_fraction=d.valid_fraction,
+        data_dir=d.dir,
+        train_split=d.train_split,
+        test_split=d.test_split,
+        image_size=d.image_size,
+        resident_megabytes=d.resident_megabytes,
+    )
+    logger.info(
+        '%s: %d train, %d valid, %d test images %s, %d classes, %s',
+        d.name,
+        len(images.train),
+        len(images.valid),
+        len(images.test),
+        'x'.join(map(str, images.image_shape)),
+        len(images.class_names),
+        'streamed' if images.images.arrays is None else 'resident on the device',
+    )
+    smallest = 2 ** len(config.model.reductions)
+    if min(images.image_shape[:2]) < smallest:
+        raise UserError(
+            f'images of {images.image_shape[0]}x{images.image_shape[1]} are too small for '
+            f'{len(config.model.reductions)} reductions, which need {smallest} pixels a side. Take '
+            "fewer (--config.model.reductions='(1,)') or set data.image_size."
+        )
+    return images
+
+
+# --- Where a run begins ----------------------------------------------------------------------------
+
+
+def _begin(setup):
+    """Step 0: fresh, or with what another run has learned."""
+    c = setup.config
+    if c.init_from is not None:
+        return _begin_from(setup, c.init_from)
+    spec = genotype.chain_spec(
+        setup.data.image_shape,
+        len(setup.data.class_names),
+        channels=c.model.channels,
+        depth=c.model.depth,
+        reductions=tuple(c.model.reductions),
+        max_channels=c.model.max_channels,
+        primitives=tuple(c.model.primitives),
+    )
+    start = state.init_state(setup.model(spec), setup.tx, _key(setup.config, _INIT))
+    checkpoint.require_room(setup.workdir, start)
+    _log_network(setup, spec)
+    return loop.Current(spec, steps.replicated(start), None, {'phases': [], 'genotype': None})
+
+
+def _begin_from(setup, source):
+    """Weights, alpha, BN statistics and moments of another run; steps and schedules from 0."""
+    directory, step = checkpoint.locate(source)
+    with checkpoint.Checkpoints(directory) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise UserError(f'init_from={source!r}: no finished checkpoint in {directory}')
+        meta = checkpoints.describe(step)
+        spec = genotype.NetSpec.from_json(meta['spec'])
+        ours = (setup.data.image_shape, len(setup.data.class_names))
+        if (spec.image_shape, spec.num_classes) != ours:
+            raise UserError(
+                f'init_from={source!r} was trained on images {spec.image_shape} of '
+                f'{spec.num_classes} classes, data.name={setup.config.data.name!r} has '
+                f'{ours[0]} of {ours[1]}.'
+            )
+        if spec.is_derived() and setup.plan.spans[0].phase is not Phase.OPTIMIZE:
+            raise UserError(
+                f'init_from={source!r} holds a derived network, which can only be optimized further: '
+                'set warmup.epochs, search.epochs and growth.epochs to 0, or take a checkpoint from '
+                'the end of an earlier phase (WORKDIR/checkpoints/STEP).'
+            )
+        old = checkpoints.restore(step, _abstract_state(setup, spec))
+    start = state.restart(old, setup.tx)
+    _log_network(setup, spec)
+    logger.info('starting from %s, end of step %d (%s)', directory, step, meta['phase'])
+    told = {'phases': [], 'genotype': None}
+    return loop.Current(spec, steps.replicated(start), Phase(meta['phase']), told)
+
+
+def _resume(setup):
+    """The newest checkpoint; its description first, since that gives the shapes."""
+    step = setup.checkpoints.latest()
+    meta = setup.checkpoints.describe(step)
+    spec = genotype.NetSpec.from_json(meta['spec'])
+    _log_network(setup, spec)
+    restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
+    logger.info('going on from step %d (%s)', step, meta['phase'])
+    return loop.Current(spec, restored, Phase(meta['phase']), meta['told'])
+
+
+def _abstract_state(setup, spec):
+    model = setup.model(spec)
+    key = _key(setup.config, _INIT)
+    shapes = jax.eval_shape(lambda key: state.init_state(model, setup.tx, key), key)
+    place = steps.everywhere()
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
+
+
+def _log_network(setup, spec):
+    image = jnp.zeros((1, *spec.image_shape), jnp.float32)
+    keys = dict.fromkeys(('params', 'arch'), _key(setup.config, _INIT))
+    table = nn.tabulate(
+        setup.model(spec),
+        keys,
+        depth=1,
+        console_kwargs={'width': 100, 'force_terminal': False},
+        column_kwargs={'justify': 'left'},
+    )
+    logger.info('network:\n%s', table(image, mode=Mode.SKIP, train=False))
+
+
+# --- Between phases --------------------------------------------------------------------------------
+
+
+def _enter(setup, current):
+    """Enters the phase of the current step. Nothing that was learned is reset (spec section 3)."""
+    span = setup.plan.span_at(current.step)
+    if current.phase is span.phase and current.told['phases']:
+        return
+    if span.phase.searches and current.phase is Phase.WARMUP:
+        key, noise = _key(setup.config, _TRANSITION), setup.config.search.transition_noise
+        arch = state.smooth_transition_to_search(key, current.state.arch, noise)
+        current.state = current.state.replace(arch=steps.replicated(arch))
+    if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
+        _derive(setup, current)
+    current.phase = span.phase
+    current.told['phases'].append(
+        {
+            'name': span.phase,
+            'epochs': span.epochs,
+            'steps': span.stop - span.start,
+            'valid_accuracy_first': None,
+            'valid_accuracy_last': None,
+            'seconds': 0.0,
+            'compile_seconds': 0.0,
+        }
+    )
+
+
+def _derive(setup, current):
+    chosen = genotype.most_likely(current.spec, current.state.arch)
+    derived = state.derive_state(current.state, current.spec, chosen, setup.tx)
+    current.spec = genotype.derive(current.spec, chosen)
+    current.state = steps.replicated(derived)
+    _log_network(setup, current.spec)
+
+
+# --- The end ---------------------------------------------------------------------------------------
+
+
+def _finish(setup, current):
+    """The derived network on the test split, which is looked at here for the first time."""
+    if not current.spec.is_derived():
+        _derive(setup, current)
+    loop.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
+    test_accuracy = loop.accuracy(setup, current, setup.data.test)[1]
+    valid_accuracy = loop.accuracy(setup, current, setup.data.valid)[1]
+    chosen = genotype.most_likely(current.spec, {})
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    summary = {
+        'test_accuracy': test_accuracy,
+        'valid_accuracy': valid_accuracy,
+        'params': loop.count_parameters(current),
+        'genotype': chosen.to_json(),
+        'seed': setup.config.seed,
+        'versions': {
+            'python': platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        'devices': [str(device) for device in jax.devices()],
+        'command': shlex.join(['python', *sys.argv]),
+        'phases': current.told['phases'],
+    }
+    report.write_atomically(setup.workdir / 'genotype.json', chosen.dumps(current.spec))
+    text = json.dumps(summary, indent=2) + '\n'
+    report.write_atomically(setup.workdir / 'summary.json', text)
+    logger.info(
+        'test accuracy %.2f %%, validation %.2f %%, %d parameters',
+        100 * test_accuracy,
+        100 * valid_accuracy,
+        summary['params'],
+    )
+    for i, block in enumerate(chosen.operations):
+        logger.info('block %d: %s', i, ', '.join(block))
+    return summary

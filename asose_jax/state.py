@@ -1,0 +1,185 @@
+"""What a run carries from step to step: arrays only, and how a state changes between phases."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from asose_jax import genotype
+from asose_jax.genotype import Genotype, NetSpec
+from asose_jax.model import Mode, SuperNet
+
+
+@flax.struct.dataclass
+class Totals:
+    """Sums since the last evaluation; scalars. Part of the state so that a restart loses none."""
+
+    loss: jax.Array  # of weight steps, summed over steps
+    correct: jax.Array  # training images classified right, as drawn
+    images: jax.Array  # training images seen by weight steps
+    weight_steps: jax.Array
+    arch_loss: jax.Array  # of alpha steps, summed over steps
+    arch_steps: jax.Array
+    guarded_rows: jax.Array  # architecture rows replaced by skip_connect
+    skipped_steps: jax.Array  # steps whose gradient was not finite
+
+    @classmethod
+    def zeros(cls) -> 'Totals':
+        def integer():
+            return jnp.zeros((), jnp.int32)
+
+        def real():
+            return jnp.zeros((), jnp.float32)
+
+        return cls(
+            loss=real(),
+            correct=integer(),
+            images=integer(),
+            weight_steps=integer(),
+            arch_loss=real(),
+            arch_steps=integer(),
+            guarded_rows=integer(),
+            skipped_steps=integer(),
+        )
+
+
+@flax.struct.dataclass
+class SearchState:
+    """Everything the compiled step reads and writes.
+
+    There is no random key: randomness is a function of the seed and the step.
+    """
+
+    step: jax.Array  # int32, counted over the whole run
+    params: Any
+    arch: Any
+    batch_stats: Any
+    opt_state: Any
+    totals: Totals
+    streak: jax.Array  # int32, steps in a row that were skipped
+    longest_streak: jax.Array  # int32, the longest streak so far
+
+    @property
+    def trainable(self) -> dict[str, Any]:
+        """The tree that the optimizer knows."""
+        return {'params': self.params, 'arch': self.arch}
+
+
+def init_state(model: SuperNet, tx: optax.GradientTransformation, key: jax.Array) -> SearchState:
+    """The state at step 0, on the default device.
+
+    Args:
+      model: the network.
+      tx: its optimizer.
+      key: randomness of weights and alpha.
+
+    Returns:
+      A fresh state; `arch` is empty where nothing is left to choose.
+    """
+
+    def init(key):
+        image = jnp.zeros((1, *model.spec.image_shape), jnp.float32)
+        weights_key, arch_key = jax.random.split(key)
+        keys = {'params': weights_key, 'arch': arch_key}
+        variables = model.init(keys, image, mode=Mode.SKIP, train=False)
+        trainable = {'params': variables['params'], 'arch': variables.get('arch', {})}
+        return SearchState(
+            step=jnp.int32(0),
+            batch_stats=variables['batch_stats'],
+            opt_state=tx.init(trainable),
+            totals=Totals.zeros(),
+            streak=jnp.int32(0),
+            longest_streak=jnp.int32(0),
+            **trainable,
+        )
+
+    # Runs once: time spent on optimizing this program would not come back.
+    return jax.jit(init, compiler_options={'xla_backend_optimization_level': 0})(key)
+
+
+def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float = 0.05) -> Any:
+    """alpha_search = alpha_warmup + noise_std * N(0, 1); the knowledge of warmup is kept.
+
+    Args:
+      key: randomness of the noise.
+      arch: alpha tree, float32.
+      noise_std: size of the noise; 0 gives `arch` back.
+
+    Returns:
+      A tree like `arch` (spec section 3, Knowledge kept).
+    """
+    leaves, tree = jax.tree.flatten(arch)
+    keys = jax.random.split(key, max(1, len(leaves)))
+    noisy = [
+        alpha + noise_std * jax.random.normal(k, alpha.shape, alpha.dtype)
+        for alpha, k in zip(leaves, keys, strict=False)
+    ]
+    return tree.unflatten(noisy)
+
+
+def derive_state(
+    state: SearchState, spec: NetSpec, chosen: Genotype, tx: optax.GradientTransformation
+) -> SearchState:
+    """The state of the derived network: what belongs to the chosen operations, as it was.
+
+    Weights, BatchNorm statistics, momentum and the counts of the schedules are carried over; alpha
+    and the operations that were not chosen are left behind.
+
+    Args:
+      state: of the supernet.
+      spec: of the supernet.
+      chosen: the genotype.
+      tx: the optimizer.
+
+    Returns:
+      A state with the tree structure of a fresh `init_state` of `genotype.derive(spec, chosen)`.
+    """
+    params = _prune(state.params, spec, chosen)
+    return state.replace(
+        params=params,
+        arch={},
+        batch_stats=_prune(state.batch_stats, spec, chosen),
+        opt_state=adopt(tx.init({'params': params, 'arch': {}}), state.opt_state),
+    )
+
+
+def restart(old: SearchState, tx: optax.GradientTransformation) -> SearchState:
+    """`old` as the start of another run: what was learned stays, what was counted starts at 0.
+
+    Weights, alpha, BatchNorm statistics, momentum and Adam's moments are those of `old`; the step,
+    the schedules, Adam's bias correction and the totals begin anew.
+    """
+    fresh = tx.init(old.trainable)
+    moments = optax.tree.map_params(tx, lambda _, moment: moment, fresh, old.opt_state)
+    return old.replace(
+        step=jnp.int32(0),
+        opt_state=moments,
+        totals=Totals.zeros(),
+        streak=jnp.int32(0),
+        longest_streak=jnp.int32(0),
+    )
+
+
+def _prune(tree, spec, chosen):
+    """`tree` without the subtrees of operations that were not chosen."""
+    tree = jax.tree.map(lambda leaf: leaf, tree)  # a copy of the dictionaries, not of the arrays
+    for block, branch, candidates in spec.rows():
+        try:
+            operations = genotype.row_of(tree, block, branch)
+        except KeyError:  # none of the candidates has anything to hold in this collection
+            continue
+        for name in set(candidates) - {chosen.operations[block][branch]}:
+            operations.pop(name, None)
+        if not operations:
+            tree[f'block_{block}'].pop(f'branch_{branch}')
+            if not tree[f'block_{block}']:
+                tree.pop(f'block_{block}')
+    return tree
+
+
+def adopt(fresh: Any, old: Any) -> Any:
+    """`fresh` with every leaf replaced by the leaf that `old` has at the same path."""
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+    return jax.tree.map_with_path(lambda path, _: known[jax.tree_util.keystr(path)], fresh)

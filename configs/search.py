@@ -1,0 +1,125 @@
+"""ASO-SE on images: warmup, search, growth, optimize.
+
+    python main.py --config=configs/search.py --workdir=DIR             CIFAR-10 through TFDS
+    python main.py --config=configs/search.py:digits --workdir=DIR      scikit-learn's digits
+
+Any field can be set on the command line: --config.search.epochs=2 --config.model.channels=16.
+The cifar10 preset is made for one accelerator; on two CPU cores take 16 channels and a few epochs.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+PRESETS = ('cifar10', 'digits')
+
+
+def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
+    """Every knob of a run, with the preset's values."""
+    if preset not in PRESETS:
+        raise ValueError(f'unknown preset {preset!r}; there are {", ".join(PRESETS)}')
+    config = ml_collections.ConfigDict()
+
+    config.seed = 0  # of everything random: split, weights, alpha, draws, augmentation
+    config.batch_size = 128  # over all devices; a multiple of their number
+    config.chunk_steps = 20  # steps per compiled call, at most
+    config.init_from = config_dict.placeholder(
+        str
+    )  # workdir (or .../checkpoints/STEP) to start from
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = 'cifar10'  # 'digits' or any image classification set of TFDS
+    data.dir = config_dict.placeholder(str)  # default: $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.train_split = 'train'  # TFDS split to learn from
+    data.test_split = 'test'  # TFDS split that is looked at once, at the end
+    data.image_size = config_dict.placeholder(int)  # resize; needed where images differ in size
+    data.valid_fraction = 0.2  # of the training split: moves alpha, decides
+    data.crop_padding = 4  # random crops of the image padded by so many pixels; 0: none
+    data.flip = True  # random left-right flips
+    data.resident_megabytes = 1024  # larger sets are streamed instead of held on the device
+
+    config.model = model = ml_collections.ConfigDict()
+    model.channels = 64  # of the stem
+    model.depth = 6  # blocks
+    model.reductions = (1, 3)  # blocks that halve the image and double the channels
+    model.max_channels = 256  # doubling stops here
+    model.primitives = (  # candidate operations
+        'none',
+        'avg_pool_3x3',
+        'max_pool_3x3',
+        'skip_connect',
+        'sep_conv_3x3',
+        'sep_conv_5x5',
+        'sep_conv_7x7',
+        'dil_conv_3x3',
+        'dil_conv_5x5',
+        'conv_7x1_1x7',
+    )
+    model.dtype = 'float32'  # of activations; 'bfloat16' on TPU and recent GPUs
+
+    config.weights = weights = ml_collections.ConfigDict()  # SGD
+    weights.lr = 0.025  # at the start; one cosine over all weight updates of the run
+    weights.lr_end = 1e-4
+    weights.momentum = 0.9
+    weights.weight_decay = 3e-4
+
+    config.arch = arch = ml_collections.ConfigDict()  # alpha: its start, and Adam
+    arch.init_std = 0.5  # of the normal noise that alpha starts from
+    arch.none_bias = -2.0  # alpha of none at the start
+    arch.skip_bias = 1.0  # alpha of skip_connect at the start
+    arch.lr = 3e-4  # at the start; one cosine over all alpha updates of the run
+    arch.lr_end = 1e-5
+    arch.b1 = 0.5
+    arch.b2 = 0.999
+    arch.weight_decay = 1e-3
+
+    config.warmup = warmup = ml_collections.ConfigDict()
+    warmup.epochs = 10
+
+    config.search = search = ml_collections.ConfigDict()
+    search.epochs = 30  # passes of the weights over train; alpha steps come on top
+    search.turn_period = 3  # one of so many steps moves alpha, the others the weights
+    search.arch_data = 'valid'  # what alpha learns on: 'valid', or 'train' as the reference does
+    search.hard = True  # one-hot draws; False: soft mixtures, cut by the thresholds
+    search.noise = 'unit'  # 'unit': draws follow softmax(alpha); 'temperature': softmax(alpha/tau)
+    search.tau_start = 0.8
+    search.tau_rate = 0.98  # factor of one decay
+    search.tau_floor = 0.1
+    search.anneal_every = config_dict.placeholder(int)  # alpha updates per decay; default: spread
+    search.transition_noise = 0.05  # added to alpha when the search begins
+    search.thresholds = (
+        0.95,
+        0.8,
+        0.05,
+        0.02,
+        0.1,
+    )  # which small weights of soft draws are dropped
+
+    config.growth = growth = ml_collections.ConfigDict()
+    growth.epochs = 40
+
+    config.optimize = optimize = ml_collections.ConfigDict()
+    optimize.epochs = 20
+
+    config.guard = guard = ml_collections.ConfigDict()
+    guard.max_consecutive = 10  # steps in a row with a gradient that is not finite, then stop
+
+    config.alarm = alarm = ml_collections.ConfigDict()
+    alarm.skip_share = 0.8  # warn when more of the genotype is skip_connect or none
+    alarm.fall = 0.75  # warn when search starts below this share of warmup's accuracy
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_steps = 500  # besides those at each evaluation
+    checkpoint.keep = 2  # newest ones to keep, besides the end of each phase
+
+    if preset == 'digits':
+        config.batch_size = 64
+        data.name = 'digits'
+        data.crop_padding = 1
+        data.flip = False  # a mirrored digit is another sign, or none
+        model.channels = 16
+        model.depth = 4
+        warmup.epochs = 3
+        search.epochs = 15
+        growth.epochs = 5
+        optimize.epochs = 15
+    return config

@@ -1,0 +1,62 @@
+"""Runs a search: python main.py --config=configs/search.py[:digits] --workdir=DIR.
+
+The same command again goes on where a stopped run was.
+"""
+
+import logging
+import os
+import pathlib
+import sys
+
+import jax
+import rich.console
+import rich.logging
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from asose_jax import search
+from asose_jax.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config', 'configs/search.py', 'Config file, with an optional preset: FILE[:PRESET].'
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of checkpoints and results.')
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
+    console = rich.console.Console(stderr=True)
+    _log_to(console)
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        cache = pathlib.Path('~/.cache/asose_jax').expanduser()
+        jax.config.update('jax_compilation_cache_dir', str(cache))
+    logger = logging.getLogger('asose_jax')
+    logger.info(
+        'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
+    )
+    try:
+        search.run(_CONFIG.value, _WORKDIR.value, console)
+    except UserError as error:
+        logger.error('%s', error)
+        sys.exit(2)
+
+
+def _log_to(console: rich.console.Console) -> None:
+    """Lines through the console in a terminal, so that they do not tear the bar; plain elsewhere."""
+    if console.is_terminal:
+        handler = rich.logging.RichHandler(console=console, show_path=False, markup=False)
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+    absl_logging.set_verbosity(absl_logging.WARNING)  # of the libraries
+    logger = logging.getLogger('asose_jax')
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    logger.propagate = False
+
+
+if __name__ == '__main__':
+    flags.mark_flag_as_required('workdir')
+    app.run(main)
