@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 
 def _log_to(console: rich.console.Console) -> None:
-    """Lines through the console in a terminal, so that they do not tear the bar; plain elsewhere."""
+    """Lines through the console in a terminal, lest they tear the bar; plain lines elsewhere."""
     if console.is_terminal:
         handler = rich.logging.RichHandler(console=console, show_path=False, markup=False)
     else:

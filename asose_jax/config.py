@@ -49,6 +49,18 @@ def _primitives(value):
     return len(names) >= 2 and known and len(set(names)) == len(names) and 'skip_connect' in names
 
 
+def _block_numbers(value):
+    if not isinstance(value, tuple | list) or len(set(value)) < len(value):
+        return False
+    return all(_integer(i) and i >= 0 for i in value)
+
+
+def _thresholds(value):
+    if not isinstance(value, tuple | list) or len(value) != 5:
+        return False
+    return all(_number(t) and 0 <= t <= 1 for t in value)
+
+
 _BOOL = Rule('True or False', lambda v: isinstance(v, bool))
 _TEXT = Rule('a non-empty string', lambda v: isinstance(v, str) and bool(v))
 _POSITIVE = Rule('a finite number above 0', lambda v: _number(v) and 0 < v < float('inf'))
@@ -76,11 +88,7 @@ RULES: dict[str, Rule] = {
     'model.depth': _integers(1),
     'model.reductions': Rule(
         'a tuple of distinct block numbers, from 0',
-        lambda v: (
-            isinstance(v, tuple | list)
-            and all(_integer(i) and i >= 0 for i in v)
-            and len(set(v)) == len(v)
-        ),
+        _block_numbers,
     ),
     'model.max_channels': _integers(1),
     'model.primitives': Rule(

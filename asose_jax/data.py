@@ -90,8 +90,8 @@ def load(
 ) -> Data:
     """Opens a data set and splits it.
 
-    The split into train and valid depends on `seed` alone. It is stratified by label where the labels
-    are in memory, and a plain shuffle where the images are streamed.
+    The split into train and valid depends on `seed` alone. It is stratified by label where the
+    labels are in memory, and a plain shuffle where the images are streamed.
 
     Args:
       name: `'digits'` (comes with scikit-learn) or a TFDS name such as `'cifar10'`.
@@ -154,7 +154,7 @@ def _statistics(learn, train):
 
 
 def _digits(image_size):
-    """1,797 handwritten digits, 8x8, from scikit-learn; a fifth, the same for all seeds, is test."""
+    """1,797 handwritten digits, 8x8, of scikit-learn; a fifth, the same for all seeds, is test."""
     from sklearn import datasets  # imported here: it loads all of scikit-learn's readers
 
     bunch = datasets.load_digits()
@@ -242,8 +242,8 @@ def _prepared(tfds, name, root):
         near = difflib.get_close_matches(plain, [*known, 'digits'], n=3)
         hint = f' Did you mean {" or ".join(near)}?' if near else ''
         raise UserError(
-            f"data.name={name!r} is neither 'digits' nor a TFDS image set, and nothing by that name "
-            f'is prepared under {root}.{hint}'
+            f"data.name={name!r} is neither 'digits' nor a TFDS image set, and nothing by that "
+            f'name is prepared under {root}.{hint}'
         )
     raise UserError(
         f'{name!r} is not prepared under {root} (data.dir or $TFDS_DATA_DIR). On a machine with a '

@@ -96,7 +96,7 @@ def _conv_backward(residuals, g):
     x, kernel = residuals
     rows, columns = _reach(kernel, 1)
     dx = conv(g, kernel[::-1, ::-1].swapaxes(2, 3))
-    # Channels take the place of the batch, the batch that of the channels, and g that of the kernel.
+    # Channels take the place of the batch, the batch that of the channels, g that of the kernel.
     dkernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
         g.transpose(1, 2, 0, 3),
@@ -176,10 +176,11 @@ def _shifted_vjp(x, kernel, g, dilation):
 def _kernel_gradient(x, g, kernel, dilation):
     """dL/dkernel[i, j, c] = sum of x shifted by (i, j) times g, over batch and space.
 
-    Batch, rows and columns are laid out as one line of pixels. A border of zeros after each row and
-    each image is shared with the next one, so that a shift in space is a shift along the line, and
-    the products that cross a border vanish. Windows of the line are added up element by element, and
-    space is reduced once at the end: XLA's CPU reductions are what makes the plain form slow.
+    Batch, rows and columns are laid out as one line of pixels. A border of zeros after each row
+    and each image is shared with the next one, so that a shift in space is a shift along the line,
+    and the products that cross a border vanish. Windows of the line are added up element by
+    element, and space is reduced once at the end: XLA's CPU reductions are what makes the plain
+    form slow.
     """
     kh, kw, _, c = kernel.shape
     b, h, w, _ = x.shape

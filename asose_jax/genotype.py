@@ -106,7 +106,7 @@ def chain_spec(
 ) -> NetSpec:
     """The supernet at the start (spec section 2): a chain of blocks with one mixed operation each.
 
-    Blocks listed in `reductions` halve the image and double the channels, at most to `max_channels`.
+    Blocks listed in `reductions` halve the image and double the channels, up to `max_channels`.
     """
     blocks, width = [], channels
     for i in range(depth):

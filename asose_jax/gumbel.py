@@ -63,8 +63,8 @@ def guarded_weights(
 ) -> tuple[jax.Array, jax.Array]:
     """`gumbel_softmax` in which a row with a NaN or Inf becomes the one-hot of `fallback`.
 
-    The softmax is fed zeros in a guarded row, since `where` alone would pass 0 * NaN = NaN backward:
-    the gradient of a guarded row is zero. No branch on the data (spec section 4).
+    The softmax is fed zeros in a guarded row, since `where` alone would pass 0 * NaN = NaN
+    backward: the gradient of a guarded row is zero. No branch on the data (spec section 4).
 
     Args:
       alpha: logits `[..., K]`.

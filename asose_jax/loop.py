@@ -1,4 +1,4 @@
-"""One phase: chunks of steps, and between them evaluation, metrics, progress, checkpoints, alarms."""
+"""One phase: chunks of steps, and between them evaluation, metrics, checkpoints and alarms."""
 
 import dataclasses
 import itertools
@@ -24,6 +24,8 @@ logger = logging.getLogger('asose_jax')
 
 # Streams of shuffled indices, told apart.
 _TRAIN, _VALID = 0, 1
+# Uses of the run's key, told apart.
+STEPS, INIT, TRANSITION = 0, 1, 2
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
@@ -39,6 +41,10 @@ class Setup:
     tx: optax.GradientTransformationExtraArgs
     shared: dict[str, jax.Array]
     checkpoints: checkpoint.Checkpoints
+
+    def key(self, use: int) -> jax.Array:
+        """The run's key for one of its uses."""
+        return jax.random.fold_in(jax.random.key(self.config.seed), use)
 
     def model(self, spec: genotype.NetSpec) -> SuperNet:
         c = self.config
@@ -195,9 +201,9 @@ def _figures(setup, step, metrics):
         if last is not None:
             good = f'the last good checkpoint is {setup.checkpoints.directory / str(last)}'
         raise UserError(
-            f'{setup.plan.span_at(step - 1).phase}: before step {step}, more than {limit} steps in a '
-            f'row (guard.max_consecutive) had a gradient that is not finite; {good}. Look at the data, '
-            "lower weights.lr, or use model.dtype='float32'."
+            f'{setup.plan.span_at(step - 1).phase}: before step {step}, more than {limit} steps '
+            f'in a row (guard.max_consecutive) had a gradient that is not finite; {good}. '
+            "Look at the data, lower weights.lr, or use model.dtype='float32'."
         )
     totals = jax.tree.map(lambda per_device: per_device[0].item(), metrics['totals'])
     return {
@@ -248,8 +254,8 @@ def _warn_of_fall(setup, rows):
     before, after = rows[-2]['valid_accuracy_last'], rows[-1]['valid_accuracy_first']
     if after < setup.config.alarm.fall * before:
         logger.warning(
-            'fall: validation accuracy went from %.1f %% at the end of warmup to %.1f %% at the first '
-            'evaluation of %s',
+            'fall: validation accuracy went from %.1f %% at the end of warmup to %.1f %% at the '
+            'first evaluation of %s',
             100 * before,
             100 * after,
             rows[-1]['name'],

@@ -86,10 +86,11 @@ class MixedOp(nn.Module):
         return self.settings.initial_alpha(self.make_rng('arch'), self.candidates)
 
     def __call__(self, x: Array, tau: Array | float, mode: Mode, train: bool) -> Array:
-        """`[B, H, W, C]` to the same shape. DRAW, ALPHA and DENSE need the random stream `gumbel`."""
+        """`[B, H, W, C]` to the same shape. DRAW, ALPHA and DENSE need the stream `gumbel`."""
         calls = [functools.partial(_call, name, train) for name in self.candidates]
         if self.is_initializing():
-            return [call(self, x) for call in calls][0]
+            outputs = [call(self, x) for call in calls]  # every candidate gets its variables
+            return outputs[0]
         if len(calls) == 1:
             return calls[0](self, x)
         if mode is Mode.SKIP:
@@ -159,7 +160,7 @@ def _scale(weight, y):
 
 @jax.custom_vjp
 def straight_through(drawn: Array, outputs: tuple[Array, ...], weights: Array) -> Array:
-    """Forward, what was drawn; backward, the gradient of the mixture `sum_k weights[k] * outputs[k]`.
+    """Forward what was drawn, backward the gradient of `sum_k weights[k] * outputs[k]`.
 
     dL/dweights[k] = <dL/dy, outputs[k]> for *every* k, drawn or not: this is what lets alpha learn
     (spec section 3). Only `drawn` passes a gradient to what lies below it, as its weight is 1 and
@@ -222,8 +223,8 @@ class SuperNet(nn.Module):
     Attributes:
       spec: what is built.
       settings: of alpha and its draws.
-      dtype: of activations, `'float32'` or `'bfloat16'`. Parameters, BatchNorm statistics, alpha, the
-        draw and the logits are float32 in either case.
+      dtype: of activations, `'float32'` or `'bfloat16'`. Parameters, BatchNorm statistics, alpha,
+        the draw and the logits are float32 in either case.
       synced_over: name of the mapped axis over which BatchNorm pools its statistics, if any.
     """
 

@@ -1,4 +1,4 @@
-"""The one optimizer: SGD for the weights, Adam for alpha, each masked to its own turns."""
+"""The one optimizer: SGD for the weights, AdamW for alpha, each masked to its own turns."""
 
 import jax.numpy as jnp
 import optax
@@ -35,7 +35,8 @@ def make_optimizer(
       arch_lr_end: and at the end.
       arch_b1: decay of Adam's first moment.
       arch_b2: decay of Adam's second moment.
-      arch_weight_decay: L2, added to the gradient.
+      arch_weight_decay: decoupled, scaled by the learning rate only (Loshchilov & Hutter 2019,
+        arXiv:1711.05101).
 
     Returns:
       The transformation.
@@ -48,11 +49,13 @@ def make_optimizer(
         optax.add_decayed_weights(weight_decay),
         optax.sgd(cosine(weight_lr, weight_lr_end, plan.weight_updates(plan.steps)), momentum),
     )
-    arch = optax.chain(
-        optax.add_decayed_weights(arch_weight_decay),
-        optax.adam(
-            cosine(arch_lr, arch_lr_end, plan.alpha_updates(plan.steps)), b1=arch_b1, b2=arch_b2
-        ),
+    # Decoupled (AdamW): alpha's gradients are so small that L2 inside Adam, scaled up with them,
+    # pulls every row back to uniform faster than the loss can move it.
+    arch = optax.adamw(
+        cosine(arch_lr, arch_lr_end, plan.alpha_updates(plan.steps)),
+        b1=arch_b1,
+        b2=arch_b2,
+        weight_decay=arch_weight_decay,
     )
 
     def weights_turn(_, step, **unused):

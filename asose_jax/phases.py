@@ -10,7 +10,6 @@ import math
 
 from asose_jax import gumbel
 
-
 # What logs show in optimize. Nothing is drawn there: the derived network is the tau -> 0 limit.
 OPTIMIZE_TAU = 0.01
 

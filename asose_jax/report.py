@@ -4,6 +4,7 @@ import collections
 import datetime
 import json
 import logging
+import math
 import os
 import pathlib
 import time
@@ -84,11 +85,16 @@ class MetricsLog:
             write_atomically(path, ''.join(kept))
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Appends one line, and waits until the disk has it."""
+        """Appends one line, and waits until the disk has it. NaN and Inf become null."""
+        legal = {key: None if _is_odd(value) else value for key, value in metrics.items()}
         with open(self._path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(metrics) + '\n')
+            file.write(json.dumps(legal, allow_nan=False) + '\n')
             file.flush()
             os.fsync(file.fileno())
+
+
+def _is_odd(value):
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class Progress:

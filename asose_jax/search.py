@@ -13,23 +13,17 @@ import shlex
 import sys
 from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 import rich.console
 
-from asose_jax import checkpoint, data, genotype, loop, optim, phases, report, state, steps
+from asose_jax import checkpoint, data, genotype, loop, optim, phases, report, start, state, steps
 from asose_jax import config as rules
 from asose_jax.errors import UserError
-from asose_jax.model import Mode
 from asose_jax.phases import Phase, Plan
 
 logger = logging.getLogger('asose_jax')
-
-# Uses of the run's key, told apart.
-_STEPS, _INIT, _TRANSITION = 0, 1, 2
 
 
 def run(
@@ -69,10 +63,12 @@ def run(
             data=images,
             plan=plan,
             tx=make_optimizer(config, plan),
-            shared=steps.shared_arrays(images, _key(config, _STEPS)),
+            shared=steps.shared_arrays(
+                images, jax.random.fold_in(jax.random.key(config.seed), loop.STEPS)
+            ),
             checkpoints=checkpoints,
         )
-        current = _resume(setup) if checkpoints.latest() is not None else _begin(setup)
+        current = start.resume(setup) if checkpoints.latest() is not None else start.begin(setup)
         log = report.MetricsLog(workdir / 'metrics.jsonl', current.step)
         while current.step < plan.steps:
             _enter(setup, current)
@@ -111,10 +107,6 @@ def make_optimizer(
         arch_b2=a.b2,
         arch_weight_decay=a.weight_decay,
     )
-
-
-def _key(config, use):
-    return jax.random.fold_in(jax.random.key(config.seed), use)
 
 
 def _require_same_config(flat, workdir):
@@ -163,92 +155,7 @@ def _load_data(config):
     return images
 
 
-# --- Where a run begins ----------------------------------------------------------------------------
-
-
-def _begin(setup):
-    """Step 0: fresh, or with what another run has learned."""
-    c = setup.config
-    if c.init_from is not None:
-        return _begin_from(setup, c.init_from)
-    spec = genotype.chain_spec(
-        setup.data.image_shape,
-        len(setup.data.class_names),
-        channels=c.model.channels,
-        depth=c.model.depth,
-        reductions=tuple(c.model.reductions),
-        max_channels=c.model.max_channels,
-        primitives=tuple(c.model.primitives),
-    )
-    start = state.init_state(setup.model(spec), setup.tx, _key(setup.config, _INIT))
-    checkpoint.require_room(setup.workdir, start)
-    _log_network(setup, spec)
-    return loop.Current(spec, steps.replicated(start), None, {'phases': [], 'genotype': None})
-
-
-def _begin_from(setup, source):
-    """Weights, alpha, BN statistics and moments of another run; steps and schedules from 0."""
-    directory, step = checkpoint.locate(source)
-    with checkpoint.Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise UserError(f'init_from={source!r}: no finished checkpoint in {directory}')
-        meta = checkpoints.describe(step)
-        spec = genotype.NetSpec.from_json(meta['spec'])
-        ours = (setup.data.image_shape, len(setup.data.class_names))
-        if (spec.image_shape, spec.num_classes) != ours:
-            raise UserError(
-                f'init_from={source!r} was trained on images {spec.image_shape} of '
-                f'{spec.num_classes} classes, data.name={setup.config.data.name!r} has '
-                f'{ours[0]} of {ours[1]}.'
-            )
-        if spec.is_derived() and setup.plan.spans[0].phase is not Phase.OPTIMIZE:
-            raise UserError(
-                f'init_from={source!r} holds a derived network, which can only be optimized further: '
-                'set warmup.epochs, search.epochs and growth.epochs to 0, or take a checkpoint from '
-                'the end of an earlier phase (WORKDIR/checkpoints/STEP).'
-            )
-        old = checkpoints.restore(step, _abstract_state(setup, spec))
-    start = state.restart(old, setup.tx)
-    _log_network(setup, spec)
-    logger.info('starting from %s, end of step %d (%s)', directory, step, meta['phase'])
-    told = {'phases': [], 'genotype': None}
-    return loop.Current(spec, steps.replicated(start), Phase(meta['phase']), told)
-
-
-def _resume(setup):
-    """The newest checkpoint; its description first, since that gives the shapes."""
-    step = setup.checkpoints.latest()
-    meta = setup.checkpoints.describe(step)
-    spec = genotype.NetSpec.from_json(meta['spec'])
-    _log_network(setup, spec)
-    restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
-    logger.info('going on from step %d (%s)', step, meta['phase'])
-    return loop.Current(spec, restored, Phase(meta['phase']), meta['told'])
-
-
-def _abstract_state(setup, spec):
-    model = setup.model(spec)
-    key = _key(setup.config, _INIT)
-    shapes = jax.eval_shape(lambda key: state.init_state(model, setup.tx, key), key)
-    place = steps.everywhere()
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
-
-
-def _log_network(setup, spec):
-    image = jnp.zeros((1, *spec.image_shape), jnp.float32)
-    keys = dict.fromkeys(('params', 'arch'), _key(setup.config, _INIT))
-    table = nn.tabulate(
-        setup.model(spec),
-        keys,
-        depth=1,
-        console_kwargs={'width': 100, 'force_terminal': False},
-        column_kwargs={'justify': 'left'},
-    )
-    logger.info('network:\n%s', table(image, mode=Mode.SKIP, train=False))
-
-
-# --- Between phases --------------------------------------------------------------------------------
+# --- Between phases
 
 
 def _enter(setup, current):
@@ -257,7 +164,7 @@ def _enter(setup, current):
     if current.phase is span.phase and current.told['phases']:
         return
     if span.phase.searches and current.phase is Phase.WARMUP:
-        key, noise = _key(setup.config, _TRANSITION), setup.config.search.transition_noise
+        key, noise = setup.key(loop.TRANSITION), setup.config.search.transition_noise
         arch = state.smooth_transition_to_search(key, current.state.arch, noise)
         current.state = current.state.replace(arch=steps.replicated(arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
@@ -281,10 +188,10 @@ def _derive(setup, current):
     derived = state.derive_state(current.state, current.spec, chosen, setup.tx)
     current.spec = genotype.derive(current.spec, chosen)
     current.state = steps.replicated(derived)
-    _log_network(setup, current.spec)
+    start.log_network(setup, current.spec)
 
 
-# --- The end ---------------------------------------------------------------------------------------
+# --- The end
 
 
 def _finish(setup, current):

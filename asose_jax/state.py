@@ -1,5 +1,6 @@
 """What a run carries from step to step: arrays only, and how a state changes between phases."""
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -78,25 +79,36 @@ def init_state(model: SuperNet, tx: optax.GradientTransformation, key: jax.Array
     Returns:
       A fresh state; `arch` is empty where nothing is left to choose.
     """
-
-    def init(key):
-        image = jnp.zeros((1, *model.spec.image_shape), jnp.float32)
-        weights_key, arch_key = jax.random.split(key)
-        keys = {'params': weights_key, 'arch': arch_key}
-        variables = model.init(keys, image, mode=Mode.SKIP, train=False)
-        trainable = {'params': variables['params'], 'arch': variables.get('arch', {})}
-        return SearchState(
-            step=jnp.int32(0),
-            batch_stats=variables['batch_stats'],
-            opt_state=tx.init(trainable),
-            totals=Totals.zeros(),
-            streak=jnp.int32(0),
-            longest_streak=jnp.int32(0),
-            **trainable,
-        )
-
+    initial = functools.partial(_initial, model, tx)
     # Runs once: time spent on optimizing this program would not come back.
-    return jax.jit(init, compiler_options={'xla_backend_optimization_level': 0})(key)
+    return jax.jit(initial, compiler_options={'xla_backend_optimization_level': 0})(key)
+
+
+def abstract_state(
+    model: SuperNet, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
+) -> SearchState:
+    """Shapes, dtypes and placement of `init_state`, without its arrays."""
+    shapes = jax.eval_shape(functools.partial(_initial, model, tx), jax.random.key(0))
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
+    )
+
+
+def _initial(model, tx, key):
+    image = jnp.zeros((1, *model.spec.image_shape), jnp.float32)
+    weights_key, arch_key = jax.random.split(key)
+    keys = {'params': weights_key, 'arch': arch_key}
+    variables = model.init(keys, image, mode=Mode.SKIP, train=False)
+    trainable = {'params': variables['params'], 'arch': variables.get('arch', {})}
+    return SearchState(
+        step=jnp.int32(0),
+        batch_stats=variables['batch_stats'],
+        opt_state=tx.init(trainable),
+        totals=Totals.zeros(),
+        streak=jnp.int32(0),
+        longest_streak=jnp.int32(0),
+        **trainable,
+    )
 
 
 def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float = 0.05) -> Any:
@@ -151,8 +163,9 @@ def restart(old: SearchState, tx: optax.GradientTransformation) -> SearchState:
     Weights, alpha, BatchNorm statistics, momentum and Adam's moments are those of `old`; the step,
     the schedules, Adam's bias correction and the totals begin anew.
     """
-    fresh = tx.init(old.trainable)
-    moments = optax.tree.map_params(tx, lambda _, moment: moment, fresh, old.opt_state)
+    moments = optax.tree.map_params(
+        tx, lambda moment: moment, old.opt_state, transform_non_params=jnp.zeros_like
+    )
     return old.replace(
         step=jnp.int32(0),
         opt_state=moments,

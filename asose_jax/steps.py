@@ -2,8 +2,8 @@
 
     train(state, batch, shared) -> (state, metrics)         evaluate(state, batch, shared) -> sums
 
-`batch` is cut along its first axis, one piece per device; `state` and `shared` go in whole. One call
-runs many steps, as many as the batch says, so that the host has time to prepare the next one.
+`batch` is cut along its first axis, one piece per device; `state` and `shared` go in whole. One
+call runs many steps, as many as the batch says, so that the host has time to prepare the next one.
 """
 
 import dataclasses
@@ -246,7 +246,7 @@ def eval_steps(
       recipe: static.
       phase: static; warmup uses skip_connect, all others the largest alpha.
       state: read only.
-      batch: this device's part of `batches.chunk`, with `weight` `[slots, B/D]`: 1 counts, 0 does not.
+      batch: this device's part of `batches.chunk`, with `weight` `[slots, B/D]`: 1 counts, 0 not.
       shared: see `shared_arrays`.
 
     Returns:

@@ -22,9 +22,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.seed = 0  # of everything random: split, weights, alpha, draws, augmentation
     config.batch_size = 128  # over all devices; a multiple of their number
     config.chunk_steps = 20  # steps per compiled call, at most
-    config.init_from = config_dict.placeholder(
-        str
-    )  # workdir (or .../checkpoints/STEP) to start from
+    config.init_from = config_dict.placeholder(str)  # workdir (or .../checkpoints/STEP)
 
     config.data = data = ml_collections.ConfigDict()
     data.name = 'cifar10'  # 'digits' or any image classification set of TFDS
@@ -92,7 +90,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         0.05,
         0.02,
         0.1,
-    )  # which small weights of soft draws are dropped
+    )  # soft draws drop weights by these
 
     config.growth = growth = ml_collections.ConfigDict()
     growth.epochs = 40

@@ -1,0 +1,137 @@
+"""Every field of the config is checked, alone and against the others, before anything is done."""
+
+import pytest
+from ml_collections import ConfigDict
+
+from asose_jax import config as rules
+from asose_jax.errors import UserError
+from configs import search
+
+BAD = {
+    'seed': [-1, 2**32, 1.5],
+    'batch_size': [0, -8, True],
+    'chunk_steps': [0],
+    'init_from': [''],
+    'data.name': ['', None],
+    'data.dir': [''],
+    'data.train_split': [''],
+    'data.test_split': [None],
+    'data.image_size': [0],
+    'data.valid_fraction': [0, 1, -0.1, float('nan'), '0.2'],
+    'data.crop_padding': [-1],
+    'data.flip': ['yes'],
+    'data.resident_megabytes': [-1],
+    'model.channels': [0],
+    'model.depth': [0, 2.0],
+    'model.reductions': [(1, 1), (-1,), (1.0,)],
+    'model.max_channels': [0],
+    'model.primitives': [
+        ('skip_connect',),
+        ('none', 'sep_conv_3x3'),
+        ('skip_connect', 'conv_9x9'),
+        ('skip_connect', 'skip_connect'),
+    ],
+    'model.dtype': ['float16'],
+    'weights.lr': [0, -0.1, float('inf')],
+    'weights.lr_end': [-1.0],
+    'weights.momentum': [1.0, -0.1],
+    'weights.weight_decay': [-1e-4],
+    'arch.init_std': [-0.5],
+    'arch.none_bias': [float('nan')],
+    'arch.skip_bias': [float('inf')],
+    'arch.lr': [0.0],
+    'arch.lr_end': [-1e-5],
+    'arch.b1': [1.0],
+    'arch.b2': [1.0],
+    'arch.weight_decay': [-1.0],
+    'warmup.epochs': [-1],
+    'search.epochs': [1.5],
+    'search.turn_period': [1, 0],
+    'search.arch_data': ['test'],
+    'search.hard': [1],
+    'search.noise': ['none'],
+    'search.tau_start': [0],
+    'search.tau_rate': [1.0, 0],
+    'search.tau_floor': [0],
+    'search.anneal_every': [0],
+    'search.transition_noise': [-0.05],
+    'search.thresholds': [(0.95, 0.8), (0.95, 0.8, 0.05, 0.02, 2.0)],
+    'growth.epochs': [-40],
+    'optimize.epochs': [None],
+    'guard.max_consecutive': [-1],
+    'alarm.skip_share': [0, 1.1],
+    'alarm.fall': [0],
+    'checkpoint.every_steps': [0],
+    'checkpoint.keep': [0],
+}
+
+
+def _with(**fields):
+    """A config as if it came from elsewhere: nothing but the fields' names is checked yet."""
+    nested = search.get_config('digits').to_dict()
+    for path, value in fields.items():
+        *groups, last = path.split('.')
+        inner = nested
+        for group in groups:
+            inner = inner[group]
+        inner[last] = value
+    return ConfigDict(nested)
+
+
+@pytest.mark.parametrize('preset', search.PRESETS)
+def test_presets_are_right(preset):
+    rules.validate(search.get_config(preset), devices=1)
+
+
+def test_every_field_has_a_rule_and_every_rule_a_wrong_value():
+    assert set(rules.flatten(search.get_config())) == set(rules.RULES) == set(BAD)
+
+
+@pytest.mark.parametrize(('field', 'value'), [(f, v) for f, vs in BAD.items() for v in vs])
+def test_value_outside_its_range_is_named_with_what_is_allowed(field, value):
+    with pytest.raises(UserError) as error:
+        rules.validate(_with(**{field: value}), devices=1)
+    assert f'{field}={value!r}: must be {rules.RULES[field].allowed}' in str(error.value)
+
+
+def test_all_wrong_fields_are_named_at_once():
+    with pytest.raises(UserError) as error:
+        rules.validate(
+            _with(**{'batch_size': 0, 'search.turn_period': 1, 'nonsense': 3}), devices=1
+        )
+    for part in ('batch_size=0', 'search.turn_period=1', 'nonsense: there is no such field'):
+        assert part in str(error.value)
+
+
+def test_missing_field_is_named():
+    config = _with().to_dict()
+    del config['search']['noise']
+    with pytest.raises(UserError, match=r'search.noise: missing'):
+        rules.validate(ConfigDict(config), devices=1)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'batch_size': 60}, r'batch_size=60: must be divisible by the 8 devices; try 64'),
+        ({'model.reductions': (1, 4)}, r'model.depth=4 the blocks are 0..3'),
+        ({'search.tau_floor': 0.9}, r'search.tau_floor=0.9: must not exceed search.tau_start=0.8'),
+        ({'weights.lr_end': 1.0}, r'weights.lr_end=1.0: must not exceed weights.lr'),
+        ({'arch.lr_end': 1.0}, r'arch.lr_end=1.0: must not exceed arch.lr'),
+        (
+            {f'{p}.epochs': 0 for p in ('warmup', 'search', 'growth', 'optimize')},
+            r'at least one needs epochs above 0',
+        ),
+    ],
+)
+def test_contradictions_are_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        rules.validate(_with(**fields), devices=8)
+
+
+def test_differences_name_the_fields():
+    ours, theirs = (rules.flatten(search.get_config(p)) for p in ('digits', 'cifar10'))
+    theirs = {**theirs, 'model.reductions': [1, 3]}  # as JSON has it
+    told = rules.differences(ours, theirs)
+    assert "data.name: 'cifar10' -> 'digits'" in told
+    assert not any('reductions' in line for line in told)

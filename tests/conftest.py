@@ -1,0 +1,34 @@
+"""Eight simulated devices, strict promotion, and one compilation cache for the whole test run."""
+
+import os
+import pathlib
+import tempfile
+
+# Before jax starts: the tests' programs run for milliseconds and compile for seconds.
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+
+import jax
+import pytest
+
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+_CACHE = tempfile.TemporaryDirectory(prefix='asose_jax_test_cache_')
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name  # for processes that tests start
+jax.config.update('jax_compilation_cache_dir', _CACHE.name)
+
+ROOT = pathlib.Path(__file__).parent.parent
+TFDS = ROOT.parent / 'shared' / 'tfds'
+
+
+@pytest.fixture
+def root() -> pathlib.Path:
+    """The project's directory."""
+    return ROOT
+
+
+@pytest.fixture
+def cifar_dir() -> pathlib.Path:
+    """Prepared CIFAR-10, where there is some."""
+    if not (TFDS / 'cifar10').is_dir():
+        pytest.skip('no prepared CIFAR-10 in ../shared/tfds')
+    return TFDS

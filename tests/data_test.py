@@ -1,0 +1,123 @@
+"""Data sets: splits that hold what they promise, and errors that say what to do."""
+
+import time
+
+import numpy as np
+import pytest
+
+from asose_jax import data
+from asose_jax.errors import UserError
+
+
+def _digits(seed=0, **changes):
+    return data.load('digits', **{'seed': seed, 'valid_fraction': 0.2, **changes})
+
+
+def test_digits_are_split_into_disjoint_parts_that_cover_everything():
+    d = _digits()
+    parts = np.concatenate([d.train, d.valid, d.test])
+    np.testing.assert_array_equal(np.sort(parts), np.arange(1797))
+    assert [len(d.train), len(d.valid), len(d.test)] == [1150, 287, 360]
+    images, labels = d.images.read(np.arange(5))
+    assert images.shape == (5, 8, 8, 1)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+    assert d.images.arrays[0].max() == 255
+
+
+def test_split_is_stratified():
+    d = _digits()
+    labels = d.images.arrays[1]
+    for part in (d.train, d.valid, d.test):
+        shares = np.bincount(labels[part]) / len(part)
+        np.testing.assert_allclose(shares, np.bincount(labels) / len(labels), atol=0.006)
+
+
+def test_seed_fixes_train_and_valid_and_never_touches_test():
+    first, again, other = _digits(0), _digits(0), _digits(1)
+    np.testing.assert_array_equal(first.valid, again.valid)
+    assert set(first.valid) != set(other.valid)
+    np.testing.assert_array_equal(
+        first.images.read(first.test)[0], other.images.read(other.test)[0]
+    )
+
+
+def test_statistics_are_those_of_train():
+    d = _digits()
+    pixels = d.images.read(d.train)[0].astype(np.float64)
+    np.testing.assert_allclose(d.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(d.std, pixels.std((0, 1, 2)), rtol=1e-5)
+
+
+def test_images_can_be_resized():
+    assert _digits(image_size=12).image_shape == (12, 12, 1)
+
+
+@pytest.mark.parametrize('fraction', [0.001, 0.999])
+def test_empty_part_is_an_error(fraction):
+    with pytest.raises(UserError, match=rf'data.valid_fraction={fraction} splits 1437 .* e.g. 0.2'):
+        _digits(valid_fraction=fraction)
+
+
+def test_sets_in_a_row_keep_their_own_images():
+    def numbered(first, count):
+        pixels = np.arange(first, first + count, dtype=np.uint8).reshape(-1, 1, 1, 1)
+        return data.ImageSet.of_arrays(pixels, pixels.reshape(-1).astype(np.int32))
+
+    first, second = numbered(0, 3), numbered(3, 4)
+    streamed = data.ImageSet(3, first.read).followed_by(data.ImageSet(4, second.read))
+    for both in (first.followed_by(second), streamed):
+        assert both.size == 7
+        for part in (np.array([2, 0]), np.array([3, 6])):
+            np.testing.assert_array_equal(both.read(part)[1], part)
+
+
+def _missing(name, directory):
+    begun = time.monotonic()
+    with pytest.raises(UserError) as error:
+        data.load(name, seed=0, valid_fraction=0.2, data_dir=str(directory))
+    assert time.monotonic() - begun < 20
+    return str(error.value)
+
+
+def test_set_that_is_not_prepared_is_an_error_with_the_command(tmp_path):
+    message = _missing('mnist', tmp_path)
+    assert f"'mnist' is not prepared under {tmp_path}" in message
+    assert f"tfds.builder('mnist', data_dir='{tmp_path}', file_format='array_record')" in message
+    assert 'download_and_prepare()' in message
+
+
+def test_unknown_set_is_an_error_with_a_suggestion(tmp_path):
+    message = _missing('cifar11', tmp_path)
+    assert "data.name='cifar11' is neither 'digits' nor a TFDS image set" in message
+    assert 'Did you mean' in message
+    assert 'cifar10' in message
+
+
+def _cifar(directory, **changes):
+    options = {'seed': 0, 'valid_fraction': 0.2, 'data_dir': str(directory), **changes}
+    return data.load('cifar10', **options)
+
+
+def test_cifar10_is_read_without_tensorflow(cifar_dir):
+    d = _cifar(cifar_dir, train_split='train[:500]', test_split='test[:100]')
+    assert (len(d.train), len(d.valid), len(d.test)) == (400, 100, 100)
+    assert d.image_shape == (32, 32, 3)
+    assert d.class_names[:2] == ('airplane', 'automobile')
+    np.testing.assert_allclose(d.mean, [125, 123, 114], atol=8)
+
+
+def test_large_set_is_streamed_with_the_same_images(cifar_dir):
+    options = {'train_split': 'train[:300]', 'test_split': 'test[:60]'}
+    streamed = _cifar(cifar_dir, resident_megabytes=0, **options)
+    resident = _cifar(cifar_dir, **options)
+    assert streamed.images.arrays is None
+    for indices in (np.array([5, 250, 7]), np.array([301, 359])):
+        for one, other in zip(
+            streamed.images.read(indices), resident.images.read(indices), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_unknown_split_is_an_error_that_names_the_known_ones(cifar_dir):
+    with pytest.raises(UserError, match=r"no split 'validation' \(it has: train, test\)"):
+        _cifar(cifar_dir, test_split='validation')

@@ -1,0 +1,118 @@
+"""The fast forms compute what the plain ones do, forward and backward, on any shape."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from asose_jax import fast
+
+SHAPES = [(1, 1, 1, 1), (3, 5, 7, 2), (2, 8, 8, 16), (5, 2, 9, 3), (4, 16, 16, 8)]
+TOLERANCE = {'float32': 2e-4, 'bfloat16': 0.06}
+
+
+def _plain_depthwise(x, kernel, dilation):
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        'SAME',
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _plain_conv(x, kernel):
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
+
+def _random(seed, shape, dtype='float32'):
+    return jax.random.normal(jax.random.key(seed), shape).astype(dtype)
+
+
+def _assert_same_with_gradients(ours, plain, arguments, dtype):
+    """Value and all gradients, relative to the largest entry of the plain float32 result."""
+    wide = [a.astype(jnp.float32) for a in arguments]
+    expected, plain_vjp = jax.vjp(plain, *wide)
+    got, our_vjp = jax.vjp(ours, *arguments)
+    assert got.dtype == arguments[0].dtype
+    g = _random(9, expected.shape, dtype)
+    pairs = [(got, expected)]
+    pairs += zip(our_vjp(g), plain_vjp(g.astype(jnp.float32)), strict=True)
+    for have, want in pairs:
+        scale = max(1.0, float(jnp.abs(want).max()))
+        difference = np.abs(np.asarray(have, np.float32) - np.asarray(want)).max() / scale
+        assert difference < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize(('size', 'dilation'), [(3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])
+def test_depthwise_is_the_grouped_convolution(size, dilation, shape, dtype):
+    x, kernel = _random(0, shape, dtype), _random(1, (size, size, 1, shape[-1]), dtype)
+    _assert_same_with_gradients(
+        lambda x, k: fast.depthwise_conv(x, k, dilation),
+        lambda x, k: _plain_depthwise(x, k, dilation),
+        (x, kernel),
+        dtype,
+    )
+
+
+def test_depthwise_gradient_crosses_windows_of_the_line(monkeypatch):
+    monkeypatch.setattr(fast, '_WINDOW', 24)
+    x, kernel = _random(0, (3, 5, 7, 2)), _random(1, (5, 5, 1, 2))
+    _assert_same_with_gradients(
+        lambda x, k: fast.depthwise_conv(x, k, 2),
+        lambda x, k: _plain_depthwise(x, k, 2),
+        (x, kernel),
+        'float32',
+    )
+
+
+def test_depthwise_gradients_agree_with_finite_differences():
+    x, kernel = _random(0, (2, 4, 5, 2)), _random(1, (3, 3, 1, 2))
+    check_grads(lambda x, k: fast.depthwise_conv(x, k, 1), (x, kernel), 1, ['rev'], atol=1e-2)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('size', [(1, 7), (7, 1), (3, 3), (1, 1)])
+def test_conv_is_the_plain_convolution(size, shape, dtype):
+    x, kernel = _random(0, shape, dtype), _random(1, (*size, shape[-1], 4), dtype)
+    _assert_same_with_gradients(fast.conv, _plain_conv, (x, kernel), dtype)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_max_pool_is_the_plain_pooling(shape, dtype):
+    x = _random(0, shape, dtype)
+    # Distinct values in both dtypes: where two are equal, the gradient may go to either.
+    x = jnp.argsort(jnp.argsort(x.reshape(-1))).reshape(shape).astype(dtype) / 8
+    if dtype == 'bfloat16' and x.size > 256:
+        pytest.skip('bfloat16 has too few numbers to be distinct')
+    _assert_same_with_gradients(
+        fast.max_pool, lambda x: nn.max_pool(x, (3, 3), (1, 1), 'SAME'), (x,), dtype
+    )
+
+
+def test_max_pool_gives_a_gradient_to_one_of_equals():
+    gradient = jax.grad(lambda x: fast.max_pool(x).sum())(jnp.ones((1, 3, 3, 1)))
+    np.testing.assert_allclose(gradient.sum(), 9)
+
+
+def test_the_cpu_form_stays_on_the_cpu():
+    x, kernel = _random(0, (2, 4, 4, 2)), _random(1, (3, 3, 1, 2))
+
+    def lowered(platform):
+        traced = jax.jit(jax.grad(lambda x, k: fast.depthwise_conv(x, k, 1).sum(), (0, 1)))
+        return traced.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+
+    assert 'stablehlo.convolution' not in lowered('cpu')
+    assert 'stablehlo.convolution' in lowered('tpu')
+    assert 'stablehlo.while' not in lowered('tpu')

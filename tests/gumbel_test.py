@@ -1,0 +1,125 @@
+"""Laws of the draw (spec section 9, laws 1, 5 and 6)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asose_jax import gumbel
+
+ALPHA = jnp.array([0.3, -2.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize('noise', ['unit', 'temperature'])
+@pytest.mark.parametrize('hard', [True, False])
+@pytest.mark.parametrize('tau', [0.1, 1.0, 5.0])
+def test_rows_sum_to_one_and_hard_rows_are_one_hot(noise, hard, tau):
+    alpha = jax.random.normal(jax.random.key(0), (50, 10))
+    rows = gumbel.gumbel_softmax(alpha, jax.random.key(1), tau, hard=hard, noise=noise)
+    np.testing.assert_allclose(rows.sum(-1), 1, atol=1e-6)
+    if hard:
+        assert set(np.unique(rows)) == {0.0, 1.0}
+    else:
+        assert ((rows > 0) & (rows < 1)).any(-1).all()
+
+
+def test_straight_through_gradient_is_the_soft_gradient():
+    direction = jnp.array([1.0, -2.0, 0.5, 3.0])
+
+    def along(alpha, hard):
+        return gumbel.gumbel_softmax(alpha, jax.random.key(3), 0.7, hard=hard) @ direction
+
+    hard, soft = (jax.grad(along)(ALPHA, h) for h in (True, False))
+    np.testing.assert_array_equal(hard, soft)
+    assert (hard != 0).all()
+
+
+@pytest.mark.parametrize('tau', [0.1, 0.8, 5.0])
+@pytest.mark.parametrize('noise', ['unit', 'temperature'])
+def test_draws_follow_the_stated_law(noise, tau):
+    """Hard draws follow softmax(alpha) whatever tau is, or softmax(alpha / tau)."""
+    draws = 40_000
+    keys = jax.random.split(jax.random.key(0), draws)
+    draw = jax.vmap(lambda key: gumbel.gumbel_softmax(ALPHA, key, tau, noise=noise))
+    frequencies = draw(keys).mean(0)
+    expected = jax.nn.softmax(ALPHA if noise == 'unit' else ALPHA / tau)
+    np.testing.assert_allclose(frequencies, expected, atol=4 * 0.5 / draws**0.5)
+
+
+def test_evaluation_is_argmax_without_noise():
+    np.testing.assert_array_equal(gumbel.gumbel_softmax(ALPHA), [0, 0, 1, 0])
+
+
+def test_draw_is_float32_for_bfloat16_logits():
+    assert gumbel.gumbel_softmax(ALPHA.astype(jnp.bfloat16), jax.random.key(0)).dtype == jnp.float32
+
+
+def test_unknown_noise_is_an_error():
+    with pytest.raises(ValueError, match="'unit' or 'temperature', not 'loud'"):
+        gumbel.gumbel_softmax(ALPHA, jax.random.key(0), noise='loud')
+
+
+@pytest.mark.parametrize('bad', [jnp.nan, jnp.inf])
+@pytest.mark.parametrize('key', [None, 0])
+@pytest.mark.parametrize('hard', [True, False])
+def test_guarded_row_becomes_the_fallback_and_passes_no_gradient(bad, key, hard):
+    alpha = jnp.stack([ALPHA, ALPHA.at[1].set(bad)])
+    key = None if key is None else jax.random.key(key)
+
+    def weights(alpha):
+        return gumbel.guarded_weights(alpha, key, 0.5, fallback=3, hard=hard)[0]
+
+    rows, tripped = gumbel.guarded_weights(alpha, key, 0.5, fallback=3, hard=hard)
+    np.testing.assert_array_equal(tripped, [False, True])
+    np.testing.assert_array_equal(rows[1], [0, 0, 0, 1])
+    gradient = jax.grad(lambda a: (weights(a) * jnp.arange(8.0).reshape(2, 4)).sum())(alpha)
+    assert jnp.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[1], 0)
+
+
+def test_guard_leaves_healthy_rows_alone():
+    key = jax.random.key(5)
+    rows, tripped = gumbel.guarded_weights(ALPHA, key, 0.5, fallback=0)
+    np.testing.assert_array_equal(rows, gumbel.gumbel_softmax(ALPHA, key, 0.5))
+    assert not tripped
+
+
+def test_minus_infinity_is_a_legal_logit():
+    weights, tripped = gumbel.guarded_weights(ALPHA.at[2].set(-jnp.inf), None, 1.0, fallback=3)
+    assert not tripped
+    np.testing.assert_array_equal(weights, [1, 0, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ('weights', 'expected'),
+    [
+        ([0.96, 0.04, 0.0, 0.0], [1, 0, 0, 0]),  # alone
+        ([0.85, 0.06, 0.05, 0.04], [0.85, 0.06, 0, 0]),  # dominant, and what is beside it
+        ([0.5, 0.3, 0.185, 0.015], [0.5, 0.3, 0.185, 0]),  # all but the minor
+        ([0.019, 0.018, 0.017, 0.016], [0, 0, 0, 1]),  # next to nothing left: the fallback
+    ],
+)
+def test_thresholds_by_hand(weights, expected):
+    kept = gumbel.drop_small(jnp.array(weights), gumbel.Thresholds(), fallback=3)
+    np.testing.assert_allclose(kept, expected)
+
+
+def test_thresholds_compile_without_a_branch():
+    jaxpr = str(
+        jax.make_jaxpr(lambda w: gumbel.drop_small(w, gumbel.Thresholds(), 3))(jnp.ones(4) / 4)
+    )
+    assert 'cond' not in jaxpr
+
+
+def test_entropy_of_uniform_and_of_certain():
+    np.testing.assert_allclose(gumbel.entropy(jnp.ones(10) / 10), np.log(10), rtol=1e-6)
+    np.testing.assert_array_equal(gumbel.entropy(jnp.eye(10)[0]), 0)
+
+
+def test_tau_falls_to_its_floor_and_not_below():
+    taus = gumbel.anneal_tau(jnp.arange(300))
+    np.testing.assert_allclose(taus[0], 0.8, rtol=1e-6)
+    np.testing.assert_allclose(taus[1], 0.784, rtol=1e-6)
+    assert (jnp.diff(taus) <= 0).all()
+    np.testing.assert_allclose(taus[102], 0.8 * 0.98**102, rtol=1e-5)
+    np.testing.assert_array_equal(taus[103:], jnp.float32(0.1))

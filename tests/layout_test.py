@@ -1,0 +1,82 @@
+"""The house: who may import whom, and how large a room may be."""
+
+import ast
+
+import pytest
+
+# A room imports its own level or lower ones.
+LEVELS = {
+    'errors': 0,
+    'fast': 0,
+    'ops': 0,
+    'gumbel': 0,
+    'genotype': 0,
+    'phases': 0,
+    'config': 1,
+    'data': 1,
+    'batches': 1,
+    'model': 1,
+    'optim': 1,
+    'report': 1,
+    'state': 2,
+    'checkpoint': 2,
+    'steps': 3,
+    'loop': 4,
+    'start': 5,
+    'search': 6,
+}
+
+
+def _imported(path):
+    """Names of our own rooms, and of top-level packages, that a file imports."""
+    rooms, packages = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split('.')[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            packages.add(node.module.split('.')[0])
+            if node.module == 'asose_jax':
+                rooms |= {alias.name for alias in node.names}
+            elif node.module.startswith('asose_jax.'):
+                rooms.add(node.module.split('.')[1])
+    return rooms, packages
+
+
+def test_every_room_has_its_level_and_its_test(root):
+    rooms = {path.stem for path in (root / 'asose_jax').glob('*.py')} - {'__init__'}
+    assert rooms == set(LEVELS)
+    tested = {path.stem.removesuffix('_test') for path in (root / 'tests').glob('*_test.py')}
+    assert rooms - tested == {'errors', 'loop', 'start'}  # those run in search_test
+
+
+@pytest.mark.parametrize('room', LEVELS)
+def test_no_room_imports_a_higher_one(root, room):
+    rooms, _ = _imported(root / 'asose_jax' / f'{room}.py')
+    assert all(LEVELS[other] <= LEVELS[room] for other in rooms)
+
+
+def test_rooms_of_a_level_do_not_import_each_other_in_a_circle(root):
+    graph = {room: _imported(root / 'asose_jax' / f'{room}.py')[0] for room in LEVELS}
+    done = set()
+    while len(done) < len(graph):
+        ready = {room for room, needs in graph.items() if room not in done and needs <= done}
+        assert ready, f'a circle among {set(graph) - done}'
+        done |= ready
+
+
+def test_entrance_and_configs_stay_outside(root):
+    rooms, _ = _imported(root / 'main.py')
+    assert rooms == {'search', 'errors'}
+    for path in (root / 'configs').glob('*.py'):
+        assert _imported(path)[1] == {'ml_collections'}
+
+
+def test_only_one_room_maps_over_devices(root):
+    for room in LEVELS:
+        text = (root / 'asose_jax' / f'{room}.py').read_text()
+        assert ('jax.pmap' in text) == (room == 'steps')
+
+
+def test_no_file_holds_two_nouns(root):
+    for path in [*(root / 'asose_jax').glob('*.py'), root / 'main.py']:
+        assert len(path.read_text().splitlines()) <= 320, path

@@ -1,0 +1,106 @@
+"""The ten primitives, each against its definition (spec section 2)."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asose_jax import ops
+
+NORM = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
+
+
+def _apply(name, x, channels=4, norm=NORM):
+    op = ops.make(name, channels, norm)
+    variables = op.init(jax.random.key(0), x, False)
+    return op.apply(variables, x, False), variables
+
+
+def test_order_is_that_of_the_spec():
+    assert list(ops.PRIMITIVES) == [
+        'none',
+        'avg_pool_3x3',
+        'max_pool_3x3',
+        'skip_connect',
+        'sep_conv_3x3',
+        'sep_conv_5x5',
+        'sep_conv_7x7',
+        'dil_conv_3x3',
+        'dil_conv_5x5',
+        'conv_7x1_1x7',
+    ]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('name', ops.PRIMITIVES)
+def test_shape_and_dtype_are_kept_and_parameters_are_float32(name, dtype):
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 4)).astype(dtype)
+    y, variables = _apply(name, x, norm=functools.partial(NORM, dtype=dtype))
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize(
+    ('name', 'numbers'),
+    [
+        # By hand for C = 4: depthwise k*k*C, pointwise C*C, BatchNorm 2*C.
+        ('none', 0),
+        ('avg_pool_3x3', 0),
+        ('max_pool_3x3', 0),
+        ('skip_connect', 0),
+        ('sep_conv_3x3', 2 * (9 * 4 + 16 + 8)),
+        ('sep_conv_5x5', 2 * (25 * 4 + 16 + 8)),
+        ('sep_conv_7x7', 2 * (49 * 4 + 16 + 8)),
+        ('dil_conv_3x3', 9 * 4 + 16 + 8),
+        ('dil_conv_5x5', 25 * 4 + 16 + 8),
+        ('conv_7x1_1x7', 2 * 7 * 16 + 8),
+    ],
+)
+def test_number_of_parameters_by_hand(name, numbers):
+    _, variables = _apply(name, jnp.ones((1, 3, 3, 4)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables.get('params', {}))) == numbers
+    assert (numbers == 0) == (name in ops.PARAMETER_FREE)
+
+
+def test_none_is_zero_and_skip_is_identity():
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 4))
+    np.testing.assert_array_equal(_apply('none', x)[0], 0)
+    np.testing.assert_array_equal(_apply('skip_connect', x)[0], x)
+
+
+def test_average_does_not_count_padding():
+    x = jnp.arange(9.0).reshape(1, 3, 3, 1)
+    y = _apply('avg_pool_3x3', x, channels=1)[0][0, :, :, 0]
+    np.testing.assert_allclose(y, [[2, 2.5, 3], [3.5, 4, 4.5], [5, 5.5, 6]])
+
+
+def test_maximum_ignores_padding_also_below_zero():
+    x = -jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
+    y = _apply('max_pool_3x3', x, channels=1)[0][0, :, :, 0]
+    np.testing.assert_allclose(y, [[-1, -1, -2], [-1, -1, -2], [-4, -4, -5]])
+
+
+@pytest.mark.parametrize(
+    ('name', 'reach'),
+    [
+        ('sep_conv_3x3', 2),  # twice one pixel
+        ('sep_conv_5x5', 4),
+        ('sep_conv_7x7', 6),
+        ('dil_conv_3x3', 2),  # one tap, two pixels away
+        ('dil_conv_5x5', 4),
+        ('conv_7x1_1x7', 3),
+    ],
+)
+def test_reach_of_the_convolutions(name, reach):
+    """How far one changed pixel is felt, along both axes."""
+    x = jnp.ones((1, 21, 21, 4))
+    op = ops.make(name, 4, NORM)
+    variables = op.init(jax.random.key(0), x, False)
+    change = op.apply(variables, x.at[0, 10, 10].add(1.0), False) - op.apply(variables, x, False)
+    felt = jnp.abs(change[0]).max(-1) > 1e-6
+    for axis in (0, 1):
+        where = np.flatnonzero(felt.any(axis))
+        assert (where.min(), where.max()) == (10 - reach, 10 + reach)

@@ -1,0 +1,90 @@
+"""Phases, turns and tau as pure functions of the step (laws 2 and 6)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asose_jax import phases
+from asose_jax.phases import Phase
+
+EPOCHS = {Phase.WARMUP: 2, Phase.SEARCH: 40, Phase.GROWTH: 3, Phase.OPTIMIZE: 1}
+PLAN = phases.make_plan(EPOCHS, 10)
+
+
+def test_epoch_is_one_pass_of_the_weights():
+    lengths = {span.phase: (span.stop - span.start) / span.epochs for span in PLAN.spans}
+    assert lengths == {Phase.WARMUP: 10, Phase.SEARCH: 15, Phase.GROWTH: 15, Phase.OPTIMIZE: 10}
+    assert PLAN.steps == 20 + 600 + 45 + 10
+
+
+def test_alpha_moves_every_third_step_of_search_and_growth_and_in_no_other():
+    turns = [bool(PLAN.is_alpha_turn(step)) for step in range(PLAN.steps)]
+    assert not any(turns[:20])
+    assert turns[20:665] == [step % 3 == 0 for step in range(600)] + [
+        step % 3 == 0 for step in range(45)
+    ]
+    assert not any(turns[665:])
+
+
+@pytest.mark.parametrize('period', [2, 3, 7])
+def test_updates_count_the_turns_before_a_step(period):
+    plan = phases.make_plan(EPOCHS, 10, turn_period=period)
+    turns = np.array([bool(plan.is_alpha_turn(step)) for step in range(plan.steps)])
+    for step in range(plan.steps + 1):
+        assert plan.alpha_updates(step) == turns[:step].sum()
+        assert plan.weight_updates(step) == (~turns[:step]).sum()
+
+
+def test_traced_and_plain_steps_read_the_same_plan():
+    steps = jnp.arange(PLAN.steps)
+    traced = jax.vmap(lambda s: (PLAN.is_alpha_turn(s), PLAN.alpha_updates(s), PLAN.tau(s)))(steps)
+    plain = [(PLAN.is_alpha_turn(s), PLAN.alpha_updates(s), PLAN.tau(s)) for s in range(PLAN.steps)]
+    for column, values in zip(traced, zip(*plain, strict=True), strict=True):
+        np.testing.assert_array_equal(column, np.array(values))
+
+
+def test_tau_falls_only_after_alpha_updates_and_reaches_the_floor_with_search():
+    taus = np.array([PLAN.tau(step) for step in range(20, 665)])
+    np.testing.assert_allclose(taus[0], 0.8, rtol=1e-6)
+    for step in range(20, 664):
+        if not PLAN.is_alpha_turn(step):
+            assert taus[step - 20 + 1] == taus[step - 20]
+    assert (np.diff(taus) <= 0).all()
+    assert taus.min() == np.float32(0.1)
+    assert taus[599] > 0.1 or PLAN.alpha_updates(619) == 200
+    np.testing.assert_array_equal(taus[600:], np.float32(0.1))
+
+
+def test_short_search_still_reaches_the_floor():
+    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 2}, 10)
+    assert float(plan.tau(plan.spans[1].stop)) == np.float32(0.1)
+
+
+def test_anneal_every_one_is_the_seed_to_the_letter():
+    plan = phases.make_plan(EPOCHS, 10, anneal_every=1)
+    expected = max(0.1, 0.8 * 0.98 ** plan.alpha_updates(100))
+    np.testing.assert_allclose(plan.tau(100), expected, rtol=1e-5)
+
+
+def test_phase_at_every_boundary():
+    names = [PLAN.span_at(step).phase for step in (0, 19, 20, 619, 620, 664, 665, 674, 675)]
+    w, s, g, o = Phase
+    assert names == [w, w, s, s, g, g, o, o, o]
+
+
+def test_phase_without_epochs_is_left_out():
+    plan = phases.make_plan({**EPOCHS, Phase.WARMUP: 0, Phase.GROWTH: 0}, 10)
+    assert [span.phase for span in plan.spans] == [Phase.SEARCH, Phase.OPTIMIZE]
+
+
+def test_reported_tau_is_none_in_warmup_and_the_limit_in_optimize():
+    assert PLAN.reported_tau(0) is None
+    assert PLAN.reported_tau(PLAN.steps) == 0.01
+    assert PLAN.reported_tau(20) == pytest.approx(0.8)
+
+
+def test_epochs_are_numbered_from_one():
+    span = PLAN.spans[1]
+    assert [span.epoch_at(step) for step in (20, 21, 35, 36, 620)] == [1, 1, 1, 2, 40]
+    assert [span.epoch_end(step) for step in (20, 34, 35)] == [35, 35, 50]

@@ -1,0 +1,99 @@
+"""What a run tells."""
+
+import io
+import json
+import logging
+import math
+
+import jax.numpy as jnp
+import pytest
+import rich.console
+
+from asose_jax import genotype, report
+from asose_jax.phases import Phase, Span
+
+SPEC = genotype.chain_spec((8, 8, 1), 2, channels=4, depth=2, reductions=(), max_channels=4)
+FIGURES = {'train/loss': 1.5, 'train/accuracy': 0.25, 'tau': 0.5}
+
+
+def _arch(first, second):
+    return {
+        'block_0': {'branch_0': {'alpha': jnp.array(first, jnp.float32)}},
+        'block_1': {'branch_0': {'alpha': jnp.array(second, jnp.float32)}},
+    }
+
+
+def test_analysis_by_hand():
+    certain = [0.0] * 3 + [1e3] + [0.0] * 6
+    even = [0.0] * 10
+    told = report.architecture_analysis(_arch(certain, even), SPEC, [['none'], ['none']])
+    assert told['arch/entropies'] == pytest.approx([0, math.log(10)])
+    assert told['arch/entropy'] == pytest.approx(math.log(10) / 2)
+    assert told['arch/confidence'] == pytest.approx(0.55)
+    assert told['genotype'] == [['skip_connect'], ['none']]
+    assert (told['arch/skip_fraction'], told['arch/none_fraction']) == (0.5, 0.5)
+    assert told['arch/param_free_fraction'] == 1
+    assert told['arch/counts'] == {'skip_connect': 1, 'none': 1}
+    assert told['arch/changed'] == [0]
+    json.dumps(told)
+
+
+def test_derived_network_is_sure():
+    chosen = genotype.Genotype((('sep_conv_3x3',), ('none',)))
+    told = report.architecture_analysis({}, genotype.derive(SPEC, chosen))
+    assert (told['arch/entropy'], told['arch/confidence']) == (0, 1)
+    assert told['genotype'] == [['sep_conv_3x3'], ['none']]
+
+
+def test_metrics_of_work_that_will_be_done_again_are_dropped(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    log = report.MetricsLog(path, 0)
+    for step in (10, 20, 30):
+        log.write({'step': step, 'loss': 1.0})
+    with path.open('a') as file:
+        file.write('{"step": 40, "lo')
+    report.MetricsLog(path, 20).write({'step': 30, 'loss': 2.0})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line['step'], line['loss']) for line in lines] == [(10, 1.0), (20, 1.0), (30, 2.0)]
+
+
+def test_numbers_that_json_does_not_know_become_null(tmp_path):
+    path = tmp_path / 'metrics.jsonl'
+    report.MetricsLog(path, 0).write({'step': 1, 'valid/loss': float('nan'), 'x': float('inf')})
+    assert path.read_text() == '{"step": 1, "valid/loss": null, "x": null}\n'
+
+
+def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / 'summary.json'
+    report.write_atomically(path, 'old')
+    monkeypatch.setattr(report.os, 'fsync', lambda _: (_ for _ in ()).throw(OSError('disk full')))
+    with pytest.raises(OSError, match='disk full'):
+        report.write_atomically(path, 'new')
+    assert path.read_text() == 'old'
+
+
+def _console(terminal):
+    return rich.console.Console(file=io.StringIO(), force_terminal=terminal, width=120)
+
+
+def test_without_a_terminal_there_are_plain_lines(caplog):
+    console = _console(False)
+    span = Span(Phase.SEARCH, 100, 200, 10)
+    with caplog.at_level(logging.INFO, 'asose_jax'), report.Progress(console, span, 100, 32) as p:
+        p.update(110, FIGURES)
+        p.evaluated(110, {**FIGURES, 'valid/accuracy': 0.5, 'arch/entropy': 2.0})
+    (line,) = [record.getMessage() for record in caplog.records]
+    for part in ('search 1/10', 'loss 1.500', 'train 25.0%', 'valid 50.0%', 'tau 0.50', 'ETA 0:'):
+        assert part in line
+    assert 'images/s' in line
+    assert console.file.getvalue() == ''
+
+
+def test_in_a_terminal_there_is_a_bar():
+    console = _console(True)
+    with report.Progress(console, Span(Phase.WARMUP, 0, 100, 10), 0, 32) as progress:
+        progress.update(50, {**FIGURES, 'tau': None})
+    drawn = console.file.getvalue()
+    assert 'warmup' in drawn
+    assert '5/10' in drawn
+    assert 'tau' not in drawn

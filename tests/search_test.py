@@ -1,0 +1,283 @@
+"""The whole program on digits: the workdir, stop-and-resume (law 10), alarms, errors."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from asose_jax import checkpoint, genotype, loop, model, search, state, steps
+from asose_jax.errors import UserError
+from asose_jax.phases import Phase
+from configs.search import get_config
+
+CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
+TIMES = ('images_per_second', 'seconds', 'compile_seconds')
+
+
+def tiny(**changes):
+    """Four short phases: 4 + 12 + 6 + 4 steps of 64 images over 8 devices, 8 channels, 2 blocks."""
+    config = get_config('digits')
+    fields = {
+        'batch_size': 64,
+        'data.valid_fraction': 0.8,
+        'model.channels': 4,
+        'model.depth': 2,
+        'model.reductions': (1,),
+        'model.primitives': CHEAP,
+        'warmup.epochs': 1,
+        'search.epochs': 2,
+        'growth.epochs': 1,
+        'optimize.epochs': 1,
+        'checkpoint.every_steps': 1000,
+        **changes,
+    }
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def _lines(workdir):
+    """metrics.jsonl without timings."""
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def _summary(workdir):
+    """summary.json without timings and what names the process."""
+    summary = json.loads((workdir / 'summary.json').read_text())
+    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in summary.pop('phases')]
+    del summary['command']
+    return summary, rows
+
+
+def _final_state(workdir, config):
+    """The newest checkpoint, and its description."""
+    with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
+        step = checkpoints.latest()
+        assert step == 26
+        meta = checkpoints.describe(step)
+        spec = genotype.NetSpec.from_json(meta['spec'])
+        net = model.SuperNet(spec, synced_over=steps.AXIS)
+        tx = search.make_optimizer(config, search.make_plan(config, 287))
+        like = state.abstract_state(net, tx, steps.everywhere())
+        return jax.device_get(checkpoints.restore(step, like)), spec
+
+
+@pytest.fixture(scope='session')
+def whole(tmp_path_factory):
+    """A run that was never stopped."""
+    workdir = tmp_path_factory.mktemp('whole') / 'run'
+    return workdir, search.run(tiny(), workdir)
+
+
+def test_workdir_holds_what_was_promised(whole):
+    workdir, summary = whole
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {'checkpoints', 'config.json', 'genotype.json', 'metrics.jsonl', 'summary.json'}
+    assert json.loads((workdir / 'summary.json').read_text()) == summary
+    promised = {'test_accuracy', 'valid_accuracy', 'params', 'genotype', 'seed', 'versions'}
+    assert promised | {'command', 'phases'} <= set(summary)
+    assert [row['name'] for row in summary['phases']] == list(Phase)
+    for row in summary['phases']:
+        assert row['valid_accuracy_first'] is not None
+        assert row['seconds'] > 0
+    written = json.loads((workdir / 'genotype.json').read_text())
+    assert written['genotype'] == summary['genotype']
+    assert json.loads((workdir / 'config.json').read_text())['search.epochs'] == 2
+
+
+def test_every_evaluation_writes_one_line(whole):
+    workdir, _ = whole
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    phases = [(line['phase'], line['epoch'], line['step']) for line in lines]
+    assert phases == [
+        ('warmup', 1, 4),
+        ('search', 1, 10),
+        ('search', 2, 16),
+        ('growth', 1, 22),
+        ('optimize', 1, 26),
+    ]
+    promised = (
+        'step epoch phase train/loss train/accuracy valid/loss valid/accuracy tau arch/entropy '
+        'arch/confidence arch/skip_fraction arch/param_free_fraction guard/arch guard/grad '
+        'images_per_second params genotype'
+    )
+    for line in lines:
+        assert set(promised.split()) <= set(line)
+        assert line['guard/arch'] == line['guard/grad'] == 0
+    assert [line['tau'] is None for line in lines] == [True, False, False, False, False]
+    assert lines[-1]['params'] < lines[0]['params']
+    assert lines[-1]['arch/entropy'] == 0
+
+
+def test_each_network_is_compiled_once_for_each_way_of_using_it(tmp_path, monkeypatch):
+    compiled = []
+    original = steps.compile_train
+    monkeypatch.setattr(
+        steps,
+        'compile_train',
+        lambda *a: (compiled.append((a[0].model.spec, a[1])), original(*a))[1],
+    )
+    search.run(tiny(), tmp_path / 'run')
+    assert [phase for _, phase in compiled] == [Phase.WARMUP, Phase.SEARCH, Phase.OPTIMIZE]
+
+
+class _Killed(BaseException):
+    pass
+
+
+def _stop_after(monkeypatch, step):
+    """Ends the run as a kill would, once the checkpoint of `step` is written."""
+    original = checkpoint.Checkpoints.save
+
+    def save(self, at, *rest):
+        original(self, at, *rest)
+        if at == step:
+            raise _Killed
+
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+
+
+@pytest.mark.parametrize(
+    'step',
+    [
+        pytest.param(2, id='mid-warmup'),
+        pytest.param(4, id='warmup-search'),
+        pytest.param(9, id='odd-step-of-search'),
+        pytest.param(16, id='search-growth'),
+        pytest.param(22, id='growth-optimize'),
+        pytest.param(25, id='mid-optimize'),
+    ],
+)
+def test_stopped_and_resumed_run_ends_bit_for_bit_as_the_whole_one(
+    whole, tmp_path, monkeypatch, step
+):
+    config = tiny(**{'checkpoint.every_steps': 1})
+    with monkeypatch.context() as patch:
+        _stop_after(patch, step)
+        with pytest.raises(_Killed):
+            search.run(config, tmp_path)
+    assert not (tmp_path / 'summary.json').exists()
+    search.run(config, tmp_path)
+    assert _lines(tmp_path) == _lines(whole[0])
+    assert _summary(tmp_path) == _summary(whole[0])
+    (ours, spec), (theirs, whole_spec) = (
+        _final_state(tmp_path, config),
+        _final_state(whole[0], tiny()),
+    )
+    assert spec == whole_spec
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_finished_run_started_again_changes_nothing(whole):
+    workdir, summary = whole
+    lines = (workdir / 'metrics.jsonl').read_text()
+    again = search.run(tiny(), workdir)
+    assert again['test_accuracy'] == summary['test_accuracy']
+    assert (workdir / 'metrics.jsonl').read_text() == lines
+
+
+def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
+    changes = {'search.hard': False, 'model.dtype': 'bfloat16', 'search.arch_data': 'train'}
+    config = tiny(**changes, **{'search.noise': 'temperature', 'growth.epochs': 0})
+    summary = search.run(config, tmp_path / 'run')
+    assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
+    for line in _lines(tmp_path / 'run'):
+        assert line['guard/grad'] == 0
+
+
+def test_search_starts_from_the_end_of_another_runs_warmup(whole, tmp_path):
+    source = whole[0] / 'checkpoints' / '4'
+    changes = {'warmup.epochs': 0, 'growth.epochs': 0, 'init_from': str(source)}
+    summary = search.run(tiny(**changes, **{'search.epochs': 1}), tmp_path / 'run')
+    assert [row['name'] for row in summary['phases']] == ['search', 'optimize']
+    first = _lines(tmp_path / 'run')[0]
+    assert (first['step'], first['phase']) == (6, 'search')
+
+
+def test_derived_network_cannot_be_searched(whole, tmp_path):
+    with pytest.raises(UserError, match='holds a derived network'):
+        search.run(tiny(init_from=str(whole[0])), tmp_path / 'run')
+
+
+def test_source_of_other_images_is_an_error(whole, tmp_path):
+    config = tiny(**{'init_from': str(whole[0]), 'data.image_size': 12})
+    with pytest.raises(UserError, match=r'was trained on images \(8, 8, 1\)'):
+        search.run(config, tmp_path / 'run')
+
+
+def test_workdir_of_another_config_is_an_error_that_names_the_fields(whole):
+    workdir, _ = whole
+    with pytest.raises(UserError) as error:
+        search.run(tiny(**{'seed': 5, 'weights.lr': 0.1}), workdir)
+    message = str(error.value)
+    assert 'holds a run with another config' in message
+    assert 'seed: 0 -> 5' in message
+    assert 'weights.lr: 0.025 -> 0.1' in message
+
+
+def test_unreadable_checkpoint_is_an_error(tmp_path):
+    config = tiny(**{'search.epochs': 0, 'growth.epochs': 0, 'optimize.epochs': 0})
+    search.run(config, tmp_path)
+    for path in (tmp_path / 'checkpoints').rglob('*'):
+        if path.is_file() and path.parent.name == 'd':
+            path.write_bytes(b'broken')
+    with pytest.raises(UserError, match=r'checkpoints/4 cannot be read'):
+        search.run(config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'batch_size': 60}, 'batch_size=60: must be divisible by the 8 devices'),
+        ({'search.turn_period': 1}, 'search.turn_period=1: must be an integer of at least 2'),
+        ({'data.valid_fraction': 0.999}, 'data.valid_fraction=0.999 splits 1437'),
+        ({'model.depth': 5, 'model.reductions': (0, 1, 2, 3)}, 'images of 8x8 are too small'),
+        ({'data.name': 'digitz'}, "neither 'digits' nor a TFDS image set"),
+    ],
+)
+def test_bad_input_is_one_clear_error_and_leaves_no_workdir(tmp_path, changes, message):
+    with pytest.raises(UserError) as error:
+        search.run(tiny(**changes), tmp_path / 'run')
+    assert message in str(error.value)
+    assert not (tmp_path / 'run').exists()
+
+
+def test_no_disk_is_an_error_before_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        checkpoint.shutil, 'disk_usage', lambda _: type('Usage', (), {'free': 1000})
+    )
+    with pytest.raises(UserError, match='no room for checkpoints'):
+        search.run(tiny(), tmp_path / 'run')
+
+
+def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, monkeypatch):
+    original = steps.shared_arrays
+
+    def poisoned(images, key):
+        return {**original(images, key), 'std': steps.replicated(np.float32([np.nan]))}
+
+    monkeypatch.setattr(steps, 'shared_arrays', poisoned)
+    with pytest.raises(UserError) as error:
+        search.run(tiny(**{'warmup.epochs': 4}), tmp_path)
+    message = str(error.value)
+    assert 'warmup: before step 12, more than 10 steps in a row' in message
+    assert f'the last good checkpoint is {tmp_path / "checkpoints" / "8"}' in message
+
+
+def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):
+    def only_skip(self, key, candidates):
+        return jax.numpy.zeros(len(candidates)).at[candidates.index('skip_connect')].set(9.0)
+
+    monkeypatch.setattr(model.SearchSettings, 'initial_alpha', only_skip)
+    accuracies = iter([0.9, 0.6, 0.6, 0.6, 0.6])
+    honest = loop.accuracy
+    monkeypatch.setattr(loop, 'accuracy', lambda *a: (honest(*a)[0], next(accuracies, 0.6)))
+    with caplog.at_level(logging.WARNING, 'asose_jax'):
+        search.run(tiny(), tmp_path)
+    told = [record.getMessage() for record in caplog.records]
+    assert sum('collapse: 100 % of the genotype' in line for line in told) == 4
+    falls = [line for line in told if line.startswith('fall:')]
+    assert len(falls) == 1
+    assert '90.0 % at the end of warmup to 60.0 %' in falls[0]

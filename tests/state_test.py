@@ -1,0 +1,104 @@
+"""What goes from phase to phase: nothing that was learned is lost."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from asose_jax import genotype, optim, phases, state
+from asose_jax.genotype import Genotype
+from asose_jax.model import SuperNet
+from asose_jax.phases import Phase
+
+NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
+SPEC = genotype.chain_spec(
+    (4, 4, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
+)
+PLAN = phases.make_plan(dict.fromkeys(Phase, 1), 4)
+TX = optim.make_optimizer(PLAN)
+
+
+@functools.cache
+def trained():
+    """A state in which every array differs from its start."""
+    fresh = state.init_state(SuperNet(SPEC), TX, jax.random.key(0))
+    leaves, structure = jax.tree.flatten(fresh)
+    return structure.unflatten(
+        [leaf + jnp.asarray(i + 1, leaf.dtype) for i, leaf in enumerate(leaves)]
+    )
+
+
+def _paths(tree):
+    return {
+        jax.tree_util.keystr(path): (leaf.shape, leaf.dtype)
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def test_seed_fixes_the_start():
+    make = functools.partial(state.init_state, SuperNet(SPEC), TX)
+    first, again, other = (make(jax.random.key(seed)) for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert (first.params['stem']['kernel'] != other.params['stem']['kernel']).all()
+
+
+def test_transition_adds_noise_of_the_stated_size_and_nothing_else():
+    arch = {f'block_{i}': {'branch_0': {'alpha': jnp.arange(10.0)}} for i in range(200)}
+    moved = state.smooth_transition_to_search(jax.random.key(0), arch, 0.05)
+    noise = np.stack(
+        [a - b for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(arch), strict=True)]
+    )
+    assert abs(noise.mean()) < 0.005
+    assert abs(noise.std() - 0.05) < 0.005
+    assert len(np.unique(noise)) > 1900
+    still = state.smooth_transition_to_search(jax.random.key(0), arch, 0.0)
+    jax.tree.map(np.testing.assert_array_equal, still, arch)
+
+
+@pytest.mark.parametrize(
+    'names', [('sep_conv_3x3', 'dil_conv_3x3'), ('skip_connect', 'none'), ('none', 'sep_conv_3x3')]
+)
+def test_derived_state_has_the_structure_of_a_fresh_one_and_the_values_of_the_old(names):
+    chosen = Genotype(tuple((name,) for name in names))
+    derived = state.derive_state(trained(), SPEC, chosen, TX)
+    fresh = state.init_state(SuperNet(genotype.derive(SPEC, chosen)), TX, jax.random.key(0))
+    assert jax.tree.structure(derived) == jax.tree.structure(fresh)
+    assert _paths(derived) == _paths(fresh)
+    old = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree.leaves_with_path(trained())}
+    for path, leaf in jax.tree.leaves_with_path(derived):
+        np.testing.assert_array_equal(leaf, old[jax.tree_util.keystr(path)])
+
+
+def test_deriving_leaves_the_supernet_as_it_was():
+    before = _paths(trained())
+    state.derive_state(trained(), SPEC, Genotype((('none',), ('none',))), TX)
+    assert _paths(trained()) == before
+
+
+def test_restart_keeps_what_was_learned_and_forgets_what_was_counted():
+    again = state.restart(trained(), TX)
+    for name in ('params', 'arch', 'batch_stats'):
+        jax.tree.map(np.testing.assert_array_equal, getattr(again, name), getattr(trained(), name))
+    assert again.step == 0
+    assert again.totals.weight_steps == 0
+    old = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree.leaves_with_path(trained())}
+    kinds = {'moments': 0, 'counts': 0}
+    for path, leaf in jax.tree.leaves_with_path(again.opt_state):
+        name = jax.tree_util.keystr(path)
+        if leaf.dtype == jnp.int32:
+            assert leaf == 0
+            kinds['counts'] += 1
+        else:
+            np.testing.assert_array_equal(leaf, old[f'.opt_state{name}'])
+            kinds['moments'] += 1
+    weights, rows = len(jax.tree.leaves(again.params)), len(jax.tree.leaves(again.arch))
+    assert kinds == {'moments': weights + 2 * rows, 'counts': 5}
+
+
+def test_trainable_is_the_tree_of_the_optimizer():
+    zeros = optax.tree.zeros_like(trained().trainable)
+    updates, _ = TX.update(zeros, trained().opt_state, trained().trainable, step=jnp.int32(0))
+    assert jax.tree.structure(updates) == jax.tree.structure(trained().trainable)

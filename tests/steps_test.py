@@ -1,0 +1,202 @@
+"""Laws 2, 9 and 11, and the gradient guard, on the compiled steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asose_jax import batches, genotype, optim, phases, state, steps
+from asose_jax.data import Data, ImageSet
+from asose_jax.model import SuperNet
+from asose_jax.phases import Phase
+
+NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
+SPEC = genotype.chain_spec(
+    (6, 6, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
+)
+PLAN = phases.make_plan({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
+TX = optim.make_optimizer(PLAN)
+RECIPE = steps.Recipe(SuperNet(SPEC, synced_over=steps.AXIS), TX, PLAN, crop_padding=1, flip=True)
+START = PLAN.spans[1].start  # of search: an alpha turn
+
+
+def _data():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 64).astype(np.int32)
+    images = (random.integers(0, 60, (64, 6, 6, 1)) + 60 * labels[:, None, None, None]).astype('u1')
+    mean, std = np.float32([100]), np.float32([50])
+    everything = np.arange(64)
+    names = ('a', 'b', 'c')
+    source = ImageSet.of_arrays(images, labels)
+    return Data(source, everything, everything, everything, names, (6, 6, 1), mean, std)
+
+
+SHARED = steps.shared_arrays(_data(), jax.random.key(0))
+
+
+@functools.cache
+def _call(phase, devices):
+    return jax.pmap(
+        functools.partial(steps.train_steps, RECIPE, phase),
+        axis_name=steps.AXIS,
+        in_axes=(None, 0, None),
+        out_axes=(None, 0),
+        devices=jax.devices()[:devices],
+    )
+
+
+def _fresh(step=START):
+    made = state.init_state(RECIPE.model, TX, jax.random.key(1))
+    return jax.device_get(made.replace(step=jnp.int32(step)))
+
+
+def _run(before, count, devices=1, phase=Phase.SEARCH, poison=None):
+    """`count` steps with a global batch of 16."""
+    first = int(before.step)
+    chosen = [
+        {'index': batches.batch_indices(np.arange(64), 0, 0, first + i, 16).astype(np.int32)}
+        for i in range(count)
+    ]
+    shared = jax.device_get({k: v for k, v in SHARED.items() if k != 'key'})
+    shared['key'] = SHARED['key']
+    if poison:
+        shared.update(poison)
+    if devices == 1:
+        shared = jax.device_put(shared, jax.devices()[0])
+    after, metrics = _call(phase, devices)(before, batches.chunk(chosen, 8, devices), shared)
+    return after, metrics
+
+
+def _same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+def _optimizer_of(s, group):
+    return s.opt_state.inner_states[group].inner_state.inner_state
+
+
+# --- Law 2
+
+
+def test_alpha_step_leaves_weights_momentum_and_statistics_bit_identical():
+    before = _fresh()
+    after, _ = _run(before, 1)
+    _same(before.params, after.params)
+    _same(before.batch_stats, after.batch_stats)
+    _same(_optimizer_of(before, 'weights'), _optimizer_of(after, 'weights'))
+    old, new = jax.tree.leaves(before.arch), jax.tree.leaves(after.arch)
+    assert all((a != b).all() for a, b in zip(old, new, strict=True))
+
+
+@pytest.mark.parametrize(
+    ('phase', 'step'),
+    [(Phase.SEARCH, START + 1), (Phase.SEARCH, START + 2), (Phase.WARMUP, 0)],
+)
+def test_weight_step_leaves_alpha_and_its_moments_bit_identical(phase, step):
+    before = _fresh(step)
+    after, _ = _run(before, 1, phase=phase)
+    _same(before.arch, after.arch)
+    _same(_optimizer_of(before, 'arch'), _optimizer_of(after, 'arch'))
+    assert (before.params['head']['kernel'] != after.params['head']['kernel']).all()
+    assert (before.batch_stats['stem_norm']['mean'] != after.batch_stats['stem_norm']['mean']).all()
+
+
+def test_totals_tell_weight_steps_from_alpha_steps():
+    after, metrics = _run(_fresh(), 6)
+    totals = jax.device_get(after.totals)
+    assert (totals.weight_steps, totals.arch_steps, totals.images) == (4, 2, 64)
+    assert 0 <= totals.correct <= 64
+    assert totals.loss > 0
+    assert totals.arch_loss > 0
+    assert metrics['totals'].loss[0] == totals.loss
+
+
+# --- Law 9
+
+
+def test_eight_devices_are_one_device_and_all_replicas_are_equal():
+    one, _ = _run(_fresh(), 7)
+    eight, metrics = _run(_fresh(), 7, devices=8)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    for leaf in jax.tree.leaves(eight):
+        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(replicas) == 8
+        for replica in replicas[1:]:
+            np.testing.assert_array_equal(replicas[0], replica)
+    for leaf in jax.tree.leaves(metrics):
+        assert (np.asarray(leaf) == np.asarray(leaf)[0]).all()
+
+
+def test_how_steps_are_cut_into_calls_changes_nothing():
+    whole, _ = _run(_fresh(), 7)
+    part, _ = _run(_fresh(), 3)
+    parts, _ = _run(jax.device_get(part), 4)
+    _same(whole, parts)
+
+
+# --- The gradient guard (spec section 4)
+
+
+@pytest.mark.parametrize('step', [START, START + 1])
+def test_step_with_a_gradient_that_is_not_finite_changes_only_counters(step):
+    before = _fresh(step)
+    after, metrics = _run(before, 1, poison={'std': np.float32([np.nan])})
+    for name in ('params', 'arch', 'batch_stats', 'opt_state'):
+        _same(getattr(before, name), getattr(after, name))
+    assert after.step == step + 1
+    assert (after.streak, after.longest_streak) == (1, 1)
+    assert after.totals.skipped_steps == 1
+    assert after.totals.weight_steps == after.totals.arch_steps == 0
+    assert metrics['longest_streak'][0] == 1
+
+
+def test_streak_ends_with_a_healthy_step_and_its_length_is_remembered():
+    sick, _ = _run(_fresh(), 4, poison={'std': np.float32([np.nan])})
+    well, _ = _run(jax.device_get(sick), 2)
+    assert (well.streak, well.longest_streak) == (0, 4)
+    healthy, _ = _run(_fresh(START + 4), 2)
+    # Turns follow the step, not the number of updates that were made.
+    assert well.totals.arch_steps == healthy.totals.arch_steps == 0
+
+
+def test_trouble_on_one_device_of_eight_is_skipped_on_all():
+    images = np.array(_data().images.arrays[0])
+    before = _fresh(START + 1)
+    labels = np.array(_data().images.arrays[1])
+    # A label out of range makes the loss of one image, so of one device, NaN.
+    chosen = batches.batch_indices(np.arange(64), 0, 0, START + 1, 16)
+    labels[chosen[5]] = 99
+    after, _ = _run(before, 1, devices=8, poison={'images': images, 'labels': labels})
+    _same(before.params, after.params)
+    assert after.totals.skipped_steps == 1
+
+
+def test_guarded_row_is_counted_and_training_goes_on():
+    before = _fresh(START + 1)
+    before.arch['block_0']['branch_0']['alpha'] = np.full(5, np.nan, np.float32)
+    after, _ = _run(before, 1)
+    assert after.totals.guarded_rows == 1
+    assert after.totals.skipped_steps == 0
+    assert np.isfinite(after.totals.loss)
+
+
+# --- Law 11
+
+
+def test_each_program_is_traced_once_and_refuses_to_be_retraced(monkeypatch):
+    traces = []
+    original = steps.train_step
+    monkeypatch.setattr(steps, 'train_step', lambda *a: (traces.append(a[1]), original(*a))[1])
+    chunk = batches.chunk([{'index': np.arange(16, dtype=np.int32)}], 8, 8)
+    program = steps.compile_train(RECIPE, Phase.WARMUP, _fresh(0), chunk, SHARED)
+    now = _fresh(0)
+    for count in (1, 5, 8):
+        batch = batches.chunk([{'index': np.arange(16, dtype=np.int32)}] * count, 8, 8)
+        now, _ = program.call(now, batch, SHARED)
+    assert now.step == 14
+    assert traces == [Phase.WARMUP]
+    with pytest.raises(TypeError):
+        program.call(now, batches.chunk([{'index': np.arange(8, dtype=np.int32)}], 8, 8), SHARED)
