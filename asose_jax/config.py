@@ -103,8 +103,9 @@ RULES: dict[str, Rule] = {
     'arch.init_std': _NOT_NEGATIVE,
     'arch.none_bias': _FINITE,
     'arch.skip_bias': _FINITE,
-    'arch.lr': _POSITIVE,
+    'arch.lr': _optional(_POSITIVE),
     'arch.lr_end': _NOT_NEGATIVE,
+    'arch.travel': _POSITIVE,
     'arch.b1': _SHARE,
     'arch.b2': _SHARE,
     'arch.weight_decay': _NOT_NEGATIVE,
@@ -190,7 +191,7 @@ def _contradictions(config, devices):
             f'search.tau_start={search["tau_start"]}'
         )
     for group in ('weights', 'arch'):
-        if config[group]['lr_end'] > config[group]['lr']:
+        if config[group]['lr'] is not None and config[group]['lr_end'] > config[group]['lr']:
             wrong.append(
                 f'{group}.lr_end={config[group]["lr_end"]}: must not exceed '
                 f'{group}.lr={config[group]["lr"]}'

@@ -95,13 +95,16 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of the run."""
     w, a = config.weights, config.arch
+    arch_lr = a.lr
+    if arch_lr is None:
+        arch_lr = optim.lr_for_travel(a.travel, a.lr_end, plan.alpha_updates(plan.steps))
     return optim.make_optimizer(
         plan,
         weight_lr=w.lr,
         weight_lr_end=w.lr_end,
         momentum=w.momentum,
         weight_decay=w.weight_decay,
-        arch_lr=a.lr,
+        arch_lr=arch_lr,
         arch_lr_end=a.lr_end,
         arch_b1=a.b1,
         arch_b2=a.b2,

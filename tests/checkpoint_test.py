@@ -4,9 +4,9 @@ import collections
 import functools
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from asose_jax import checkpoint, genotype, optim, phases, state
@@ -46,9 +46,8 @@ def test_state_comes_back_bit_for_bit_and_its_description_before_it(tmp_path):
         assert genotype.NetSpec.from_json(meta['spec']) == SPEC
         restored = checkpoints.restore(7, fresh(0))
     assert jax.tree.structure(restored) == jax.tree.structure(fresh(7))
-    for ours, theirs in zip(jax.tree.leaves(restored), jax.tree.leaves(fresh(7)), strict=True):
-        assert ours.dtype == theirs.dtype
-        np.testing.assert_array_equal(ours, theirs)
+    chex.assert_trees_all_equal_shapes_and_dtypes(restored, fresh(7))
+    chex.assert_trees_all_equal(restored, fresh(7))
 
 
 def test_saved_state_does_not_change_when_its_buffers_are_given_away(tmp_path):
@@ -61,7 +60,7 @@ def test_saved_state_does_not_change_when_its_buffers_are_given_away(tmp_path):
             now = move(now)
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(1, fresh(0))
-    jax.tree.map(np.testing.assert_array_equal, restored, fresh(0))
+    chex.assert_trees_all_equal(restored, fresh(0))
 
 
 def test_newest_and_milestones_are_kept(tmp_path):

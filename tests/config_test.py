@@ -41,6 +41,7 @@ BAD = {
     'arch.skip_bias': [float('inf')],
     'arch.lr': [0.0],
     'arch.lr_end': [-1e-5],
+    'arch.travel': [0.0],
     'arch.b1': [1.0],
     'arch.b2': [1.0],
     'arch.weight_decay': [-1.0],
@@ -117,7 +118,7 @@ def test_missing_field_is_named():
         ({'model.reductions': (1, 4)}, r'model.depth=4 the blocks are 0..3'),
         ({'search.tau_floor': 0.9}, r'search.tau_floor=0.9: must not exceed search.tau_start=0.8'),
         ({'weights.lr_end': 1.0}, r'weights.lr_end=1.0: must not exceed weights.lr'),
-        ({'arch.lr_end': 1.0}, r'arch.lr_end=1.0: must not exceed arch.lr'),
+        ({'arch.lr': 0.1, 'arch.lr_end': 1.0}, r'arch.lr_end=1.0: must not exceed arch.lr'),
         (
             {f'{p}.epochs': 0 for p in ('warmup', 'search', 'growth', 'optimize')},
             r'at least one needs epochs above 0',

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,7 +130,7 @@ def test_alpha_step_has_the_gradient_of_the_dense_definition(seed):
     key = jax.random.key(seed)
     ours = _alpha_gradient(Mode.ALPHA, SearchSettings(), key)
     dense = _alpha_gradient(Mode.DENSE, SearchSettings(), key)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4), ours, dense)
+    chex.assert_trees_all_close(ours, dense, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(('group', 'found'), [('params', True), ('arch', False)])
@@ -158,7 +159,7 @@ def test_drawn_only_and_dense_give_the_same_logits_and_weight_gradients(seed):
         return logits, gradient
 
     drawn, dense = run(Mode.DRAW), run(Mode.DENSE)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), drawn, dense)
+    chex.assert_trees_all_close(drawn, dense, atol=1e-5, rtol=0)
 
 
 def test_only_the_drawn_operation_updates_its_statistics():

@@ -2,6 +2,7 @@
 
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,9 +39,9 @@ def test_every_step_moves_one_group_and_leaves_the_other_bit_identical():
         moved, still = ('arch', 'params') if PLAN.is_alpha_turn(step) else ('params', 'arch')
         names = {'params': 'weights', 'arch': 'arch'}
         (old, old_state), (new, new_state) = before, after
-        jax.tree.map(np.testing.assert_array_equal, old[still], new[still])
+        chex.assert_trees_all_equal(old[still], new[still])
         same = _inner(old_state, names[still]), _inner(new_state, names[still])
-        jax.tree.map(np.testing.assert_array_equal, *same)
+        chex.assert_trees_all_equal(*same)
         assert all(
             (a != b).all()
             for a, b in zip(*map(jax.tree.leaves, (old[moved], new[moved])), strict=True)
@@ -66,6 +67,13 @@ def test_alpha_follows_adamw_by_hand():
     # Adam's first step is the sign of the gradient; the decay is not scaled with it.
     expected = alpha - 3e-4 * (jnp.sign(g) + 1e-3 * alpha)
     np.testing.assert_allclose(trainable['arch']['alpha'], expected, rtol=1e-6)
+
+
+def test_learning_rates_from_a_travel_add_up_to_it():
+    lr = optim.lr_for_travel(4.0, 1e-5, 1000)
+    schedule = optax.cosine_decay_schedule(lr, 1000, alpha=1e-5 / lr)
+    assert sum(float(schedule(i)) for i in range(1000)) == pytest.approx(4.0, rel=2e-3)
+    assert optim.lr_for_travel(4.0, 1e-5, 10**7) == 1e-5
 
 
 def test_decay_of_alpha_does_not_outweigh_a_small_gradient():

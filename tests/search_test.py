@@ -3,6 +3,7 @@
 import json
 import logging
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -167,7 +168,7 @@ def test_stopped_and_resumed_run_ends_bit_for_bit_as_the_whole_one(
         _final_state(whole[0], tiny()),
     )
     assert spec == whole_spec
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    chex.assert_trees_all_equal(ours, theirs)
 
 
 def test_finished_run_started_again_changes_nothing(whole):

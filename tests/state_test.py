@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +42,7 @@ def _paths(tree):
 def test_seed_fixes_the_start():
     make = functools.partial(state.init_state, SuperNet(SPEC), TX)
     first, again, other = (make(jax.random.key(seed)) for seed in (0, 0, 1))
-    jax.tree.map(np.testing.assert_array_equal, first, again)
+    chex.assert_trees_all_equal(first, again)
     assert (first.params['stem']['kernel'] != other.params['stem']['kernel']).all()
 
 
@@ -55,7 +56,7 @@ def test_transition_adds_noise_of_the_stated_size_and_nothing_else():
     assert abs(noise.std() - 0.05) < 0.005
     assert len(np.unique(noise)) > 1900
     still = state.smooth_transition_to_search(jax.random.key(0), arch, 0.0)
-    jax.tree.map(np.testing.assert_array_equal, still, arch)
+    chex.assert_trees_all_equal(still, arch)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_deriving_leaves_the_supernet_as_it_was():
 def test_restart_keeps_what_was_learned_and_forgets_what_was_counted():
     again = state.restart(trained(), TX)
     for name in ('params', 'arch', 'batch_stats'):
-        jax.tree.map(np.testing.assert_array_equal, getattr(again, name), getattr(trained(), name))
+        chex.assert_trees_all_equal(getattr(again, name), getattr(trained(), name))
     assert again.step == 0
     assert again.totals.weight_steps == 0
     old = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree.leaves_with_path(trained())}

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +71,7 @@ def _run(before, count, devices=1, phase=Phase.SEARCH, poison=None):
 
 
 def _same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+    chex.assert_trees_all_equal(jax.device_get(a), jax.device_get(b))
 
 
 def _optimizer_of(s, group):
@@ -119,8 +120,7 @@ def test_totals_tell_weight_steps_from_alpha_steps():
 def test_eight_devices_are_one_device_and_all_replicas_are_equal():
     one, _ = _run(_fresh(), 7)
     eight, metrics = _run(_fresh(), 7, devices=8)
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(eight), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    chex.assert_trees_all_close(jax.device_get(one), jax.device_get(eight), atol=1e-5, rtol=1e-5)
     for leaf in jax.tree.leaves(eight):
         replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(replicas) == 8
