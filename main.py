@@ -57,6 +57,18 @@ def _log_to(console: rich.console.Console) -> None:
     logger.propagate = False
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """Reads the flags; what is wrong with them becomes one line instead of a stack."""
+    try:
+        rest = flags.FLAGS(argv)
+        _CONFIG.value.keys()  # a file that could not be loaded raises here
+        return rest
+    except (flags.Error, KeyError, AttributeError, OSError) as error:
+        lines = str(error.args[0]).strip().splitlines()
+        told = lines[-1] if any('Traceback' in line for line in lines) else ' '.join(lines)
+        sys.exit(f'{told}\nAll fields, with their meaning: configs/search.py')
+
+
 if __name__ == '__main__':
     flags.mark_flag_as_required('workdir')
-    app.run(main)
+    app.run(main, flags_parser=_parse)

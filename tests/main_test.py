@@ -1,0 +1,78 @@
+"""The command line: what a person sees when something is wrong."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from asose_jax import ops
+
+
+def _main(root, *arguments):
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.run(
+        [sys.executable, 'main.py', *arguments],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'messages'),
+    [
+        (['--config.serach.epochs=2'], ['serach', 'Did you mean', 'search']),
+        (['--config.search.epochs=two'], ['search.epochs', 'two']),
+        (['--config.search.turn_period=1'], ['search.turn_period=1: must be an integer']),
+        (['--config.data.name=cifar11'], ["data.name='cifar11'", 'Did you mean']),
+        (['--config=nowhere.py'], ['nowhere.py', 'No such file']),
+        (['extra'], ["unexpected argument 'extra'"]),
+    ],
+)
+def test_wrong_command_is_one_message_without_a_stack(root, tmp_path, arguments, messages):
+    workdir = tmp_path / 'run'
+    done = _main(root, '--config=configs/search.py:digits', f'--workdir={workdir}', *arguments)
+    told = done.stdout + done.stderr
+    assert done.returncode not in (0, -11)
+    for message in messages:
+        assert message in told
+    assert 'Traceback' not in told
+    assert not workdir.exists()
+
+
+def test_unknown_preset_names_the_known_ones(root, tmp_path):
+    done = _main(root, '--config=configs/search.py:mnist', f'--workdir={tmp_path}')
+    told = done.stdout + done.stderr
+    assert "unknown preset 'mnist'; there are cifar10, digits" in told
+    assert 'Traceback' not in told
+
+
+def test_missing_workdir_is_asked_for(root):
+    done = _main(root, '--config=configs/search.py:digits')
+    assert '--workdir' in done.stdout + done.stderr
+    assert done.returncode != 0
+
+
+def test_readme_shows_a_primitive_that_works(root, monkeypatch):
+    """The code in the README, as it stands there, gives an operation that can be searched."""
+    import jax
+    import jax.numpy as jnp
+
+    from asose_jax import genotype
+    from asose_jax.model import Mode, SuperNet
+
+    code = re.search(r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL).group(1)
+    monkeypatch.setattr(ops, 'PRIMITIVES', dict(ops.PRIMITIVES))
+    exec(code, vars(ops) | {'PRIMITIVES': ops.PRIMITIVES})
+    names = ('skip_connect', 'conv_1x1')
+    spec = genotype.chain_spec(
+        (4, 4, 1), 2, channels=4, depth=1, reductions=(), max_channels=4, primitives=names
+    )
+    keys = {'params': jax.random.key(0), 'arch': jax.random.key(1)}
+    variables = SuperNet(spec).init(keys, jnp.ones((1, 4, 4, 1)), mode=Mode.SKIP, train=False)
+    assert 'conv_1x1' in variables['params']['block_0']['branch_0']
