@@ -1,5 +1,6 @@
 """The command line: what a person sees when something is wrong."""
 
+import json
 import os
 import re
 import subprocess
@@ -12,13 +13,14 @@ from asose_jax import ops
 
 def _main(root, *arguments):
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    del environment['XLA_FLAGS']  # those of the tests
     return subprocess.run(
         [sys.executable, 'main.py', *arguments],
         cwd=root,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 
@@ -56,6 +58,20 @@ def test_missing_workdir_is_asked_for(root):
     done = _main(root, '--config=configs/search.py:digits')
     assert '--workdir' in done.stdout + done.stderr
     assert done.returncode != 0
+
+
+@pytest.mark.slow
+def test_digits_are_searched_to_95_percent_by_the_command_of_the_readme(root, tmp_path):
+    done = _main(root, '--config=configs/search.py:digits', f'--workdir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / 'summary.json').read_text())
+    assert summary['test_accuracy'] >= 0.95
+    assert summary['genotype'] != [['skip_connect']] * 4
+    lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    entropies = [line['arch/entropy'] for line in lines if line['phase'] == 'search']
+    assert entropies[-1] < entropies[0] - 0.3
+    for part in ('compiled search', 'warmup 1/5', 'optimize 30/30', 'test accuracy'):
+        assert part in done.stderr
 
 
 def test_readme_shows_a_primitive_that_works(root, monkeypatch):

@@ -143,10 +143,10 @@ def _stop_after(monkeypatch, step):
 @pytest.mark.parametrize(
     'step',
     [
-        pytest.param(2, id='mid-warmup'),
+        pytest.param(2, id='mid-warmup', marks=pytest.mark.slow),
         pytest.param(4, id='warmup-search'),
         pytest.param(9, id='odd-step-of-search'),
-        pytest.param(16, id='search-growth'),
+        pytest.param(16, id='search-growth', marks=pytest.mark.slow),
         pytest.param(22, id='growth-optimize'),
         pytest.param(25, id='mid-optimize'),
     ],
@@ -179,6 +179,7 @@ def test_finished_run_started_again_changes_nothing(whole):
     assert (workdir / 'metrics.jsonl').read_text() == lines
 
 
+@pytest.mark.slow
 def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
     changes = {'search.hard': False, 'model.dtype': 'bfloat16', 'search.arch_data': 'train'}
     config = tiny(**changes, **{'search.noise': 'temperature', 'growth.epochs': 0})
@@ -186,6 +187,22 @@ def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     for line in _lines(tmp_path / 'run'):
         assert line['guard/grad'] == 0
+
+
+@pytest.mark.slow
+def test_streamed_images_run_through(cifar_dir, tmp_path):
+    changes = {
+        'data.name': 'cifar10',
+        'data.dir': str(cifar_dir),
+        'data.train_split': 'train[:640]',
+        'data.test_split': 'test[:100]',
+        'data.valid_fraction': 0.4,
+        'data.resident_megabytes': 0,
+        'growth.epochs': 0,
+    }
+    summary = search.run(tiny(**changes), tmp_path / 'run')
+    assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
+    assert all(line['guard/grad'] == 0 for line in _lines(tmp_path / 'run'))
 
 
 def test_search_starts_from_the_end_of_another_runs_warmup(whole, tmp_path):
