@@ -172,6 +172,15 @@ def _enter(setup, current):
         current.state = current.state.replace(arch=steps.replicated(arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
         _derive(setup, current)
+    told = report.architecture_analysis(jax.device_get(current.state.arch), current.spec)
+    logger.info(
+        '%s: %d epochs; alpha: entropy %.3f, confidence %.2f; most likely: %s',
+        span.phase,
+        span.epochs,
+        told['arch/entropy'],
+        told['arch/confidence'],
+        ', '.join(f'{count} {name}' for name, count in sorted(told['arch/counts'].items())),
+    )
     current.phase = span.phase
     current.told['phases'].append(
         {

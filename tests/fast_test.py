@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from asose_jax import fast
 
-SHAPES = [(1, 1, 1, 1), (3, 5, 7, 2), (2, 8, 8, 16), (5, 2, 9, 3), (4, 16, 16, 8)]
+SHAPES = [(1, 1, 1, 1), (3, 5, 7, 2), (5, 2, 9, 3), (2, 8, 8, 16)]
 TOLERANCE = {'float32': 2e-4, 'bfloat16': 0.06}
 
 
@@ -88,14 +88,12 @@ def test_conv_is_the_plain_convolution(size, shape, dtype):
     _assert_same_with_gradients(fast.conv, _plain_conv, (x, kernel), dtype)
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize(
+    ('shape', 'dtype'), [*((s, 'float32') for s in SHAPES), ((3, 4, 7, 2), 'bfloat16')]
+)
 def test_max_pool_is_the_plain_pooling(shape, dtype):
-    x = _random(0, shape, dtype)
-    # Distinct values in both dtypes: where two are equal, the gradient may go to either.
-    x = jnp.argsort(jnp.argsort(x.reshape(-1))).reshape(shape).astype(dtype) / 8
-    if dtype == 'bfloat16' and x.size > 256:
-        pytest.skip('bfloat16 has too few numbers to be distinct')
+    # Distinct values, in bfloat16 up to 256 of them: of equal ones, either may get the gradient.
+    x = _random(0, shape).reshape(-1).argsort().argsort().reshape(shape).astype(dtype)
     _assert_same_with_gradients(
         fast.max_pool, lambda x: nn.max_pool(x, (3, 3), (1, 1), 'SAME'), (x,), dtype
     )
