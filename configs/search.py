@@ -118,7 +118,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         model.channels = 16
         model.depth = 4
         warmup.epochs = 5
-        search.epochs = 40
-        growth.epochs = 10
-        optimize.epochs = 30
+        search.epochs = 30
+        growth.epochs = 5
+        optimize.epochs = 20
     return config
