@@ -46,7 +46,9 @@ def main(argv: list[str]) -> None:
 def _log_to(console: rich.console.Console) -> None:
     """Lines through the console in a terminal, lest they tear the bar; plain lines elsewhere."""
     if console.is_terminal:
-        handler = rich.logging.RichHandler(console=console, show_path=False, markup=False)
+        handler = rich.logging.RichHandler(
+            console=console, show_path=False, show_level=False, log_time_format='%H:%M:%S'
+        )
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))

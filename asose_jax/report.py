@@ -116,7 +116,7 @@ class Progress:
         if console.is_terminal:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn('{task.description}'),
-                rich.progress.BarColumn(bar_width=20),
+                rich.progress.BarColumn(bar_width=10),
                 rich.progress.TextColumn('{task.fields[figures]}'),
                 console=console,
             )

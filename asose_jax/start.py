@@ -87,7 +87,7 @@ def log_network(setup: Setup, spec: genotype.NetSpec) -> None:
         setup.model(spec),
         keys,
         depth=1,
-        console_kwargs={'width': 100, 'force_terminal': False},
+        console_kwargs={'width': 90, 'force_terminal': False},
         column_kwargs={'justify': 'left'},
     )
     logger.info('network:\n%s', table(image, mode=Mode.SKIP, train=False))
