@@ -27,6 +27,7 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of checkpoints and re
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
+    sys.unraisablehook = _drop_echoes
     console = rich.console.Console(stderr=True)
     _log_to(console)
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
@@ -57,6 +58,13 @@ def _log_to(console: rich.console.Console) -> None:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False
+
+
+def _drop_echoes(unraisable: 'sys.UnraisableHookArgs') -> None:
+    """Where one array cannot be read, Orbax abandons its other reads; these complain late."""
+    told = str(unraisable.exc_value)
+    if 'Event loop is closed' not in told and 'reading array index' not in told:
+        sys.__unraisablehook__(unraisable)
 
 
 def _parse(argv: list[str]) -> list[str]:
