@@ -50,9 +50,9 @@ def _primitives(value):
 
 
 def _block_numbers(value):
-    if not isinstance(value, tuple | list) or len(set(value)) < len(value):
+    if not isinstance(value, tuple | list) or not all(_integer(i) and i >= 0 for i in value):
         return False
-    return all(_integer(i) and i >= 0 for i in value)
+    return len(set(value)) == len(value)
 
 
 def _thresholds(value):

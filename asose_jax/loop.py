@@ -29,6 +29,11 @@ STEPS, INIT, TRANSITION = 0, 1, 2
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
+def key_for(seed: int, use: int) -> jax.Array:
+    """The key of a run for one of its uses."""
+    return jax.random.fold_in(jax.random.key(seed), use)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
     """What does not change during a run."""
@@ -44,7 +49,7 @@ class Setup:
 
     def key(self, use: int) -> jax.Array:
         """The run's key for one of its uses."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), use)
+        return key_for(self.config.seed, use)
 
     def model(self, spec: genotype.NetSpec) -> SuperNet:
         c = self.config

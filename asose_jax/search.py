@@ -63,9 +63,7 @@ def run(
             data=images,
             plan=plan,
             tx=make_optimizer(config, plan),
-            shared=steps.shared_arrays(
-                images, jax.random.fold_in(jax.random.key(config.seed), loop.STEPS)
-            ),
+            shared=steps.shared_arrays(images, loop.key_for(config.seed, loop.STEPS)),
             checkpoints=checkpoints,
         )
         current = start.resume(setup) if checkpoints.latest() is not None else start.begin(setup)
