@@ -1,112 +1,19 @@
 """One phase: chunks of steps, and between them evaluation, metrics, checkpoints and alarms."""
 
-import dataclasses
 import itertools
 import logging
-import math
-import pathlib
-from collections.abc import Iterator
-from typing import Any
 
 import jax
-import ml_collections
-import numpy as np
-import optax
-import rich.console
 
-from asose_jax import batches, checkpoint, genotype, gumbel, report, state, steps
-from asose_jax.data import Data
+from asose_jax import batches, report, session, state, steps
 from asose_jax.errors import UserError
-from asose_jax.model import SearchSettings, SuperNet
-from asose_jax.phases import Phase, Plan
+from asose_jax.phases import Phase
+from asose_jax.session import Current, Setup
 
 logger = logging.getLogger('asose_jax')
 
 # Streams of shuffled indices, told apart.
 _TRAIN, _VALID = 0, 1
-# Uses of the run's key, told apart.
-STEPS, INIT, TRANSITION = 0, 1, 2
-_STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
-
-
-def key_for(seed: int, use: int) -> jax.Array:
-    """The key of a run for one of its uses."""
-    return jax.random.fold_in(jax.random.key(seed), use)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Setup:
-    """What does not change during a run."""
-
-    config: ml_collections.ConfigDict
-    workdir: pathlib.Path
-    console: rich.console.Console
-    data: Data
-    plan: Plan
-    tx: optax.GradientTransformationExtraArgs
-    shared: dict[str, jax.Array]
-    checkpoints: checkpoint.Checkpoints
-
-    def key(self, use: int) -> jax.Array:
-        """The run's key for one of its uses."""
-        return key_for(self.config.seed, use)
-
-    def model(self, spec: genotype.NetSpec) -> SuperNet:
-        c = self.config
-        settings = SearchSettings(
-            init_std=c.arch.init_std,
-            none_bias=c.arch.none_bias,
-            skip_bias=c.arch.skip_bias,
-            hard=c.search.hard,
-            noise=c.search.noise,
-            thresholds=gumbel.Thresholds(*c.search.thresholds),
-        )
-        return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
-
-    def recipe(self, spec: genotype.NetSpec) -> steps.Recipe:
-        d = self.config.data
-        return steps.Recipe(self.model(spec), self.tx, self.plan, d.crop_padding, d.flip)
-
-    def slots(self) -> int:
-        """Steps that one compiled call has room for."""
-        if self.data.images.arrays is not None:
-            return self.config.chunk_steps
-        batch_bytes = self.config.batch_size * math.prod(self.data.image_shape)
-        return max(1, min(self.config.chunk_steps, _STREAMED_BYTES // batch_bytes))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Programs:
-    """The compiled calls of one network in one way of using it; search and growth use it alike."""
-
-    spec: genotype.NetSpec
-    way: str
-    train: steps.Program | None
-    evaluate: steps.Program
-
-
-@dataclasses.dataclass
-class Current:
-    """Where a run is. `phase` is the last phase that was entered; `told` what it has to tell."""
-
-    spec: genotype.NetSpec
-    state: state.SearchState
-    phase: Phase | None
-    told: dict[str, Any]
-    programs: Programs | None = None
-
-    @property
-    def row(self) -> dict[str, Any]:
-        """What is told of the phase that was entered last."""
-        return self.told['phases'][-1]
-
-    @property
-    def step(self) -> int:
-        return int(self.state.step)
-
-    def meta(self) -> dict[str, Any]:
-        """The description that a checkpoint holds beside the arrays."""
-        return {'spec': self.spec.to_json(), 'phase': self.phase, 'told': self.told}
 
 
 def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
@@ -127,7 +34,7 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
         return end, batches.chunk(taken, slots, jax.device_count())
 
     end, batch = next_chunk(step)
-    compile_programs(setup, current, span.phase, batch)
+    session.compile_programs(setup, current, span.phase, batch)
     with report.Progress(setup.console, span, step, setup.config.batch_size) as progress:
         waiting = []  # chunks whose metrics have not been looked at
         while step < span.stop:
@@ -151,38 +58,6 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
             if pause:
                 setup.checkpoints.save(step, current.state, current.meta())
                 progress.resume()
-
-
-def compile_programs(
-    setup: Setup, current: Current, phase: Phase, batch: dict[str, np.ndarray] | None
-) -> None:
-    """Makes `current.programs` those of (network, phase), unless they are.
-
-    Args:
-      setup: of the run.
-      current: where it is.
-      phase: how the network is used.
-      batch: an example of a chunk to train on; `None` if there will be no training.
-    """
-    way = 'search' if phase.searches else str(phase)
-    ready = current.programs
-    if ready and (ready.spec, ready.way) == (current.spec, way):
-        return
-    recipe, shared = setup.recipe(current.spec), setup.shared
-    train = None
-    if batch is not None:
-        train = steps.compile_train(recipe, phase, current.state, batch, shared)
-        current.row['compile_seconds'] += train.compile_seconds
-    example = next(eval_chunks(setup, setup.data.valid))
-    evaluate = steps.compile_eval(recipe, phase, current.state, example, shared)
-    current.row['compile_seconds'] += evaluate.compile_seconds
-    current.programs = Programs(current.spec, way, train, evaluate)
-    logger.info(
-        'compiled %s: train %.1f s, evaluate %.1f s',
-        phase,
-        train.compile_seconds if train else 0,
-        evaluate.compile_seconds,
-    )
 
 
 def _indices_at(setup, span, step):
@@ -223,7 +98,7 @@ def _figures(setup, step, metrics):
 
 def _evaluate(setup, current, span, figures):
     """One line of metrics. Warns of a collapse; the sums of training start again."""
-    loss, valid_accuracy = accuracy(setup, current, setup.data.valid)
+    loss, valid_accuracy = session.accuracy(setup, current, setup.data.valid)
     arch = jax.device_get(current.state.arch)
     analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'])
     current.told['genotype'] = analysis['genotype']
@@ -248,7 +123,7 @@ def _evaluate(setup, current, span, figures):
         'valid/loss': loss,
         'valid/accuracy': valid_accuracy,
         **analysis,
-        'params': count_parameters(current),
+        'params': session.count_parameters(current),
     }
 
 
@@ -265,29 +140,3 @@ def _warn_of_fall(setup, rows):
             100 * after,
             rows[-1]['name'],
         )
-
-
-def eval_chunks(setup: Setup, pool: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """`pool` once, in order, as chunks; the last batch is filled up with images of weight 0."""
-    size, slots = setup.config.batch_size, setup.slots()
-    count = -(-len(pool) // size)
-    padded = np.resize(pool, count * size).reshape(count, size)
-    weights = (np.arange(count * size) < len(pool)).reshape(count, size).astype(np.float32)
-    stream = batches.stream(setup.data.images, lambda number: padded[number], 0, count)
-    weighted = ({**batch, 'weight': weights[i]} for i, batch in enumerate(stream))
-    while taken := list(itertools.islice(weighted, slots)):
-        yield batches.chunk(taken, slots, jax.device_count())
-
-
-def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> tuple[float, float]:
-    """Mean loss and accuracy of the current network over all images of `pool`."""
-    sums = {'loss': 0.0, 'correct': 0.0, 'images': 0.0}
-    for batch in eval_chunks(setup, pool):
-        part = current.programs.evaluate.call(current.state, batch, setup.shared)
-        sums = {key: sums[key] + float(part[key][0]) for key in sums}
-    return sums['loss'] / sums['images'], sums['correct'] / sums['images']
-
-
-def count_parameters(current: Current) -> int:
-    """Numbers in `params` of the current network."""
-    return sum(leaf.size for leaf in jax.tree.leaves(current.state.params))

@@ -18,7 +18,19 @@ import ml_collections
 import optax
 import rich.console
 
-from asose_jax import checkpoint, data, genotype, loop, optim, phases, report, start, state, steps
+from asose_jax import (
+    checkpoint,
+    data,
+    genotype,
+    loop,
+    optim,
+    phases,
+    report,
+    session,
+    start,
+    state,
+    steps,
+)
 from asose_jax import config as rules
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase, Plan
@@ -56,14 +68,14 @@ def run(
     milestones = [span.stop for span in plan.spans]
     keep = config.checkpoint.keep
     with checkpoint.Checkpoints(workdir / 'checkpoints', keep, milestones) as checkpoints:
-        setup = loop.Setup(
+        setup = session.Setup(
             config=config,
             workdir=workdir,
             console=console or rich.console.Console(),
             data=images,
             plan=plan,
             tx=make_optimizer(config, plan),
-            shared=steps.shared_arrays(images, loop.key_for(config.seed, loop.STEPS)),
+            shared=steps.shared_arrays(images, session.key_for(config.seed, session.STEPS)),
             checkpoints=checkpoints,
         )
         current = start.resume(setup) if checkpoints.latest() is not None else start.begin(setup)
@@ -165,7 +177,7 @@ def _enter(setup, current):
     if current.phase is span.phase and current.told['phases']:
         return
     if span.phase.searches and current.phase is Phase.WARMUP:
-        key, noise = setup.key(loop.TRANSITION), setup.config.search.transition_noise
+        key, noise = setup.key(session.TRANSITION), setup.config.search.transition_noise
         arch = state.smooth_transition_to_search(key, current.state.arch, noise)
         current.state = current.state.replace(arch=steps.replicated(arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
@@ -208,15 +220,15 @@ def _finish(setup, current):
     """The derived network on the test split, which is looked at here for the first time."""
     if not current.spec.is_derived():
         _derive(setup, current)
-    loop.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
-    test_accuracy = loop.accuracy(setup, current, setup.data.test)[1]
-    valid_accuracy = loop.accuracy(setup, current, setup.data.valid)[1]
+    session.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
+    test_accuracy = session.accuracy(setup, current, setup.data.test)[1]
+    valid_accuracy = session.accuracy(setup, current, setup.data.valid)[1]
     chosen = genotype.most_likely(current.spec, {})
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     summary = {
         'test_accuracy': test_accuracy,
         'valid_accuracy': valid_accuracy,
-        'params': loop.count_parameters(current),
+        'params': session.count_parameters(current),
         'genotype': chosen.to_json(),
         'seed': setup.config.seed,
         'versions': {

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 from asose_jax import checkpoint, genotype, state, steps
 from asose_jax.errors import UserError
-from asose_jax.loop import INIT, Current, Setup
 from asose_jax.model import Mode
 from asose_jax.phases import Phase
+from asose_jax.session import INIT, Current, Setup
 
 logger = logging.getLogger('asose_jax')
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from asose_jax import batches, checkpoint, genotype, loop, model, search, state, steps
+from asose_jax import batches, checkpoint, genotype, model, search, session, state, steps
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs.search import get_config
@@ -291,8 +291,8 @@ def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(model.SearchSettings, 'initial_alpha', only_skip)
     accuracies = iter([0.9, 0.6, 0.6, 0.6, 0.6])
-    honest = loop.accuracy
-    monkeypatch.setattr(loop, 'accuracy', lambda *a: (honest(*a)[0], next(accuracies, 0.6)))
+    honest = session.accuracy
+    monkeypatch.setattr(session, 'accuracy', lambda *a: (honest(*a)[0], next(accuracies, 0.6)))
     with caplog.at_level(logging.WARNING, 'asose_jax'):
         search.run(tiny(), tmp_path)
     told = [record.getMessage() for record in caplog.records]
