@@ -27,6 +27,11 @@ class BlockSpec:
     branches: tuple[tuple[str, ...], ...]
 
 
+def needs_transition(block: BlockSpec, channels: int) -> bool:
+    """Whether a block that gets `channels` begins with a 1x1 convolution."""
+    return block.stride != 1 or block.channels != channels
+
+
 @dataclasses.dataclass(frozen=True)
 class NetSpec:
     """Everything that fixes the shapes of a network's arrays.

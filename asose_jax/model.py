@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from asose_jax import gumbel, ops
-from asose_jax.genotype import BlockSpec, NetSpec
+from asose_jax.genotype import BlockSpec, NetSpec, needs_transition
 
 Array = jax.Array
 SAFE = 'skip_connect'  # what a guarded row, and all of warmup, uses
@@ -205,7 +205,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, tau: Array | float, mode: Mode, train: bool) -> Array:
         width = self.spec.channels
-        if self.spec.stride != 1 or x.shape[-1] != width:
+        if needs_transition(self.spec, x.shape[-1]):
             x = x[:, :: self.spec.stride, :: self.spec.stride]
             x = nn.Dense(width, use_bias=False, dtype=x.dtype, name='transition')(x)
             x = self.norm(use_running_average=not train, name='transition_norm')(x)

@@ -20,6 +20,7 @@ LEVELS = {
     'report': 1,
     'state': 2,
     'checkpoint': 2,
+    'growth': 2,
     'steps': 3,
     'session': 4,
     'loop': 5,
