@@ -148,11 +148,11 @@ def derive_state(
     Returns:
       A state with the tree structure of a fresh `init_state` of `genotype.derive(spec, chosen)`.
     """
-    params = _prune(state.params, spec, chosen)
+    params = prune(state.params, spec, chosen)
     return state.replace(
         params=params,
         arch={},
-        batch_stats=_prune(state.batch_stats, spec, chosen),
+        batch_stats=prune(state.batch_stats, spec, chosen),
         opt_state=adopt(tx.init({'params': params, 'arch': {}}), state.opt_state),
     )
 
@@ -175,8 +175,8 @@ def restart(old: SearchState, tx: optax.GradientTransformation) -> SearchState:
     )
 
 
-def _prune(tree, spec, chosen):
-    """`tree` without the subtrees of operations that were not chosen."""
+def prune(tree: Any, spec: NetSpec, chosen: Genotype) -> Any:
+    """`params` or `batch_stats` without the subtrees of operations that were not chosen."""
     tree = jax.tree.map(lambda leaf: leaf, tree)  # a copy of the dictionaries, not of the arrays
     for block, branch, candidates in spec.rows():
         try:

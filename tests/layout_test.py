@@ -21,6 +21,7 @@ LEVELS = {
     'state': 2,
     'checkpoint': 2,
     'growth': 2,
+    'candidates': 2,
     'steps': 3,
     'session': 4,
     'loop': 5,

@@ -1,0 +1,158 @@
+"""Where to grow: scores are the gradients they say they are, limits are kept."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from asose_jax import candidates, genotype, growth, optim, phases, state
+from asose_jax.candidates import Limits
+from asose_jax.growth import Growth
+from asose_jax.model import Mode, SuperNet
+from asose_jax.phases import Phase
+
+NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
+SPEC = genotype.chain_spec(
+    (6, 6, 2), 3, channels=8, depth=2, reductions=(1,), max_channels=12, primitives=NAMES
+)
+TX = optim.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))
+ANY = Limits(99, 999, 99)
+KEY = jax.random.key(5)
+RANDOM = np.random.default_rng(0)
+BATCHES = [
+    (RANDOM.normal(size=(4, 6, 6, 2)).astype('f'), RANDOM.integers(0, 3, 4)) for _ in range(2)
+]
+
+
+@functools.cache
+def start(spec=SPEC):
+    return jax.device_get(state.init_state(SuperNet(spec), TX, jax.random.key(0)))
+
+
+@functools.cache
+def scored():
+    found, refused = candidates.possible(SPEC, start().params, growth.KINDS, 1.5, ANY)
+    assert not refused
+    return {c.growth: c for c in candidates.scored(found, SPEC, start(), BATCHES, KEY)}
+
+
+def _loss(spec, params, batch_stats):
+    """Mean over both batches, in training mode."""
+    total = 0
+    for images, labels in BATCHES:
+        logits, _ = SuperNet(spec).apply(
+            {'params': params, 'batch_stats': batch_stats},
+            images,
+            mode=Mode.ARGMAX,
+            train=True,
+            mutable=['batch_stats'],
+        )
+        total += optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return total / len(BATCHES)
+
+
+def test_every_place_and_kind_is_a_candidate():
+    places = [(g.kind, g.where, g.channels) for g in scored()]
+    assert places == [
+        *(('depth', position, 0) for position in range(3)),
+        *(('width', 0, 16), ('width', 1, 16)),
+        *(('branch', block, 0) for block in range(2)),
+    ]
+
+
+def _derived():
+    chosen = genotype.most_likely(SPEC, start().arch)
+    return genotype.derive(SPEC, chosen), state.derive_state(start(), SPEC, chosen, TX)
+
+
+@pytest.mark.parametrize(
+    'place', [('depth', 0), ('depth', 1), ('depth', 2), ('branch', 0), ('branch', 1)]
+)
+def test_score_of_a_gate_is_its_gradient_in_the_network_that_was_grown(place):
+    """One block with one gate for each operation, really inserted, and differentiated."""
+    spec, derived = _derived()
+    names = ('sep_conv_3x3', 'dil_conv_3x3')  # those with weights
+    gradients = []
+    for number, name in enumerate(names):
+        step = Growth(*place, candidates=(name,))
+
+        def fresh(grown):
+            made = state.init_state(SuperNet(grown), TX, jax.random.key(1))
+            return jax.tree.map(np.asarray, made)
+
+        grown_spec, grown = growth.grow(spec, derived, step, fresh=fresh, key=KEY)
+        block = f'block_{step.where}'
+        row, gate = ('branch_0', 'gate_0') if step.kind == 'depth' else ('branch_1', 'gate_1')
+        # The operation with the weights that the score gave it.
+        width = grown_spec.blocks[step.where].channels
+        operation = candidates.ops.make(name, width, candidates.nn.BatchNorm)
+        x = jnp.zeros((1, 6, 6, width))
+        made = operation.init(jax.random.fold_in(KEY, number), x, True)
+        grown.params[block][row] = {name: made['params']}
+        gradient = jax.jit(jax.grad(functools.partial(_loss, grown_spec)))(
+            grown.params, grown.batch_stats
+        )
+        gradients.append(float(gradient[block][gate]))
+    expected = np.sqrt(np.mean(np.square(gradients)))
+    score = scored()[Growth(*place, candidates=NAMES)].score
+    assert score == pytest.approx(expected, rel=1e-3)
+    assert score > 0
+
+
+def test_score_of_a_width_is_the_gradient_of_the_copies_outgoing_weights():
+    """Of the network really widened, where every channel is copied once."""
+    spec, derived = _derived()
+    grown_spec, grown = growth.widen(spec, derived, 0, 16, key=KEY)
+    gradient = jax.jit(jax.grad(functools.partial(_loss, grown_spec)))(
+        grown.params, grown.batch_stats
+    )
+    source, _ = growth.channel_map(8, 16, KEY)
+    squares = 0.0
+    for kernel in growth.consuming(grown_spec, gradient, 0):
+        copies = np.asarray(kernel)[..., 8:, :]
+        if kernel.shape[-1] == 16:  # inside the stage, outputs have copies too, and share
+            copies = sum(copies[..., source == old].sum(-1) ** 2 for old in range(8))
+            squares += copies.sum()
+        else:
+            squares += np.square(copies).sum()
+    assert scored()[Growth('width', 0, channels=16)].score == pytest.approx(np.sqrt(squares), 1e-3)
+
+
+def test_added_parameters_are_those_of_the_grown_supernet():
+    def fresh(grown):
+        return state.init_state(SuperNet(grown), TX, jax.random.key(1))
+
+    def size(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+    for step in (
+        Growth('depth', 2, candidates=NAMES),
+        Growth('branch', 0, candidates=NAMES),
+        Growth('width', 1, channels=16),
+    ):
+        _, grown = growth.grow(SPEC, start(), step, fresh=fresh, key=KEY)
+        assert scored()[step].added == size(grown.params) - size(start().params)
+
+
+@pytest.mark.parametrize(
+    ('limits', 'kind', 'reason'),
+    [
+        (Limits(2, 999, 9), 'depth', 'would make 3, over growth.max_depth=2'),
+        (Limits(9, 15, 9), 'width', 'widening stage 1 would make 16, over growth.max_channels=15'),
+        (Limits(9, 999, 1), 'branch', 'would make 2, over growth.max_branches=1'),
+        (Limits(9, 999, 9, 3000), 'depth', 'over growth.max_params=3000'),
+    ],
+)
+def test_growth_over_a_limit_is_left_out_and_told(limits, kind, reason):
+    found, refused = candidates.possible(SPEC, start().params, [kind], 1.5, limits)
+    everything, _ = candidates.possible(SPEC, start().params, [kind], 1.5, ANY)
+    assert len(found) + len(refused) == len(everything)
+    assert any(reason in line for line in refused)
+
+
+def test_widths_are_multiples_of_eight_and_always_more():
+    assert [candidates.widened(c, 1.5) for c in (4, 8, 16, 24, 40, 64)] == [8, 16, 24, 40, 64, 96]
+    assert candidates.widened(64, 1.0) == 72
