@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from asose_jax import ops
+from asose_jax import growth, ops
 from asose_jax.errors import UserError
 
 
@@ -70,6 +70,8 @@ _NOT_NEGATIVE = Rule(
 _FINITE = Rule('a finite number', lambda v: _number(v) and abs(v) < float('inf'))
 _SHARE = Rule('a number in [0, 1)', _share)
 
+_GROWTHS = (*growth.KINDS, 'auto')
+
 RULES: dict[str, Rule] = {
     'seed': Rule('an integer in [0, 2**32)', lambda v: _integer(v) and 0 <= v < 2**32),
     'batch_size': _integers(1),
@@ -129,6 +131,23 @@ RULES: dict[str, Rule] = {
         ),
     ),
     'growth.epochs': _integers(0),
+    'growth.kinds': Rule(
+        "a tuple of 'depth', 'width', 'branch', 'auto', taken in turn; () does not grow",
+        lambda v: isinstance(v, tuple | list) and all(k in _GROWTHS for k in v),
+    ),
+    'growth.where': _one_of('score', 'last', 'random'),
+    'growth.threshold': _NOT_NEGATIVE,
+    'growth.patience': _integers(1),
+    'growth.last_epochs': _integers(1),
+    'growth.lead_epochs': _integers(0),
+    'growth.score_batches': _integers(1),
+    'growth.width_factor': Rule(
+        'a finite number above 1', lambda v: _number(v) and 1 < v < float('inf')
+    ),
+    'growth.max_depth': _integers(1),
+    'growth.max_channels': _integers(1),
+    'growth.max_branches': _integers(1),
+    'growth.max_params': _optional(_integers(1)),
     'optimize.epochs': _integers(0),
     'guard.max_consecutive': _integers(0),
     'alarm.skip_share': _between(0, 1),
@@ -196,6 +215,11 @@ def _contradictions(config, devices):
                 f'{group}.lr_end={config[group]["lr_end"]}: must not exceed '
                 f'{group}.lr={config[group]["lr"]}'
             )
+    if 'auto' in config['growth']['kinds'] and config['growth']['where'] != 'score':
+        wrong.append(
+            f'growth.where={config["growth"]["where"]!r}: growth.kinds={config["growth"]["kinds"]} '
+            "compares scores, which needs 'score'"
+        )
     phases = ('warmup', 'search', 'growth', 'optimize')
     if not any(config[phase]['epochs'] for phase in phases):
         wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')

@@ -5,7 +5,7 @@ import logging
 
 import jax
 
-from asose_jax import batches, report, session, state, steps
+from asose_jax import batches, growing, report, session, state, steps
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from asose_jax.session import Current, Setup
@@ -35,6 +35,7 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
 
     end, batch = next_chunk(step)
     session.compile_programs(setup, current, span.phase, batch)
+    growing.prepare(setup, current, batch)
     with report.Progress(setup.console, span, step, setup.config.batch_size) as progress:
         waiting = []  # chunks whose metrics have not been looked at
         while step < span.stop:
@@ -53,8 +54,10 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
             if epoch_ends:
                 record = _evaluate(setup, current, span, {'step': step, **figures})
                 record['images_per_second'] = progress.images_per_second(step)
-                log.write(record)
                 progress.evaluated(step, record)
+                accuracy = record['valid/accuracy']
+                record['growth'] = growing.consider(setup, current, span, step, accuracy, batch)
+                log.write(record)
             if pause:
                 setup.checkpoints.save(step, current.state, current.meta())
                 progress.resume()

@@ -238,6 +238,7 @@ def _finish(setup, current):
         'devices': [str(device) for device in jax.devices()],
         'command': shlex.join(['python', *sys.argv]),
         'phases': current.told['phases'],
+        'growth': current.told['growth'],
     }
     report.write_atomically(setup.workdir / 'genotype.json', chosen.dumps(current.spec))
     text = json.dumps(summary, indent=2) + '\n'

@@ -1,5 +1,7 @@
 """What a run holds while it runs: its fixed setup, where it is, and its compiled programs."""
 
+import concurrent.futures
+import copy
 import dataclasses
 import itertools
 import logging
@@ -22,7 +24,7 @@ from asose_jax.phases import Phase, Plan
 logger = logging.getLogger('asose_jax')
 
 # Uses of the run's key, told apart.
-STEPS, INIT, TRANSITION = 0, 1, 2
+STEPS, INIT, TRANSITION, GROWTH = 0, 1, 2, 3
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
@@ -89,8 +91,9 @@ class Current:
     spec: genotype.NetSpec
     state: state.SearchState
     phase: Phase | None
-    told: dict[str, Any]
+    told: dict[str, Any] = dataclasses.field(default_factory=lambda: copy.deepcopy(_NOTHING_TOLD))
     programs: Programs | None = None
+    ahead: concurrent.futures.Future | None = None  # what is compiled for a growth to come
 
     @property
     def row(self) -> dict[str, Any]:
@@ -105,37 +108,55 @@ class Current:
         """The description that a checkpoint holds beside the arrays."""
         return {'spec': self.spec.to_json(), 'phase': self.phase, 'told': self.told}
 
+    def use(self, programs: Programs) -> None:
+        """Goes on with these programs."""
+        self.programs = programs
+        parts = [part for part in (programs.train, programs.evaluate) if part]
+        seconds = [part.compile_seconds for part in parts]
+        self.row['compile_seconds'] += sum(seconds)
+        logger.info('compiled %s: %s s', programs.way, ' + '.join(f'{s:.1f}' for s in seconds))
+
+
+_NOTHING_TOLD = {
+    'phases': [],
+    'genotype': None,  # of the evaluation before
+    'growth': [],  # the growths that took place
+    'growing': {'best': None, 'waited': 0, 'turn': 0, 'pending': None},  # see growing.py
+}
+
 
 def compile_programs(
     setup: Setup, current: Current, phase: Phase, batch: dict[str, np.ndarray] | None
 ) -> None:
-    """Makes `current.programs` those of (network, phase), unless they are.
+    """Makes `current.programs` those of (network, phase), unless they are. See `compiled`."""
+    ready = current.programs
+    if not ready or (ready.spec, ready.way) != (current.spec, _way(phase)):
+        current.use(compiled(setup, current.spec, phase, batch))
+
+
+def compiled(
+    setup: Setup, spec: genotype.NetSpec, phase: Phase, batch: dict[str, np.ndarray] | None
+) -> Programs:
+    """The programs of (network, phase).
 
     Args:
       setup: of the run.
-      current: where it is.
-      phase: how the network is used.
+      spec: of the network.
+      phase: how it is used.
       batch: an example of a chunk to train on; `None` if there will be no training.
     """
-    way = 'search' if phase.searches else str(phase)
-    ready = current.programs
-    if ready and (ready.spec, ready.way) == (current.spec, way):
-        return
-    recipe, shared = setup.recipe(current.spec), setup.shared
+    recipe = setup.recipe(spec)
+    like = state.abstract_state(recipe.model, setup.tx, steps.everywhere())
     train = None
     if batch is not None:
-        train = steps.compile_train(recipe, phase, current.state, batch, shared)
-        current.row['compile_seconds'] += train.compile_seconds
+        train = steps.compile_train(recipe, phase, like, batch, setup.shared)
     example = next(eval_chunks(setup, setup.data.valid))
-    evaluate = steps.compile_eval(recipe, phase, current.state, example, shared)
-    current.row['compile_seconds'] += evaluate.compile_seconds
-    current.programs = Programs(current.spec, way, train, evaluate)
-    logger.info(
-        'compiled %s: train %.1f s, evaluate %.1f s',
-        phase,
-        train.compile_seconds if train else 0,
-        evaluate.compile_seconds,
-    )
+    evaluate = steps.compile_eval(recipe, phase, like, example, setup.shared)
+    return Programs(spec, _way(phase), train, evaluate)
+
+
+def _way(phase):
+    return 'search' if phase.searches else str(phase)
 
 
 def eval_chunks(setup: Setup, pool: np.ndarray) -> Iterator[dict[str, np.ndarray]]:

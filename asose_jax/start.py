@@ -31,7 +31,7 @@ def begin(setup: Setup) -> Current:
     start = state.init_state(setup.model(spec), setup.tx, setup.key(INIT))
     checkpoint.require_room(setup.workdir, start)
     log_network(setup, spec)
-    return Current(spec, steps.replicated(start), None, {'phases': [], 'genotype': None})
+    return Current(spec, steps.replicated(start), None)
 
 
 def _begin_from(setup, source):
@@ -60,8 +60,7 @@ def _begin_from(setup, source):
     start = state.restart(old, setup.tx)
     log_network(setup, spec)
     logger.info('starting from %s, end of step %d (%s)', directory, step, meta['phase'])
-    told = {'phases': [], 'genotype': None}
-    return Current(spec, steps.replicated(start), Phase(meta['phase']), told)
+    return Current(spec, steps.replicated(start), Phase(meta['phase']))
 
 
 def resume(setup: Setup) -> Current:

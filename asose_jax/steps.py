@@ -240,7 +240,7 @@ def train_step(
 def eval_steps(
     recipe: Recipe, phase: Phase, state: SearchState, batch: Any, shared: Any
 ) -> dict[str, jax.Array]:
-    """Sums over the images of `batch['steps']` batches, without noise, with running statistics.
+    """Evaluates the images of `batch['steps']` batches, without noise, with running statistics.
 
     Args:
       recipe: static.
@@ -250,7 +250,8 @@ def eval_steps(
       shared: see `shared_arrays`.
 
     Returns:
-      `loss`, `correct` and `images`, float32, summed over all devices.
+      `loss`, `correct` and `images`, float32, summed over all devices; and `logits` of this
+      device's images, `[slots, B/D, num_classes]` float32.
     """
     mode = Mode.SKIP if phase is Phase.WARMUP else Mode.ARGMAX
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
@@ -261,13 +262,17 @@ def eval_steps(
         logits = recipe.model.apply(variables, images, mode=mode, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return {
+            'logits': sums['logits'].at[slot].set(logits),
             'loss': sums['loss'] + (losses * weight).sum(),
             'correct': sums['correct'] + ((logits.argmax(-1) == labels) * weight).sum(),
             'images': sums['images'] + weight.sum(),
         }
 
-    zeros = dict.fromkeys(('loss', 'correct', 'images'), jnp.float32(0))
-    return lax.psum(lax.fori_loop(0, batch['steps'], body, zeros), AXIS)
+    sums = dict.fromkeys(('loss', 'correct', 'images'), jnp.float32(0))
+    sums['logits'] = jnp.zeros((*batch['weight'].shape, recipe.model.spec.num_classes))
+    sums = lax.fori_loop(0, batch['steps'], body, sums)
+    logits = sums.pop('logits')
+    return {**lax.psum(sums, AXIS), 'logits': logits}
 
 
 def _fetch(slot, batch, shared):

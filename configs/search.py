@@ -95,6 +95,18 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     config.growth = growth = ml_collections.ConfigDict()
     growth.epochs = 40
+    growth.kinds = ('depth', 'width')  # in turn, also 'branch'; 'auto': best gain per parameter
+    growth.where = 'score'  # where the gradient promises most; 'last' block or stage; 'random'
+    growth.threshold = 0.02  # validation accuracy that is better by less does not count, ...
+    growth.patience = 5  # ... and after so many evaluations without better ones, the network grows
+    growth.last_epochs = 5  # of the phase, for which a grown network must be left to train
+    growth.lead_epochs = 1  # the old network trains on while the compiler is at the new one
+    growth.score_batches = 4  # of validation images, for the scores
+    growth.width_factor = 1.5  # channels of a wider stage, rounded to a multiple of 8
+    growth.max_depth = 12  # blocks
+    growth.max_channels = 512  # of a stage
+    growth.max_branches = 2  # mixed operations in a block
+    growth.max_params = config_dict.placeholder(int)  # of the network that trains; default: any
 
     config.optimize = optimize = ml_collections.ConfigDict()
     optimize.epochs = 20

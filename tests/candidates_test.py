@@ -143,7 +143,7 @@ def test_added_parameters_are_those_of_the_grown_supernet():
         (Limits(2, 999, 9), 'depth', 'would make 3, over growth.max_depth=2'),
         (Limits(9, 15, 9), 'width', 'widening stage 1 would make 16, over growth.max_channels=15'),
         (Limits(9, 999, 1), 'branch', 'would make 2, over growth.max_branches=1'),
-        (Limits(9, 999, 9, 3000), 'depth', 'over growth.max_params=3000'),
+        (Limits(9, 999, 9, 100), 'depth', 'over growth.max_params=100'),
     ],
 )
 def test_growth_over_a_limit_is_left_out_and_told(limits, kind, reason):

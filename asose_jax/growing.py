@@ -1,0 +1,232 @@
+"""When a run's network grows, and how that happens between two steps (spec section 6).
+
+After each evaluation of the growth phase: has accuracy come to a plateau? Then the candidates are
+scored, one is chosen, and its programs are compiled. After `growth.lead_epochs` epochs, in which
+the old network trains on, the state is grown and training goes on with the new programs. When a network
+grows depends on steps and accuracies only, never on how long something took.
+"""
+
+import concurrent.futures
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from asose_jax import batches, candidates, genotype, growth, session, state, steps
+from asose_jax.growth import Growth
+from asose_jax.phases import Phase, Span
+from asose_jax.session import Current, Setup
+
+logger = logging.getLogger('asose_jax')
+
+_SCORES = 2  # the stream of validation batches for scores; `loop` has the streams before
+
+
+def plateau(
+    best: float | None, waited: int, accuracy: float, threshold: float, patience: int
+) -> tuple[float, int, bool]:
+    """The controller of spec section 6.
+
+    Args:
+      best: accuracy that counts as the best so far; `None` before the first evaluation.
+      waited: evaluations since then.
+      accuracy: of this evaluation.
+      threshold: what counts as better: more than `best` by so much.
+      patience: so many evaluations without getting better are a plateau.
+
+    Returns:
+      `best`, `waited`, and whether this is a plateau; `waited` starts again behind one.
+    """
+    if best is None or accuracy > best + threshold:
+        return accuracy, 0, False
+    if waited + 1 >= patience:
+        return best, 0, True
+    return best, waited + 1, False
+
+
+def consider(
+    setup: Setup,
+    current: Current,
+    span: Span,
+    step: int,
+    accuracy: float,
+    batch: dict[str, np.ndarray],
+) -> list[dict[str, Any]]:
+    """Grows the network, if it is time; to be called after every evaluation.
+
+    Args:
+      setup: of the run.
+      current: where it is; becomes the grown network.
+      span: the phase.
+      step: of the evaluation.
+      accuracy: on validation images.
+      batch: an example of a chunk to train on.
+
+    Returns:
+      The growths that took place, none or one, as in metrics and summary.
+    """
+    c, told = setup.config.growth, current.told['growing']
+    if span.phase is not Phase.GROWTH or not c.kinds:
+        return []
+    if told['pending'] is None:
+        told['best'], told['waited'], reached = plateau(
+            told['best'], told['waited'], accuracy, c.threshold, c.patience
+        )
+        epoch = span.epoch_at(step) + c.lead_epochs
+        if not reached or span.epochs - epoch < c.last_epochs:
+            return []
+        told['pending'] = _decide(setup, current, step, span.start + epoch * span.epoch_steps)
+        prepare(setup, current, batch)
+    if told['pending'] is None or step < told['pending']['step']:
+        return []
+    return [_grow(setup, current, accuracy)]
+
+
+def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> None:
+    """Begins to compile for the growth that was decided, if there is one."""
+    pending = current.told['growing']['pending']
+    if pending is None:
+        return
+    spec = growth.grown_spec(current.spec, Growth.from_json(pending['growth']))
+
+    def work():
+        programs = session.compiled(setup, spec, Phase.GROWTH, batch)
+        return programs, jax.device_get(_fresh(setup, pending['step'])(spec))
+
+    current.ahead = _in_background(work)
+
+
+def _in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
+    """Unlike a pool's, this thread does not keep a stopped program waiting for the compiler."""
+    future = concurrent.futures.Future()
+
+    def work():
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def _key(setup, step):
+    return jax.random.fold_in(setup.key(session.GROWTH), step)
+
+
+def _fresh(setup, step):
+    return lambda spec: state.init_state(setup.model(spec), setup.tx, _key(setup, step))
+
+
+def _decide(setup, current, step, due):
+    """What will be done at step `due`; `None` if the limits allow nothing. JSON."""
+    c, told, start = setup.config.growth, current.told['growing'], time.monotonic()
+    limits = candidates.Limits(c.max_depth, c.max_channels, c.max_branches, c.max_params)
+    held = jax.device_get(current.state)
+    for _ in c.kinds:
+        kind = c.kinds[told['turn'] % len(c.kinds)]
+        told['turn'] += 1
+        kinds = growth.KINDS if kind == 'auto' else (kind,)
+        found, refused = candidates.possible(
+            current.spec, held.params, kinds, c.width_factor, limits
+        )
+        chosen = _choose(setup, current, kind, found, held, step) if found else None
+        if chosen is not None:
+            return {
+                'growth': chosen.growth.to_json(),
+                'score': chosen.score,
+                'step': due,
+                'stall_seconds': time.monotonic() - start,
+            }
+        logger.info('growth (%s) is not possible: %s', kind, '; '.join(refused) or 'no such place')
+    return None
+
+
+def _choose(setup, current, kind, found, held, step):
+    c, key = setup.config.growth, _key(setup, step)
+    if c.where == 'random':
+        return found[int(jax.random.randint(key, (), 0, len(found)))]
+    if c.where == 'last':
+        last = {
+            growth.DEPTH: len(current.spec.blocks) - 1,
+            growth.WIDTH: growth.stages(current.spec)[-1],
+            growth.BRANCH: len(current.spec.blocks) - 1,
+        }[kind]
+        return next((each for each in found if each.growth.where == last), None)
+    scored = candidates.scored(found, current.spec, held, _score_batches(setup, current), key)
+    for each in scored:
+        logger.info(
+            'growth candidate: %s at %d, score %.2e, %d parameters',
+            each.growth.kind,
+            each.growth.where,
+            each.score,
+            each.added,
+        )
+    if kind == 'auto':
+        return max(scored, key=lambda each: each.gain_per_parameter)
+    return max(scored, key=lambda each: each.score)
+
+
+def _score_batches(setup, current):
+    c, n = setup.config, setup.config.growth.score_batches
+    first, result = len(current.told['growth']) * n, []
+    for number in range(first, first + n):
+        chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, number, c.batch_size)
+        images, labels = setup.data.images.read(chosen)
+        result.append(((images - setup.data.mean) / setup.data.std, labels))
+    return result
+
+
+def _grow(setup, current, accuracy):
+    """Makes `current` the grown network; returns what is told of it."""
+    start, told = time.monotonic(), current.told['growing']
+    pending = told['pending']
+    step, what = pending['step'], Growth.from_json(pending['growth'])
+    if not current.ahead.done():
+        logger.info('growing: waiting for the compiler')
+    programs, made = current.ahead.result()
+    spec, grown = growth.grow(
+        current.spec,
+        jax.device_get(current.state),
+        what,
+        fresh=lambda _: made,
+        key=_key(setup, step),
+    )
+    before, params_before = current.state, session.count_parameters(current)
+    chunk = next(session.eval_chunks(setup, setup.data.valid))
+    old = current.programs.evaluate.call(before, chunk, setup.shared)['logits']
+    current.spec, current.state = spec, steps.replicated(grown)
+    current.use(programs)
+    current.ahead, told['pending'] = None, None
+    new = programs.evaluate.call(current.state, chunk, setup.shared)['logits']
+    current.told['genotype'] = genotype.most_likely(spec, grown.arch).to_json()
+    event = {
+        'step': step,
+        'kind': what.kind,
+        'where': what.where,
+        'score': pending['score'],
+        'params_before': params_before,
+        'params_after': session.count_parameters(current),
+        'valid_accuracy_before': accuracy,
+        'valid_accuracy_after': session.accuracy(setup, current, setup.data.valid)[1],
+        'max_abs_logit_change': float(np.abs(np.asarray(new) - np.asarray(old)).max()),
+        'stall_seconds': pending['stall_seconds'] + time.monotonic() - start,
+    }
+    current.told['growth'].append(event)
+    logger.info(
+        'growth: %s; %d to %d parameters, logits changed by at most %.1e, waited %.1f s',
+        {
+            growth.DEPTH: f'a new block {what.where}',
+            growth.WIDTH: f'stage {what.where} has {what.channels} channels now',
+            growth.BRANCH: f'block {what.where} has a branch more',
+        }[what.kind],
+        params_before,
+        event['params_after'],
+        event['max_abs_logit_change'],
+        event['stall_seconds'],
+    )
+    return event
