@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
     'batch_size': _integers(1),
     'chunk_steps': _integers(1),
     'init_from': _optional(_TEXT),
+    'network': _optional(_TEXT),
     'data.name': _TEXT,
     'data.dir': _optional(_TEXT),
     'data.train_split': _TEXT,
@@ -221,6 +222,14 @@ def _contradictions(config, devices):
             "compares scores, which needs 'score'"
         )
     phases = ('warmup', 'search', 'growth', 'optimize')
+    if config['network'] is not None:
+        if config['init_from'] is not None:
+            wrong.append('network, init_from: set one of them; each says where a run begins')
+        if any(config[phase]['epochs'] for phase in phases[:3]):
+            wrong.append(
+                f'network={config["network"]!r}: a derived network can only be optimized; set the '
+                'epochs of warmup, search and growth to 0, as configs/scratch.py does'
+            )
     if not any(config[phase]['epochs'] for phase in phases):
         wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')
     return wrong

@@ -1,8 +1,8 @@
 """When a run's network grows, and how that happens between two steps (spec section 6).
 
 After each evaluation of the growth phase: has accuracy come to a plateau? Then the candidates are
-scored, one is chosen, and its programs are compiled. After `growth.lead_epochs` epochs, in which
-the old network trains on, the state is grown and training goes on with the new programs. When a network
+scored, one is chosen, and its programs are compiled. `growth.lead_epochs` later, in which the old
+network trains on, the state is grown, and training goes on with the new programs. When a network
 grows depends on steps and accuracies only, never on how long something took.
 """
 

@@ -5,7 +5,7 @@ import logging
 
 import jax
 
-from asose_jax import batches, growing, report, session, state, steps
+from asose_jax import batches, cost, genotype, growing, report, session, state, steps
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from asose_jax.session import Current, Setup
@@ -102,7 +102,14 @@ def _figures(setup, step, metrics):
 def _evaluate(setup, current, span, figures):
     """One line of metrics. Warns of a collapse; the sums of training start again."""
     loss, valid_accuracy = session.accuracy(setup, current, setup.data.valid)
-    arch = jax.device_get(current.state.arch)
+    arch, totals = jax.device_get((current.state.arch, current.state.totals))
+    current.told['train_flops'] += cost.training_flops(
+        current.spec,
+        span.phase,
+        genotype.probabilities(current.spec, arch),
+        int(totals.images),
+        int(totals.arch_steps) * setup.config.batch_size,
+    )
     analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'])
     current.told['genotype'] = analysis['genotype']
     row = current.row
@@ -127,6 +134,7 @@ def _evaluate(setup, current, span, figures):
         'valid/accuracy': valid_accuracy,
         **analysis,
         'params': session.count_parameters(current),
+        'train_flops': current.told['train_flops'],
     }
 
 

@@ -20,6 +20,7 @@ import rich.console
 
 from asose_jax import (
     checkpoint,
+    cost,
     data,
     genotype,
     loop,
@@ -229,6 +230,9 @@ def _finish(setup, current):
         'test_accuracy': test_accuracy,
         'valid_accuracy': valid_accuracy,
         'params': session.count_parameters(current),
+        'flops_per_image': cost.forward_flops(current.spec),
+        'train_flops': current.told['train_flops'],
+        'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
         'genotype': chosen.to_json(),
         'seed': setup.config.seed,
         'versions': {

@@ -120,6 +120,7 @@ class Current:
 _NOTHING_TOLD = {
     'phases': [],
     'genotype': None,  # of the evaluation before
+    'train_flops': 0.0,  # of the run so far, see cost.py
     'growth': [],  # the growths that took place
     'growing': {'best': None, 'waited': 0, 'turn': 0, 'pending': None},  # see growing.py
 }

@@ -1,6 +1,8 @@
 """Where a run begins: at step 0, from what another run has learned, or where it was stopped."""
 
+import json
 import logging
+import pathlib
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -19,15 +21,18 @@ def begin(setup: Setup) -> Current:
     c = setup.config
     if c.init_from is not None:
         return _begin_from(setup, c.init_from)
-    spec = genotype.chain_spec(
-        setup.data.image_shape,
-        len(setup.data.class_names),
-        channels=c.model.channels,
-        depth=c.model.depth,
-        reductions=tuple(c.model.reductions),
-        max_channels=c.model.max_channels,
-        primitives=tuple(c.model.primitives),
-    )
+    if c.network is not None:
+        spec = _read_network(setup, c.network)
+    else:
+        spec = genotype.chain_spec(
+            setup.data.image_shape,
+            len(setup.data.class_names),
+            channels=c.model.channels,
+            depth=c.model.depth,
+            reductions=tuple(c.model.reductions),
+            max_channels=c.model.max_channels,
+            primitives=tuple(c.model.primitives),
+        )
     start = state.init_state(setup.model(spec), setup.tx, setup.key(INIT))
     checkpoint.require_room(setup.workdir, start)
     log_network(setup, spec)
@@ -43,13 +48,7 @@ def _begin_from(setup, source):
             raise UserError(f'init_from={source!r}: no finished checkpoint in {directory}')
         meta = checkpoints.describe(step)
         spec = genotype.NetSpec.from_json(meta['spec'])
-        ours = (setup.data.image_shape, len(setup.data.class_names))
-        if (spec.image_shape, spec.num_classes) != ours:
-            raise UserError(
-                f'init_from={source!r} was trained on images {spec.image_shape} of '
-                f'{spec.num_classes} classes, data.name={setup.config.data.name!r} has '
-                f'{ours[0]} of {ours[1]}.'
-            )
+        _require_same_images(setup, spec, f'init_from={source!r} was trained on')
         if spec.is_derived() and setup.plan.spans[0].phase is not Phase.OPTIMIZE:
             raise UserError(
                 f'init_from={source!r} holds a derived network, which can only be optimized '
@@ -61,6 +60,31 @@ def _begin_from(setup, source):
     log_network(setup, spec)
     logger.info('starting from %s, end of step %d (%s)', directory, step, meta['phase'])
     return Current(spec, steps.replicated(start), Phase(meta['phase']))
+
+
+def _read_network(setup, path):
+    """The description in a genotype.json, or in that of a workdir."""
+    given = pathlib.Path(path).expanduser()
+    file = given / 'genotype.json' if given.is_dir() else given
+    try:
+        content = json.loads(file.read_text(encoding='utf-8'))
+        spec = genotype.NetSpec.from_json(content['network'])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'network={path!r}: {file} cannot be read as a network ({type(error).__name__}: '
+            f'{error}). Name a genotype.json, or the workdir of a finished run.'
+        ) from error
+    _require_same_images(setup, spec, f'network={path!r} is for')
+    return spec
+
+
+def _require_same_images(setup, spec, whose):
+    ours = (setup.data.image_shape, len(setup.data.class_names))
+    if (spec.image_shape, spec.num_classes) != ours:
+        raise UserError(
+            f'{whose} images {spec.image_shape} of {spec.num_classes} classes, '
+            f'data.name={setup.config.data.name!r} has {ours[0]} of {ours[1]}.'
+        )
 
 
 def resume(setup: Setup) -> Current:

@@ -23,6 +23,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.batch_size = 128  # over all devices; a multiple of their number
     config.chunk_steps = 20  # steps per compiled call, at most
     config.init_from = config_dict.placeholder(str)  # workdir (or .../checkpoints/STEP)
+    config.network = config_dict.placeholder(str)  # genotype.json to train from scratch
 
     config.data = data = ml_collections.ConfigDict()
     data.name = 'cifar10'  # 'digits' or any image classification set of TFDS

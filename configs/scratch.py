@@ -1,0 +1,38 @@
+"""The control: what a run has found, trained from scratch with as much compute as the run took.
+
+    python main.py --config=configs/scratch.py:WORKDIR --workdir=DIR
+
+WORKDIR is that of a finished run. Only the phases differ: the network that it ended with starts from
+fresh weights and is optimized for as many epochs as the whole run, with warmup, search and growth,
+would have paid for (in floating-point operations, see asose_jax/cost.py).
+"""
+
+import json
+import pathlib
+
+import ml_collections
+
+from configs import search
+
+_TRAINING = 3  # forward, and the gradients of inputs and of weights
+
+
+def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
+    """The config of the run in `workdir`, with its network and nothing but optimize."""
+    if workdir is None:
+        raise ValueError('name the workdir of a finished run: --config=configs/scratch.py:WORKDIR')
+    run = pathlib.Path(workdir).expanduser()
+    if not (run / 'summary.json').is_file():
+        raise ValueError(f'{workdir} does not hold a finished run: there is no summary.json in it')
+    fields = json.loads((run / 'config.json').read_text(encoding='utf-8'))
+    summary = json.loads((run / 'summary.json').read_text(encoding='utf-8'))
+    config = search.get_config()
+    config.update_from_flattened_dict(
+        {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    )
+    epoch = _TRAINING * summary['flops_per_image'] * summary['images']['train']
+    config.init_from = None
+    config.network = workdir
+    config.warmup.epochs = config.search.epochs = config.growth.epochs = 0
+    config.optimize.epochs = max(1, round(summary['train_flops'] / epoch))
+    return config

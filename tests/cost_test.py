@@ -1,0 +1,56 @@
+"""FLOPs agree with what one counts by hand."""
+
+import numpy as np
+import pytest
+
+from asose_jax import cost, genotype
+from asose_jax.phases import Phase
+
+NAMES = ('none', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
+
+
+def _chain(names, channels=16):
+    return genotype.chain_spec(
+        (8, 8, 3),
+        10,
+        channels=channels,
+        depth=2,
+        reductions=(1,),
+        max_channels=32,
+        primitives=names,
+    )
+
+
+def test_convolutions_count_two_for_each_multiply_add():
+    pixels = {'sep_conv_3x3': 2 * (9 * 16 + 16 * 16), 'conv_7x1_1x7': 2 * 7 * 16 * 16}
+    for name, per_pixel in pixels.items():
+        counted = cost._operation(name, (8, 8, 16))
+        # Borders save a little, ReLU and BatchNorm add a little.
+        assert counted == pytest.approx(2 * 64 * per_pixel, rel=0.25)
+
+
+def test_rows_weigh_the_candidates():
+    spec = _chain(NAMES)
+    one_hot = [np.eye(4)[2], np.eye(4)[1]]
+    derived = genotype.derive(spec, genotype.Genotype((('sep_conv_3x3',), ('skip_connect',))))
+    assert cost.forward_flops(spec, one_hot) == cost.forward_flops(derived)
+    everything = cost.forward_flops(spec, [np.ones(4)] * 2)
+    mean = cost.forward_flops(spec, [np.full(4, 0.25)] * 2)
+    nothing = cost.forward_flops(spec, [np.zeros(4)] * 2)
+    assert mean == pytest.approx(nothing + (everything - nothing) / 4)
+    assert 0 < nothing < mean < everything
+
+
+def test_wider_and_deeper_costs_more():
+    small, wide = _chain(('sep_conv_3x3',)), _chain(('sep_conv_3x3',), channels=24)
+    assert cost.forward_flops(wide) > 1.5 * cost.forward_flops(small)
+
+
+def test_training_counts_each_kind_of_step():
+    spec = _chain(NAMES)
+    rows = [np.full(4, 0.25)] * 2
+    drawn, everything = cost.forward_flops(spec, rows), cost.forward_flops(spec, [np.ones(4)] * 2)
+    told = cost.training_flops(spec, Phase.SEARCH, rows, 20, 10)
+    assert told == pytest.approx(20 * 3 * drawn + 10 * (everything + drawn))
+    skip = cost.forward_flops(spec, [np.eye(4)[1]] * 2)
+    assert cost.training_flops(spec, Phase.WARMUP, rows, 20, 0) == pytest.approx(60 * skip)

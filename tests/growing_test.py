@@ -1,0 +1,193 @@
+"""When a network grows: at plateaus, between steps, and the same way after any stop."""
+
+import json
+import logging
+
+import chex
+import pytest
+from search_test import Killed, final_state, lines_of, stop_after, summary_of, tiny
+
+from asose_jax import batches, genotype, growing, growth, search, state, steps
+from asose_jax.phases import Phase
+
+# Growth is decided after epochs 2 and 4, and takes place one epoch later, at steps 34 and 46.
+FIELDS = {
+    'model.primitives': ('skip_connect', 'sep_conv_3x3'),
+    'growth.epochs': 6,
+    'growth.kinds': ('depth', 'width'),
+    'growth.threshold': 1.0,  # nothing counts as better
+    'growth.patience': 1,
+    'growth.last_epochs': 1,
+    'growth.lead_epochs': 1,
+    'growth.score_batches': 1,
+}
+
+
+def growing_config(**changes):
+    return tiny(**{**FIELDS, **changes})
+
+
+@pytest.fixture(scope='module')
+def grown(tmp_path_factory):
+    """A run that grew in depth and in width, and was never stopped; and what it compiled."""
+    compiled, original = [], steps.compile_train
+    workdir = tmp_path_factory.mktemp('grown') / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            steps,
+            'compile_train',
+            lambda *a: (compiled.append((a[0].model.spec, a[1])), original(*a))[1],
+        )
+        summary = search.run(growing_config(), workdir)
+    return workdir, summary, compiled
+
+
+@pytest.mark.parametrize(
+    ('accuracies', 'growths'),
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], []),
+        ([0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5], [3, 6]),
+        ([0.5, 0.51, 0.515, 0.519], [3]),  # less than two points better is not better
+        ([0.5, 0.51, 0.53, 0.53, 0.54, 0.55], [5]),  # small steps add up
+        ([0.5, 0.4, 0.4, 0.4, 0.53, 0.5], [3]),
+    ],
+)
+def test_accuracy_that_is_not_better_for_patience_evaluations_is_a_plateau(accuracies, growths):
+    best, waited, told = None, 0, []
+    for number, accuracy in enumerate(accuracies):
+        best, waited, reached = growing.plateau(best, waited, accuracy, 0.02, 3)
+        if reached:
+            told.append(number)
+    assert told == growths
+
+
+def test_run_grows_in_turn_and_tells_it_in_metrics_and_summary(grown):
+    workdir, summary, _ = grown
+    events = summary['growth']
+    assert [(event['step'], event['kind']) for event in events] == [(34, 'depth'), (46, 'width')]
+    for event in events:
+        assert event['max_abs_logit_change'] <= 1e-5
+        assert event['valid_accuracy_after'] == event['valid_accuracy_before']
+        assert event['params_after'] > event['params_before']
+        assert event['stall_seconds'] > 0
+        assert event['score'] > 0
+    assert events[1]['params_before'] == events[0]['params_after']
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    assert [e for line in lines for e in line['growth']] == events
+    params = {line['step']: line['params'] for line in lines}
+    assert params[34] == events[0]['params_before']
+    assert params[40] == events[0]['params_after']
+    network = json.loads((workdir / 'genotype.json').read_text())['network']
+    spec = genotype.NetSpec.from_json(network)
+    assert len(spec.blocks) == 3
+    assert sum(growth.stage_channels(spec)) > 12
+
+
+def test_each_grown_network_is_compiled_once(grown):
+    _, _, compiled = grown
+    assert [phase for _, phase in compiled] == [
+        Phase.WARMUP,
+        Phase.SEARCH,
+        Phase.GROWTH,
+        Phase.GROWTH,
+        Phase.OPTIMIZE,
+    ]
+    assert len({spec for spec, _ in compiled}) == 4
+
+
+def _killed_before_saving(monkeypatch, step):
+    """Ends the run between the growth at `step` and its checkpoint."""
+    original = growing.consider
+
+    def consider(setup, current, span, at, *rest):
+        events = original(setup, current, span, at, *rest)
+        if at == step:
+            assert events
+            raise Killed
+        return events
+
+    monkeypatch.setattr(growing, 'consider', consider)
+
+
+@pytest.mark.parametrize(
+    ('stop', 'step'),
+    [
+        pytest.param(stop_after, 28, id='decided'),
+        pytest.param(stop_after, 31, id='decided-and-trained-on', marks=pytest.mark.slow),
+        pytest.param(_killed_before_saving, 34, id='between-growth-and-checkpoint'),
+        pytest.param(stop_after, 34, id='grown', marks=pytest.mark.slow),
+        pytest.param(stop_after, 47, id='grown-twice-and-one-step'),
+    ],
+)
+def test_growing_run_stopped_and_resumed_ends_bit_for_bit_as_the_whole_one(
+    grown, tmp_path, monkeypatch, stop, step
+):
+    config = growing_config(**{'checkpoint.every_steps': 1})
+    with monkeypatch.context() as patch:
+        stop(patch, step)
+        with pytest.raises(Killed):
+            search.run(config, tmp_path)
+    batches._shuffled.cache_clear()  # as in a new process
+    search.run(config, tmp_path)
+    assert lines_of(tmp_path) == lines_of(grown[0])
+    assert summary_of(tmp_path) == summary_of(grown[0])
+    ours, theirs = final_state(tmp_path, config), final_state(grown[0], growing_config())
+    assert ours[:2] == theirs[:2]
+    chex.assert_trees_all_equal(ours[2], theirs[2])
+
+
+def test_optimizer_counts_and_totals_go_on_through_growth(grown):
+    """57 + 4 steps, no matter through how many networks."""
+    config = growing_config()
+    step, _, final = final_state(grown[0], config)
+    plan = search.make_plan(config, 287)
+    assert step == int(final.step) == plan.steps
+    counts = {int(leaf) for leaf in _counts(final.opt_state)}
+    assert counts == {plan.weight_updates(step), plan.alpha_updates(step), step}
+
+
+def _counts(tree):
+    return [leaf for leaf in state.jax.tree.leaves(tree) if leaf.dtype == 'int32']
+
+
+@pytest.mark.parametrize(
+    ('changes', 'told'),
+    [
+        ({'growth.kinds': ()}, None),
+        ({'growth.last_epochs': 5}, None),
+        (
+            {'growth.max_depth': 2, 'growth.max_channels': 7},
+            'would make 3, over growth.max_depth=2',
+        ),
+    ],
+    ids=['no-kinds', 'last-epochs', 'limits'],
+)
+def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, told):
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        summary = search.run(growing_config(**{'optimize.epochs': 0, **changes}), tmp_path)
+    assert summary['growth'] == []
+    refusals = [r.getMessage() for r in caplog.records if 'not possible' in r.getMessage()]
+    if told is None:
+        assert not refusals
+    else:
+        assert any(told in line for line in refusals)
+        assert any('over growth.max_channels=7' in line for line in refusals)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('changes', 'kinds'),
+    [
+        ({'growth.kinds': ('branch',), 'growth.where': 'random'}, ['branch', 'branch']),
+        ({'growth.where': 'last', 'growth.lead_epochs': 0}, ['depth', 'width', 'depth', 'width']),
+        ({'growth.kinds': ('auto',)}, None),
+    ],
+    ids=['branch-random', 'last-at-once', 'auto'],
+)
+def test_other_ways_to_grow_run_through(tmp_path, changes, kinds):
+    summary = search.run(growing_config(**changes), tmp_path)
+    assert len(summary['growth']) >= 2
+    if kinds is not None:
+        assert [event['kind'] for event in summary['growth']] == kinds
+    assert all(event['max_abs_logit_change'] <= 1e-5 for event in summary['growth'])
+    assert summary['test_accuracy'] > 0.05
