@@ -143,7 +143,8 @@ def scored(
 
     The network is the one that alpha makes most likely. The gradient of a gate that is 0 is
     <dL/dy, f(x)>, with y what the block adds to, and f the new operation with the weights of its
-    start; the score is its root mean square over the candidate operations that have weights.
+    start; the score is its root mean square over those candidate operations that have
+    weights, if any has.
 
     Args:
       found: see `possible`.
@@ -161,9 +162,8 @@ def scored(
         'batch_stats': state.prune(current.batch_stats, spec, chosen),
     }
     derived = genotype.derive(spec, chosen)
-    names = tuple(n for n in _names_to_search(spec) if n not in ops.PARAMETER_FREE)
     places = [c.growth for c in found if c.growth.kind != WIDTH]
-    gates = {place: np.zeros(len(names), np.float32) for place in places}
+    gates = dict.fromkeys(places, 0.0)
     gradient = None
     for images, labels in batches:
         change, taps, streams, inputs = _backward(derived, variables, images, labels)
@@ -173,7 +173,8 @@ def scored(
                 x, g = streams[place.where], taps[place.where]
             else:
                 x, g = inputs[place.where], taps[place.where + 1]
-            gates[place] += np.asarray(_gate_gradients(names, x, g, key))
+            names = tuple(n for n in place.candidates if n not in ops.PARAMETER_FREE)
+            gates[place] += np.asarray(_gate_gradients(names or place.candidates, x, g, key))
 
     def score(candidate):
         step = candidate.growth

@@ -157,7 +157,9 @@ def _choose(setup, current, kind, found, held, step):
             growth.BRANCH: len(current.spec.blocks) - 1,
         }[kind]
         return next((each for each in found if each.growth.where == last), None)
-    scored = candidates.scored(found, current.spec, held, _score_batches(setup, current), key)
+    scored = candidates.scored(
+        found, current.spec, held, score_batches(setup, len(current.told['growth'])), key
+    )
     for each in scored:
         logger.info(
             'growth candidate: %s at %d, score %.2e, %d parameters',
@@ -171,11 +173,12 @@ def _choose(setup, current, kind, found, held, step):
     return max(scored, key=lambda each: each.score)
 
 
-def _score_batches(setup, current):
+def score_batches(setup: Setup, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Validation images, normalised, and labels for the scores of growth `number` of a run."""
     c, n = setup.config, setup.config.growth.score_batches
-    first, result = len(current.told['growth']) * n, []
-    for number in range(first, first + n):
-        chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, number, c.batch_size)
+    result = []
+    for each in range(number * n, (number + 1) * n):
+        chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, each, c.batch_size)
         images, labels = setup.data.images.read(chosen)
         result.append(((images - setup.data.mean) / setup.data.std, labels))
     return result

@@ -4,10 +4,11 @@ import itertools
 import logging
 
 import jax
+import numpy as np
 
 from asose_jax import batches, cost, genotype, growing, report, session, state, steps
 from asose_jax.errors import UserError
-from asose_jax.phases import Phase
+from asose_jax.phases import Phase, Span
 from asose_jax.session import Current, Setup
 
 logger = logging.getLogger('asose_jax')
@@ -25,7 +26,7 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
     span = setup.plan.span_at(current.step)
     step, slots, every = current.step, setup.slots(), setup.config.checkpoint.every_steps
     stream = batches.stream(
-        setup.data.images, lambda s: _indices_at(setup, span, s), step, span.stop
+        setup.data.images, lambda s: indices_at(setup, span, s), step, span.stop
     )
 
     def next_chunk(first):
@@ -63,7 +64,7 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
                 progress.resume()
 
 
-def _indices_at(setup, span, step):
+def indices_at(setup: Setup, span: Span, step: int) -> np.ndarray:
     """Which images `step` sees: of `valid` when alpha learns there, of `train` otherwise."""
     c, plan = setup.config, setup.plan
     if c.search.arch_data == 'train':

@@ -61,7 +61,7 @@ def run(
     workdir = pathlib.Path(workdir).expanduser()
     flat = rules.flatten(config)
     _require_same_config(flat, workdir)
-    images = _load_data(config)
+    images = load_data(config)
     plan = make_plan(config, len(images.train))
 
     workdir.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,8 @@ def _require_same_config(flat, workdir):
         )
 
 
-def _load_data(config):
+def load_data(config: ml_collections.ConfigDict) -> data.Data:
+    """The data set that `config` names; what it holds goes to the log."""
     d = config.data
     images = data.load(
         d.name,

@@ -20,7 +20,7 @@ def begin(setup: Setup) -> Current:
     """Step 0: fresh, or with what another run has learned."""
     c = setup.config
     if c.init_from is not None:
-        return _begin_from(setup, c.init_from)
+        return begin_from(setup, c.init_from)
     if c.network is not None:
         spec = _read_network(setup, c.network)
     else:
@@ -39,7 +39,7 @@ def begin(setup: Setup) -> Current:
     return Current(spec, steps.replicated(start), None)
 
 
-def _begin_from(setup, source):
+def begin_from(setup: Setup, source: str) -> Current:
     """Weights, alpha, BN statistics and moments of another run; steps and schedules from 0."""
     directory, step = checkpoint.locate(source)
     with checkpoint.Checkpoints(directory) as checkpoints:

@@ -129,9 +129,23 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         data.crop_padding = 1
         data.flip = False  # a mirrored digit is another sign, or none
         model.channels = 16
-        model.depth = 4
+        model.depth = 3  # and then it grows
+        model.reductions = (1, 2)
+        model.primitives = (  # larger kernels would see more border than image
+            'none',
+            'avg_pool_3x3',
+            'max_pool_3x3',
+            'skip_connect',
+            'sep_conv_3x3',
+            'dil_conv_3x3',
+            'conv_7x1_1x7',
+        )
         warmup.epochs = 5
         search.epochs = 30
-        growth.epochs = 5
+        growth.epochs = 8
+        growth.threshold = 1.0  # nothing is that much better: it grows after epochs 2 and 3
+        growth.patience = 1
+        growth.last_epochs = 5
+        growth.lead_epochs = 0  # an epoch takes less than a second
         optimize.epochs = 20
     return config

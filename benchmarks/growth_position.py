@@ -1,0 +1,116 @@
+"""Does the score find the place where a new block helps most?
+
+    python -m benchmarks.growth_position RUN/checkpoints/STEP [another ...] [--epochs=2]
+
+Each argument is a checkpoint from the end of a search. Its network is derived; then a block of
+sep_conv_3x3 is inserted at every position in turn, and each of the grown networks is trained for a
+few epochs on the same images. Printed: the score of each position, what training made of it, and
+how the position with the best score compares with the mean over positions, which is what a random
+choice gets.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+
+import jax
+import numpy as np
+
+from asose_jax import (
+    batches,
+    candidates,
+    genotype,
+    growing,
+    growth,
+    loop,
+    search,
+    session,
+    start,
+    steps,
+)
+from asose_jax import state as states
+from asose_jax.growth import Growth
+from asose_jax.phases import Phase
+from configs.search import get_config
+
+NEW = ('sep_conv_3x3',)
+
+
+def _config(run: pathlib.Path, epochs: int):
+    fields = json.loads((run / 'config.json').read_text(encoding='utf-8'))
+    config = get_config()
+    config.update_from_flattened_dict(
+        {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    )
+    config.init_from = None
+    for phase in Phase:
+        config[phase].epochs = 0
+    config.search.epochs, config.optimize.epochs = 1, epochs  # the search is not run, only named
+    return config
+
+
+def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float, float]]:
+    """(score, validation loss, validation accuracy) of every position."""
+    config = _config(checkpoint.parent.parent, epochs)
+    images = search.load_data(config)
+    plan = search.make_plan(config, len(images.train))
+    tx = search.make_optimizer(config, plan)
+    shared = steps.shared_arrays(images, session.key_for(config.seed, session.STEPS))
+    setup = session.Setup(config, checkpoint, None, images, plan, tx, shared, None)
+    found = start.begin_from(setup, str(checkpoint))
+    spec, held = found.spec, jax.device_get(found.state)
+    chosen = genotype.most_likely(spec, held.arch)
+    held = states.derive_state(held, spec, chosen, tx)
+    spec = genotype.derive(spec, chosen)
+    key = setup.key(session.GROWTH)
+    places = [
+        candidates.Candidate(Growth('depth', place, candidates=NEW), 1)
+        for place in range(len(spec.blocks) + 1)
+    ]
+    scored = candidates.scored(places, spec, held, growing.score_batches(setup, 0), key)
+    span = plan.spans[-1]
+    held = held.replace(step=np.int32(span.start))
+    result = []
+    for each in scored:
+        grown_spec, grown = growth.grow(
+            spec,
+            held,
+            each.growth,
+            fresh=lambda wanted: states.init_state(setup.model(wanted), tx, key),
+            key=key,
+        )
+        current = session.Current(grown_spec, steps.replicated(grown), Phase.OPTIMIZE)
+        current.told['phases'].append({'compile_seconds': 0.0})
+        stream = batches.stream(
+            images.images, lambda s: loop.indices_at(setup, span, s), span.start, span.stop
+        )
+        while taken := list(itertools.islice(stream, setup.slots())):
+            batch = batches.chunk(taken, setup.slots(), jax.device_count())
+            session.compile_programs(setup, current, Phase.OPTIMIZE, batch)
+            current.state, _ = current.programs.train.call(current.state, batch, shared)
+        loss, accuracy = session.accuracy(setup, current, images.valid)
+        result.append((each.score, loss, accuracy))
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument('checkpoints', nargs='+', type=pathlib.Path)
+    parser.add_argument('--epochs', type=int, default=2)
+    arguments = parser.parse_args()
+    gains = []
+    for checkpoint in arguments.checkpoints:
+        rows = positions(checkpoint, arguments.epochs)
+        print(checkpoint)
+        for place, (score, loss, accuracy) in enumerate(rows):
+            print(f'  block at {place}: score {score:.2e}, loss {loss:.4f}, {accuracy:.2%}')
+        losses = [loss for _, loss, _ in rows]
+        best = losses[int(np.argmax([score for score, _, _ in rows]))]
+        gains.append(np.mean(losses) - best)
+        print(f'  loss of the scored position: {best:.4f}, of a random one: {np.mean(losses):.4f}')
+    print(f'mean advantage over {len(gains)} networks: {np.mean(gains):+.4f}', flush=True)
+
+
+if __name__ == '__main__':
+    main()
