@@ -141,6 +141,7 @@ RULES: dict[str, Rule] = {
     'growth.patience': _integers(1),
     'growth.last_epochs': _integers(1),
     'growth.lead_epochs': _integers(0),
+    'growth.skip_bias': _FINITE,
     'growth.score_batches': _integers(1),
     'growth.width_factor': Rule(
         'a finite number above 1', lambda v: _number(v) and 1 < v < float('inf')

@@ -50,12 +50,13 @@ class Setup:
         """The run's key for one of its uses."""
         return key_for(self.config.seed, use)
 
-    def model(self, spec: genotype.NetSpec) -> SuperNet:
+    def model(self, spec: genotype.NetSpec, skip_bias: float | None = None) -> SuperNet:
+        """The network; `skip_bias`, if given, is where alpha of `skip_connect` starts."""
         c = self.config
         settings = SearchSettings(
             init_std=c.arch.init_std,
             none_bias=c.arch.none_bias,
-            skip_bias=c.arch.skip_bias,
+            skip_bias=c.arch.skip_bias if skip_bias is None else skip_bias,
             hard=c.search.hard,
             noise=c.search.noise,
             thresholds=gumbel.Thresholds(*c.search.thresholds),

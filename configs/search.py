@@ -102,6 +102,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     growth.patience = 5  # ... and after so many evaluations without better ones, the network grows
     growth.last_epochs = 5  # of the phase, for which a grown network must be left to train
     growth.lead_epochs = 1  # the old network trains on while the compiler is at the new one
+    growth.skip_bias = -2.0  # alpha of skip_connect in a new mixed operation
     growth.score_batches = 4  # of validation images, for the scores
     growth.width_factor = 1.5  # channels of a wider stage, rounded to a multiple of 8
     growth.max_depth = 12  # blocks

@@ -65,6 +65,7 @@ BAD = {
     'growth.patience': [0],
     'growth.last_epochs': [0],
     'growth.lead_epochs': [-1],
+    'growth.skip_bias': [float('nan')],
     'growth.score_batches': [0],
     'growth.width_factor': [1.0],
     'growth.max_depth': [0],
@@ -128,10 +129,16 @@ def test_missing_field_is_named():
     ('fields', 'message'),
     [
         ({'batch_size': 60}, r'batch_size=60: must be divisible by the 8 devices; try 64'),
-        ({'model.reductions': (1, 4)}, r'model.depth=4 the blocks are 0..3'),
+        ({'model.reductions': (1, 4)}, r'model.depth=3 the blocks are 0..2'),
         ({'search.tau_floor': 0.9}, r'search.tau_floor=0.9: must not exceed search.tau_start=0.8'),
         ({'weights.lr_end': 1.0}, r'weights.lr_end=1.0: must not exceed weights.lr'),
         ({'arch.lr': 0.1, 'arch.lr_end': 1.0}, r'arch.lr_end=1.0: must not exceed arch.lr'),
+        (
+            {'growth.kinds': ('auto',), 'growth.where': 'last'},
+            r"growth.where='last': growth.kinds=\('auto',\) compares scores",
+        ),
+        ({'network': 'a', 'init_from': 'b'}, r'network, init_from: set one of them'),
+        ({'network': 'a'}, r"network='a': a derived network can only be optimized"),
         (
             {f'{p}.epochs': 0 for p in ('warmup', 'search', 'growth', 'optimize')},
             r'at least one needs epochs above 0',
@@ -145,7 +152,7 @@ def test_contradictions_are_named(fields, message):
 
 def test_differences_name_the_fields():
     ours, theirs = (rules.flatten(search.get_config(p)) for p in ('digits', 'cifar10'))
-    theirs = {**theirs, 'model.reductions': [1, 3]}  # as JSON has it
+    theirs = {**theirs, 'model.reductions': list(ours['model.reductions'])}  # as JSON has it
     told = rules.differences(ours, theirs)
     assert "data.name: 'cifar10' -> 'digits'" in told
     assert not any('reductions' in line for line in told)

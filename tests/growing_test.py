@@ -8,7 +8,9 @@ import pytest
 from search_test import Killed, final_state, lines_of, stop_after, summary_of, tiny
 
 from asose_jax import batches, genotype, growing, growth, search, state, steps
+from asose_jax.errors import UserError
 from asose_jax.phases import Phase
+from configs import scratch
 
 # Growth is decided after epochs 2 and 4, and takes place one epoch later, at steps 34 and 46.
 FIELDS = {
@@ -80,6 +82,7 @@ def test_run_grows_in_turn_and_tells_it_in_metrics_and_summary(grown):
     network = json.loads((workdir / 'genotype.json').read_text())['network']
     spec = genotype.NetSpec.from_json(network)
     assert len(spec.blocks) == 3
+    assert summary['train_flops'] == lines[-1]['train_flops'] > lines[-2]['train_flops'] > 0
     assert sum(growth.stage_channels(spec)) > 12
 
 
@@ -112,7 +115,7 @@ def _killed_before_saving(monkeypatch, step):
 @pytest.mark.parametrize(
     ('stop', 'step'),
     [
-        pytest.param(stop_after, 28, id='decided'),
+        pytest.param(stop_after, 28, id='decided', marks=pytest.mark.slow),
         pytest.param(stop_after, 31, id='decided-and-trained-on', marks=pytest.mark.slow),
         pytest.param(_killed_before_saving, 34, id='between-growth-and-checkpoint'),
         pytest.param(stop_after, 34, id='grown', marks=pytest.mark.slow),
@@ -153,14 +156,14 @@ def _counts(tree):
 @pytest.mark.parametrize(
     ('changes', 'told'),
     [
-        ({'growth.kinds': ()}, None),
-        ({'growth.last_epochs': 5}, None),
-        (
+        pytest.param({'growth.kinds': ()}, None, id='no-kinds', marks=pytest.mark.slow),
+        pytest.param({'growth.last_epochs': 5}, None, id='last-epochs', marks=pytest.mark.slow),
+        pytest.param(
             {'growth.max_depth': 2, 'growth.max_channels': 7},
             'would make 3, over growth.max_depth=2',
+            id='limits',
         ),
     ],
-    ids=['no-kinds', 'last-epochs', 'limits'],
 )
 def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
@@ -172,6 +175,29 @@ def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, to
     else:
         assert any(told in line for line in refusals)
         assert any('over growth.max_channels=7' in line for line in refusals)
+
+
+def test_control_trains_the_same_network_for_as_many_flops(grown, tmp_path):
+    workdir, summary, _ = grown
+    config = scratch.get_config(str(workdir))
+    assert config.growth.epochs == config.search.epochs == config.warmup.epochs == 0
+    epoch = 3 * summary['flops_per_image'] * summary['images']['train']
+    assert abs(config.optimize.epochs * epoch - summary['train_flops']) <= epoch / 2
+    control = search.run(config, tmp_path / 'run')
+    assert control['genotype'] == summary['genotype']
+    assert control['params'] == summary['params']
+    assert control['flops_per_image'] == summary['flops_per_image']
+    assert control['train_flops'] == pytest.approx(summary['train_flops'], abs=epoch / 2)
+
+
+def test_control_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match='does not hold a finished run'):
+        scratch.get_config(str(tmp_path))
+    config = growing_config(**{'network': str(tmp_path)})
+    for phase in ('warmup', 'search', 'growth'):
+        config[phase].epochs = 0
+    with pytest.raises(UserError, match=r'genotype.json cannot be read as a network'):
+        search.run(config, tmp_path / 'run')
 
 
 @pytest.mark.slow

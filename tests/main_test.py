@@ -66,11 +66,12 @@ def test_digits_are_searched_to_95_percent_by_the_command_of_the_readme(root, tm
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert summary['test_accuracy'] >= 0.95
-    assert summary['genotype'] != [['skip_connect']] * 4
+    assert ['skip_connect'] * 4 != [block[0] for block in summary['genotype']]
+    assert {event['kind'] for event in summary['growth']} == {'depth', 'width'}
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     entropies = [line['arch/entropy'] for line in lines if line['phase'] == 'search']
     assert entropies[-1] < entropies[0] - 0.3
-    for part in ('compiled search', 'warmup 1/5', 'optimize 20/20', 'test accuracy'):
+    for part in ('compiled search', 'warmup 1/5', 'growth: a new block', 'optimize 20/20'):
         assert part in done.stderr
 
 
