@@ -24,6 +24,7 @@ from asose_jax.session import Current, Setup
 logger = logging.getLogger('asose_jax')
 
 _SCORES = 2  # the stream of validation batches for scores; `loop` has the streams before
+_SCORE_IMAGES = 128  # in one of them, at most: scores are computed on one device
 
 
 def plateau(
@@ -178,9 +179,10 @@ def _choose(setup, current, kind, found, held, step):
 def score_batches(setup: Setup, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Validation images, normalised, and labels for the scores of growth `number` of a run."""
     c, n = setup.config, setup.config.growth.score_batches
+    size = min(c.batch_size, _SCORE_IMAGES)
     result = []
     for each in range(number * n, (number + 1) * n):
-        chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, each, c.batch_size)
+        chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, each, size)
         images, labels = setup.data.images.read(chosen)
         result.append(((images - setup.data.mean) / setup.data.std, labels))
     return result

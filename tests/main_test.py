@@ -66,7 +66,7 @@ def test_digits_are_searched_to_95_percent_by_the_command_of_the_readme(root, tm
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / 'summary.json').read_text())
     assert summary['test_accuracy'] >= 0.95
-    assert ['skip_connect'] * 4 != [block[0] for block in summary['genotype']]
+    assert [block[0] for block in summary['genotype']] != ['skip_connect'] * 4
     assert {event['kind'] for event in summary['growth']} == {'depth', 'width'}
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     entropies = [line['arch/entropy'] for line in lines if line['phase'] == 'search']
