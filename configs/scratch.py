@@ -30,7 +30,8 @@ def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
     config.update_from_flattened_dict(
         {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     )
-    epoch = _TRAINING * summary['flops_per_image'] * summary['images']['train']
+    images = max(1, summary['images']['train'] // config.batch_size) * config.batch_size
+    epoch = _TRAINING * summary['flops_per_image'] * images
     config.init_from = None
     config.network = workdir
     config.warmup.epochs = config.search.epochs = config.growth.epochs = 0
