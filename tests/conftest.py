@@ -20,6 +20,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 TFDS = ROOT.parent / 'shared' / 'tfds'
 
 
+@pytest.fixture(autouse=True, scope='module')
+def _programs_do_not_pile_up():
+    """Each compiled program maps memory, and Linux allows a process some 65,000 maps."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def root() -> pathlib.Path:
     """The project's directory."""

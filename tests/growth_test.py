@@ -125,7 +125,12 @@ def test_width_keeps_the_logits_with_all_primitives_in_use_at_once():
     assert _change(before, after, (Mode.DENSE,), soft) <= 1e-5
 
 
-@pytest.mark.parametrize('name', NAMES)
+LARGE = ('sep_conv_5x5', 'sep_conv_7x7', 'dil_conv_5x5')  # as their small sisters, but slower
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NAMES]
+)
 def test_every_primitive_alone_grows_exactly(name):
     """On the derived network, where no draw decides what is computed."""
     spec = _chain((name,))
@@ -203,7 +208,7 @@ def test_bfloat16_keeps_the_logits_within_its_own_rounding(step):
         assert np.abs(old - new).max() <= 4 / 256 * np.abs(old).max()
 
 
-@each_growth
+@pytest.mark.parametrize('step', [STEPS[0], STEPS[4], STEPS[5]], ids=lambda s: s.kind)
 def test_grown_state_has_the_tree_of_a_fresh_one_and_the_optimizer_takes_it(step):
     spec = _chain(CHEAP)
     grown_spec, grown = _grow(spec, _trained(spec), step)
