@@ -118,18 +118,6 @@ def test_every_evaluation_writes_one_line(whole):
     assert lines[-1]['arch/entropy'] == 0
 
 
-def test_each_network_is_compiled_once_for_each_way_of_using_it(tmp_path, monkeypatch):
-    compiled = []
-    original = steps.compile_train
-    monkeypatch.setattr(
-        steps,
-        'compile_train',
-        lambda *a: (compiled.append((a[0].model.spec, a[1])), original(*a))[1],
-    )
-    search.run(tiny(), tmp_path / 'run')
-    assert [phase for _, phase in compiled] == [Phase.WARMUP, Phase.SEARCH, Phase.OPTIMIZE]
-
-
 class Killed(BaseException):
     pass
 
@@ -154,7 +142,7 @@ def stop_after(monkeypatch, step):
         pytest.param(9, id='odd-step-of-search'),
         pytest.param(16, id='search-growth', marks=pytest.mark.slow),
         pytest.param(22, id='growth-optimize'),
-        pytest.param(25, id='mid-optimize'),
+        pytest.param(25, id='mid-optimize', marks=pytest.mark.slow),
     ],
 )
 def test_stopped_and_resumed_run_ends_bit_for_bit_as_the_whole_one(
