@@ -13,7 +13,7 @@ from orbax.checkpoint import checkpoint_managers
 from asose_jax.errors import UserError
 from asose_jax.state import SearchState
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Checkpoints:

@@ -149,14 +149,42 @@ PRIMITIVES: dict[str, tuple[type[Operation], Mapping[str, Any]]] = {
 PARAMETER_FREE = frozenset({'none', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect'})
 
 
-def make(name: str, channels: int, norm: Callable[..., nn.Module]) -> Operation:
-    """The operation called `name`, as a submodule for a mixed operation.
-
-    A conditional between operations reserves the residuals of all of them in the backward pass, so
-    operations with parameters keep only their convolutions' outputs.
-    """
+def make(name: str, channels: int, norm: Callable[..., nn.Module], **options: Any) -> Operation:
+    """The operation called `name`, as a module; `options` are those of `nn.Module`."""
     module, attributes = PRIMITIVES[name]
+    return module(channels=channels, norm=norm, **attributes, **options)
+
+
+@functools.cache
+def function(
+    name: str, channels: int, norm: Callable[..., nn.Module], train: bool, remat: bool
+) -> Callable[[Any, Any, Array], tuple[Array, Any]]:
+    """The operation called `name`, as a pure function; one trace for all calls of a shape.
+
+    Its backward pass keeps the outputs of the convolutions; ReLU and BatchNorm are done again,
+    which costs less than reading them back.
+
+    Args:
+      name: from `PRIMITIVES`.
+      channels: of images, in and out.
+      norm: as in `Operation`, hashable.
+      train: whether BatchNorm uses and updates the statistics of the batch.
+      remat: whether the backward pass keeps nothing but the input.
+
+    Returns:
+      `f(params, stats, x) -> (y, stats)`, with the trees of the module's collections.
+    """
+    operation = make(name, channels, norm, parent=None)
+
+    def apply(params, stats, x):
+        variables = {'params': params, 'batch_stats': stats}
+        if not train:
+            return operation.apply(variables, x, train), stats
+        y, changed = operation.apply(variables, x, train, mutable=['batch_stats'])
+        return y, changed.get('batch_stats', stats)
+
     if name not in PARAMETER_FREE:
-        policy = jax.checkpoint_policies.save_only_these_names(_KEPT)
-        module = nn.remat(module, policy=policy, prevent_cse=False, static_argnums=(2,))
-    return module(channels=channels, norm=norm, **attributes)
+        policies = jax.checkpoint_policies
+        keep = policies.nothing_saveable if remat else policies.save_only_these_names(_KEPT)
+        apply = jax.checkpoint(apply, policy=keep, prevent_cse=False)
+    return jax.jit(apply)

@@ -103,7 +103,7 @@ def test_other_schema_is_an_error(tmp_path, monkeypatch):
     monkeypatch.undo()
     with (
         checkpoint.Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match='has schema 99; this version reads 2'),
+        pytest.raises(UserError, match=f'has schema 99; this version reads {checkpoint.SCHEMA}'),
     ):
         checkpoints.describe(7)
 

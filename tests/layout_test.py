@@ -15,6 +15,7 @@ LEVELS = {
     'config': 2,
     'data': 1,
     'batches': 1,
+    'mixed': 1,
     'model': 1,
     'optim': 1,
     'report': 1,

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from asose_jax import genotype, model, ops
+from asose_jax import genotype, gumbel, mixed, model, ops
 from asose_jax.model import Mode, SearchSettings, SuperNet
 
 SPEC = genotype.chain_spec((6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8)
@@ -104,18 +104,18 @@ def test_straight_through_gradient_agrees_with_central_differences_of_its_relaxa
     alpha_0, key = jnp.arange(5.0) / 3, jax.random.key(6)
 
     def soft(alpha):
-        return model.gumbel.gumbel_softmax(alpha, key, TAU, hard=False)
+        return gumbel.gumbel_softmax(alpha, key, TAU, hard=False)
 
-    hard = model.gumbel.gumbel_softmax(alpha_0, key, TAU)
+    hard = gumbel.gumbel_softmax(alpha_0, key, TAU)
 
     def relaxed(alpha):
         weights = hard + soft(alpha) - soft(alpha_0)
         return sum(w * (y * g).sum() for w, y in zip(weights, outputs, strict=True))
 
     def ours(alpha):
-        weights = model.gumbel.gumbel_softmax(alpha, key, TAU)
+        weights = gumbel.gumbel_softmax(alpha, key, TAU)
         drawn = outputs[int(hard.argmax())]
-        return (model.straight_through(drawn, tuple(outputs), weights) * g).sum()
+        return (mixed.straight_through(drawn, tuple(outputs), weights) * g).sum()
 
     gradient = jax.grad(ours)(alpha_0)
     np.testing.assert_allclose(ours(alpha_0), relaxed(alpha_0), rtol=1e-5)
@@ -182,9 +182,7 @@ def test_only_the_drawn_operation_updates_its_statistics():
 
 def test_soft_draws_without_small_weights_match_the_mixture_they_stand_for():
     """Thresholds that drop nothing leave the dense mixture."""
-    everything = SearchSettings(
-        hard=False, thresholds=model.gumbel.Thresholds(1.0, 1.0, 0.0, 0.0, 0.0)
-    )
+    everything = SearchSettings(hard=False, thresholds=gumbel.Thresholds(1.0, 1.0, 0.0, 0.0, 0.0))
     v, key = variables(), jax.random.key(1)
     kept = forward(v['params'], v['arch'], key, Mode.DRAW, everything)[1][0]
     dense = forward(v['params'], v['arch'], key, Mode.DENSE, everything)[1][0]

@@ -29,7 +29,7 @@ def _trajectory(tx, steps):
 
 
 def _inner(state, group):
-    return state.inner_states[group].inner_state.inner_state
+    return state.inner_states[group].inner_state
 
 
 def test_every_step_moves_one_group_and_leaves_the_other_bit_identical():

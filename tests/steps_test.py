@@ -75,7 +75,7 @@ def _same(a, b):
 
 
 def _optimizer_of(s, group):
-    return s.opt_state.inner_states[group].inner_state.inner_state
+    return s.opt_state.inner_states[group].inner_state
 
 
 # --- Law 2

@@ -1,0 +1,227 @@
+"""The mixed operation: candidates side by side, and how one of them is drawn.
+
+A call costs what it uses. A weight step computes and differentiates the drawn candidate; an alpha
+step computes all of them, and no gradient but that of alpha and of the image that came in.
+"""
+
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from asose_jax import fast, gumbel, ops
+
+Array = jax.Array
+SAFE = 'skip_connect'  # what a guarded row, and all of warmup, uses
+
+
+class Mode(enum.Enum):
+    """How a mixed operation uses its candidates. Static: each value is its own program."""
+
+    SKIP = 'skip'  # skip_connect, nothing else (warmup)
+    DRAW = 'draw'  # a Gumbel-Softmax draw; only what is drawn is computed (weight steps)
+    ALPHA = (
+        'alpha'  # the same draw; every candidate computed for the gradient of alpha (alpha steps)
+    )
+    ARGMAX = 'argmax'  # the largest alpha, without noise (evaluation)
+    DENSE = 'dense'  # a draw; every candidate computed and differentiated: the plain definition
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How alpha starts and how operations are drawn; all numbers come from the config.
+
+    Attributes:
+      init_std: standard deviation of alpha at the start.
+      none_bias: alpha of `none` at the start.
+      skip_bias: alpha of `skip_connect` at the start.
+      hard: one-hot draws; otherwise soft mixtures, cut by `thresholds`.
+      noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
+      thresholds: see `gumbel.drop_small`.
+      remat: the backward pass keeps nothing of an operation but its input.
+    """
+
+    init_std: float = 0.5
+    none_bias: float = -2.0
+    skip_bias: float = 1.0
+    hard: bool = True
+    noise: str = 'unit'
+    thresholds: gumbel.Thresholds = gumbel.Thresholds()
+    remat: bool = False
+
+    def initial_alpha(self, key: Array, candidates: tuple[str, ...]) -> Array:
+        """One row `[K]`, float32: normal noise; `none` and `skip_connect` set (spec section 2)."""
+        alpha = self.init_std * jax.random.normal(key, (len(candidates),), jnp.float32)
+        for name, bias in (('none', self.none_bias), ('skip_connect', self.skip_bias)):
+            if name in candidates:
+                alpha = alpha.at[candidates.index(name)].set(bias)
+        return alpha
+
+
+class MixedOp(nn.Module):
+    """All candidates side by side, weighted by a row of architecture weights.
+
+    Attributes:
+      candidates: names from `ops.PRIMITIVES`. With one there is no alpha and nothing to choose.
+      channels: in and out.
+      norm: BatchNorm factory handed to the operations; hashable.
+      settings: of the draw.
+    """
+
+    candidates: tuple[str, ...]
+    channels: int
+    norm: Callable[..., nn.Module]
+    settings: SearchSettings
+
+    def setup(self):
+        for name in self.candidates:
+            setattr(self, name, ops.make(name, self.channels, self.norm))
+        if len(self.candidates) > 1:
+            self.alpha = self.variable('arch', 'alpha', self._initial_alpha)
+
+    def _initial_alpha(self):
+        return self.settings.initial_alpha(self.make_rng('arch'), self.candidates)
+
+    def __call__(self, x: Array, tau: Array | float, mode: Mode, train: bool) -> Array:
+        """`[B, H, W, C]` to the same shape. DRAW, ALPHA and DENSE need the stream `gumbel`."""
+        if self.is_initializing():
+            outputs = [getattr(self, name)(x, train) for name in self.candidates]
+            return outputs[0]  # every candidate got its variables
+        names = self.candidates
+        if mode is Mode.SKIP:
+            names = (SAFE,) if len(names) > 1 else names
+        collections = [self.variables.get(name, {}) for name in ('params', 'batch_stats')]
+        params, stats = ([tree.get(name, {}) for name in names] for tree in collections)
+        call = _program(names, self.channels, self.norm, self.settings, mode, train)
+        if len(names) == 1:
+            y, stats = call(params, stats, x, None)
+        else:
+            key = None if mode is Mode.ARGMAX else self.make_rng('gumbel')
+            y, stats = call(params, stats, x, self._weights(key, tau))
+        if train and self.is_mutable_collection('batch_stats'):
+            for name, tree in zip(names, stats, strict=True):
+                if tree:
+                    self.put_variable('batch_stats', name, tree)
+        return y
+
+    def _weights(self, key, tau):
+        weights, tripped = gumbel.guarded_weights(
+            self.alpha.value,
+            key,
+            tau,
+            fallback=self.candidates.index(SAFE),
+            hard=self.settings.hard,
+            noise=self.settings.noise,
+        )
+        count = tripped.astype(jnp.int32)
+        self.sow('guard', 'rows', count, init_fn=lambda: jnp.int32(0), reduce_fn=jnp.add)
+        return weights
+
+
+@functools.cache
+def _program(names, channels, norm, settings, mode, train):
+    """`f(params, stats, x, weights) -> (y, stats)`; one trace for all mixed operations of a kind.
+
+    `params` and `stats` are lists, one tree for each candidate.
+    """
+    functions = [ops.function(name, channels, norm, train, settings.remat) for name in names]
+
+    def one(k, params, stats, x):
+        y, new = functions[k](params[k], stats[k], x)
+        return y, [*stats[:k], new, *stats[k + 1 :]]
+
+    def single(params, stats, x, _):
+        return one(0, params, stats, x)
+
+    branches = [functools.partial(one, k) for k in range(len(names))]
+
+    def drawn(params, stats, x, weights):
+        return lax.switch(jnp.argmax(weights), branches, params, stats, x)
+
+    def for_alpha(params, stats, x, weights):
+        index = jnp.argmax(weights)
+        y, new = lax.switch(index, branches, params, stats, x)
+        ready, fixed = lax.stop_gradient((y, x))
+        outputs = tuple(
+            lax.cond(
+                index == k,
+                lambda _, ready: ready,
+                lambda x, _, k=k: one(k, params, stats, x)[0],
+                fixed,
+                ready,
+            )
+            for k in range(len(names))
+        )
+        return straight_through(y, outputs, weights), new
+
+    def dense(params, stats, x, weights):
+        each = [functions[k](params[k], stats[k], x) for k in range(len(names))]
+        y = sum(scale(w, out) for w, (out, _) in zip(weights, each, strict=True))
+        return y, [new for _, new in each]
+
+    def mixture(params, stats, x, weights):
+        """A soft draw without the operations that `drop_small` sets to zero."""
+        kept = gumbel.drop_small(weights, settings.thresholds, names.index(SAFE))
+
+        def nothing(_, stats, x):
+            return jnp.zeros_like(x), stats
+
+        each = [
+            lax.cond(kept[k] > 0, functions[k], nothing, params[k], stats[k], x)
+            for k in range(len(names))
+        ]
+        y = sum(scale(w, out) for w, (out, _) in zip(kept, each, strict=True))
+        return y, [new for _, new in each]
+
+    if len(names) == 1:
+        return jax.jit(single)
+    if mode is Mode.DENSE or (mode is Mode.ALPHA and not settings.hard):
+        return fast.outlined(dense)
+    if mode is Mode.ALPHA:
+        return fast.outlined(for_alpha)
+    if mode is Mode.DRAW and not settings.hard:
+        return fast.outlined(mixture)
+    return fast.outlined(drawn)
+
+
+def scale(weight: Array, y: Array) -> Array:
+    """`weight * y` in the dtype of y, `[B, H, W, C]`."""
+    return weight.astype(y.dtype).reshape((1,) * y.ndim) * y
+
+
+@jax.custom_vjp
+def straight_through(drawn: Array, outputs: tuple[Array, ...], weights: Array) -> Array:
+    """Forward what was drawn, backward the gradient of `sum_k weights[k] * outputs[k]`.
+
+    dL/dweights[k] = <dL/dy, outputs[k]> for *every* k, drawn or not: this is what lets alpha learn
+    (spec section 3). Only `drawn` passes a gradient to what lies below it, as its weight is 1 and
+    all others are 0.
+
+    Args:
+      drawn: the output of the drawn operation `[B, H, W, C]`.
+      outputs: those of all K operations, same shape; get no gradient.
+      weights: one-hot draw `[K]`, float32, carrying the straight-through gradient to alpha.
+
+    Returns:
+      `drawn`.
+    """
+    del outputs, weights
+    return drawn
+
+
+def _straight_through_forward(drawn, outputs, weights):
+    del weights
+    return drawn, outputs
+
+
+def _straight_through_backward(outputs, g):
+    products = [jnp.vdot(g.astype(jnp.float32), y.astype(jnp.float32)) for y in outputs]
+    return g, tuple(jnp.zeros_like(y) for y in outputs), jnp.stack(products)
+
+
+straight_through.defvjp(_straight_through_forward, _straight_through_backward)
