@@ -217,18 +217,22 @@ def _kernel_gradient(x, g, kernel, dilation):
     kh, kw, _, c = kernel.shape
     b, h, w, _ = x.shape
     rows, columns = _reach(kernel, dilation)
-    line = b * (h + rows) * (w + columns) * c
+    image = (h + rows) * (w + columns) * c
     window = max(1, _WINDOW // c) * c
-    count = -(-line // window)
-    border = ((0, 0), (0, rows), (0, columns), (0, 0))
+    count = -(-b * image // window)
     halo = (rows * (w + columns) + columns) * c
-    x_line = jnp.pad(jnp.pad(x, border).reshape(-1), (halo, halo + count * window - line))
-    g_line = jnp.pad(jnp.pad(g, border).reshape(-1), (0, count * window - line))
+    # Whole images of zeros in front and behind: one copy each, and the rest is a matter of indices.
+    tail = -(-(count * window + halo) // image) - b
+    x_line, g_line = (
+        jnp.pad(y, ((front, tail), (0, rows), (0, columns), (0, 0))).reshape(-1)
+        for y, front in ((x, 1), (g, 0))
+    )
     shifts = [(i * (w + columns) + j) * dilation * c for i in range(kh) for j in range(kw)]
 
     def add_window(totals, index):
-        xs = lax.dynamic_slice_in_dim(x_line, index * window, window + 2 * halo)
-        gs = lax.dynamic_slice_in_dim(g_line, index * window, window).astype(jnp.float32)
+        start = index * window
+        xs = lax.dynamic_slice_in_dim(x_line, image - halo + start, window + 2 * halo)
+        gs = lax.dynamic_slice_in_dim(g_line, start, window).astype(jnp.float32)
         return [
             total + lax.slice_in_dim(xs, shift, shift + window).astype(jnp.float32) * gs
             for total, shift in zip(totals, shifts, strict=True)
