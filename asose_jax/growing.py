@@ -6,11 +6,8 @@ network trains on, the state is grown, and training goes on with the new program
 grows depends on steps and accuracies only, never on how long something took.
 """
 
-import concurrent.futures
 import logging
-import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -98,21 +95,7 @@ def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> Non
         programs = session.compiled(setup, spec, Phase.GROWTH, batch)
         return programs, jax.device_get(_fresh(setup, pending['step'])(spec))
 
-    current.ahead = _in_background(work)
-
-
-def _in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
-    """Unlike a pool's, this thread does not keep a stopped program waiting for the compiler."""
-    future = concurrent.futures.Future()
-
-    def work():
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    return future
+    current.ahead = session.in_background(work)
 
 
 def _key(setup, step):

@@ -36,6 +36,7 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
 
     end, batch = next_chunk(step)
     session.compile_programs(setup, current, span.phase, batch)
+    session.compile_upcoming(setup, current, span, batch)
     growing.prepare(setup, current, batch)
     with report.Progress(setup.console, span, step, setup.config.batch_size) as progress:
         waiting = []  # chunks whose metrics have not been looked at

@@ -7,7 +7,8 @@ import itertools
 import logging
 import math
 import pathlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import rich.console
 from asose_jax import batches, checkpoint, genotype, gumbel, state, steps
 from asose_jax.data import Data
 from asose_jax.model import SearchSettings, SuperNet
-from asose_jax.phases import Phase, Plan
+from asose_jax.phases import Phase, Plan, Span
 
 logger = logging.getLogger('asose_jax')
 
@@ -60,6 +61,7 @@ class Setup:
             hard=c.search.hard,
             noise=c.search.noise,
             thresholds=gumbel.Thresholds(*c.search.thresholds),
+            remat=c.model.remat,
         )
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 
@@ -95,6 +97,7 @@ class Current:
     told: dict[str, Any] = dataclasses.field(default_factory=lambda: copy.deepcopy(_NOTHING_TOLD))
     programs: Programs | None = None
     ahead: concurrent.futures.Future | None = None  # what is compiled for a growth to come
+    upcoming: concurrent.futures.Future | None = None  # the programs of the next phase
 
     @property
     def row(self) -> dict[str, Any]:
@@ -115,7 +118,12 @@ class Current:
         parts = [part for part in (programs.train, programs.evaluate) if part]
         seconds = [part.compile_seconds for part in parts]
         self.row['compile_seconds'] += sum(seconds)
-        logger.info('compiled %s: %s s', programs.way, ' + '.join(f'{s:.1f}' for s in seconds))
+        logger.info(
+            'compiled %s: %s s; %.0f MiB of memory at the peak',
+            programs.way,
+            ' + '.join(f'{s:.1f}' for s in seconds),
+            max(part.peak_bytes for part in parts) / 2**20,
+        )
 
 
 _NOTHING_TOLD = {
@@ -131,9 +139,45 @@ def compile_programs(
     setup: Setup, current: Current, phase: Phase, batch: dict[str, np.ndarray] | None
 ) -> None:
     """Makes `current.programs` those of (network, phase), unless they are. See `compiled`."""
-    ready = current.programs
-    if not ready or (ready.spec, ready.way) != (current.spec, _way(phase)):
-        current.use(compiled(setup, current.spec, phase, batch))
+    wanted, ready = (current.spec, _way(phase)), current.programs
+    if ready and (ready.spec, ready.way) == wanted:
+        return
+    upcoming, current.upcoming = current.upcoming, None
+    if upcoming is not None:
+        if not upcoming.done():
+            logger.info('%s: waiting for the compiler', phase)
+        programs = upcoming.result()
+        if (programs.spec, programs.way) == wanted:
+            current.use(programs)
+            return
+    current.use(compiled(setup, current.spec, phase, batch))
+
+
+def compile_upcoming(
+    setup: Setup, current: Current, span: Span, batch: dict[str, np.ndarray]
+) -> None:
+    """Compiles the next phase's programs while `span` runs, where the network will be the same."""
+    later = [other for other in setup.plan.spans if other.start >= span.stop and other.epochs]
+    if not later or current.upcoming is not None:
+        return
+    phase, spec = later[0].phase, current.spec
+    derives = phase is Phase.OPTIMIZE and not spec.is_derived()
+    if not derives and _way(phase) != _way(span.phase):
+        current.upcoming = in_background(lambda: compiled(setup, spec, phase, batch))
+
+
+def in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
+    """Unlike a pool's, this thread does not keep a stopped program waiting for the compiler."""
+    future = concurrent.futures.Future()
+
+    def work():
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def compiled(

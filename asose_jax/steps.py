@@ -55,10 +55,11 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A compiled call, and what compiling it cost."""
+    """A compiled call, what compiling it cost, and what it will take of a device's memory."""
 
     call: Callable[..., Any]
     compile_seconds: float
+    peak_bytes: int
 
 
 def shared_arrays(images: Data, key: jax.Array) -> dict[str, jax.Array]:
@@ -106,7 +107,16 @@ def compile_eval(recipe: Recipe, phase: Phase, *example: Any) -> Program:
 def _compile(call, example):
     start = time.perf_counter()
     compiled = call.lower(*example).compile()
-    return Program(compiled, time.perf_counter() - start)
+    return Program(compiled, time.perf_counter() - start, _peak_bytes(compiled))
+
+
+def _peak_bytes(compiled):
+    """What comes in, what goes out elsewhere, and what is held in between."""
+    memory = compiled.memory_analysis()
+    if memory is None:  # not every platform tells
+        return 0
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes
 
 
 def train_steps(

@@ -33,6 +33,7 @@ BAD = {
         ('skip_connect', 'skip_connect'),
     ],
     'model.dtype': ['float16'],
+    'model.remat': [1],
     'weights.lr': [0, -0.1, float('inf')],
     'weights.lr_end': [-1.0],
     'weights.momentum': [1.0, -0.1],
