@@ -1,0 +1,114 @@
+"""This program's compiled steps on random images, ready to be timed."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asose_jax import batches, genotype, ops, optim, phases, state, steps
+from asose_jax.model import SearchSettings, SuperNet
+from asose_jax.phases import Phase
+
+TURN_PERIOD = 3  # one alpha step, two weight steps
+_IMAGES = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Of a network and its batches; `(32, 32, 3)` and depth 6 are CIFAR's."""
+
+    channels: int = 16
+    depth: int = 6
+    batch: int = 128
+    image: tuple[int, int, int] = (32, 32, 3)
+    reductions: tuple[int, ...] = (1, 3)
+    primitives: tuple[str, ...] = tuple(ops.PRIMITIVES)
+
+    def spec(self) -> genotype.NetSpec:
+        return genotype.chain_spec(
+            self.image,
+            10,
+            channels=self.channels,
+            depth=self.depth,
+            reductions=tuple(r for r in self.reductions if r < self.depth),
+            max_channels=16 * self.channels,
+            primitives=self.primitives,
+        )
+
+
+class Network:
+    """One network in one phase, compiled; each call runs real steps and waits for them.
+
+    Args:
+      size: of network and batch.
+      phase: whose program.
+      chosen: one operation a block: the derived network.
+      slots: steps in a call, at most.
+    """
+
+    def __init__(
+        self, size: Size, phase: Phase, chosen: tuple[str, ...] | None = None, slots: int = 6
+    ):
+        self.spec, self.slots, self.size = size.spec(), slots, size
+        if chosen:
+            picked = genotype.Genotype(tuple((name,) for name in chosen))
+            self.spec = genotype.derive(self.spec, picked)
+        epochs = dict.fromkeys(Phase, 0) | {phase: 10}
+        plan = phases.make_plan(
+            epochs, 600, turn_period=TURN_PERIOD, tau_start=0.8, tau_rate=0.98, tau_floor=0.1
+        )
+        tx = optim.make_optimizer(plan)
+        model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
+        recipe = steps.Recipe(model, tx, plan, crop_padding=4, flip=True)
+        random = np.random.default_rng(0)
+        self.random = random
+        self.shared = steps.replicated(
+            {
+                'key': jax.random.key(0),
+                'mean': jnp.full(size.image[-1], 128.0),
+                'std': jnp.full(size.image[-1], 64.0),
+                'images': random.integers(0, 256, (_IMAGES, *size.image), dtype=np.uint8),
+                'labels': random.integers(0, 10, _IMAGES, dtype=np.int32),
+            }
+        )
+        self.state = steps.replicated(state.init_state(model, tx, jax.random.key(1)))
+        self.program = steps.compile_train(recipe, phase, self.state, self.chunk(1), self.shared)
+        turns = [bool(plan.is_alpha_turn(step)) for step in range(2 * TURN_PERIOD)]
+        self.alpha_turn = turns.index(True) if any(turns) else None
+
+    def chunk(self, count: int) -> dict[str, np.ndarray]:
+        """Random indices for `count` steps."""
+        index = self.random.integers(0, _IMAGES, (count, self.size.batch), dtype=np.int32)
+        return batches.chunk([{'index': row} for row in index], self.slots, jax.device_count())
+
+    def draw(self, operations: list[str]) -> None:
+        """From now on every draw gives these, one a block."""
+        rows = [list(self.size.primitives).index(name) for name in operations]
+        arch = {
+            f'block_{block}': {
+                'branch_0': {'alpha': 100 * jax.nn.one_hot(row, len(self.size.primitives)) - 50}
+            }
+            for block, row in enumerate(rows)
+        }
+        self.state = self.state.replace(arch=steps.replicated(arch))
+
+    def run(self, count: int = 1, start: int = 0) -> None:
+        """`count` steps of the run, the first of them with number `start`."""
+        self.state = self.state.replace(step=steps.replicated(jnp.int32(start)))
+        self.state, _ = self.program.call(self.state, self.chunk(count), self.shared)
+        jax.block_until_ready(self.state)
+
+    def weights(self) -> None:
+        """Two weight steps."""
+        self.run(2, self.alpha_turn + 1)
+
+    def alpha(self) -> None:
+        """One alpha step."""
+        self.run(1, self.alpha_turn)
+
+
+def draws(primitives: tuple[str, ...], depth: int) -> list[list[str]]:
+    """As many draws as there are primitives; each block meets each of them once."""
+    count = len(primitives)
+    return [[primitives[(k + 3 * b) % count] for b in range(depth)] for k in range(count)]

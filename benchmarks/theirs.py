@@ -1,0 +1,166 @@
+"""The same networks in eager PyTorch, written as its users would, for comparison only."""
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.ours import Size
+
+
+def _depthwise(channels, size, dilation):
+    pad = (size - 1) * dilation // 2
+    return nn.Conv2d(
+        channels, channels, size, padding=pad, dilation=dilation, groups=channels, bias=False
+    )
+
+
+def _separable(channels, size, dilation=1):
+    return [
+        nn.ReLU(),
+        _depthwise(channels, size, dilation),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels),
+    ]
+
+
+class _Zero(nn.Module):
+    def forward(self, x):
+        return torch.zeros_like(x)
+
+
+def _operation(name, channels):
+    kind, size = name[:8], int(name[-1]) if name[-1].isdigit() else 0
+    if kind == 'sep_conv':
+        return nn.Sequential(*_separable(channels, size), *_separable(channels, size))
+    if kind == 'dil_conv':
+        return nn.Sequential(*_separable(channels, size, 2))
+    if name == 'conv_7x1_1x7':
+        return nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, (1, 7), padding=(0, 3), bias=False),
+            nn.Conv2d(channels, channels, (7, 1), padding=(3, 0), bias=False),
+            nn.BatchNorm2d(channels),
+        )
+    if name == 'avg_pool_3x3':
+        return nn.AvgPool2d(3, 1, 1, count_include_pad=False)
+    if name == 'max_pool_3x3':
+        return nn.MaxPool2d(3, 1, 1)
+    return {'none': _Zero, 'skip_connect': nn.Identity}[name]()
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Forward the drawn output; backward <g, y_k> to the weight of every candidate."""
+
+    @staticmethod
+    def forward(context, drawn, weights, *outputs):
+        context.save_for_backward(*outputs)
+        return drawn.clone()
+
+    @staticmethod
+    def backward(context, g):
+        products = [torch.sum(g * y) for y in context.saved_tensors]
+        return (g, torch.stack(products), *(None for _ in products))
+
+
+class _Block(nn.Module):
+    def __init__(self, before, channels, stride, names):
+        super().__init__()
+        self.transition = nn.Identity()
+        if stride > 1 or before != channels:
+            self.transition = nn.Sequential(
+                nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
+        self.operations = nn.ModuleList(_operation(name, channels) for name in names)
+        self.gate = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, drawn, weights=None):
+        x = self.transition(x)
+        y = self.operations[drawn](x)
+        if weights is not None:
+            with torch.no_grad():
+                each = [y if k == drawn else op(x) for k, op in enumerate(self.operations)]
+            y = _StraightThrough.apply(y, weights, *each)
+        return x + self.gate * y
+
+
+class Net(nn.Module):
+    """stem - blocks - mean - linear, with SGD for the weights and Adam for alpha.
+
+    Args:
+      size: as ours.
+      layout: `torch.contiguous_format` or `torch.channels_last`.
+      chosen: one operation a block: the derived network.
+    """
+
+    def __init__(self, size: Size, layout: torch.memory_format, chosen: tuple | None = None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.size, self.layout = size, layout
+        channels = size.channels
+        self.stem = nn.Sequential(
+            nn.Conv2d(size.image[-1], channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        )
+        self.blocks = nn.ModuleList()
+        for i in range(size.depth):
+            wider = 2 if i in size.reductions else 1
+            names = (chosen[i],) if chosen else size.primitives
+            self.blocks.append(_Block(channels, channels * wider, wider, names))
+            channels *= wider
+        self.head = nn.Linear(channels, 10)
+        self.alpha = nn.Parameter(torch.zeros(size.depth, len(size.primitives)))
+        self.to(memory_format=layout)
+        weights = [p for p in self.parameters() if p is not self.alpha]
+        self.weights = weights
+        self.sgd = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
+        self.adam = torch.optim.AdamW([self.alpha], 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
+        height, width, depth = size.image
+        self.images = torch.randint(0, 256, (2048, depth, height, width), dtype=torch.uint8)
+        self.labels = torch.randint(0, 10, (2048,))
+
+    def forward(self, x: torch.Tensor, drawn: list[int], weights=None) -> torch.Tensor:
+        x = self.stem(x)
+        for i, block in enumerate(self.blocks):
+            x = block(x, drawn[i], None if weights is None else weights[i])
+        return self.head(x.mean((2, 3)))
+
+    def _batch(self):
+        """Random crops and flips by slicing image after image, the faster way on a CPU."""
+        index = torch.randint(0, 2048, (self.size.batch,))
+        images = (self.images[index].float() - 128) / 64
+        height, width, _ = self.size.image
+        padded = functional.pad(images, (4, 4, 4, 4))
+        corners = torch.randint(0, 9, (len(index), 2)).tolist()
+        cut = [
+            p[:, a : a + height, b : b + width] for p, (a, b) in zip(padded, corners, strict=True)
+        ]
+        cut = torch.stack(cut)
+        mirrored = (torch.rand(len(index)) < 0.5).nonzero()[:, 0]
+        cut[mirrored] = cut[mirrored].flip(3)
+        return cut.contiguous(memory_format=self.layout), self.labels[index]
+
+    def weight_step(self, drawn: list[int], update: bool = True) -> None:
+        """Forward, both gradients of the drawn operations, SGD."""
+        images, labels = self._batch()
+        self.sgd.zero_grad(set_to_none=True)
+        loss = functional.cross_entropy(self(images, drawn), labels)
+        loss.backward()
+        if update:
+            self.sgd.step()
+            loss.item()
+
+    def alpha_step(self, drawn: list[int]) -> None:
+        """All operations forward, the gradient of alpha and of nothing else, AdamW."""
+        images, labels = self._batch()
+        for weight in self.weights:
+            weight.requires_grad_(False)
+        self.adam.zero_grad(set_to_none=True)
+        soft = torch.softmax(self.alpha, -1)
+        hard = functional.one_hot(torch.tensor(drawn), soft.shape[-1]).float()
+        loss = functional.cross_entropy(self(images, drawn, hard + soft - soft.detach()), labels)
+        loss.backward()
+        self.adam.step()
+        loss.item()
+        for weight in self.weights:
+            weight.requires_grad_(True)
