@@ -35,7 +35,7 @@ def outlined(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
     @functools.wraps(function)
     def body(*args, **kwargs):
-        with set_xla_metadata(inlineable=None):
+        with set_xla_metadata(inlineable='true'):
             return function(*args, **kwargs)
 
     call = jax.jit(body, **options)
@@ -204,6 +204,12 @@ def _shifted_vjp(x, kernel, g, dilation):
     return dx, _kernel_gradient(x, g, kernel, dilation)
 
 
+@functools.partial(outlined, static_argnums=1)
+def _padded(x, widths):
+    """By itself: merged with what flattens it, each number's place would be worked out anew."""
+    return jnp.pad(x, widths)
+
+
 @functools.partial(outlined, static_argnames='dilation')
 def _kernel_gradient(x, g, kernel, dilation):
     """dL/dkernel[i, j, c] = sum of x shifted by (i, j) times g, over batch and space.
@@ -224,7 +230,7 @@ def _kernel_gradient(x, g, kernel, dilation):
     # Whole images of zeros in front and behind: one copy each, and the rest is a matter of indices.
     tail = -(-(count * window + halo) // image) - b
     x_line, g_line = (
-        jnp.pad(y, ((front, tail), (0, rows), (0, columns), (0, 0))).reshape(-1)
+        _padded(y, ((front, tail), (0, rows), (0, columns), (0, 0))).reshape(-1)
         for y, front in ((x, 1), (g, 0))
     )
     shifts = [(i * (w + columns) + j) * dilation * c for i in range(kh) for j in range(kw)]
