@@ -22,6 +22,8 @@ from jax.experimental.xla_metadata import set_xla_metadata
 # Elements in one window of the CPU weight gradient: k*k accumulators of this size stay in cache.
 _WINDOW = 8192
 
+_FEW_INPUTS = 32  # of a convolution's output pixel: the stem's
+
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 
 
@@ -122,8 +124,24 @@ def _conv_forward(x, kernel):
 
 def _conv_backward(residuals, g):
     x, kernel = residuals
-    rows, columns = _reach(kernel, 1)
     dx = conv(g, kernel[::-1, ::-1].swapaxes(2, 3))
+    if kernel.size // kernel.shape[-1] <= _FEW_INPUTS:
+        return dx, lax.platform_dependent(x, g, kernel, cpu=_thin_gradient, default=_wide_gradient)
+    return dx, _wide_gradient(x, g, kernel)
+
+
+def _thin_gradient(x, g, kernel):
+    """Of few inputs: one matrix product over all pixels' neighbourhoods, written out."""
+    b, h, w, c = x.shape
+    rows, columns = _reach(kernel, 1)
+    padded = _padded(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+    places = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+    shifts = [lax.slice(padded, (0, i, j, 0), (b, i + h, j + w, c)) for i, j in places]
+    return _matrix_gradient(jnp.concatenate(shifts, -1), g).reshape(kernel.shape)
+
+
+def _wide_gradient(x, g, kernel):
+    rows, columns = _reach(kernel, 1)
     # Channels take the place of the batch, the batch that of the channels, g that of the kernel.
     dkernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
@@ -132,10 +150,39 @@ def _conv_backward(residuals, g):
         padding=((rows, rows), (columns, columns)),
         dimension_numbers=_NHWC,
     )
-    return dx, dkernel.transpose(1, 2, 0, 3)
+    return dkernel.transpose(1, 2, 0, 3)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
+
+
+@jax.custom_vjp
+def _product(x, kernel):
+    return x @ kernel
+
+
+def _product_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _product_backward(residuals, g):
+    x, kernel = residuals
+    own = functools.partial(lax.platform_dependent, default=_product_gradient)
+    return g @ kernel.T, own(x, g, cpu=_matrix_gradient)
+
+
+def _product_gradient(x, g):
+    return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
+
+
+# By itself: else what came before is written a second time, transposed.
+_matrix_gradient = outlined(_product_gradient)
+_product.defvjp(_product_forward, _product_backward)
+
+
+def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+    """`x @ kernel`, `[B, H, W, C]` times `[C, F]`, in the form that `nn.Dense` calls."""
+    return _product(x, kernel)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -101,7 +101,10 @@ class _DepthwiseSeparable(Operation):
         x = fast.depthwise_conv(nn.relu(x), kernel.astype(x.dtype), self.dilation)
         x = checkpoint_name(x, _KEPT)
         # On channels-last images a 1x1 convolution is a matrix product.
-        x = nn.Dense(self.channels, use_bias=False, dtype=x.dtype, name='pointwise')(x)
+        product = functools.partial(
+            nn.Dense, use_bias=False, dtype=x.dtype, dot_general=fast.dot_general
+        )
+        x = product(self.channels, name='pointwise')(x)
         x = checkpoint_name(x, _KEPT)
         return self.norm(use_running_average=not train, name='norm')(x)
 

@@ -114,3 +114,23 @@ def test_the_cpu_form_stays_on_the_cpu():
     assert 'stablehlo.convolution' not in lowered('cpu')
     assert 'stablehlo.convolution' in lowered('tpu')
     assert 'stablehlo.while' not in lowered('tpu')
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_product_is_the_matrix_product_over_channels(shape, dtype):
+    x, kernel = _random(0, shape, dtype), _random(1, (shape[-1], 5), dtype)
+    _assert_same_with_gradients(fast.dot_general, lambda x, k: x @ k, (x, kernel), dtype)
+
+
+def test_outlined_function_is_the_function_and_traces_once_for_a_shape():
+    traces = []
+
+    def square(x):
+        traces.append(x.shape)
+        return x * x
+
+    call, x = fast.outlined(square), jnp.arange(3.0)
+    gradient = jax.jit(jax.grad(lambda x: call(call(x)).sum()))(x)
+    np.testing.assert_allclose(gradient, 4 * x**3)
+    assert traces == [(3,)]
