@@ -2,24 +2,29 @@
 
 A search on the digits is timed by the program's own log: training with all that stands between two
 steps, without evaluation. The bare step is the same compiled call on one chunk, again and again,
-waiting only at the end. With torch installed, the same as an eager PyTorch loop. Alpha stays at
-zero everywhere, so that all draw alike.
+waiting only at the end; what the program is slower is the share of time in which the device had
+nothing to do between chunks. With torch installed, the same as an eager PyTorch loop. Alpha stays
+at zero everywhere, so that all draw alike.
 """
 
+import functools
 import importlib.util
-import itertools
 import tempfile
 import time
 
 from benchmarks import measure
+
+BARE, PROGRAM = 'bare step', 'in the program'
 
 
 def main() -> None:
     parser = measure.parser(__doc__.splitlines()[0])
     parser.add_argument('--epochs', type=int, default=20, help='of search in the whole run')
     parser.add_argument('--depth', type=int, default=4)
-    options = parser.parse_args()
-    measure.pin(options.threads)
+    parser.add_argument('--calls', type=int, default=20, help='of the bare step in a round')
+    parser.add_argument('--turns', type=int, default=15, help="of PyTorch's loop in a round")
+    options = measure.parse(parser, depth=2, epochs=2, calls=2, turns=1)
+    options.threads = measure.pin(options.threads)
 
     import jax
 
@@ -29,10 +34,12 @@ def main() -> None:
     from configs import search as presets
 
     primitives = ours.Size().primitives
-    size = ours.Size(16, options.depth, 64, (8, 8, 1), (1, 3), primitives)
+    reductions = tuple(r for r in (1, 3) if r < options.depth)
+    size = ours.Size(16, options.depth, 64, (8, 8, 1), reductions, primitives)
     config = presets.get_config('digits')
     config.model.depth, config.model.reductions = size.depth, size.reductions
     config.model.primitives = primitives
+    config.data.crop_padding, config.data.flip = 4, True  # as the others do
     config.search.epochs = options.epochs
     config.warmup.epochs = config.growth.epochs = config.optimize.epochs = 0
 
@@ -40,64 +47,75 @@ def main() -> None:
     config.search.transition_noise = 0.0
     config.arch.lr = config.arch.lr_end = 1e-12
 
-    figures = {'bare step': [], 'in the program': []}
     slots = config.chunk_steps
     bare = ours.Network(size, Phase.SEARCH, slots=slots)
     zeros = jax.tree.map(jax.numpy.zeros_like, bare.state.arch)
     bare.state = bare.state.replace(arch=steps.replicated(zeros))
     chunk = bare.chunk(slots)
 
-    def steps_alone(calls=20):
+    def steps_alone(calls=options.calls):
+        bare.state = bare.state.replace(step=steps.replicated(jax.numpy.int32(0)))
         start = time.perf_counter()
         for _ in range(calls):
             bare.state, _ = bare.program.call(bare.state, chunk, bare.shared)
         jax.block_until_ready(bare.state)
         return calls * slots / (time.perf_counter() - start)
 
-    torch_loop = None
-    if importlib.util.find_spec('torch'):
-        torch_loop = _torch(size, options.threads)
-        figures['torch, eager'] = []
-    steps_alone()
-    for _ in range(options.repeats):
-        figures['bare step'].append(steps_alone())
+    def whole_program():
         with tempfile.TemporaryDirectory() as workdir:
             summary = search.run(config, workdir)
         row = next(phase for phase in summary['phases'] if phase['name'] == Phase.SEARCH)
-        figures['in the program'].append(row['steps'] / row['seconds'])
-        if torch_loop:
-            figures['torch, eager'].append(torch_loop())
-    base = measure.statistics.median(figures['bare step'])
-    rows = []
-    for name, values in figures.items():
-        middle = measure.statistics.median(values)
-        rows.append([name, middle, middle / base])
-    measure.show(['', 'steps/s', 'of the bare step'], rows)
-    measure.write(options.out, 'loop', {'steps_per_second': figures})
+        return row['steps'] / row['seconds']
+
+    contestants = {BARE: steps_alone, PROGRAM: whole_program}
+    if importlib.util.find_spec('torch'):
+        contestants |= _torch(size, options)
+    steps_alone()
+    figures = {name: [] for name in contestants}
+    for _ in range(options.repeats):
+        for name, contestant in contestants.items():
+            figures[name].append(contestant())
+    # Steps per second are compared, so that the faster one comes first.
+    ratios = {
+        name: measure.ratio(figures[PROGRAM], values)
+        for name, values in figures.items()
+        if name != PROGRAM
+    }
+    idle = measure.ratio(figures[PROGRAM], figures[BARE])
+    rows = [
+        [name, measure.statistics.median(values), ratios.get(name, '')]
+        for name, values in figures.items()
+    ]
+    measure.show(['', 'steps/s', 'the program is x times as fast'], rows)
+    print(f'idle between chunks: {1 - idle.median:.1%} ({1 - idle.high:.1%} to {1 - idle.low:.1%})')
+    content = {'steps_per_second': figures, 'ratios': ratios, 'idle_share': 1 - idle.median}
+    measure.write(options, 'loop', content)
     groups = {name: {'steps/s': measure.statistics.median(v)} for name, v in figures.items()}
-    measure.bars(options.out, 'loop', 'digits, search', groups, 'steps/s')
+    measure.bars(options, 'loop', 'digits, search', groups, 'steps/s')
 
 
-def _torch(size, threads):
-    """Steps per second of an eager loop: random draws, one alpha step and two weight steps."""
+def _torch(size, options):
+    """Eager loops, steps per second: random draws, one alpha step and two weight steps."""
     import torch
 
     from benchmarks import theirs
 
-    torch.set_num_threads(threads)
-    net = theirs.Net(size, torch.contiguous_format)
-    random = itertools.count()
+    torch.set_num_threads(options.threads)
 
-    def loop(turns=15):
+    def loop(net, turns):
         start = time.perf_counter()
         for _ in range(turns):
             for step in net.alpha_step, net.weight_step, net.weight_step:
-                torch.manual_seed(next(random))
                 step(torch.randint(0, len(size.primitives), (size.depth,)).tolist())
         return 3 * turns / (time.perf_counter() - start)
 
-    loop(3)
-    return loop
+    contestants = {}
+    for name in 'contiguous', 'channels_last':
+        layout = {'contiguous': torch.contiguous_format}.get(name, torch.channels_last)
+        net = theirs.Net(size, layout)
+        loop(net, 3)
+        contestants[f'torch {name}'] = functools.partial(loop, net, options.turns)
+    return contestants
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import platform
 import shlex
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -41,35 +42,66 @@ def parser(description: str) -> argparse.ArgumentParser:
     )
     made.add_argument('--repeats', type=int, default=5, help='rounds')
     made.add_argument('--threads', type=int, default=2, help='cores for every contestant')
-    made.add_argument('--out', type=pathlib.Path, default=DOCS, help='for JSON and PNG')
+    made.add_argument('--out', type=pathlib.Path, default=DOCS, help='folder for JSON and PNG')
+    made.add_argument('--json', type=pathlib.Path, help='of another name than in --out')
+    made.add_argument('--png', type=pathlib.Path, help='of another name than in --out')
+    made.add_argument(
+        '--quick', action='store_true', help='tiny sizes: only to see that it runs; not into docs'
+    )
     return made
 
 
-def pin(threads: int) -> None:
-    """Leaves this process as many cores. Call it before jax or torch is imported."""
+def parse(made: argparse.ArgumentParser, **quick: Any) -> argparse.Namespace:
+    """The options; with `--quick` those in `quick` are the defaults."""
+    if '--quick' in sys.argv:
+        made.set_defaults(repeats=2, out=pathlib.Path(tempfile.gettempdir()) / 'benchmarks')
+        made.set_defaults(**quick)
+    return made.parse_args()
+
+
+def pin(threads: int) -> int:
+    """Leaves this process as many cores, or as many as there are, and tells how many those are.
+
+    Call it before jax or torch is imported. More threads than cores would slow torch down.
+    """
     if 'jax' in sys.modules or 'torch' in sys.modules:
         raise RuntimeError('threads are started already: call pin() before jax is imported')
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:threads])
+    return len(cores[:threads])
 
 
 def interleaved(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of every call in every round, after one round that does not count."""
+    """Milliseconds of every call in every round, after one round that does not count.
+
+    Each round begins with another contestant, so that none always finds the caches of the same one.
+    """
     taken = {name: [] for name in calls}
     for number in range(rounds + 1):
-        for name, call in calls.items():
+        first = number % len(calls)
+        for name in [*calls][first:] + [*calls][:first]:
             start = time.perf_counter()
-            call()
+            calls[name]()
             if number:
                 taken[name].append(1000 * (time.perf_counter() - start))
     return taken
 
 
 def ratio(theirs: list[float], ours: list[float]) -> Ratio:
-    """How many times as fast ours is as theirs, round by round."""
+    """How many times as fast ours is as theirs, with the quartiles over rounds."""
     single = sorted(t / o for t, o in zip(theirs, ours, strict=True))
-    low, _, high = statistics.quantiles(single, n=4) if len(single) > 1 else single * 3
+    low, _, high = (
+        statistics.quantiles(single, n=4, method='inclusive') if len(single) > 1 else single * 3
+    )
     return Ratio(statistics.median(theirs) / statistics.median(ours), low, high)
+
+
+def medians(samples: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float]]:
+    """Of each row and each contestant."""
+    return {
+        row: {name: statistics.median(values) for name, values in contestants.items()}
+        for row, contestants in samples.items()
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -83,17 +115,17 @@ def machine() -> dict[str, Any]:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = None
-    allocator = {
-        k: v for k, v in os.environ.items() if k.startswith('MALLOC_') or k == 'LD_PRELOAD'
-    }
+    told = ('MALLOC_', 'LD_PRELOAD', 'XLA_FLAGS', 'OMP_')
+    environment = {k: v for k, v in os.environ.items() if k.startswith(told)}
     return {
         'command': shlex.join(['python', '-m', f'benchmarks.{_name()}', *sys.argv[1:]]),
         'date': datetime.date.today().isoformat(),
         'cpu': models[0] if models else platform.processor(),
-        'cores': len(os.sched_getaffinity(0)),
+        'cores': os.cpu_count(),
+        'cores_used': len(os.sched_getaffinity(0)),
         'python': platform.python_version(),
         'versions': versions,
-        'allocator': allocator,
+        'environment': environment,
     }
 
 
@@ -115,15 +147,28 @@ def show(header: list[str], rows: list[list[Any]]) -> None:
         print('  '.join(cells), flush=True)
 
 
-def write(out: pathlib.Path, name: str, content: dict[str, Any]) -> None:
-    """Writes `name`.json with the machine beside the content."""
-    out.mkdir(parents=True, exist_ok=True)
-    plain = json.dumps({**machine(), **content}, indent=1, default=dataclasses.asdict)
-    (out / f'{name}.json').write_text(plain + '\n')
+def write(options: argparse.Namespace, name: str, content: dict[str, Any]) -> None:
+    """Writes `name`.json with the machine and the options beside the content."""
+    path = options.json or options.out / f'{name}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ran = {key: value for key, value in vars(options).items() if key not in ('out', 'json', 'png')}
+    whole = {**machine(), 'options': ran, **content}
+    path.write_text(json.dumps(whole, indent=1, default=dataclasses.asdict) + '\n')
+
+
+def save(options: argparse.Namespace, name: str, figure: Any) -> None:
+    """Writes a figure of matplotlib as `name`.png."""
+    path = options.png or options.out / f'{name}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def bars(
-    out: pathlib.Path, name: str, title: str, groups: dict[str, dict[str, float]], unit: str
+    options: argparse.Namespace,
+    name: str,
+    title: str,
+    groups: dict[str, dict[str, float]],
+    unit: str,
 ) -> None:
     """Draws `name`.png: one group of bars for each row, one bar for each contestant."""
     import matplotlib
@@ -142,4 +187,4 @@ def bars(
     axes.set_ylabel(unit)
     axes.set_title(title)
     axes.legend()
-    figure.savefig(out / f'{name}.png', dpi=110)
+    save(options, name, figure)

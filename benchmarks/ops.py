@@ -1,24 +1,92 @@
 """Each operation forward and backward: python -m benchmarks.ops
 
-Against the plain form (flax and lax, as one would write it) and against PyTorch in both layouts,
-where torch is installed. FLOPs and bytes are counted by XLA from the forward pass and taken three
-times; the limits are a matrix product of 2048 and a sum of two arrays of 64 MB on this machine.
+In a compiled loop, as in the program, where each round feeds the next. Against the plain form (flax
+and lax, as one would write it) and against PyTorch in both layouts, where torch is installed. The
+limits are a matrix product of 2048 and a sum of two arrays of 64 MB on this machine. FLOPs and
+bytes are those that the operation needs, whatever form computes them: a convolution's forward pass
+three times; an image read and one written in the forward pass, two read and one written in the
+backward pass, for every member of an operation that cannot be merged with the one before. A share
+of the limit above 1 means that images stayed in the cache.
 """
 
 import copy
+import dataclasses
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 from benchmarks import measure
 
-SIDE, BATCH = 32, 128
+INNER = 4  # gradients in one call
+OURS, PLAIN, CONTIGUOUS, LAST = 'ours', 'plain', 'torch contiguous', 'torch channels_last'
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One operation: `ours` and `plain` are `f(params, x)`; `needs` its members, see `_needs`."""
+
+    ours: Callable[..., Any]
+    plain: Callable[..., Any] | None
+    params: Any
+    needs: tuple[str, ...]
+    torch: str
 
 
 def main() -> None:
     parser = measure.parser(__doc__.splitlines()[0])
     parser.add_argument('--channels', type=int, default=16)
-    options = parser.parse_args()
-    measure.pin(options.threads)
+    parser.add_argument('--batch', type=int, default=128)
+    parser.add_argument('--side', type=int, default=32, help='of the images, in pixels')
+    parser.add_argument('--only', nargs='+', help='names of operations')
+    options = measure.parse(parser, channels=4, batch=8, side=8)
+    options.threads = measure.pin(options.threads)
 
+    import jax
+
+    shape = (options.batch, options.side, options.side, options.channels)
+    x = jax.random.normal(jax.random.key(0), shape)
+    gflops, gbytes = _limits(options)
+    print(f'limits: {gflops:.1f} GFLOP/s, {gbytes:.1f} GB/s')
+    rows, table = [], {}
+    for name, case in _cases(options.channels, x).items():
+        if options.only and name not in options.only:
+            continue
+        calls = {OURS: _timed(case.ours, case.params, x)}
+        if case.plain:
+            calls[PLAIN] = _timed(case.plain, case.params, x)
+        calls |= _torch(case.torch, shape, options.threads)
+        taken = measure.interleaved(calls, options.repeats)
+        taken = {key: [value / INNER for value in values] for key, values in taken.items()}
+        middle = measure.medians({name: taken})[name]
+        flops, moved = _needs(case.needs, shape)
+        rates = [flops / middle[OURS] / 1e6, moved / middle[OURS] / 1e6]
+        share = max(rates[0] / gflops, rates[1] / gbytes)
+        ratios = {key: measure.ratio(taken[key], taken[OURS]) for key in calls if key != OURS}
+        table[name] = {
+            'samples_ms': taken,
+            'medians_ms': middle,
+            'ratios': ratios,
+            'flops': flops,
+            'bytes': moved,
+            'gflops_per_s': rates[0],
+            'gbytes_per_s': rates[1],
+            'share_of_limit': share,
+        }
+        against = [ratios.get(key, '-') for key in (PLAIN, CONTIGUOUS, LAST)]
+        rows.append([name, middle[OURS], *against, *rates, flops / moved, share])
+    header = ['', 'ours, ms', f'x {PLAIN}', f'x {CONTIGUOUS}', f'x {LAST}']
+    measure.show([*header, 'GFLOP/s', 'GB/s', 'FLOP/byte', 'of limit'], rows)
+    content = {'limits': {'gflops': gflops, 'gbytes': gbytes}, 'operations': table}
+    measure.write(options, 'ops', content)
+    groups = {
+        name: {key: row['medians_ms'][OURS] / value for key, value in row['medians_ms'].items()}
+        for name, row in table.items()
+    }
+    title = f'speed, ours = 1, C={options.channels}'
+    measure.bars(options, 'ops', title, groups, 'relative speed')
+
+
+def _cases(channels, x):
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -27,121 +95,141 @@ def main() -> None:
     from asose_jax import fast, ops
     from asose_jax.model import Norm
 
-    channels = options.channels
-    x = jax.random.normal(jax.random.key(0), (BATCH, SIDE, SIDE, channels))
-
-    def timed(function, params, inner=4):
-        """A loop of `inner` gradients in one compiled call, each fed by the one before."""
-
-        def gradient(params, x):
-            def loss(params, x):
-                y = function(params, x)
-                return jnp.vdot(y, x)
-
-            return jax.grad(loss, (0, 1))(params, x)
-
-        def loop(params, x):
-            def body(_, carry):
-                params, x = carry
-                moved = gradient(params, x)
-                return jax.tree.map(lambda a, b: a - 1e-6 * b, (params, x), moved)
-
-            return lax.fori_loop(0, inner, body, (params, x))
-
-        call = jax.jit(loop).lower(params, x).compile()
-        return lambda: jax.block_until_ready(call(params, x))
-
-    def plain_depthwise(size, dilation):
-        layer = nn.Conv(
-            channels,
-            (size, size),
-            feature_group_count=channels,
-            kernel_dilation=dilation,
-            use_bias=False,
+    def conv(kernel, x, dilation=1, groups=1):
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (1, 1),
+            'SAME',
+            rhs_dilation=(dilation, dilation),
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            feature_group_count=groups,
         )
-        return lambda kernel, x: layer.apply({'params': {'kernel': kernel}}, x)
 
-    def ours_of(name):
-        call = ops.function(name, channels, Norm('float32', None), True, False)
-        made = ops.make(name, channels, Norm('float32', None), parent=None)
-        variables = made.init(jax.random.key(1), x[:1], False)
-        stats = variables.get('batch_stats', {})
-        return lambda params, x: call(params, stats, x)[0], variables.get('params', {})
+    def kernel(*size):
+        return jax.random.normal(jax.random.key(sum(size)), size) / 10
 
+    norm = Norm('float32', None)
     cases = {}
     for size, dilation in ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2)):
-        name = f'depthwise {size}x{size}' + (' dilated' if dilation > 1 else '')
-        kernel = jax.random.normal(jax.random.key(2), (size, size, 1, channels))
-        fastest = lambda k, x, d=dilation: fast.depthwise_conv(x, k, d)  # noqa: E731
-        cases[name] = (fastest, plain_depthwise(size, dilation), kernel)
-    pool = lambda _, x: nn.max_pool(x, (3, 3), (1, 1), 'SAME')  # noqa: E731
-    mean = lambda _, x: nn.avg_pool(x, (3, 3), (1, 1), 'SAME', False)  # noqa: E731
-    cases['max pool'] = (lambda _, x: fast.max_pool(x), pool, {})
-    call, params = ours_of('avg_pool_3x3')
-    cases['average pool'] = (call, mean, params)
-    matrix = jnp.eye(channels)
-    cases['1x1'] = (lambda w, x: x @ w, lambda w, x: _conv(x, w.reshape(1, 1, *w.shape)), matrix)
-    long = jax.random.normal(jax.random.key(3), (1, 7, channels, channels)) / 10
-    cases['1x7'] = (lambda k, x: fast.conv(x, k), lambda k, x: _conv(x, k), long)
-    for name in ops.PRIMITIVES:
-        if name not in ops.PARAMETER_FREE:
-            cases[name] = (*ours_of(name)[:1], None, ours_of(name)[1])
+        name = f'depthwise {size}' + (' dilated' if dilation > 1 else '')
+        cases[name] = Case(
+            lambda k, x, d=dilation: fast.depthwise_conv(x, k, d),
+            lambda k, x, d=dilation: conv(k, x, d, channels),
+            kernel(size, size, 1, channels),
+            (f'taps {size**2}',),
+            name,
+        )
+    cases['1x1'] = Case(
+        lambda k, x: fast.dot_general(x, k),
+        lambda k, x: conv(k[None, None], x),
+        kernel(channels, channels),
+        (f'taps {channels}',),
+        '1x1',
+    )
+    cases['1x7, 7x1'] = Case(
+        lambda ks, x: fast.conv(fast.conv(x, ks[0]), ks[1]),
+        lambda ks, x: conv(ks[1], conv(ks[0], x)),
+        [kernel(1, 7, channels, channels), kernel(7, 1, channels, channels)],
+        (f'taps {7 * channels}',) * 2,
+        '1x7, 7x1',
+    )
+    batch_norm = norm(use_running_average=False, name='norm').clone(name=None, parent=None)
+    variables = batch_norm.init(jax.random.key(0), x)
+    stats = variables['batch_stats']
+    normed = lambda p, x: batch_norm.apply(  # noqa: E731
+        {'params': p, 'batch_stats': stats}, x, mutable=['batch_stats']
+    )[0]
+    cases['batch norm'] = Case(normed, None, variables['params'], ('norm',), 'norm')
 
-    peak, stream = _limits(options.repeats)
-    print(f'limits: {peak:.1f} GFLOP/s, {stream:.1f} GB/s')
-    rows, table = [], {}
-    for name, (function, plain, params) in cases.items():
-        calls = {'ours': timed(function, params)}
-        if plain:
-            calls['plain'] = timed(plain, params)
-        calls |= _torch(name, channels, options.threads)
-        taken = measure.interleaved(calls, options.repeats)
-        middle = {key: measure.statistics.median(values) / 4 for key, values in taken.items()}
-        cost = jax.jit(plain or function).lower(params, x).cost_analysis() or {}
-        flops = 3 * cost.get('flops', 0.0)
-        least = 3 * 2 * x.nbytes  # an image in, an image out: no operation moves less
-        bound = 1000 * max(flops / peak, least / stream) / 1e9
-        table[name] = {**middle, 'flops': flops, 'bound': bound}
-        cells = [middle.get(key, float('nan')) for key in ('ours', 'plain', 'contiguous', 'last')]
-        rows.append([name, *cells, flops / least, bound / middle['ours']])
-    header = ['ms', 'ours', 'plain', 'torch contiguous', 'channels_last', 'FLOP/byte', 'of limit']
-    measure.show(header, rows)
-    measure.write(options.out, 'ops', {'gflops': peak, 'gbytes': stream, 'operations': table})
-    keys = ('ours', 'plain', 'contiguous', 'last')
-    groups = {
-        name: {key: row['ours'] / row[key] for key in keys if key in row}
-        for name, row in table.items()
+    pools = {
+        'avg_pool_3x3': lambda _, x: nn.avg_pool(x, (3, 3), (1, 1), 'SAME', False),
+        'max_pool_3x3': lambda _, x: nn.max_pool(x, (3, 3), (1, 1), 'SAME'),
     }
-    measure.bars(options.out, 'ops', f'speed, ours = 1, C={channels}', groups, 'relative speed')
+    for name in ops.PRIMITIVES:
+        if name in ('none', 'skip_connect'):
+            continue
+        made = ops.make(name, channels, norm, parent=None)
+        variables = made.init(jax.random.key(1), jnp.zeros_like(x[:1]), False)
+        stats, call = (
+            variables.get('batch_stats', {}),
+            ops.function(name, channels, norm, True, False),
+        )
+        size = int(name[-1])
+        separable = (f'taps {size**2}', f'taps {channels}', 'norm')
+        needs = {
+            'avg_pool': ('pool',),
+            'max_pool': ('pool',),
+            'sep_conv': 2 * separable,
+            'dil_conv': separable,
+            'conv_7x1': (f'taps {7 * channels}',) * 2 + ('norm',),
+        }[name[:8]]
+        cases[name] = Case(
+            lambda p, x, call=call, stats=stats: call(p, stats, x)[0],
+            pools.get(name),
+            variables.get('params', {}),
+            needs,
+            name,
+        )
+    return cases
 
 
-def _conv(x, kernel):
+def _needs(members: tuple[str, ...], shape: tuple[int, ...]) -> tuple[float, float]:
+    """(FLOPs, bytes) of one forward and backward pass.
+
+    `taps N`: N products and sums for a number of the output, and the same for both gradients.
+    `pool`: nine comparisons or sums, and the same back. `norm`: about 6 forward, 9 backward.
+    """
+    numbers = 1
+    for extent in shape:
+        numbers *= extent
+    flops = 0.0
+    for member in members:
+        each = {'pool': 18, 'norm': 15}.get(member) or 6 * int(member.split()[1])
+        flops += each * numbers
+    return flops, 5.0 * 4 * numbers * len(members)
+
+
+def _timed(function, params, x):
+    """A loop of gradients in one compiled call, each fed by the one before."""
+    import jax
+    import jax.numpy as jnp
     from jax import lax
 
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
+    def loss(params, x):
+        return jnp.vdot(function(params, x), x)  # its gradient by x needs the forward pass as well
+
+    def loop(params, x):
+        def body(_, carry):
+            moved = jax.grad(loss, (0, 1))(*carry)
+            return jax.tree.map(lambda a, b: a - 1e-6 * b, carry, moved)
+
+        return lax.fori_loop(0, INNER, body, (params, x))
+
+    call = jax.jit(loop).lower(params, x).compile()
+    return lambda: jax.block_until_ready(call(params, x))
 
 
-def _limits(rounds):
+def _limits(options):
     """GFLOP/s of a matrix product and GB/s of a sum, the best of some rounds."""
     import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((2048, 2048))
-    v = jnp.ones(2**24)
+    side, length = (256, 2**20) if options.quick else (2048, 2**24)
+    a, v, w = jnp.ones((side, side)), jnp.ones(length), jnp.zeros(length)
     product, total = jax.jit(lambda a: a @ a), jax.jit(lambda v, w: 2 * v + w)
     taken = measure.interleaved(
         {
             'product': lambda: jax.block_until_ready(product(a)),
-            'sum': lambda: jax.block_until_ready(total(v, v)),
+            'sum': lambda: jax.block_until_ready(total(v, w)),
         },
-        max(3, rounds),
+        max(3, options.repeats),
     )
-    return 2 * 2048**3 / min(taken['product']) / 1e6, 3 * v.nbytes / min(taken['sum']) / 1e6
+    return 2 * side**3 / min(taken['product']) / 1e6, 3 * v.nbytes / min(taken['sum']) / 1e6
 
 
-def _torch(name, channels, threads):
+def _torch(name, shape, threads):
+    """Calls of the same operation, eager: forward, then backward from a fixed gradient."""
     if importlib.util.find_spec('torch') is None:
         return {}
     import torch
@@ -150,24 +238,36 @@ def _torch(name, channels, threads):
     from benchmarks import theirs
 
     torch.set_num_threads(threads)
-    if name.startswith('depthwise'):
-        module = theirs._depthwise(channels, int(name[10]), 2 if 'dilated' in name else 1)
-    elif name in ('1x1', '1x7'):
-        columns = int(name[2])
-        module = nn.Conv2d(channels, channels, (1, columns), padding=(0, columns // 2), bias=False)
-    else:
-        names = {'max pool': 'max_pool_3x3', 'average pool': 'avg_pool_3x3'}
-        module = theirs._operation(names.get(name, name), channels)
-    calls = {}
-    for key, layout in (('contiguous', torch.contiguous_format), ('last', torch.channels_last)):
-        net = copy.deepcopy(module).to(memory_format=layout)
-        x = torch.randn(BATCH, channels, SIDE, SIDE).to(memory_format=layout).requires_grad_()
+    batch, height, width, channels = shape
 
-        def run(net=net, x=x):
-            for _ in range(4):
+    def thin(rows, columns):
+        padding = (rows // 2, columns // 2)
+        return nn.Conv2d(channels, channels, (rows, columns), padding=padding, bias=False)
+
+    if name.startswith('depthwise'):
+        dilation = 2 if name.endswith('dilated') else 1
+        module = theirs.depthwise(channels, int(name.split()[1]), dilation)
+    elif name == '1x1':
+        module = thin(1, 1)
+    elif name == '1x7, 7x1':
+        module = nn.Sequential(thin(1, 7), thin(7, 1))
+    elif name == 'norm':
+        module = nn.BatchNorm2d(channels)
+    else:
+        module = theirs.operation(name, channels)
+    calls = {}
+    for key, layout in ((CONTIGUOUS, torch.contiguous_format), (LAST, torch.channels_last)):
+        net = copy.deepcopy(module).to(memory_format=layout)
+        x, g = (
+            torch.randn(batch, channels, height, width).to(memory_format=layout) for _ in range(2)
+        )
+        x.requires_grad_()
+
+        def run(net=net, x=x, g=g):
+            for _ in range(INNER):
                 x.grad = None
                 net.zero_grad(set_to_none=True)
-                (net(x) * x.detach()).sum().backward()
+                net(x).backward(g)
 
         calls[key] = run
     return calls

@@ -3,13 +3,15 @@
 Against depth, channels, number of primitives (the same one drawn), batch and simulated devices:
 milliseconds of a weight step and of an alpha step, seconds to compile, and peak memory. The fitted
 power says how: 1 is proportional, 0 flat. Devices are simulated on the same cores; their batch is
-shared among them, so that flat is the best there is.
+shared among them, so that flat is the best there is. Base: depth 4, C=16, batch 64, 32x32.
 """
 
+import argparse
 import json
 import math
 import subprocess
 import sys
+from typing import Any
 
 from benchmarks import measure
 
@@ -21,12 +23,21 @@ AXES = {
     'batch': [32, 64, 128, 256],
     'devices': [1, 2, 4, 8],
 }
+BASE = {'depth': 4, 'batch': 64}
+QUICK_AXES = {
+    'depth': [1, 2],
+    'channels': [4, 8],
+    'primitives': [2, 3],
+    'batch': [8, 16],
+    'devices': [1, 2],
+}
+QUICK_BASE = {'depth': 1, 'channels': 4, 'batch': 8, 'image': (8, 8, 3)}
 COLUMNS = ['weight step, ms', 'alpha step, ms', 'compile, s', 'memory, MiB']
 
 
-def point(axis: str, value: int, threads: int, repeats: int) -> list[float]:
-    """One network of its own process: the four columns. Base: depth 4, C=16, batch 64, 32x32."""
-    measure.pin(threads)
+def point(axis: str, value: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One network, in a process of its own: its row of `COLUMNS`, and what that comes from."""
+    measure.pin(options.threads)
     import jax
 
     if axis == 'devices':
@@ -37,39 +48,60 @@ def point(axis: str, value: int, threads: int, repeats: int) -> list[float]:
 
     # The drawn one first, and skip_connect, which every mixed operation has.
     names = [DRAWN, 'skip_connect', *ours.Size().primitives]
-    names = tuple(dict.fromkeys(names))[: value if axis == 'primitives' else None]
+    count = value if axis == 'primitives' else 2 if options.quick else None
+    names = tuple(dict.fromkeys(names))[:count]
     changes = {axis: value} if axis in ('depth', 'channels', 'batch') else {}
-    size = ours.Size(**{'depth': 4, 'batch': 64, 'primitives': names, **changes})
+    base = QUICK_BASE if options.quick else BASE
+    size = ours.Size(**{**base, 'primitives': names, **changes})
     net = ours.Network(size, Phase.SEARCH)
     net.draw([DRAWN] * size.depth)
-    taken = measure.interleaved({'weights': net.weights, 'alpha': net.alpha}, repeats)
-    middle = {key: measure.statistics.median(values) for key, values in taken.items()}
-    memory = net.program.peak_bytes / 2**20
-    return [middle['weights'] / 2, middle['alpha'], net.program.compile_seconds, memory]
+    calls = {'two weight steps': net.weights, 'alpha step': net.alpha}
+    taken = measure.interleaved(calls, options.repeats)
+    weights, alpha = (measure.statistics.median(taken[key]) for key in calls)
+    memory = net.program.call.memory_analysis()
+    kinds = ('argument', 'output', 'alias', 'temp')
+    return {
+        'row': [
+            weights / 2,
+            alpha,
+            net.program.compile_seconds,
+            net.program.peak_bytes / 2**20,
+        ],
+        'samples_ms': taken,
+        'bytes': {kind: getattr(memory, f'{kind}_size_in_bytes', None) for kind in kinds},
+    }
 
 
 def main() -> None:
     parser = measure.parser(__doc__.splitlines()[0])
     parser.add_argument('--axes', nargs='+', choices=AXES, default=list(AXES))
     parser.add_argument('--point', nargs=2, metavar=('AXIS', 'VALUE'), help='of one process')
-    options = parser.parse_args()
+    options = measure.parse(parser)
     if options.point:
         axis, value = options.point
-        print(json.dumps(point(axis, int(value), options.threads, options.repeats)))
+        print(json.dumps(point(axis, int(value), options)))
         return
-    found = {}
+    found, details = {}, {}
     for axis in options.axes:
-        rows = []
-        for value in AXES[axis]:
-            command = [sys.executable, '-m', 'benchmarks.scaling', '--point', axis, str(value)]
-            command += ['--threads', str(options.threads), '--repeats', str(options.repeats)]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            rows.append([value, *json.loads(done.stdout.splitlines()[-1])])
-        found[axis] = rows
+        values = (QUICK_AXES if options.quick else AXES)[axis]
+        details[axis] = {value: _in_process(axis, value, options) for value in values}
+        found[axis] = rows = [[value, *made['row']] for value, made in details[axis].items()]
         powers = [_power(rows, column) for column in range(1, 5)]
         measure.show([axis, *COLUMNS], [*rows, ['power', *powers]])
-    measure.write(options.out, 'scaling', {'columns': COLUMNS, 'axes': found})
-    _draw(options.out, found)
+    powers = {
+        axis: [_power(rows, column) for column in range(1, 5)] for axis, rows in found.items()
+    }
+    content = {'columns': COLUMNS, 'axes': found, 'powers': powers, 'details': details}
+    measure.write(options, 'scaling', content)
+    _draw(options, found)
+
+
+def _in_process(axis, value, options):
+    command = [sys.executable, '-m', 'benchmarks.scaling', '--point', axis, str(value)]
+    command += ['--threads', str(options.threads), '--repeats', str(options.repeats)]
+    command += ['--quick'] if options.quick else []
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _power(rows, column):
@@ -81,7 +113,7 @@ def _power(rows, column):
     return slopes / sum((x - middle) ** 2 for x in xs)
 
 
-def _draw(out, found):
+def _draw(options, found):
     import matplotlib
 
     matplotlib.use('Agg')
@@ -103,7 +135,7 @@ def _draw(out, found):
         panel.set_xlabel(axis)
     panels[0][0].set_ylabel('times the first')
     panels[0][0].legend(fontsize='small')
-    figure.savefig(out / 'scaling.png', dpi=110)
+    measure.save(options, 'scaling', figure)
 
 
 if __name__ == '__main__':

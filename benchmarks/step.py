@@ -1,10 +1,11 @@
 """What a step costs, against PyTorch doing the same: python -m benchmarks.step
 
 Needs torch (any build with CPU kernels). Every round measures each row with each contestant in
-turn; both sides augment, update and wait. Weight and alpha steps go through as many draws as there
-are primitives, so that every block meets every primitive once. `cycle` is one alpha step and two
-weight steps; `ancestor` the cycle of the PyTorch ancestor, whose alpha step is a weight step that
-moves nothing.
+turn; both sides augment, update and wait. PyTorch's SGD passes over operations that were not drawn;
+ours decays their weights too. The search on the digits is in `benchmarks.loop`. Weight and alpha
+steps go through as many draws as there are primitives, so that every block meets every primitive
+once. `cycle` is one alpha step and two weight steps; `ancestor` the cycle of the PyTorch ancestor,
+whose alpha step is a weight step that moves nothing.
 """
 
 import functools
@@ -27,10 +28,10 @@ def main() -> None:
     parser.add_argument('--channels', type=int, default=16)
     parser.add_argument('--depth', type=int, default=6)
     parser.add_argument('--batch', type=int, default=128)
-    parser.add_argument('--side', type=int, default=32, help='of the images, in pixels')
+    parser.add_argument('--side', '--size', type=int, default=32, help='of the images, in pixels')
     parser.add_argument('--name', default='step', help='of the files written')
-    options = parser.parse_args()
-    measure.pin(options.threads)
+    options = measure.parse(parser, channels=4, depth=2, batch=8, side=8)
+    options.threads = measure.pin(options.threads)
 
     import torch
 
@@ -64,9 +65,11 @@ def main() -> None:
             call(*arguments)
 
     samples: dict[str, dict[str, list[float]]] = {}
+    single: dict[str, list[dict[str, list[float]]]] = {}  # of each draw
 
     def row(name, calls):
         taken = measure.interleaved(calls, options.repeats)
+        single.setdefault(name, []).append(taken)
         into = samples.setdefault(name, {})
         for contestant, values in taken.items():  # draws add up, round by round
             before = into.get(contestant, [0.0] * len(values))
@@ -92,8 +95,9 @@ def main() -> None:
         idle = {k: functools.partial(t.weight_step, index, False) for k, t in nets.items()}
         row('ancestor alpha step', idle)
 
-    weights, alpha = samples['two weight steps'], samples['alpha step']
+    weights, alpha = samples.pop('two weight steps'), samples['alpha step']
     idle = samples['ancestor alpha step']
+    samples['search weight step'] = {k: [v / 2 for v in vs] for k, vs in weights.items()}
 
     def added(a, b):
         return [x + y for x, y in zip(a, b, strict=True)]
@@ -113,11 +117,17 @@ def main() -> None:
     print(f'C={options.channels} depth={options.depth} batch={options.batch} {options.side} px')
     print('compile seconds:', {key: round(value, 1) for key, value in compiled.items()})
     measure.show(['', 'ours, ms', 'x torch contiguous', 'x torch channels_last'], rows)
-    content = {'samples_ms': samples, 'ratios': ratios, 'compile_seconds': compiled}
-    measure.write(options.out, options.name, content)
+    content = {
+        'samples_ms': samples,
+        'samples_of_draws_ms': single,
+        'medians_ms': measure.medians(samples),
+        'ratios': ratios,
+        'compile_seconds': compiled,
+    }
+    measure.write(options, options.name, content)
     groups = {name: {k: ratio.median for k, ratio in pair.items()} for name, pair in ratios.items()}
     title = f'times as fast as PyTorch, C={options.channels}, batch {options.batch}'
-    measure.bars(options.out, options.name, title, groups, 'ratio of medians')
+    measure.bars(options, options.name, title, groups, 'ratio of medians')
 
 
 if __name__ == '__main__':

