@@ -151,7 +151,7 @@ def _program(names, channels, norm, settings, mode, train):
             lax.cond(
                 index == k,
                 lambda _, ready: ready,
-                lambda x, _, k=k: one(k, params, stats, x)[0],
+                lambda x, _, k=k: functions[k](params[k], stats[k], x)[0],
                 fixed,
                 ready,
             )

@@ -5,14 +5,13 @@ Collections: `params` (weights), `arch` (alpha, one row per mixed operation), `b
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from asose_jax import fast, ops
+from asose_jax import ops
 from asose_jax.genotype import BlockSpec, NetSpec, needs_transition
 from asose_jax.mixed import MixedOp, Mode, SearchSettings, scale
 
@@ -53,10 +52,7 @@ class Block(nn.Module):
         width = self.spec.channels
         if needs_transition(self.spec, x.shape[-1]):
             x = x[:, :: self.spec.stride, :: self.spec.stride]
-            product = functools.partial(
-                nn.Dense, use_bias=False, dtype=x.dtype, dot_general=fast.dot_general
-            )
-            x = product(width, name='transition')(x)
+            x = ops.pointwise(width, x.dtype, 'transition')(x)
             x = self.norm(use_running_average=not train, name='transition_norm')(x)
         y = x
         for i, candidates in enumerate(self.spec.branches):

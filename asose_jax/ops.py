@@ -100,13 +100,14 @@ class _DepthwiseSeparable(Operation):
         kernel = self.param('depthwise', _KERNEL_INIT, shape, jnp.float32)
         x = fast.depthwise_conv(nn.relu(x), kernel.astype(x.dtype), self.dilation)
         x = checkpoint_name(x, _KEPT)
-        # On channels-last images a 1x1 convolution is a matrix product.
-        product = functools.partial(
-            nn.Dense, use_bias=False, dtype=x.dtype, dot_general=fast.dot_general
-        )
-        x = product(self.channels, name='pointwise')(x)
+        x = pointwise(self.channels, x.dtype, 'pointwise')(x)
         x = checkpoint_name(x, _KEPT)
         return self.norm(use_running_average=not train, name='norm')(x)
+
+
+def pointwise(features: int, dtype: Any, name: str) -> nn.Dense:
+    """A 1x1 convolution without bias: on channels-last images, a matrix product."""
+    return nn.Dense(features, use_bias=False, dtype=dtype, dot_general=fast.dot_general, name=name)
 
 
 class CrossConv(Operation):
