@@ -10,6 +10,7 @@ GPU and TPU have native kernels, and get them. XLA's CPU backend does not, or no
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
-# Elements in one window of the CPU weight gradient: k*k accumulators of this size stay in cache.
-_WINDOW = 8192
+# Numbers in a block of images that a loop on the CPU reads many times: they must fit its cache.
+_BLOCK = 2**17
+
+_ROWS_ADDED = 8  # at once: compiled without a loop, and so in vector registers
 
 _FEW_INPUTS = 32  # of a convolution's output pixel: the stem's
 
@@ -115,7 +118,24 @@ def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     Returns:
       `[B, H, W, F]` in the dtype of `x`.
     """
+    if kernel.size // kernel.shape[-1] <= _FEW_INPUTS:
+        return lax.platform_dependent(x, kernel, cpu=_thin_conv, default=_plain_conv)
+    return _plain_conv(x, kernel)
+
+
+def _plain_conv(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=_NHWC)
+
+
+@outlined
+def _thin_conv(x, kernel):
+    """Of few inputs: each of them, shifted, times its row of the kernel."""
+    total = jnp.zeros((), jnp.float32)
+    for (i, j), window in _windows(x, kernel):
+        for c in range(x.shape[-1]):
+            row = kernel[i, j, c].astype(jnp.float32).reshape(1, 1, 1, -1)
+            total += window[..., c : c + 1].astype(jnp.float32) * row
+    return total.astype(x.dtype)
 
 
 def _conv_forward(x, kernel):
@@ -125,32 +145,37 @@ def _conv_forward(x, kernel):
 def _conv_backward(residuals, g):
     x, kernel = residuals
     dx = conv(g, kernel[::-1, ::-1].swapaxes(2, 3))
-    if kernel.size // kernel.shape[-1] <= _FEW_INPUTS:
-        return dx, lax.platform_dependent(x, g, kernel, cpu=_thin_gradient, default=_wide_gradient)
-    return dx, _wide_gradient(x, g, kernel)
+    own = functools.partial(lax.platform_dependent, default=_plain_gradient)
+    return dx, own(x, g, kernel, cpu=_blocked_gradient)
 
 
-def _thin_gradient(x, g, kernel):
-    """Of few inputs: one matrix product over all pixels' neighbourhoods, written out."""
-    b, h, w, c = x.shape
-    rows, columns = _reach(kernel, 1)
-    padded = _padded(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
-    places = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
-    shifts = [lax.slice(padded, (0, i, j, 0), (b, i + h, j + w, c)) for i, j in places]
-    return _matrix_gradient(jnp.concatenate(shifts, -1), g).reshape(kernel.shape)
+def _plain_gradient(x, g, kernel):
+    return jax.vjp(functools.partial(_plain_conv, x), kernel)[1](g)[0]
 
 
-def _wide_gradient(x, g, kernel):
-    rows, columns = _reach(kernel, 1)
-    # Channels take the place of the batch, the batch that of the channels, g that of the kernel.
-    dkernel = lax.conv_general_dilated(
-        x.transpose(3, 1, 2, 0),
-        g.transpose(1, 2, 0, 3),
-        window_strides=(1, 1),
-        padding=((rows, rows), (columns, columns)),
-        dimension_numbers=_NHWC,
-    )
-    return dkernel.transpose(1, 2, 0, 3)
+def _blocked_gradient(x, g, kernel):
+    """Block by block, the product of g with all pixels' neighbourhoods, written out."""
+    inputs, features = kernel.size // kernel.shape[-1], kernel.shape[-1]
+    images = _images_in_block(x, 4 * _BLOCK // inputs)
+
+    def add_block(total, first):
+        written = _neighbourhoods(_block(x, first, images, _border(kernel)), kernel.shape[:2])
+        gs = _block(g, first, images)
+        product = gs.reshape(-1, features).T @ written.reshape(-1, inputs)
+        return total + product.astype(jnp.float32)
+
+    zeros = jnp.zeros((features, inputs), jnp.float32)
+    total = _over_blocks(add_block, zeros, len(x), images)
+    return total.T.reshape(kernel.shape).astype(kernel.dtype)
+
+
+@functools.partial(outlined, static_argnums=1)
+def _neighbourhoods(padded, size):
+    b, h, w, c = padded.shape
+    places = itertools.product(*map(range, size))
+    h, w = h - size[0] + 1, w - size[1] + 1
+    windows = [lax.slice(padded, (0, i, j, 0), (b, i + h, j + w, c)) for i, j in places]
+    return jnp.concatenate(windows, -1)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
@@ -225,23 +250,39 @@ def neighbours(x: jax.Array, fill: float) -> list[jax.Array]:
     return [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
 
 
-def _reach(kernel, dilation):
-    """Pixels the kernel reaches beyond its centre: (rows, columns)."""
-    return (kernel.shape[0] - 1) * dilation // 2, (kernel.shape[1] - 1) * dilation // 2
+def _windows(x, kernel, dilation=1):
+    """What each tap (i, j) of the kernel meets: `x` shifted, with zeros beyond the border."""
+    b, h, w, c = x.shape
+    padded = jnp.pad(x, _border(kernel, dilation))
+    for i, j in itertools.product(*map(range, kernel.shape[:2])):
+        top, left = i * dilation, j * dilation
+        yield (i, j), lax.slice(padded, (0, top, left, 0), (b, top + h, left + w, c))
+
+
+def _border(kernel, dilation=1):
+    """What `jnp.pad` has to add for the kernel: (before, after) of each axis."""
+    rows, columns = ((size - 1) * dilation // 2 for size in kernel.shape[:2])
+    return ((0, 0), (rows, rows), (columns, columns), (0, 0))
+
+
+def _over_blocks(add, total, batch, images):
+    """`add(total, first image of a block)` for one block of `images` after another."""
+    return lax.fori_loop(0, batch // images, lambda k, total: add(total, k * images), total)
+
+
+def _images_in_block(x, pixels):
+    """A divisor of the batch; so many images have at most `pixels` pixels, if more than one."""
+    batch, height, width, _ = x.shape
+    most = min(batch, max(1, pixels // (height * width)))
+    return max(size for size in range(1, most + 1) if batch % size == 0)
 
 
 @functools.partial(outlined, static_argnames='dilation')
 def _shifted_sum(x, kernel, dilation):
-    b, h, w, c = x.shape
-    rows, columns = _reach(kernel, dilation)
-    padded = jnp.pad(x, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
     total = jnp.zeros(x.shape, jnp.float32)
-    for i in range(kernel.shape[0]):
-        for j in range(kernel.shape[1]):
-            top, left = i * dilation, j * dilation
-            window = lax.slice(padded, (0, top, left, 0), (b, top + h, left + w, c))
-            tap = kernel[i, j, 0].astype(jnp.float32).reshape(1, 1, 1, c)
-            total += window.astype(jnp.float32) * tap
+    for (i, j), window in _windows(x, kernel, dilation):
+        tap = kernel[i, j, 0].astype(jnp.float32).reshape(1, 1, 1, -1)
+        total += window.astype(jnp.float32) * tap
     return total.astype(x.dtype)
 
 
@@ -251,47 +292,54 @@ def _shifted_vjp(x, kernel, g, dilation):
     return dx, _kernel_gradient(x, g, kernel, dilation)
 
 
-@functools.partial(outlined, static_argnums=1)
-def _padded(x, widths):
-    """By itself: merged with what flattens it, each number's place would be worked out anew."""
-    return jnp.pad(x, widths)
-
-
 @functools.partial(outlined, static_argnames='dilation')
 def _kernel_gradient(x, g, kernel, dilation):
     """dL/dkernel[i, j, c] = sum of x shifted by (i, j) times g, over batch and space.
 
-    Batch, rows and columns are laid out as one line of pixels. A border of zeros after each row
-    and each image is shared with the next one, so that a shift in space is a shift along the line,
-    and the products that cross a border vanish. Windows of the line are added up element by
-    element, and space is reduced once at the end: XLA's CPU reductions are what makes the plain
-    form slow.
+    Block by block of images. One loop adds up all taps of a row of the kernel: XLA merges their
+    sums into one computation with many results when, and only when, they are one `lax.reduce`.
     """
     kh, kw, _, c = kernel.shape
-    b, h, w, _ = x.shape
-    rows, columns = _reach(kernel, dilation)
-    image = (h + rows) * (w + columns) * c
-    window = max(1, _WINDOW // c) * c
-    count = -(-b * image // window)
-    halo = (rows * (w + columns) + columns) * c
-    # Whole images of zeros in front and behind: one copy each, and the rest is a matter of indices.
-    tail = -(-(count * window + halo) // image) - b
-    x_line, g_line = (
-        _padded(y, ((front, tail), (0, rows), (0, columns), (0, 0))).reshape(-1)
-        for y, front in ((x, 1), (g, 0))
-    )
-    shifts = [(i * (w + columns) + j) * dilation * c for i in range(kh) for j in range(kw)]
+    images = _images_in_block(x, _BLOCK // c)
 
-    def add_window(totals, index):
-        start = index * window
-        xs = lax.dynamic_slice_in_dim(x_line, image - halo + start, window + 2 * halo)
-        gs = lax.dynamic_slice_in_dim(g_line, start, window).astype(jnp.float32)
-        return [
-            total + lax.slice_in_dim(xs, shift, shift + window).astype(jnp.float32) * gs
-            for total, shift in zip(totals, shifts, strict=True)
-        ], None
+    def add_block(totals, first):
+        xs, gs = _block(x, first, images, _border(kernel, dilation)), _block(g, first, images)
+        for i in range(kh):
+            places = tuple((i * dilation, j * dilation) for j in range(kw))
+            sums = _sums_of_products(xs, gs, places)
+            totals = totals.at[i].add(jnp.stack([s.reshape(-1, c).sum(0) for s in sums]))
+        return totals
 
-    zeros = [jnp.zeros(window, jnp.float32) for _ in shifts]
-    totals, _ = lax.scan(add_window, zeros, jnp.arange(count))
-    per_tap = jnp.stack(totals).reshape(kh * kw, -1, c).sum(1)
-    return per_tap.reshape(kernel.shape).astype(kernel.dtype)
+    totals = _over_blocks(add_block, jnp.zeros((kh, kw, c), jnp.float32), len(x), images)
+    return totals.reshape(kernel.shape).astype(kernel.dtype)
+
+
+@functools.partial(outlined, static_argnums=(2, 3))
+def _block(array, first, images, border=((0, 0),) * 4):
+    """So many images with a border of zeros, as a copy of their own.
+
+    Merged with what reads it, each number's place would be worked out at every reading.
+    """
+    return jnp.pad(lax.dynamic_slice_in_dim(array, first, images), border)
+
+
+@functools.partial(outlined, static_argnums=2)
+def _sums_of_products(xs, gs, places):
+    """For each place, `g` times `x` from there on, some of the rows of each image added up."""
+    b, h, w, c = gs.shape
+    added = max(n for n in range(1, _ROWS_ADDED + 1) if h % n == 0)
+
+    def by_rows(array):
+        return array.reshape(b, added, h // added, w * c).astype(jnp.float32)
+
+    flat = xs.reshape(*xs.shape[:2], -1)
+    products = []
+    for top, left in places:
+        window = lax.slice(flat, (0, top, left * c), (b, top + h, (left + w) * c))
+        products.append(by_rows(window) * by_rows(gs))
+    zeros = (jnp.float32(0),) * len(places)
+    return lax.reduce(tuple(products), zeros, _added, (1,))
+
+
+def _added(a, b):
+    return tuple(p + q for p, q in zip(a, b, strict=True))

@@ -45,10 +45,16 @@ class Network:
       phase: whose program.
       chosen: one operation a block: the derived network.
       slots: steps in a call, at most.
+      turn_period: see `phases.make_plan`; the first step of a period is the one of alpha.
     """
 
     def __init__(
-        self, size: Size, phase: Phase, chosen: tuple[str, ...] | None = None, slots: int = 6
+        self,
+        size: Size,
+        phase: Phase,
+        chosen: tuple[str, ...] | None = None,
+        slots: int = 6,
+        turn_period: int = TURN_PERIOD,
     ):
         self.spec, self.slots, self.size = size.spec(), slots, size
         if chosen:
@@ -56,7 +62,7 @@ class Network:
             self.spec = genotype.derive(self.spec, picked)
         epochs = dict.fromkeys(Phase, 0) | {phase: 10}
         plan = phases.make_plan(
-            epochs, 600, turn_period=TURN_PERIOD, tau_start=0.8, tau_rate=0.98, tau_floor=0.1
+            epochs, 600, turn_period=turn_period, tau_start=0.8, tau_rate=0.98, tau_floor=0.1
         )
         tx = optim.make_optimizer(plan)
         model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
@@ -74,8 +80,6 @@ class Network:
         )
         self.state = steps.replicated(state.init_state(model, tx, jax.random.key(1)))
         self.program = steps.compile_train(recipe, phase, self.state, self.chunk(1), self.shared)
-        turns = [bool(plan.is_alpha_turn(step)) for step in range(2 * TURN_PERIOD)]
-        self.alpha_turn = turns.index(True) if any(turns) else None
 
     def chunk(self, count: int) -> dict[str, np.ndarray]:
         """Random indices for `count` steps."""
@@ -98,14 +102,6 @@ class Network:
         self.state = self.state.replace(step=steps.replicated(jnp.int32(start)))
         self.state, _ = self.program.call(self.state, self.chunk(count), self.shared)
         jax.block_until_ready(self.state)
-
-    def weights(self) -> None:
-        """Two weight steps."""
-        self.run(2, self.alpha_turn + 1)
-
-    def alpha(self) -> None:
-        """One alpha step."""
-        self.run(1, self.alpha_turn)
 
 
 def draws(primitives: tuple[str, ...], depth: int) -> list[list[str]]:
