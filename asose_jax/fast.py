@@ -1,12 +1,10 @@
-"""Convolution and pooling in the fast form for the platform they are compiled for.
+"""Convolution in the fast form for the platform it is compiled for.
 
 GPU and TPU have native kernels, and get them. XLA's CPU backend does not, or not everywhere:
 
 * grouped convolution is 20-100 times slower than a sum of shifted slices, fused into one loop;
-* max pooling's gradient is 20 times slower than a comparison of remembered indices;
-* the weight gradient of a convolution is 30-100 times slower *inside a loop or a conditional* than
-  outside, because only the entry computation's convolutions are brought into the layout that the
-  fast kernel takes. Written in that layout to begin with, it is fast everywhere, and bit-identical.
+* the weight gradient of a convolution is slow, and 30-100 times slower *inside a loop or a
+  conditional* than outside. Sums over blocks of images that stay in the cache are fast everywhere.
 """
 
 import functools
@@ -56,8 +54,10 @@ def outlined(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def depthwise_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-    """Convolves each channel with its own kernel; stride 1, zero padding, size kept.
+def relu_depthwise_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
+    """ReLU, then a convolution of each channel with its own kernel; stride 1, size kept.
+
+    One operation, because the ReLU then costs no pass over memory of its own.
 
     Args:
       x: images `[B, H, W, C]`.
@@ -65,7 +65,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Ar
       dilation: distance between taps, in pixels.
 
     Returns:
-      `[B, H, W, C]` in the dtype of `x`; sums are taken in float32.
+      `[B, H, W, C]` in the dtype of `x`; borders are filled with zeros, sums taken in float32.
     """
     return lax.platform_dependent(
         x,
@@ -76,7 +76,7 @@ def depthwise_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Ar
 
 
 def _forward(x, kernel, dilation):
-    return depthwise_conv(x, kernel, dilation), (x, kernel)
+    return relu_depthwise_conv(x, kernel, dilation), (x, kernel)
 
 
 def _backward(dilation, residuals, g):
@@ -88,12 +88,12 @@ def _backward(dilation, residuals, g):
     )
 
 
-depthwise_conv.defvjp(_forward, _backward)
+relu_depthwise_conv.defvjp(_forward, _backward)
 
 
 def _native(x, kernel, dilation):
     return lax.conv_general_dilated(
-        x,
+        nn.relu(x),
         kernel,
         window_strides=(1, 1),
         padding='SAME',
@@ -210,46 +210,6 @@ def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Arra
     return _product(x, kernel)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """Largest of the valid 3x3 neighbours, `[B, H, W, C]` to the same shape, stride 1."""
-    return lax.platform_dependent(
-        x, cpu=_max_of_shifts, default=lambda x: nn.max_pool(x, (3, 3), (1, 1), 'SAME')
-    )
-
-
-@jax.custom_vjp
-def _max_of_shifts(x):
-    return functools.reduce(jnp.maximum, neighbours(x, -jnp.inf))
-
-
-@outlined
-def _max_forward(x):
-    first, *rest = neighbours(x, -jnp.inf)
-    largest, winner = first, jnp.zeros(x.shape, jnp.int8)
-    for i, shifted in enumerate(rest, start=1):
-        winner = jnp.where(shifted > largest, jnp.int8(i), winner)
-        largest = jnp.maximum(largest, shifted)
-    return largest, winner
-
-
-@outlined
-def _max_backward(winner, g):
-    # Shift i of x reaches a pixel's neighbour; the opposite shift, 8 - i, brings its gradient home.
-    gs, winners = neighbours(g, 0), neighbours(winner, -1)
-    shares = [jnp.where(winners[8 - i] == i, gs[8 - i], 0) for i in range(9)]
-    return (functools.reduce(jnp.add, shares),)
-
-
-_max_of_shifts.defvjp(_max_forward, _max_backward)
-
-
-def neighbours(x: jax.Array, fill: float) -> list[jax.Array]:
-    """The nine shifts of `x` `[B, H, W, C]` by at most one pixel, with `fill` beyond the border."""
-    h, w = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
-    return [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
-
-
 def _windows(x, kernel, dilation=1):
     """What each tap (i, j) of the kernel meets: `x` shifted, with zeros beyond the border."""
     b, h, w, c = x.shape
@@ -279,6 +239,16 @@ def _images_in_block(x, pixels):
 
 @functools.partial(outlined, static_argnames='dilation')
 def _shifted_sum(x, kernel, dilation):
+    return _sum_over_taps(nn.relu(x), kernel, dilation)
+
+
+@functools.partial(outlined, static_argnames='dilation')
+def _input_gradient(x, g, kernel, dilation):
+    # The transpose of a correlation is the correlation with the kernel turned by 180 degrees.
+    return jnp.where(x > 0, _sum_over_taps(g, kernel[::-1, ::-1], dilation), 0)
+
+
+def _sum_over_taps(x, kernel, dilation):
     total = jnp.zeros(x.shape, jnp.float32)
     for (i, j), window in _windows(x, kernel, dilation):
         tap = kernel[i, j, 0].astype(jnp.float32).reshape(1, 1, 1, -1)
@@ -287,14 +257,13 @@ def _shifted_sum(x, kernel, dilation):
 
 
 def _shifted_vjp(x, kernel, g, dilation):
-    # The transpose of a correlation is the correlation with the kernel turned by 180 degrees.
-    dx = _shifted_sum(g, kernel[::-1, ::-1], dilation)
+    dx = _input_gradient(x, g, kernel, dilation)
     return dx, _kernel_gradient(x, g, kernel, dilation)
 
 
 @functools.partial(outlined, static_argnames='dilation')
 def _kernel_gradient(x, g, kernel, dilation):
-    """dL/dkernel[i, j, c] = sum of x shifted by (i, j) times g, over batch and space.
+    """dL/dkernel[i, j, c] = sum of relu(x) shifted by (i, j) times g, over batch and space.
 
     Block by block of images. One loop adds up all taps of a row of the kernel: XLA merges their
     sums into one computation with many results when, and only when, they are one `lax.reduce`.
@@ -303,7 +272,8 @@ def _kernel_gradient(x, g, kernel, dilation):
     images = _images_in_block(x, _BLOCK // c)
 
     def add_block(totals, first):
-        xs, gs = _block(x, first, images, _border(kernel, dilation)), _block(g, first, images)
+        xs = _block(x, first, images, _border(kernel, dilation), rectified=True)
+        gs = _block(g, first, images)
         for i in range(kh):
             places = tuple((i * dilation, j * dilation) for j in range(kw))
             sums = _sums_of_products(xs, gs, places)
@@ -314,13 +284,14 @@ def _kernel_gradient(x, g, kernel, dilation):
     return totals.reshape(kernel.shape).astype(kernel.dtype)
 
 
-@functools.partial(outlined, static_argnums=(2, 3))
-def _block(array, first, images, border=((0, 0),) * 4):
-    """So many images with a border of zeros, as a copy of their own.
+@functools.partial(outlined, static_argnums=(2, 3), static_argnames='rectified')
+def _block(array, first, images, border=((0, 0),) * 4, *, rectified=False):
+    """So many images, after a ReLU if wanted, with a border of zeros, as a copy of their own.
 
     Merged with what reads it, each number's place would be worked out at every reading.
     """
-    return jnp.pad(lax.dynamic_slice_in_dim(array, first, images), border)
+    block = lax.dynamic_slice_in_dim(array, first, images)
+    return jnp.pad(nn.relu(block) if rectified else block, border)
 
 
 @functools.partial(outlined, static_argnums=2)

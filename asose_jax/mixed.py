@@ -8,6 +8,7 @@ import dataclasses
 import enum
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -143,21 +144,14 @@ def _program(names, channels, norm, settings, mode, train):
     def drawn(params, stats, x, weights):
         return lax.switch(jnp.argmax(weights), branches, params, stats, x)
 
+    def candidate(k):
+        return lambda params, stats, x: functions[k](params[k], stats[k], x)[0]
+
+    candidates = tuple(candidate(k) for k in range(len(names)))
+
     def for_alpha(params, stats, x, weights):
-        index = jnp.argmax(weights)
-        y, new = lax.switch(index, branches, params, stats, x)
-        ready, fixed = lax.stop_gradient((y, x))
-        outputs = tuple(
-            lax.cond(
-                index == k,
-                lambda _, ready: ready,
-                lambda x, _, k=k: functions[k](params[k], stats[k], x)[0],
-                fixed,
-                ready,
-            )
-            for k in range(len(names))
-        )
-        return straight_through(y, outputs, weights), new
+        y, new = lax.switch(jnp.argmax(weights), branches, params, stats, x)
+        return straight_through(candidates, y, weights, (params, stats, x)), new
 
     def dense(params, stats, x, weights):
         each = [functions[k](params[k], stats[k], x) for k in range(len(names))]
@@ -194,34 +188,44 @@ def scale(weight: Array, y: Array) -> Array:
     return weight.astype(y.dtype).reshape((1,) * y.ndim) * y
 
 
-@jax.custom_vjp
-def straight_through(drawn: Array, outputs: tuple[Array, ...], weights: Array) -> Array:
-    """Forward what was drawn, backward the gradient of `sum_k weights[k] * outputs[k]`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def straight_through(
+    candidates: tuple[Callable[..., Array], ...], drawn: Array, weights: Array, arguments: Any
+) -> Array:
+    """Forward what was drawn, backward the gradient of `sum_k weights[k] * candidates[k]`.
 
-    dL/dweights[k] = <dL/dy, outputs[k]> for *every* k, drawn or not: this is what lets alpha learn
-    (spec section 3). Only `drawn` passes a gradient to what lies below it, as its weight is 1 and
-    all others are 0.
+    dL/dweights[k] = <dL/dy, candidates[k]> for *every* k, drawn or not: this is what lets alpha
+    learn (spec section 3). Only `drawn` passes a gradient to what lies below it, as its weight is 1
+    and all others are 0. The candidates are computed when dL/dy is known, each used at once: an
+    alpha step needs no more memory than a weight step.
 
     Args:
+      candidates: K functions of `arguments`, with the shape of `drawn`; all of them but the drawn
+        one are called, in the backward pass.
       drawn: the output of the drawn operation `[B, H, W, C]`.
-      outputs: those of all K operations, same shape; get no gradient.
       weights: one-hot draw `[K]`, float32, carrying the straight-through gradient to alpha.
+      arguments: what the candidates take; gets no gradient.
 
     Returns:
       `drawn`.
     """
-    del outputs, weights
+    del candidates, weights, arguments
     return drawn
 
 
-def _straight_through_forward(drawn, outputs, weights):
-    del weights
-    return drawn, outputs
+def _straight_through_forward(candidates, drawn, weights, arguments):
+    del candidates
+    return drawn, (drawn, jnp.argmax(weights), arguments)
 
 
-def _straight_through_backward(outputs, g):
-    products = [jnp.vdot(g.astype(jnp.float32), y.astype(jnp.float32)) for y in outputs]
-    return g, tuple(jnp.zeros_like(y) for y in outputs), jnp.stack(products)
+def _straight_through_backward(candidates, residuals, g):
+    drawn, index, arguments = residuals
+
+    def product(k):
+        y = lax.cond(index == k, lambda *_: drawn, candidates[k], *arguments)
+        return jnp.vdot(g.astype(jnp.float32), y.astype(jnp.float32))
+
+    return g, jnp.stack([product(k) for k in range(len(candidates))]), None
 
 
 straight_through.defvjp(_straight_through_forward, _straight_through_backward)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from asose_jax import fast
+from asose_jax import fast, pooling
 
 Array = jax.Array
 
@@ -54,8 +54,8 @@ class AvgPool(Operation):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-        total = functools.reduce(jnp.add, fast.neighbours(x, 0))
-        return total / functools.reduce(jnp.add, fast.neighbours(ones, 0))
+        total = functools.reduce(jnp.add, pooling.neighbours(x, 0))
+        return total / functools.reduce(jnp.add, pooling.neighbours(ones, 0))
 
 
 class MaxPool(Operation):
@@ -63,7 +63,7 @@ class MaxPool(Operation):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        return fast.max_pool(x)
+        return pooling.max_pool(x)
 
 
 class SepConv(Operation):
@@ -98,7 +98,7 @@ class _DepthwiseSeparable(Operation):
     def __call__(self, x: Array, train: bool) -> Array:
         shape = (self.size, self.size, 1, self.channels)
         kernel = self.param('depthwise', _KERNEL_INIT, shape, jnp.float32)
-        x = fast.depthwise_conv(nn.relu(x), kernel.astype(x.dtype), self.dilation)
+        x = fast.relu_depthwise_conv(x, kernel.astype(x.dtype), self.dilation)
         x = checkpoint_name(x, _KEPT)
         x = pointwise(self.channels, x.dtype, 'pointwise')(x)
         x = checkpoint_name(x, _KEPT)

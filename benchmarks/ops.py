@@ -114,7 +114,7 @@ def _cases(channels, x):
     for size, dilation in ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2)):
         name = f'depthwise {size}' + (' dilated' if dilation > 1 else '')
         cases[name] = Case(
-            lambda k, x, d=dilation: fast.depthwise_conv(x, k, d),
+            lambda k, x, d=dilation: fast.relu_depthwise_conv(x, k, d),
             lambda k, x, d=dilation: conv(k, x, d, channels),
             kernel(size, size, 1, channels),
             (f'taps {size**2}',),

@@ -16,7 +16,7 @@ TOLERANCE = {'float32': 2e-4, 'bfloat16': 0.06}
 
 def _plain_depthwise(x, kernel, dilation):
     return lax.conv_general_dilated(
-        x,
+        nn.relu(x),
         kernel,
         (1, 1),
         'SAME',
@@ -54,30 +54,36 @@ def _assert_same_with_gradients(ours, plain, arguments, dtype):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize(('size', 'dilation'), [(3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])
-def test_depthwise_is_the_grouped_convolution(size, dilation, shape, dtype):
+def test_depthwise_is_relu_and_the_grouped_convolution(size, dilation, shape, dtype):
     x, kernel = _random(0, shape, dtype), _random(1, (size, size, 1, shape[-1]), dtype)
     _assert_same_with_gradients(
-        lambda x, k: fast.depthwise_conv(x, k, dilation),
+        lambda x, k: fast.relu_depthwise_conv(x, k, dilation),
         lambda x, k: _plain_depthwise(x, k, dilation),
         (x, kernel),
         dtype,
     )
 
 
-def test_depthwise_gradient_crosses_windows_of_the_line(monkeypatch):
-    monkeypatch.setattr(fast, '_WINDOW', 24)
-    x, kernel = _random(0, (3, 5, 7, 2)), _random(1, (5, 5, 1, 2))
-    _assert_same_with_gradients(
-        lambda x, k: fast.depthwise_conv(x, k, 2),
-        lambda x, k: _plain_depthwise(x, k, 2),
-        (x, kernel),
-        'float32',
-    )
+@pytest.mark.parametrize('batch', [1, 5, 6])
+def test_gradients_of_many_blocks_are_those_of_one(monkeypatch, batch):
+    x, kernel = _random(0, (batch, 9, 7, 2)), _random(1, (5, 5, 1, 2))
+    wide = _random(2, (1, 7, 2, 3))
+
+    def gradients():
+        jax.clear_caches()
+        loss = lambda x, k, w: (fast.conv(fast.relu_depthwise_conv(x, k, 2), w) ** 2).sum()  # noqa: E731
+        return jax.grad(loss, (0, 1, 2))(x, kernel, wide)
+
+    whole = gradients()
+    monkeypatch.setattr(fast, '_BLOCK', 300)
+    assert fast._images_in_block(x, 300 // 2) == {1: 1, 5: 1, 6: 2}[batch]
+    for one, many in zip(whole, gradients(), strict=True):
+        np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-3)
 
 
 def test_depthwise_gradients_agree_with_finite_differences():
     x, kernel = _random(0, (2, 4, 5, 2)), _random(1, (3, 3, 1, 2))
-    check_grads(lambda x, k: fast.depthwise_conv(x, k, 1), (x, kernel), 1, ['rev'], atol=1e-2)
+    check_grads(lambda x, k: fast.relu_depthwise_conv(x, k, 1), (x, kernel), 1, ['rev'], atol=1e-2)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -88,27 +94,11 @@ def test_conv_is_the_plain_convolution(size, shape, dtype):
     _assert_same_with_gradients(fast.conv, _plain_conv, (x, kernel), dtype)
 
 
-@pytest.mark.parametrize(
-    ('shape', 'dtype'), [*((s, 'float32') for s in SHAPES), ((3, 4, 7, 2), 'bfloat16')]
-)
-def test_max_pool_is_the_plain_pooling(shape, dtype):
-    # Distinct values, in bfloat16 up to 256 of them: of equal ones, either may get the gradient.
-    x = _random(0, shape).reshape(-1).argsort().argsort().reshape(shape).astype(dtype)
-    _assert_same_with_gradients(
-        fast.max_pool, lambda x: nn.max_pool(x, (3, 3), (1, 1), 'SAME'), (x,), dtype
-    )
-
-
-def test_max_pool_gives_a_gradient_to_one_of_equals():
-    gradient = jax.grad(lambda x: fast.max_pool(x).sum())(jnp.ones((1, 3, 3, 1)))
-    np.testing.assert_allclose(gradient.sum(), 9)
-
-
 def test_the_cpu_form_stays_on_the_cpu():
     x, kernel = _random(0, (2, 4, 4, 2)), _random(1, (3, 3, 1, 2))
 
     def lowered(platform):
-        traced = jax.jit(jax.grad(lambda x, k: fast.depthwise_conv(x, k, 1).sum(), (0, 1)))
+        traced = jax.jit(jax.grad(lambda x, k: fast.relu_depthwise_conv(x, k, 1).sum(), (0, 1)))
         return traced.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
 
     assert 'stablehlo.convolution' not in lowered('cpu')

@@ -8,6 +8,7 @@ import pytest
 LEVELS = {
     'errors': 0,
     'fast': 0,
+    'pooling': 0,
     'ops': 0,
     'gumbel': 0,
     'genotype': 0,

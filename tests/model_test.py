@@ -100,7 +100,8 @@ def test_straight_through_gradient_agrees_with_central_differences_of_its_relaxa
     """Hard value, soft slope: L(hard + soft(alpha) - soft(alpha_0)), with the noise held fixed."""
     x = jax.random.normal(jax.random.key(3), (4, 6, 6, 4))
     g = jax.random.normal(jax.random.key(4), x.shape)
-    outputs = [x * (k + 1) for k in range(5)]
+    candidates = tuple(functools.partial(jnp.multiply, k + 1) for k in range(5))
+    outputs = [candidate(x) for candidate in candidates]
     alpha_0, key = jnp.arange(5.0) / 3, jax.random.key(6)
 
     def soft(alpha):
@@ -115,7 +116,7 @@ def test_straight_through_gradient_agrees_with_central_differences_of_its_relaxa
     def ours(alpha):
         weights = gumbel.gumbel_softmax(alpha, key, TAU)
         drawn = outputs[int(hard.argmax())]
-        return (mixed.straight_through(drawn, tuple(outputs), weights) * g).sum()
+        return (mixed.straight_through(candidates, drawn, weights, (x,)) * g).sum()
 
     gradient = jax.grad(ours)(alpha_0)
     np.testing.assert_allclose(ours(alpha_0), relaxed(alpha_0), rtol=1e-5)

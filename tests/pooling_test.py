@@ -1,0 +1,37 @@
+"""Pooling computes what the plain form does, forward and backward, on any shape."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from asose_jax import pooling
+
+SHAPES = [(1, 1, 1, 1), (3, 5, 7, 2), (5, 2, 9, 3), (2, 8, 8, 16)]
+
+
+def _plain(x):
+    return nn.max_pool(x, (3, 3), (1, 1), 'SAME')
+
+
+@pytest.mark.parametrize(
+    ('shape', 'dtype'), [*((s, 'float32') for s in SHAPES), ((3, 4, 7, 2), 'bfloat16')]
+)
+def test_max_pool_is_the_plain_pooling(shape, dtype):
+    # Distinct values, in bfloat16 up to 256 of them: of equal ones, either may get the gradient.
+    values = jax.random.normal(jax.random.key(0), shape).reshape(-1)
+    x = values.argsort().argsort().reshape(shape).astype(dtype)
+    g = jax.random.normal(jax.random.key(1), shape).astype(dtype)
+    y, ours = jax.vjp(pooling.max_pool, x)
+    expected, plain = jax.vjp(_plain, x.astype(jnp.float32))
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y.astype(jnp.float32), expected)
+    want = plain(g.astype(jnp.float32))[0]
+    tolerance = 1e-5 if dtype == 'float32' else 0.06 * float(jnp.abs(want).max())
+    np.testing.assert_allclose(ours(g)[0].astype(jnp.float32), want, atol=tolerance)
+
+
+def test_max_pool_gives_a_gradient_to_one_of_equals():
+    gradient = jax.grad(lambda x: pooling.max_pool(x).sum())(jnp.ones((1, 3, 3, 1)))
+    np.testing.assert_allclose(gradient.sum(), 9)
