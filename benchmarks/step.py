@@ -1,11 +1,12 @@
 """What a step costs, against PyTorch doing the same: python -m benchmarks.step
 
 Needs torch (any build with CPU kernels). Every round measures each row with each contestant in
-turn; both sides augment, update and wait. PyTorch's SGD passes over operations that were not drawn;
-ours decays their weights too. The search on the digits is in `benchmarks.loop`. Weight and alpha
-steps go through as many draws as there are primitives, so that every block meets every primitive
-once. `cycle` is one alpha step and two weight steps; `ancestor` the cycle of the PyTorch ancestor,
-whose alpha step is a weight step that moves nothing.
+turn; both sides augment, update and wait. Ours run as in a search: many steps in one compiled call.
+PyTorch's SGD passes over operations that were not drawn; ours decays their weights too. The search
+on the digits is in `benchmarks.loop`. The search goes through as many draws as there are
+primitives, so that every block meets every primitive once. `cycle` is one alpha step and two weight
+steps, `alpha step` what it takes beyond its weight steps; `ancestor` the cycle of the PyTorch
+ancestor, whose alpha step is a weight step that moves nothing.
 """
 
 import functools
@@ -20,6 +21,8 @@ DERIVED = (
     'sep_conv_7x7',
     'sep_conv_3x3',
 )
+CALL, CYCLES = 24, 2  # steps in a call of ours; cycles that a call of PyTorch's repeats
+_NEVER = 10**6
 OURS, CONTIGUOUS, LAST = 'ours', 'torch contiguous', 'torch channels_last'
 
 
@@ -48,68 +51,72 @@ def main() -> None:
     drawn = ours.draws(size.primitives, options.depth)
     numbers = [[size.primitives.index(name) for name in draw] for draw in drawn]
 
-    count = len(drawn)
-    searching = ours.Network(size, Phase.SEARCH)
-    warming = ours.Network(size, Phase.WARMUP, slots=count)
-    fixed = ours.Network(size, Phase.OPTIMIZE, chosen, slots=count)
+    cycling = ours.Network(size, Phase.SEARCH, slots=CALL)
+    weighing = ours.Network(size, Phase.SEARCH, slots=CALL, turn_period=_NEVER)
+    warming = ours.Network(size, Phase.WARMUP, slots=CALL)
+    fixed = ours.Network(size, Phase.OPTIMIZE, chosen, slots=CALL)
     nets = {name: theirs.Net(size, layout) for name, layout in layouts.items()}
     derived = {name: theirs.Net(size, layout, chosen) for name, layout in layouts.items()}
     compiled = {
-        'search': searching.program.compile_seconds,
+        'search': cycling.program.compile_seconds,
         'warmup': warming.program.compile_seconds,
         'optimize': fixed.program.compile_seconds,
     }
 
-    def repeated(times, call, *arguments):
-        for _ in range(times):
-            call(*arguments)
+    def torch_weights(net, index, update=True):
+        for _ in range(2 * CYCLES):
+            net.weight_step(index, update)
+
+    def torch_cycles(net, index):
+        for _ in range(CYCLES):
+            net.alpha_step(index)
+            net.weight_step(index)
+            net.weight_step(index)
 
     samples: dict[str, dict[str, list[float]]] = {}
     single: dict[str, list[dict[str, list[float]]]] = {}  # of each draw
 
-    def row(name, calls):
+    def row(name, run, units, torch_call, torch_nets, torch_units, parts):
+        """One draw of `parts`: what a step or a cycle takes, in ms, `units` of them in a call."""
+        calls = {OURS: run} | {k: functools.partial(torch_call, t) for k, t in torch_nets.items()}
         taken = measure.interleaved(calls, options.repeats)
-        single.setdefault(name, []).append(taken)
         into = samples.setdefault(name, {})
         for contestant, values in taken.items():  # draws add up, round by round
+            share = parts * (units if contestant == OURS else torch_units)
             before = into.get(contestant, [0.0] * len(values))
-            into[contestant] = [a + b / len(drawn) for a, b in zip(before, values, strict=True)]
+            into[contestant] = [a + b / share for a, b in zip(before, values, strict=True)]
+        single.setdefault(name, []).append(taken)
 
     for name, network, torches, index in (
         ('warmup step', warming, nets, skip),
         ('optimize step', fixed, derived, [0] * options.depth),
     ):
-        calls = {OURS: functools.partial(network.run, count)}
-        calls |= {
-            k: functools.partial(repeated, count, t.weight_step, index) for k, t in torches.items()
-        }
-        row(name, calls)
+        call = functools.partial(torch_weights, index=index)
+        row(name, functools.partial(network.run, CALL), CALL, call, torches, 2 * CYCLES, 1)
     for draw, index in zip(drawn, numbers, strict=True):
-        searching.draw(draw)
-        calls = {OURS: searching.weights}
-        calls |= {k: functools.partial(repeated, 2, t.weight_step, index) for k, t in nets.items()}
-        row('two weight steps', calls)
-        calls = {OURS: searching.alpha}
-        calls |= {k: functools.partial(t.alpha_step, index) for k, t in nets.items()}
-        row('alpha step', calls)
-        idle = {k: functools.partial(t.weight_step, index, False) for k, t in nets.items()}
-        row('ancestor alpha step', idle)
+        cycling.draw(draw)
+        weighing.draw(draw)
+        parts = len(drawn)
+        run = functools.partial(weighing.run, CALL, 1)
+        call = functools.partial(torch_weights, index=index)
+        row('search weight step', run, CALL, call, nets, 2 * CYCLES, parts)
+        run = functools.partial(cycling.run, CALL)
+        call = functools.partial(torch_cycles, index=index)
+        row('cycle', run, CALL / ours.TURN_PERIOD, call, nets, CYCLES, parts)
+        call = functools.partial(torch_weights, index=index, update=False)
+        row('idle', lambda: None, 1, call, nets, 2 * CYCLES, parts)
 
-    weights, alpha = samples.pop('two weight steps'), samples['alpha step']
-    idle = samples['ancestor alpha step']
-    samples['search weight step'] = {k: [v / 2 for v in vs] for k, vs in weights.items()}
+    weights, cycle, idle = samples['search weight step'], samples['cycle'], samples.pop('idle')
 
-    def added(a, b):
-        return [x + y for x, y in zip(a, b, strict=True)]
+    def combined(factor, a, b):
+        return [factor * x + y for x, y in zip(a, b, strict=True)]
 
-    samples['cycle'] = {name: added(weights[name], alpha[name]) for name in weights}
-    samples['ancestor cycle'] = {name: added(weights[name], idle[name]) for name in idle}
-    samples['ancestor cycle'][OURS] = samples['cycle'][OURS]
+    samples['alpha step'] = {name: combined(-2, weights[name], cycle[name]) for name in cycle}
+    samples['ancestor cycle'] = {name: combined(2, weights[name], idle[name]) for name in idle}
+    samples['ancestor cycle'][OURS] = cycle[OURS]
 
     rows, ratios = [], {}
     for name, contestants in samples.items():
-        if OURS not in contestants:
-            continue
         mine = contestants[OURS]
         ratios[name] = {k: measure.ratio(contestants[k], mine) for k in (CONTIGUOUS, LAST)}
         middle = measure.statistics.median(mine)
