@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--side', '--size', type=int, default=32, help='of the images, in pixels')
     parser.add_argument('--name', default='step', help='of the files written')
+    parser.add_argument('--fixed', action='store_true', help='warmup and optimize, no search')
     options = measure.parse(parser, channels=4, depth=2, batch=8, side=8)
     options.threads = measure.pin(options.threads)
 
@@ -51,14 +52,11 @@ def main() -> None:
     drawn = ours.draws(size.primitives, options.depth)
     numbers = [[size.primitives.index(name) for name in draw] for draw in drawn]
 
-    cycling = ours.Network(size, Phase.SEARCH, slots=CALL)
-    weighing = ours.Network(size, Phase.SEARCH, slots=CALL, turn_period=_NEVER)
     warming = ours.Network(size, Phase.WARMUP, slots=CALL)
     fixed = ours.Network(size, Phase.OPTIMIZE, chosen, slots=CALL)
     nets = {name: theirs.Net(size, layout) for name, layout in layouts.items()}
     derived = {name: theirs.Net(size, layout, chosen) for name, layout in layouts.items()}
     compiled = {
-        'search': cycling.program.compile_seconds,
         'warmup': warming.program.compile_seconds,
         'optimize': fixed.program.compile_seconds,
     }
@@ -87,33 +85,37 @@ def main() -> None:
             into[contestant] = [a + b / share for a, b in zip(before, values, strict=True)]
         single.setdefault(name, []).append(taken)
 
+    def combined(factor, a, b):
+        return [factor * x + y for x, y in zip(a, b, strict=True)]
+
     for name, network, torches, index in (
         ('warmup step', warming, nets, skip),
         ('optimize step', fixed, derived, [0] * options.depth),
     ):
         call = functools.partial(torch_weights, index=index)
         row(name, functools.partial(network.run, CALL), CALL, call, torches, 2 * CYCLES, 1)
-    for draw, index in zip(drawn, numbers, strict=True):
-        cycling.draw(draw)
-        weighing.draw(draw)
-        parts = len(drawn)
-        run = functools.partial(weighing.run, CALL, 1)
-        call = functools.partial(torch_weights, index=index)
-        row('search weight step', run, CALL, call, nets, 2 * CYCLES, parts)
-        run = functools.partial(cycling.run, CALL)
-        call = functools.partial(torch_cycles, index=index)
-        row('cycle', run, CALL / ours.TURN_PERIOD, call, nets, CYCLES, parts)
-        call = functools.partial(torch_weights, index=index, update=False)
-        row('idle', lambda: None, 1, call, nets, 2 * CYCLES, parts)
+    if not options.fixed:
+        cycling = ours.Network(size, Phase.SEARCH, slots=CALL)
+        weighing = ours.Network(size, Phase.SEARCH, slots=CALL, turn_period=_NEVER)
+        compiled['search'] = cycling.program.compile_seconds
+        for draw, index in zip(drawn, numbers, strict=True):
+            cycling.draw(draw)
+            weighing.draw(draw)
+            parts = len(drawn)
+            run = functools.partial(weighing.run, CALL, 1)
+            call = functools.partial(torch_weights, index=index)
+            row('search weight step', run, CALL, call, nets, 2 * CYCLES, parts)
+            run = functools.partial(cycling.run, CALL)
+            call = functools.partial(torch_cycles, index=index)
+            row('cycle', run, CALL / ours.TURN_PERIOD, call, nets, CYCLES, parts)
+            call = functools.partial(torch_weights, index=index, update=False)
+            row('idle', lambda: None, 1, call, nets, 2 * CYCLES, parts)
 
-    weights, cycle, idle = samples['search weight step'], samples['cycle'], samples.pop('idle')
+        weights, cycle, idle = samples['search weight step'], samples['cycle'], samples.pop('idle')
 
-    def combined(factor, a, b):
-        return [factor * x + y for x, y in zip(a, b, strict=True)]
-
-    samples['alpha step'] = {name: combined(-2, weights[name], cycle[name]) for name in cycle}
-    samples['ancestor cycle'] = {name: combined(2, weights[name], idle[name]) for name in idle}
-    samples['ancestor cycle'][OURS] = cycle[OURS]
+        samples['alpha step'] = {name: combined(-2, weights[name], cycle[name]) for name in cycle}
+        samples['ancestor cycle'] = {name: combined(2, weights[name], idle[name]) for name in idle}
+        samples['ancestor cycle'][OURS] = cycle[OURS]
 
     rows, ratios = [], {}
     for name, contestants in samples.items():
