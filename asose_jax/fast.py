@@ -131,7 +131,8 @@ def _plain_conv(x, kernel):
 def _thin_conv(x, kernel):
     """Of few inputs: each of them, shifted, times its row of the kernel."""
     total = jnp.zeros((), jnp.float32)
-    for (i, j), window in _windows(x, kernel):
+    padded = jnp.pad(x, _border(kernel))
+    for (i, j), window in _windows(padded, kernel.shape[:2]):
         for c in range(x.shape[-1]):
             row = kernel[i, j, c].astype(jnp.float32).reshape(1, 1, 1, -1)
             total += window[..., c : c + 1].astype(jnp.float32) * row
@@ -145,8 +146,7 @@ def _conv_forward(x, kernel):
 def _conv_backward(residuals, g):
     x, kernel = residuals
     dx = conv(g, kernel[::-1, ::-1].swapaxes(2, 3))
-    own = functools.partial(lax.platform_dependent, default=_plain_gradient)
-    return dx, own(x, g, kernel, cpu=_blocked_gradient)
+    return dx, lax.platform_dependent(x, g, kernel, cpu=_blocked_gradient, default=_plain_gradient)
 
 
 def _plain_gradient(x, g, kernel):
@@ -171,11 +171,7 @@ def _blocked_gradient(x, g, kernel):
 
 @functools.partial(outlined, static_argnums=1)
 def _neighbourhoods(padded, size):
-    b, h, w, c = padded.shape
-    places = itertools.product(*map(range, size))
-    h, w = h - size[0] + 1, w - size[1] + 1
-    windows = [lax.slice(padded, (0, i, j, 0), (b, i + h, j + w, c)) for i, j in places]
-    return jnp.concatenate(windows, -1)
+    return jnp.concatenate([window for _, window in _windows(padded, size)], -1)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
@@ -210,11 +206,11 @@ def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Arra
     return _product(x, kernel)
 
 
-def _windows(x, kernel, dilation=1):
-    """What each tap (i, j) of the kernel meets: `x` shifted, with zeros beyond the border."""
-    b, h, w, c = x.shape
-    padded = jnp.pad(x, _border(kernel, dilation))
-    for i, j in itertools.product(*map(range, kernel.shape[:2])):
+def _windows(padded, size, dilation=1):
+    """What each tap (i, j) of a kernel of that size meets, of images with their border."""
+    b, h, w, c = padded.shape
+    h, w = h - (size[0] - 1) * dilation, w - (size[1] - 1) * dilation
+    for i, j in itertools.product(*map(range, size)):
         top, left = i * dilation, j * dilation
         yield (i, j), lax.slice(padded, (0, top, left, 0), (b, top + h, left + w, c))
 
@@ -250,7 +246,8 @@ def _input_gradient(x, g, kernel, dilation):
 
 def _sum_over_taps(x, kernel, dilation):
     total = jnp.zeros(x.shape, jnp.float32)
-    for (i, j), window in _windows(x, kernel, dilation):
+    padded = jnp.pad(x, _border(kernel, dilation))
+    for (i, j), window in _windows(padded, kernel.shape[:2], dilation):
         tap = kernel[i, j, 0].astype(jnp.float32).reshape(1, 1, 1, -1)
         total += window.astype(jnp.float32) * tap
     return total.astype(x.dtype)

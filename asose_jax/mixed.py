@@ -144,10 +144,7 @@ def _program(names, channels, norm, settings, mode, train):
     def drawn(params, stats, x, weights):
         return lax.switch(jnp.argmax(weights), branches, params, stats, x)
 
-    def candidate(k):
-        return lambda params, stats, x: functions[k](params[k], stats[k], x)[0]
-
-    candidates = tuple(candidate(k) for k in range(len(names)))
+    candidates = tuple(lambda *tree, branch=branch: branch(*tree)[0] for branch in branches)
 
     def for_alpha(params, stats, x, weights):
         y, new = lax.switch(jnp.argmax(weights), branches, params, stats, x)
@@ -196,8 +193,8 @@ def straight_through(
 
     dL/dweights[k] = <dL/dy, candidates[k]> for *every* k, drawn or not: this is what lets alpha
     learn (spec section 3). Only `drawn` passes a gradient to what lies below it, as its weight is 1
-    and all others are 0. The candidates are computed when dL/dy is known, each used at once: an
-    alpha step needs no more memory than a weight step.
+    and all others are 0. The candidates are computed when dL/dy is known, and each is used at once:
+    none is kept.
 
     Args:
       candidates: K functions of `arguments`, with the shape of `drawn`; all of them but the drawn

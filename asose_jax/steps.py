@@ -27,11 +27,14 @@ from asose_jax.state import SearchState, Totals
 AXIS = 'batch'
 
 # Wide vectors have more registers: a step takes 15 % less. Where a CPU has none, this says nothing.
-_OPTIONS = {'cpu': {'xla_cpu_prefer_vector_width': 512}}
-if jax.__version_info__ < (0, 11):  # its library runs most convolutions on one core: 10 % of a step
-    _OPTIONS['cpu']['xla_cpu_experimental_ynn_fusion_type'] = (
+_WIDE = {'xla_cpu_prefer_vector_width': 512}
+# The library that jax 0.10 gives convolutions to runs most of them on one core: 12 % of a step.
+_OWN_CONV = {
+    'xla_cpu_experimental_ynn_fusion_type': (
         'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
     )
+}
+_OPTIONS = {'cpu': _WIDE | (_OWN_CONV if jax.__version_info__ < (0, 11) else {})}
 
 _WEIGHT_MODE = {
     Phase.WARMUP: Mode.SKIP,

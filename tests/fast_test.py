@@ -69,9 +69,11 @@ def test_gradients_of_many_blocks_are_those_of_one(monkeypatch, batch):
     x, kernel = _random(0, (batch, 9, 7, 2)), _random(1, (5, 5, 1, 2))
     wide = _random(2, (1, 7, 2, 3))
 
+    def loss(x, k, w):
+        return (fast.conv(fast.relu_depthwise_conv(x, k, 2), w) ** 2).sum()
+
     def gradients():
         jax.clear_caches()
-        loss = lambda x, k, w: (fast.conv(fast.relu_depthwise_conv(x, k, 2), w) ** 2).sum()  # noqa: E731
         return jax.grad(loss, (0, 1, 2))(x, kernel, wide)
 
     whole = gradients()
