@@ -29,6 +29,8 @@ from asose_jax.state import SearchState
 
 Array = jax.Array
 
+_NORM = model.Norm('float32', None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -232,10 +234,9 @@ def _backward(derived, variables, images, labels):
 @functools.partial(jax.jit, static_argnums=0)
 def _gate_gradients(names, x, g, key):
     """<g, f(x)> for every operation of `names`, fresh; `[len(names)]`."""
-    norm = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
     products = []
     for number, name in enumerate(names):
-        operation = ops.make(name, x.shape[-1], norm)
+        operation = ops.make(name, x.shape[-1], _NORM)
         y, _ = operation.init_with_output(jax.random.fold_in(key, number), x, True)
         products.append(jnp.vdot(g, y))
     return jnp.stack(products)
@@ -256,7 +257,7 @@ def _size_of_mixed(names, width):
     x = jax.ShapeDtypeStruct((1, 8, 8, width), jnp.float32)
 
     def start(x):
-        return [ops.make(n, width, nn.BatchNorm).init(jax.random.key(0), x, False) for n in names]
+        return [ops.make(n, width, _NORM).init(jax.random.key(0), x, False) for n in names]
 
     made = jax.eval_shape(start, x)
     return sum(leaf.size for leaf in jax.tree.leaves([v.get('params', {}) for v in made]))

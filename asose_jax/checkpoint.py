@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,10 +24,18 @@ class Checkpoints:
       directory: made if it is not there.
       keep: how many of the newest to keep.
       milestones: steps to keep for good, the ends of the phases.
+      every_seconds: after so many, another one is due.
     """
 
-    def __init__(self, directory: pathlib.Path, keep: int = 1, milestones: Sequence[int] = ()):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        keep: int = 1,
+        milestones: Sequence[int] = (),
+        every_seconds: float = 0,
+    ):
         self.directory = directory.absolute()
+        self._every_seconds, self._saved = every_seconds, time.monotonic()
         policies = checkpoint_managers.preservation_policy
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -47,6 +56,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The step of the newest checkpoint; `None` if there is none."""
         return self._manager.latest_step()
+
+    def due(self) -> bool:
+        """Whether the last one was saved long enough ago."""
+        return time.monotonic() - self._saved >= self._every_seconds
 
     def describe(self, step: int) -> dict[str, Any]:
         """What was saved as `meta`: it gives the shapes that `restore` needs.
@@ -97,6 +110,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({'schema': SCHEMA, **meta})
         )
         self._manager.save(step, args=args, force=True)
+        self._saved = time.monotonic()
 
     def _unreadable(self, step, error):
         first_line = (str(error).splitlines() or [''])[0][:300]

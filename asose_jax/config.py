@@ -104,6 +104,7 @@ RULES: dict[str, Rule] = {
     'weights.lr_end': _NOT_NEGATIVE,
     'weights.momentum': _SHARE,
     'weights.weight_decay': _NOT_NEGATIVE,
+    'arch.micro_batches': _integers(1),
     'arch.init_std': _NOT_NEGATIVE,
     'arch.none_bias': _FINITE,
     'arch.skip_bias': _FINITE,
@@ -155,7 +156,7 @@ RULES: dict[str, Rule] = {
     'guard.max_consecutive': _integers(0),
     'alarm.skip_share': _between(0, 1),
     'alarm.fall': _between(0, 1),
-    'checkpoint.every_steps': _integers(1),
+    'checkpoint.every_seconds': _NOT_NEGATIVE,
     'checkpoint.keep': _integers(1),
 }
 
@@ -199,6 +200,11 @@ def _contradictions(config, devices):
         wrong.append(
             f'batch_size={config["batch_size"]}: must be divisible by the {devices} devices; try '
             f'{max(1, round(config["batch_size"] / devices)) * devices}'
+        )
+    elif config['batch_size'] // devices % config['arch']['micro_batches']:
+        wrong.append(
+            f'arch.micro_batches={config["arch"]["micro_batches"]}: must divide the '
+            f'{config["batch_size"] // devices} images of a batch that each device gets'
         )
     model, search = config['model'], config['search']
     beyond = [i for i in model['reductions'] if i >= model['depth']]

@@ -6,11 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from asose_jax import genotype, ops
 from asose_jax.genotype import NetSpec
-from asose_jax.model import Mode, SuperNet
+from asose_jax.model import Mode, Norm, SuperNet
 from asose_jax.phases import Phase
 
 # The gradients of a layer's input and of its weights cost about as much as the layer, each.
@@ -24,13 +23,13 @@ def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
     Args:
       spec: of the network.
       rows: how much of each candidate is computed, `[K]` per mixed operation: probabilities give
-        the mean over draws, ones all candidates. Not needed for a derived network.
+        the mean over draws. All of each, if not given.
 
     Returns:
       The count.
     """
     if rows is None:
-        rows = [np.ones(1)] * len(spec.rows())
+        rows = [np.ones(len(candidates)) for _, _, candidates in spec.rows()]
     height, width, _ = spec.image_shape
     sizes = []
     for block in spec.blocks:
@@ -68,16 +67,14 @@ def training_flops(
         candidates = [row[2] for row in spec.rows()]
         probabilities = [np.array([n == 'skip_connect' for n in names]) for names in candidates]
     drawn = forward_flops(spec, probabilities)
-    everything = forward_flops(spec, [np.ones(len(row)) for row in probabilities])
-    alpha = everything + _INPUT_GRADIENT * drawn
+    alpha = forward_flops(spec) + _INPUT_GRADIENT * drawn
     return _TRAINING * drawn * weight_images + alpha * alpha_images
 
 
 @functools.cache
 def _operation(name, size):
     x = jax.ShapeDtypeStruct((1, *size), jnp.float32)
-    norm = functools.partial(nn.BatchNorm, momentum=0.9)
-    operation = ops.make(name, size[-1], norm)
+    operation = ops.make(name, size[-1], Norm('float32', None))
     variables = jax.eval_shape(lambda x: operation.init(jax.random.key(0), x, False), x)
     return _count(lambda v, x: operation.apply(v, x, False), variables, x)
 

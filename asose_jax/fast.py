@@ -18,10 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+from asose_jax import sums
+
 # Numbers in a block of images that a loop on the CPU reads many times: they must fit its cache.
 _BLOCK = 2**17
-
-_ROWS_ADDED = 8  # at once: compiled without a loop, and so in vector registers
 
 _FEW_INPUTS = 32  # of a convolution's output pixel: the stem's
 
@@ -262,8 +262,7 @@ def _shifted_vjp(x, kernel, g, dilation):
 def _kernel_gradient(x, g, kernel, dilation):
     """dL/dkernel[i, j, c] = sum of relu(x) shifted by (i, j) times g, over batch and space.
 
-    Block by block of images. One loop adds up all taps of a row of the kernel: XLA merges their
-    sums into one computation with many results when, and only when, they are one `lax.reduce`.
+    Block by block of images. One loop adds up all taps of a row of the kernel, see sums.py.
     """
     kh, kw, _, c = kernel.shape
     images = _images_in_block(x, _BLOCK // c)
@@ -273,8 +272,8 @@ def _kernel_gradient(x, g, kernel, dilation):
         gs = _block(g, first, images)
         for i in range(kh):
             places = tuple((i * dilation, j * dilation) for j in range(kw))
-            sums = _sums_of_products(xs, gs, places)
-            totals = totals.at[i].add(jnp.stack([s.reshape(-1, c).sum(0) for s in sums]))
+            rows = _sums_of_products(xs, gs, places)
+            totals = totals.at[i].add(jnp.stack([row.reshape(-1, c).sum(0) for row in rows]))
         return totals
 
     totals = _over_blocks(add_block, jnp.zeros((kh, kw, c), jnp.float32), len(x), images)
@@ -295,7 +294,7 @@ def _block(array, first, images, border=((0, 0),) * 4, *, rectified=False):
 def _sums_of_products(xs, gs, places):
     """For each place, `g` times `x` from there on, some of the rows of each image added up."""
     b, h, w, c = gs.shape
-    added = max(n for n in range(1, _ROWS_ADDED + 1) if h % n == 0)
+    added = sums.rows_at_once(h)
 
     def by_rows(array):
         return array.reshape(b, added, h // added, w * c).astype(jnp.float32)
@@ -305,9 +304,4 @@ def _sums_of_products(xs, gs, places):
     for top, left in places:
         window = lax.slice(flat, (0, top, left * c), (b, top + h, (left + w) * c))
         products.append(by_rows(window) * by_rows(gs))
-    zeros = (jnp.float32(0),) * len(places)
-    return lax.reduce(tuple(products), zeros, _added, (1,))
-
-
-def _added(a, b):
-    return tuple(p + q for p, q in zip(a, b, strict=True))
+    return sums.together(tuple(products), axis=1)

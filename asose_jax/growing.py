@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from asose_jax import batches, candidates, genotype, growth, session, state, steps
+from asose_jax import batches, candidates, devices, genotype, growth, session, state
 from asose_jax.growth import Growth
 from asose_jax.phases import Phase, Span
 from asose_jax.session import Current, Setup
@@ -46,12 +46,16 @@ def plateau(
     return best, waited + 1, False
 
 
+def decides(setup: Setup, span: Span) -> bool:
+    """Whether evaluations of this phase decide on growth, so that the next step must wait."""
+    return span.phase is Phase.GROWTH and bool(setup.config.growth.kinds)
+
+
 def consider(
     setup: Setup,
     current: Current,
     span: Span,
-    step: int,
-    accuracy: float,
+    record: dict[str, Any],
     batch: dict[str, np.ndarray],
 ) -> list[dict[str, Any]]:
     """Grows the network, if it is time; to be called after every evaluation.
@@ -60,16 +64,16 @@ def consider(
       setup: of the run.
       current: where it is; becomes the grown network.
       span: the phase.
-      step: of the evaluation.
-      accuracy: on validation images.
+      record: of the evaluation, with `step` and `valid/accuracy`.
       batch: an example of a chunk to train on.
 
     Returns:
       The growths that took place, none or one, as in metrics and summary.
     """
     c, told = setup.config.growth, current.told['growing']
-    if span.phase is not Phase.GROWTH or not c.kinds:
+    if not decides(setup, span):
         return []
+    step, accuracy = record['step'], record['valid/accuracy']
     if told['pending'] is None:
         told['best'], told['waited'], reached = plateau(
             told['best'], told['waited'], accuracy, c.threshold, c.patience
@@ -186,13 +190,12 @@ def _grow(setup, current, accuracy):
         fresh=lambda _: made,
         key=_key(setup, step),
     )
-    before, params_before = current.state, session.count_parameters(current)
-    chunk = next(session.eval_chunks(setup, setup.data.valid))
-    old = current.programs.evaluate.call(before, chunk, setup.shared)['logits']
-    current.spec, current.state = spec, steps.replicated(grown)
+    params_before = session.count_parameters(current)
+    before = session.evaluate(setup, current, setup.data.valid)
+    current.spec, current.state = spec, devices.replicated(grown)
     current.use(programs)
     current.ahead, told['pending'] = None, None
-    new = programs.evaluate.call(current.state, chunk, setup.shared)['logits']
+    after = session.evaluate(setup, current, setup.data.valid)
     current.told['genotype'] = genotype.most_likely(spec, grown.arch).to_json()
     event = {
         'step': step,
@@ -202,8 +205,11 @@ def _grow(setup, current, accuracy):
         'params_before': params_before,
         'params_after': session.count_parameters(current),
         'valid_accuracy_before': accuracy,
-        'valid_accuracy_after': session.accuracy(setup, current, setup.data.valid)[1],
-        'max_abs_logit_change': float(np.abs(np.asarray(new) - np.asarray(old)).max()),
+        'valid_accuracy_after': session.means(after)[1],
+        'max_abs_logit_change': max(
+            float(np.abs(np.asarray(new['logits']) - np.asarray(old['logits'])).max())
+            for old, new in zip(before, after, strict=True)
+        ),
         'stall_seconds': pending['stall_seconds'] + time.monotonic() - start,
     }
     current.told['growth'].append(event)

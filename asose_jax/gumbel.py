@@ -1,4 +1,4 @@
-"""Architecture weights: Gumbel-Softmax draws, their temperature, their guards, their entropy.
+"""Architecture weights: Gumbel-Softmax draws, their temperature, their guards.
 
 Everything here works on rows of K architecture logits (alpha) in float32, whatever the network
 computes in. Sources: Jang et al. 2017 (Gumbel-Softmax, arXiv:1611.01144, eq. 2); Maddison et al.
@@ -134,11 +134,13 @@ def drop_small(weights: jax.Array, thresholds: Thresholds, fallback: int) -> jax
     return jnp.where(kept.sum(-1) < thresholds.least_sum, safe, kept)
 
 
-def entropy(probabilities: jax.Array) -> jax.Array:
-    """Shannon entropy in nats over the last axis; 0 log 0 counts as 0."""
-    return -jax.scipy.special.xlogy(probabilities, probabilities).sum(-1)
+def anneal_tau(
+    decays: int | jax.Array, start: float = 0.8, rate: float = 0.98, floor: float = 0.1
+) -> float | jax.Array:
+    """Temperature after a number of decays: max(floor, start * rate**decays) (spec section 3).
 
-
-def anneal_tau(decays, start: float = 0.8, rate: float = 0.98, floor: float = 0.1):
-    """Temperature after a number of decays: max(floor, start * rate**decays) (spec section 3)."""
-    return jnp.maximum(floor, start * jnp.power(rate, jnp.asarray(decays, jnp.float32)))
+    Python numbers give a Python number, so that the host need not ask a device that is busy.
+    """
+    if isinstance(decays, int):
+        return max(floor, start * rate**decays)
+    return jnp.maximum(floor, start * jnp.power(rate, decays.astype(jnp.float32)))

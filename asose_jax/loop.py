@@ -1,12 +1,13 @@
 """One phase: chunks of steps, and between them evaluation, metrics, checkpoints and alarms."""
 
+import collections
 import itertools
 import logging
 
 import jax
 import numpy as np
 
-from asose_jax import batches, cost, genotype, growing, report, session, state, steps
+from asose_jax import batches, cost, devices, genotype, growing, report, session, state
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase, Span
 from asose_jax.session import Current, Setup
@@ -20,49 +21,65 @@ _TRAIN, _VALID = 0, 1
 def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
     """Goes from the current step to the end of its phase.
 
-    The next chunk is queued before the metrics of the one before are looked at, so that the devices
-    need not wait for the host.
+    What a chunk or an evaluation came to is looked at when the next chunk is queued, so that the
+    devices need not wait for the host. They wait where the host has to decide (in growth), and
+    where the state is saved.
     """
     span = setup.plan.span_at(current.step)
-    step, slots, every = current.step, setup.slots(), setup.config.checkpoint.every_steps
+    step, slots = current.step, setup.slots()
     stream = batches.stream(
         setup.data.images, lambda s: indices_at(setup, span, s), step, span.stop
     )
 
     def next_chunk(first):
-        end = min(first + slots, span.epoch_end(first), (first // every + 1) * every)
+        end = min(first + slots, span.epoch_end(first))
         taken = list(itertools.islice(stream, end - first))
-        return end, batches.chunk(taken, slots, jax.device_count())
+        return end, devices.send(batches.chunk(taken, slots, jax.device_count()))
 
     end, batch = next_chunk(step)
     session.compile_programs(setup, current, span.phase, batch)
     session.compile_upcoming(setup, current, span, batch)
     growing.prepare(setup, current, batch)
     with report.Progress(setup.console, span, step, setup.config.batch_size) as progress:
-        waiting = []  # chunks whose metrics have not been looked at
+        queued = collections.deque()  # what has not been looked at
         while step < span.stop:
             train = current.programs.train.call
             current.state, metrics = train(current.state, batch, setup.shared)
             step = end
-            waiting.append((step, metrics))
-            epoch_ends = step == span.epoch_end(step - 1)
-            pause = epoch_ends or step % every == 0
+            sums = None
+            if step == span.epoch_end(step - 1):
+                sums = session.evaluate(setup, current, setup.data.valid)
+                zeros = devices.replicated(state.Totals.zeros())
+                current.state = current.state.replace(totals=zeros)
+            queued.append((step, metrics, sums))
+            saves = step == span.stop or setup.checkpoints.due()
+            decides = sums is not None and growing.decides(setup, span)
             if step < span.stop:
                 end, batch = next_chunk(step)
-            while len(waiting) > (0 if pause else 1):
-                done, metrics = waiting.pop(0)
-                figures = _figures(setup, done, metrics)
-                current.row['seconds'] += progress.update(done, figures)
-            if epoch_ends:
-                record = _evaluate(setup, current, span, {'step': step, **figures})
-                record['images_per_second'] = progress.images_per_second(step)
-                progress.evaluated(step, record)
-                accuracy = record['valid/accuracy']
-                record['growth'] = growing.consider(setup, current, span, step, accuracy, batch)
+            while len(queued) > (0 if saves or decides else 1):
+                record = _look(setup, current, span, progress, *queued.popleft())
+                if record is None:
+                    continue
+                record['growth'] = growing.consider(setup, current, span, record, batch)
                 log.write(record)
-            if pause:
+                if record['growth']:
+                    saves = True
+                    progress.resume()
+            if saves:
                 setup.checkpoints.save(step, current.state, current.meta())
-                progress.resume()
+
+
+def _look(setup, current, span, progress, step, metrics, sums):
+    """Fetches what the chunk before `step` came to; with an evaluation, returns its record."""
+    figures = _figures(setup, step, metrics)
+    if sums is None:
+        current.row['seconds'] += progress.update(step, figures)
+        return None
+    record = _record(setup, current, span, {'step': step, **figures}, metrics, sums)
+    current.row['seconds'] += progress.update(step, figures)
+    record['images_per_second'] = progress.images_per_second(step)
+    progress.evaluated(step, record)
+    return record
 
 
 def indices_at(setup: Setup, span: Span, step: int) -> np.ndarray:
@@ -80,7 +97,7 @@ def indices_at(setup: Setup, span: Span, step: int) -> np.ndarray:
 def _figures(setup, step, metrics):
     """The metrics of training since the last evaluation; stops a run that has gone bad."""
     limit = setup.config.guard.max_consecutive
-    if metrics['longest_streak'][0] > limit:
+    if devices.on_host(metrics['longest_streak']) > limit:
         last = setup.checkpoints.latest()
         good = 'there is no checkpoint yet'
         if last is not None:
@@ -90,7 +107,7 @@ def _figures(setup, step, metrics):
             f'in a row (guard.max_consecutive) had a gradient that is not finite; {good}. '
             "Look at the data, lower weights.lr, or use model.dtype='float32'."
         )
-    totals = jax.tree.map(lambda per_device: per_device[0].item(), metrics['totals'])
+    totals = jax.tree.map(lambda total: total.item(), devices.on_host(metrics['totals']))
     return {
         'train/loss': totals.loss / max(1, totals.weight_steps),
         'train/accuracy': totals.correct / max(1, totals.images),
@@ -101,10 +118,10 @@ def _figures(setup, step, metrics):
     }
 
 
-def _evaluate(setup, current, span, figures):
-    """One line of metrics. Warns of a collapse; the sums of training start again."""
-    loss, valid_accuracy = session.accuracy(setup, current, setup.data.valid)
-    arch, totals = jax.device_get((current.state.arch, current.state.totals))
+def _record(setup, current, span, figures, metrics, sums):
+    """One line of metrics. Warns of a collapse."""
+    loss, valid_accuracy = session.means(sums)
+    arch, totals = devices.on_host((metrics['arch'], metrics['totals']))
     current.told['train_flops'] += cost.training_flops(
         current.spec,
         span.phase,
@@ -127,7 +144,6 @@ def _evaluate(setup, current, span, figures):
             span.epoch_at(figures['step']),
             span.phase,
         )
-    current.state = current.state.replace(totals=steps.replicated(state.Totals.zeros()))
     return {
         **figures,
         'epoch': span.epoch_at(figures['step']),

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from asose_jax import ops
+from asose_jax import norm, ops
 from asose_jax.genotype import BlockSpec, NetSpec, needs_transition
 from asose_jax.mixed import MixedOp, Mode, SearchSettings, scale
 
@@ -25,11 +25,9 @@ class Norm:
     dtype: str
     synced_over: str | None
 
-    def __call__(self, *, use_running_average: bool, name: str) -> nn.BatchNorm:
-        return nn.BatchNorm(
+    def __call__(self, *, use_running_average: bool, name: str) -> norm.BatchNorm:
+        return norm.BatchNorm(
             use_running_average,
-            momentum=0.9,
-            epsilon=1e-5,
             dtype=jnp.dtype(self.dtype),
             axis_name=self.synced_over,
             name=name,
@@ -84,10 +82,10 @@ class SuperNet(nn.Module):
     ) -> Array:
         """Logits `[B, num_classes]` float32 of normalised images `[B, H, W, C]`."""
         dtype = jnp.dtype(self.dtype)
-        norm = Norm(self.dtype, self.synced_over)
+        make_norm = Norm(self.dtype, self.synced_over)
         x = ops.Conv(self.spec.stem_channels, (3, 3), name='stem')(images.astype(dtype))
-        x = nn.relu(norm(use_running_average=not train, name='stem_norm')(x))
+        x = nn.relu(make_norm(use_running_average=not train, name='stem_norm')(x))
         for i, block in enumerate(self.spec.blocks):
-            x = Block(block, norm, self.settings, name=f'block_{i}')(x, tau, mode, train)
+            x = Block(block, make_norm, self.settings, name=f'block_{i}')(x, tau, mode, train)
         x = x.astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.spec.num_classes, name='head')(x)

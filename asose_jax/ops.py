@@ -12,7 +12,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from asose_jax import fast, pooling
 
@@ -20,8 +19,6 @@ Array = jax.Array
 
 # Bounded by 1/sqrt(fan-in), the usual start of convolutions in DARTS and its kin.
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-# Marks what the backward pass keeps of an operation; ReLU and BatchNorm are cheaper done again.
-_KEPT = 'kept'
 
 
 class Operation(nn.Module):
@@ -99,9 +96,7 @@ class _DepthwiseSeparable(Operation):
         shape = (self.size, self.size, 1, self.channels)
         kernel = self.param('depthwise', _KERNEL_INIT, shape, jnp.float32)
         x = fast.relu_depthwise_conv(x, kernel.astype(x.dtype), self.dilation)
-        x = checkpoint_name(x, _KEPT)
         x = pointwise(self.channels, x.dtype, 'pointwise')(x)
-        x = checkpoint_name(x, _KEPT)
         return self.norm(use_running_average=not train, name='norm')(x)
 
 
@@ -132,7 +127,7 @@ class Conv(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (*self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', _KERNEL_INIT, shape, jnp.float32)
-        return checkpoint_name(fast.conv(x, kernel.astype(x.dtype)), _KEPT)
+        return fast.conv(x, kernel.astype(x.dtype))
 
 
 # Name -> module and its own attributes. The order is that of the rows of alpha (spec section 2).
@@ -165,9 +160,6 @@ def function(
 ) -> Callable[[Any, Any, Array], tuple[Array, Any]]:
     """The operation called `name`, as a pure function; one trace for all calls of a shape.
 
-    Its backward pass keeps the outputs of the convolutions; ReLU and BatchNorm are done again,
-    which costs less than reading them back.
-
     Args:
       name: from `PRIMITIVES`.
       channels: of images, in and out.
@@ -187,8 +179,6 @@ def function(
         y, changed = operation.apply(variables, x, train, mutable=['batch_stats'])
         return y, changed.get('batch_stats', stats)
 
-    if name not in PARAMETER_FREE:
-        policies = jax.checkpoint_policies
-        keep = policies.nothing_saveable if remat else policies.save_only_these_names(_KEPT)
-        apply = jax.checkpoint(apply, policy=keep, prevent_cse=False)
+    if remat:
+        apply = jax.checkpoint(apply, prevent_cse=False)
     return jax.jit(apply)

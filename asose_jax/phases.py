@@ -106,7 +106,7 @@ class Plan:
         return step - self.alpha_updates(step)
 
     def tau(self, step):
-        """Temperature at `step` of a search span (spec section 3); float32."""
+        """Temperature at `step` of a search span (spec section 3)."""
         numerator, denominator = self.temperature.decays_per_update
         decays = self.alpha_updates(step) * numerator // denominator
         t = self.temperature
@@ -117,7 +117,7 @@ class Plan:
         phase = self.span_at(step).phase
         if phase is Phase.WARMUP:
             return None
-        return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else float(self.tau(step))
+        return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
 
     def _searching(self):
         return [span for span in self.spans if span.phase.searches]

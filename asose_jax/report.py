@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import rich.console
 import rich.progress
+from scipy import stats
 
-from asose_jax import genotype, gumbel, ops
+from asose_jax import genotype, ops
 from asose_jax.genotype import NetSpec
 from asose_jax.phases import Span
 
@@ -42,7 +43,7 @@ def architecture_analysis(
     """
     rows = genotype.probabilities(spec, arch)
     chosen = genotype.most_likely(spec, arch)
-    entropies = [float(gumbel.entropy(row)) for row in rows]
+    entropies = [float(stats.entropy(row)) for row in rows]
     pairs = [] if before is None else zip(chosen.to_json(), before, strict=True)
     return {
         'arch/entropy': float(np.mean(entropies)),
@@ -109,7 +110,7 @@ class Progress:
 
     def __init__(self, console: rich.console.Console, span: Span, first: int, batch_size: int):
         self._span, self._first, self._batch_size = span, first, batch_size
-        self._busy = 0.0  # seconds of training since `first`, without evaluations
+        self._busy = 0.0  # seconds since `first`
         self._clock = self._last_line = time.monotonic()
         self._valid = ''
         self._bar = None
@@ -133,7 +134,7 @@ class Progress:
             self._bar.stop()
 
     def images_per_second(self, step: int) -> float:
-        """Of training, since this process entered the phase."""
+        """Since this process entered the phase, evaluations and checkpoints included."""
         return (step - self._first) * self._batch_size / max(self._busy, 1e-9)
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> float:
@@ -151,7 +152,7 @@ class Progress:
         return seconds
 
     def resume(self) -> None:
-        """What happened since the last update was not training."""
+        """What happened since the last update does not count: the network grew."""
         self._clock = time.monotonic()
 
     def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:

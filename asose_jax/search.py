@@ -19,9 +19,11 @@ import optax
 import rich.console
 
 from asose_jax import (
+    allocator,
     checkpoint,
     cost,
     data,
+    devices,
     genotype,
     loop,
     optim,
@@ -30,7 +32,6 @@ from asose_jax import (
     session,
     start,
     state,
-    steps,
 )
 from asose_jax import config as rules
 from asose_jax.errors import UserError
@@ -58,6 +59,8 @@ def run(
       UserError: something the user can put right; nothing was lost.
     """
     rules.validate(config, jax.device_count())
+    if jax.default_backend() == 'cpu':
+        allocator.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
     flat = rules.flatten(config)
     _require_same_config(flat, workdir)
@@ -67,8 +70,10 @@ def run(
     workdir.mkdir(parents=True, exist_ok=True)
     report.write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
     milestones = [span.stop for span in plan.spans]
-    keep = config.checkpoint.keep
-    with checkpoint.Checkpoints(workdir / 'checkpoints', keep, milestones) as checkpoints:
+    c = config.checkpoint
+    with checkpoint.Checkpoints(
+        workdir / 'checkpoints', c.keep, milestones, c.every_seconds
+    ) as checkpoints:
         setup = session.Setup(
             config=config,
             workdir=workdir,
@@ -76,7 +81,7 @@ def run(
             data=images,
             plan=plan,
             tx=make_optimizer(config, plan),
-            shared=steps.shared_arrays(images, session.key_for(config.seed, session.STEPS)),
+            shared=devices.shared_arrays(images, session.key_for(config.seed, session.STEPS)),
             checkpoints=checkpoints,
         )
         current = start.resume(setup) if checkpoints.latest() is not None else start.begin(setup)
@@ -181,7 +186,7 @@ def _enter(setup, current):
     if span.phase.searches and current.phase is Phase.WARMUP:
         key, noise = setup.key(session.TRANSITION), setup.config.search.transition_noise
         arch = state.smooth_transition_to_search(key, current.state.arch, noise)
-        current.state = current.state.replace(arch=steps.replicated(arch))
+        current.state = current.state.replace(arch=devices.replicated(arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
         _derive(setup, current)
     told = report.architecture_analysis(jax.device_get(current.state.arch), current.spec)
@@ -211,7 +216,7 @@ def _derive(setup, current):
     chosen = genotype.most_likely(current.spec, current.state.arch)
     derived = state.derive_state(current.state, current.spec, chosen, setup.tx)
     current.spec = genotype.derive(current.spec, chosen)
-    current.state = steps.replicated(derived)
+    current.state = devices.replicated(derived)
     start.log_network(setup, current.spec)
 
 
@@ -223,8 +228,8 @@ def _finish(setup, current):
     if not current.spec.is_derived():
         _derive(setup, current)
     session.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
-    test_accuracy = session.accuracy(setup, current, setup.data.test)[1]
-    valid_accuracy = session.accuracy(setup, current, setup.data.valid)[1]
+    test_accuracy = session.accuracy(setup, current, setup.data.test)
+    valid_accuracy = session.accuracy(setup, current, setup.data.valid)
     chosen = genotype.most_likely(current.spec, {})
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     summary = {

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import rich.console
 
-from asose_jax import batches, checkpoint, genotype, gumbel, state, steps
+from asose_jax import batches, checkpoint, cost, devices, genotype, gumbel, state, steps
 from asose_jax.data import Data
 from asose_jax.model import SearchSettings, SuperNet
 from asose_jax.phases import Phase, Plan, Span
@@ -66,8 +66,8 @@ class Setup:
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 
     def recipe(self, spec: genotype.NetSpec) -> steps.Recipe:
-        d = self.config.data
-        return steps.Recipe(self.model(spec), self.tx, self.plan, d.crop_padding, d.flip)
+        d, parts = self.config.data, self.config.arch.micro_batches
+        return steps.Recipe(self.model(spec), self.tx, self.plan, d.crop_padding, d.flip, parts)
 
     def slots(self) -> int:
         """Steps that one compiled call has room for."""
@@ -83,8 +83,8 @@ class Programs:
 
     spec: genotype.NetSpec
     way: str
-    train: steps.Program | None
-    evaluate: steps.Program
+    train: devices.Program | None
+    evaluate: devices.Program
 
 
 @dataclasses.dataclass
@@ -191,13 +191,14 @@ def compiled(
       phase: how it is used.
       batch: an example of a chunk to train on; `None` if there will be no training.
     """
+    cost.forward_flops(spec)  # counted once for each network: here nobody waits for it
     recipe = setup.recipe(spec)
-    like = state.abstract_state(recipe.model, setup.tx, steps.everywhere())
+    like = state.abstract_state(recipe.model, setup.tx, devices.everywhere())
     train = None
     if batch is not None:
-        train = steps.compile_train(recipe, phase, like, batch, setup.shared)
+        train = devices.compile_train(recipe, phase, like, batch, setup.shared)
     example = next(eval_chunks(setup, setup.data.valid))
-    evaluate = steps.compile_eval(recipe, phase, like, example, setup.shared)
+    evaluate = devices.compile_eval(recipe, phase, like, example, setup.shared)
     return Programs(spec, _way(phase), train, evaluate)
 
 
@@ -214,16 +215,27 @@ def eval_chunks(setup: Setup, pool: np.ndarray) -> Iterator[dict[str, np.ndarray
     stream = batches.stream(setup.data.images, lambda number: padded[number], 0, count)
     weighted = ({**batch, 'weight': weights[i]} for i, batch in enumerate(stream))
     while taken := list(itertools.islice(weighted, slots)):
-        yield batches.chunk(taken, slots, jax.device_count())
+        yield devices.send(batches.chunk(taken, slots, jax.device_count()))
 
 
-def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> tuple[float, float]:
-    """Mean loss and accuracy of the current network over all images of `pool`."""
-    sums = {'loss': 0.0, 'correct': 0.0, 'images': 0.0}
-    for batch in eval_chunks(setup, pool):
-        part = current.programs.evaluate.call(current.state, batch, setup.shared)
-        sums = {key: sums[key] + float(part[key][0]) for key in sums}
-    return sums['loss'] / sums['images'], sums['correct'] / sums['images']
+def evaluate(setup: Setup, current: Current, pool: np.ndarray) -> list[dict[str, jax.Array]]:
+    """Queues an evaluation of the current network on all images of `pool`; does not wait for it."""
+    call = current.programs.evaluate.call
+    return [call(current.state, b, setup.shared) for b in eval_chunks(setup, pool)]
+
+
+def means(sums: list[dict[str, jax.Array]]) -> tuple[float, float]:
+    """Mean loss and accuracy of an evaluation; waits for it."""
+    loss, correct, images = (
+        math.fsum(number for part in sums for number in devices.on_host(part[key]))
+        for key in ('loss', 'correct', 'images')
+    )
+    return loss / images, correct / images
+
+
+def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> float:
+    """Accuracy of the current network over all images of `pool`."""
+    return means(evaluate(setup, current, pool))[1]
 
 
 def count_parameters(current: Current) -> int:

@@ -7,7 +7,7 @@ import pathlib
 import flax.linen as nn
 import jax.numpy as jnp
 
-from asose_jax import checkpoint, genotype, state, steps
+from asose_jax import checkpoint, devices, genotype, state
 from asose_jax.errors import UserError
 from asose_jax.model import Mode
 from asose_jax.phases import Phase
@@ -36,7 +36,7 @@ def begin(setup: Setup) -> Current:
     start = state.init_state(setup.model(spec), setup.tx, setup.key(INIT))
     checkpoint.require_room(setup.workdir, start)
     log_network(setup, spec)
-    return Current(spec, steps.replicated(start), None)
+    return Current(spec, devices.replicated(start), None)
 
 
 def begin_from(setup: Setup, source: str) -> Current:
@@ -59,7 +59,7 @@ def begin_from(setup: Setup, source: str) -> Current:
     start = state.restart(old, setup.tx)
     log_network(setup, spec)
     logger.info('starting from %s, end of step %d (%s)', directory, step, meta['phase'])
-    return Current(spec, steps.replicated(start), Phase(meta['phase']))
+    return Current(spec, devices.replicated(start), Phase(meta['phase']))
 
 
 def _read_network(setup, path):
@@ -99,7 +99,7 @@ def resume(setup: Setup) -> Current:
 
 
 def _abstract_state(setup, spec):
-    return state.abstract_state(setup.model(spec), setup.tx, steps.everywhere())
+    return state.abstract_state(setup.model(spec), setup.tx, devices.everywhere())
 
 
 def log_network(setup: Setup, spec: genotype.NetSpec) -> None:

@@ -1,40 +1,23 @@
-"""The compiled steps. The only room that maps over devices.
+"""What a step does: pure functions, as they run on each device. `devices` compiles them.
 
-    train(state, batch, shared) -> (state, metrics)         evaluate(state, batch, shared) -> sums
-
-`batch` is cut along its first axis, one piece per device; `state` and `shared` go in whole. One
-call runs many steps, as many as the batch says, so that the host has time to prepare the next one.
+One call runs many steps, as many as the batch says, so that the host has time to prepare the next.
 """
 
 import dataclasses
 import functools
-import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
 from asose_jax import batches
-from asose_jax.data import Data
 from asose_jax.model import Mode, SuperNet
 from asose_jax.phases import Phase, Plan
 from asose_jax.state import SearchState, Totals
 
 AXIS = 'batch'
-
-# Wide vectors have more registers: a step takes 15 % less. Where a CPU has none, this says nothing.
-_WIDE = {'xla_cpu_prefer_vector_width': 512}
-# The library that jax 0.10 gives convolutions to runs most of them on one core: 12 % of a step.
-_OWN_CONV = {
-    'xla_cpu_experimental_ynn_fusion_type': (
-        'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE'
-    )
-}
-_OPTIONS = {'cpu': _WIDE | (_OWN_CONV if jax.__version_info__ < (0, 11) else {})}
 
 _WEIGHT_MODE = {
     Phase.WARMUP: Mode.SKIP,
@@ -54,6 +37,8 @@ class Recipe:
       plan: phases, turns, tau.
       crop_padding: see `batches.augment`.
       flip: see `batches.augment`.
+      arch_micro_batches: parts that an alpha step's images are cut into, one after another, to save
+        memory; its gradient is their mean, and BatchNorm normalises each part by itself.
     """
 
     model: SuperNet
@@ -61,72 +46,7 @@ class Recipe:
     plan: Plan
     crop_padding: int
     flip: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Program:
-    """A compiled call, what compiling it cost, and what it will take of a device's memory."""
-
-    call: Callable[..., Any]
-    compile_seconds: float
-    peak_bytes: int
-
-
-def shared_arrays(images: Data, key: jax.Array) -> dict[str, jax.Array]:
-    """What every step reads and none changes, on every device: key, statistics, resident images."""
-    shared = {'key': key, 'mean': images.mean, 'std': images.std}
-    if images.images.arrays is not None:
-        shared['images'], shared['labels'] = images.images.arrays
-    return replicated(shared)
-
-
-def replicated(tree: Any) -> Any:
-    """`tree` with a whole copy on every device, so that calls need not send it again."""
-    return jax.device_put(tree, everywhere())
-
-
-def everywhere() -> jax.sharding.Sharding:
-    """The placement of `state` and `shared`: a whole copy on every device."""
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-
-
-def compile_train(recipe: Recipe, phase: Phase, *example: Any) -> Program:
-    """Compiles the training call of (network, phase). `example`: state, batch, shared."""
-    call = jax.pmap(
-        functools.partial(train_steps, recipe, phase),
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=(None, 0),
-        donate_argnums=0,
-    )
-    return _compile(call, example)
-
-
-def compile_eval(recipe: Recipe, phase: Phase, *example: Any) -> Program:
-    """Compiles the evaluating call of (network, phase). `example`: state, batch, shared."""
-    call = jax.pmap(
-        functools.partial(eval_steps, recipe, phase),
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=0,
-    )
-    return _compile(call, example)
-
-
-def _compile(call, example):
-    start = time.perf_counter()
-    compiled = call.lower(*example).compile(compiler_options=_OPTIONS.get(jax.default_backend()))
-    return Program(compiled, time.perf_counter() - start, _peak_bytes(compiled))
-
-
-def _peak_bytes(compiled):
-    """What comes in, what goes out elsewhere, and what is held in between."""
-    memory = compiled.memory_analysis()
-    if memory is None:  # not every platform tells
-        return 0
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes
+    arch_micro_batches: int = 1
 
 
 def train_steps(
@@ -143,7 +63,7 @@ def train_steps(
 
     Returns:
       The new state, the same on every device; and per device what the host wants to look at: the
-      totals since the last evaluation, and the longest streak of skipped steps.
+      totals since the last evaluation, the longest streak of skipped steps, and alpha.
     """
 
     def body(slot, state):
@@ -151,7 +71,11 @@ def train_steps(
         return train_step(recipe, phase, state, images, labels, shared['key'])
 
     state = lax.fori_loop(0, batch['steps'], body, state)
-    metrics = {'totals': state.totals, 'longest_streak': state.longest_streak}
+    metrics = {
+        'totals': state.totals,
+        'longest_streak': state.longest_streak,
+        'arch': state.arch,
+    }
     return state, metrics
 
 
@@ -183,7 +107,7 @@ def train_step(
     positions = lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
     images = batches.augment(images, image_key, positions, recipe.crop_padding, recipe.flip)
 
-    def loss(part, group, mode):
+    def loss(part, group, mode, images, labels):
         trainable = {**state.trainable, group: part}
         logits, changed = recipe.model.apply(
             {**trainable, 'batch_stats': state.batch_stats},
@@ -199,19 +123,22 @@ def train_step(
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])
 
-    def gradient(group, mode):
-        """Gradient of one group, zeros for the other; the mean over devices."""
+    def gradient(group, mode, images, labels):
+        """Gradient of one group, the mean over devices."""
         differentiate = jax.value_and_grad(loss, has_aux=True)
-        (value, aux), grads = differentiate(state.trainable[group], group, mode)
+        (value, aux), grads = differentiate(state.trainable[group], group, mode, images, labels)
         # The gradient is that of a device's own mean, so it is averaged after differentiation, and
         # pmap leaves it at that. Under shard_map the transpose sums over devices by itself: there
         # the mean belongs inside the loss, and this line would make the gradient D times too large.
         value, grads = lax.pmean((value, grads), AXIS)
-        zeros = optax.tree.zeros_like(state.trainable)
-        return value, aux, {**zeros, group: grads}
+        return value, aux, grads
+
+    def alone(group, grads):
+        return {**optax.tree.zeros_like(state.trainable), group: grads}
 
     def weight_turn():
-        value, (correct, guarded, batch_stats), grads = gradient('params', _WEIGHT_MODE[phase])
+        mode = _WEIGHT_MODE[phase]
+        value, (correct, guarded, batch_stats), grads = gradient('params', mode, images, labels)
         correct = lax.psum(correct, AXIS)
         moved = Totals.zeros().replace(
             loss=value,
@@ -220,15 +147,25 @@ def train_step(
             weight_steps=jnp.int32(1),
             guarded_rows=guarded,
         )
-        return value, grads, batch_stats, moved
+        return value, alone('params', grads), batch_stats, moved
 
     def alpha_turn():
         # BatchNorm normalises with this batch but leaves its running statistics alone.
-        value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA)
+        def of(part):
+            value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA, *part)
+            return guarded, (value, grads)
+
+        count = recipe.arch_micro_batches
+        if count == 1:
+            guarded, (value, grads) = of((images, labels))
+        else:
+            parts = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), (images, labels))
+            guarded, found = lax.map(of, parts)
+            guarded, (value, grads) = guarded[0], jax.tree.map(lambda a: a.mean(0), found)
         moved = Totals.zeros().replace(
             arch_loss=value, arch_steps=jnp.int32(1), guarded_rows=guarded
         )
-        return value, grads, state.batch_stats, moved
+        return value, alone('arch', grads), state.batch_stats, moved
 
     if phase.searches:
         is_alpha_turn = recipe.plan.is_alpha_turn(state.step)
@@ -270,8 +207,8 @@ def eval_steps(
       shared: see `shared_arrays`.
 
     Returns:
-      `loss`, `correct` and `images`, float32, summed over all devices; and `logits` of this
-      device's images, `[slots, B/D, num_classes]` float32.
+      Per batch, summed over all devices: `loss`, `correct` and `images`, `[slots]` float32; and
+      `logits` of this device's images, `[slots, B/D, num_classes]` float32.
     """
     mode = Mode.SKIP if phase is Phase.WARMUP else Mode.ARGMAX
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
@@ -281,14 +218,15 @@ def eval_steps(
         weight = batch['weight'][slot]
         logits = recipe.model.apply(variables, images, mode=mode, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return {
-            'logits': sums['logits'].at[slot].set(logits),
-            'loss': sums['loss'] + (losses * weight).sum(),
-            'correct': sums['correct'] + ((logits.argmax(-1) == labels) * weight).sum(),
-            'images': sums['images'] + weight.sum(),
+        found = {
+            'logits': logits,
+            'loss': (losses * weight).sum(),
+            'correct': ((logits.argmax(-1) == labels) * weight).sum(),
+            'images': weight.sum(),
         }
+        return {key: sums[key].at[slot].set(value) for key, value in found.items()}
 
-    sums = dict.fromkeys(('loss', 'correct', 'images'), jnp.float32(0))
+    sums = dict.fromkeys(('loss', 'correct', 'images'), jnp.zeros(len(batch['weight'])))
     sums['logits'] = jnp.zeros((*batch['weight'].shape, recipe.model.spec.num_classes))
     sums = lax.fori_loop(0, batch['steps'], body, sums)
     logits = sums.pop('logits')

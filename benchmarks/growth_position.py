@@ -20,6 +20,7 @@ import numpy as np
 from asose_jax import (
     batches,
     candidates,
+    devices,
     genotype,
     growing,
     growth,
@@ -27,7 +28,6 @@ from asose_jax import (
     search,
     session,
     start,
-    steps,
 )
 from asose_jax import state as states
 from asose_jax.growth import Growth
@@ -56,7 +56,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
     images = search.load_data(config)
     plan = search.make_plan(config, len(images.train))
     tx = search.make_optimizer(config, plan)
-    shared = steps.shared_arrays(images, session.key_for(config.seed, session.STEPS))
+    shared = devices.shared_arrays(images, session.key_for(config.seed, session.STEPS))
     setup = session.Setup(config, checkpoint, None, images, plan, tx, shared, None)
     found = start.begin_from(setup, str(checkpoint))
     spec, held = found.spec, jax.device_get(found.state)
@@ -80,7 +80,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
             fresh=lambda wanted: states.init_state(setup.model(wanted), tx, key),
             key=key,
         )
-        current = session.Current(grown_spec, steps.replicated(grown), Phase.OPTIMIZE)
+        current = session.Current(grown_spec, devices.replicated(grown), Phase.OPTIMIZE)
         current.told['phases'].append({'compile_seconds': 0.0})
         stream = batches.stream(
             images.images, lambda s: loop.indices_at(setup, span, s), span.start, span.stop

@@ -1,10 +1,11 @@
-"""The whole program against the bare compiled step: python -m benchmarks.loop
+"""The whole program against its bare compiled calls: python -m benchmarks.loop
 
-A search on the digits is timed by the program's own log: training with all that stands between two
-steps, without evaluation. The bare step is the same compiled call on one chunk, again and again,
-waiting only at the end; what the program is slower is the share of time in which the device had
-nothing to do between chunks. With torch installed, the same as an eager PyTorch loop. Alpha stays
-at zero everywhere, so that all draw alike.
+A search on the digits. `bare calls` are the calls that the program makes, chunks of steps and an
+evaluation after each epoch, one after another, with a wait at the end and nothing in between.
+`in the program` is what its own log says: all that stands between two steps included. What it is
+slower is the share of time in which the devices had nothing to do. `steps alone` leaves the
+evaluations out as well. With torch installed, the same steps as an eager PyTorch loop, also without
+evaluations. Alpha stays at zero everywhere, so that all draw alike.
 """
 
 import functools
@@ -14,21 +15,20 @@ import time
 
 from benchmarks import measure
 
-BARE, PROGRAM = 'bare step', 'in the program'
+BARE, PROGRAM, ALONE = 'bare calls', 'in the program', 'steps alone'
 
 
 def main() -> None:
     parser = measure.parser(__doc__.splitlines()[0])
-    parser.add_argument('--epochs', type=int, default=20, help='of search in the whole run')
+    parser.add_argument('--epochs', type=int, default=60, help='of search in a round')
     parser.add_argument('--depth', type=int, default=4)
-    parser.add_argument('--calls', type=int, default=20, help='of the bare step in a round')
     parser.add_argument('--turns', type=int, default=15, help="of PyTorch's loop in a round")
-    options = measure.parse(parser, depth=2, epochs=2, calls=2, turns=1)
+    options = measure.parse(parser, depth=2, epochs=2, turns=1)
     options.threads = measure.pin(options.threads)
 
     import jax
 
-    from asose_jax import search, steps
+    from asose_jax import devices, search
     from asose_jax.phases import Phase
     from benchmarks import ours
     from configs import search as presets
@@ -50,16 +50,22 @@ def main() -> None:
     slots = config.chunk_steps
     bare = ours.Network(size, Phase.SEARCH, slots=slots)
     zeros = jax.tree.map(jax.numpy.zeros_like, bare.state.arch)
-    bare.state = bare.state.replace(arch=steps.replicated(zeros))
-    chunk = bare.chunk(slots)
+    bare.state = bare.state.replace(arch=devices.replicated(zeros))
+    images = search.load_data(config)
+    epoch = search.make_plan(config, len(images.train)).spans[0].epoch_steps
+    full, rest = bare.chunk(slots), bare.chunk(epoch % slots)
+    evaluation = bare.evaluation(len(images.valid))
 
-    def steps_alone(calls=options.calls):
-        bare.state = bare.state.replace(step=steps.replicated(jax.numpy.int32(0)))
+    def calls(evaluates):
+        bare.state = bare.state.replace(step=devices.replicated(jax.numpy.int32(0)))
         start = time.perf_counter()
-        for _ in range(calls):
-            bare.state, _ = bare.program.call(bare.state, chunk, bare.shared)
+        for _ in range(options.epochs):
+            for chunk in [full] * (epoch // slots) + [rest] * (epoch % slots > 0):
+                bare.state, _ = bare.program.call(bare.state, chunk, bare.shared)
+            if evaluates:
+                evaluation()
         jax.block_until_ready(bare.state)
-        return calls * slots / (time.perf_counter() - start)
+        return options.epochs * epoch / (time.perf_counter() - start)
 
     def whole_program():
         with tempfile.TemporaryDirectory() as workdir:
@@ -67,10 +73,14 @@ def main() -> None:
         row = next(phase for phase in summary['phases'] if phase['name'] == Phase.SEARCH)
         return row['steps'] / row['seconds']
 
-    contestants = {BARE: steps_alone, PROGRAM: whole_program}
+    contestants = {
+        BARE: functools.partial(calls, True),
+        PROGRAM: whole_program,
+        ALONE: functools.partial(calls, False),
+    }
     if importlib.util.find_spec('torch'):
         contestants |= _torch(size, options)
-    steps_alone()
+    calls(True)
     figures = {name: [] for name in contestants}
     for _ in range(options.repeats):
         for name, contestant in contestants.items():

@@ -1,12 +1,13 @@
 """This program's compiled steps on random images, ready to be timed."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax import batches, genotype, ops, optim, phases, state, steps
+from asose_jax import batches, devices, genotype, ops, optim, phases, state, steps
 from asose_jax.model import SearchSettings, SuperNet
 from asose_jax.phases import Phase
 
@@ -56,7 +57,7 @@ class Network:
         slots: int = 6,
         turn_period: int = TURN_PERIOD,
     ):
-        self.spec, self.slots, self.size = size.spec(), slots, size
+        self.spec, self.slots, self.size, self.phase = size.spec(), slots, size, phase
         if chosen:
             picked = genotype.Genotype(tuple((name,) for name in chosen))
             self.spec = genotype.derive(self.spec, picked)
@@ -66,10 +67,10 @@ class Network:
         )
         tx = optim.make_optimizer(plan)
         model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
-        recipe = steps.Recipe(model, tx, plan, crop_padding=4, flip=True)
+        self.recipe = recipe = steps.Recipe(model, tx, plan, crop_padding=4, flip=True)
         random = np.random.default_rng(0)
         self.random = random
-        self.shared = steps.replicated(
+        self.shared = devices.replicated(
             {
                 'key': jax.random.key(0),
                 'mean': jnp.full(size.image[-1], 128.0),
@@ -78,13 +79,26 @@ class Network:
                 'labels': random.integers(0, 10, _IMAGES, dtype=np.int32),
             }
         )
-        self.state = steps.replicated(state.init_state(model, tx, jax.random.key(1)))
-        self.program = steps.compile_train(recipe, phase, self.state, self.chunk(1), self.shared)
+        self.state = devices.replicated(state.init_state(model, tx, jax.random.key(1)))
+        self.program = devices.compile_train(recipe, phase, self.state, self.chunk(1), self.shared)
 
     def chunk(self, count: int) -> dict[str, np.ndarray]:
         """Random indices for `count` steps."""
-        index = self.random.integers(0, _IMAGES, (count, self.size.batch), dtype=np.int32)
-        return batches.chunk([{'index': row} for row in index], self.slots, jax.device_count())
+        each = [{'index': row} for row in self._rows(count * self.size.batch)]
+        return batches.chunk(each, self.slots, jax.device_count())
+
+    def _rows(self, count):
+        shape = (-(-count // self.size.batch), self.size.batch)
+        return self.random.integers(0, _IMAGES, shape, dtype=np.int32)
+
+    def evaluation(self, count: int) -> Callable[[], dict[str, jax.Array]]:
+        """A compiled evaluation of `count` random images, ready to be called; does not wait."""
+        batch = self.size.batch
+        each = [{'index': row, 'weight': np.ones(batch, np.float32)} for row in self._rows(count)]
+        chunk = batches.chunk(each, self.slots, jax.device_count())
+        example = (self.state, chunk, self.shared)
+        call = devices.compile_eval(self.recipe, self.phase, *example).call
+        return lambda: call(self.state, chunk, self.shared)
 
     def draw(self, operations: list[str]) -> None:
         """From now on every draw gives these, one a block."""
@@ -95,11 +109,11 @@ class Network:
             }
             for block, row in enumerate(rows)
         }
-        self.state = self.state.replace(arch=steps.replicated(arch))
+        self.state = self.state.replace(arch=devices.replicated(arch))
 
     def run(self, count: int = 1, start: int = 0) -> None:
         """`count` steps of the run, the first of them with number `start`."""
-        self.state = self.state.replace(step=steps.replicated(jnp.int32(start)))
+        self.state = self.state.replace(step=devices.replicated(jnp.int32(start)))
         self.state, _ = self.program.call(self.state, self.chunk(count), self.shared)
         jax.block_until_ready(self.state)
 

@@ -7,6 +7,7 @@ shared among them, so that flat is the best there is. Base: depth 4, C=16, batch
 """
 
 import argparse
+import functools
 import json
 import math
 import subprocess
@@ -23,6 +24,7 @@ AXES = {
     'batch': [32, 64, 128, 256],
     'devices': [1, 2, 4, 8],
 }
+CALL = 12  # steps in a call, a multiple of the turn period
 BASE = {'depth': 4, 'batch': 64}
 QUICK_AXES = {
     'depth': [1, 2],
@@ -53,17 +55,22 @@ def point(axis: str, value: int, options: argparse.Namespace) -> dict[str, Any]:
     changes = {axis: value} if axis in ('depth', 'channels', 'batch') else {}
     base = QUICK_BASE if options.quick else BASE
     size = ours.Size(**{**base, 'primitives': names, **changes})
-    net = ours.Network(size, Phase.SEARCH)
-    net.draw([DRAWN] * size.depth)
-    calls = {'two weight steps': net.weights, 'alpha step': net.alpha}
+    net = ours.Network(size, Phase.SEARCH, slots=CALL)
+    weighing = ours.Network(size, Phase.SEARCH, slots=CALL, turn_period=10**6)
+    for each in (net, weighing):
+        each.draw([DRAWN] * size.depth)
+    calls = {
+        'weight step': functools.partial(weighing.run, CALL, 1),
+        'cycle': functools.partial(net.run, CALL),
+    }
     taken = measure.interleaved(calls, options.repeats)
-    weights, alpha = (measure.statistics.median(taken[key]) for key in calls)
+    weights, cycle = (measure.statistics.median(taken[key]) / CALL for key in calls)
     memory = net.program.call.memory_analysis()
     kinds = ('argument', 'output', 'alias', 'temp')
     return {
         'row': [
-            weights / 2,
-            alpha,
+            weights,
+            ours.TURN_PERIOD * cycle - (ours.TURN_PERIOD - 1) * weights,
             net.program.compile_seconds,
             net.program.peak_bytes / 2**20,
         ],

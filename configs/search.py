@@ -72,6 +72,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     arch.b1 = 0.5
     arch.b2 = 0.999
     arch.weight_decay = 1e-3
+    arch.micro_batches = 1  # parts of a batch, one after another, in alpha steps: less memory
 
     config.warmup = warmup = ml_collections.ConfigDict()
     warmup.epochs = 10
@@ -122,7 +123,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     alarm.fall = 0.75  # warn when search starts below this share of warmup's accuracy
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every_steps = 500  # besides those at each evaluation
+    checkpoint.every_seconds = 60  # besides the ends of phases and growths; 0: after every call
     checkpoint.keep = 2  # newest ones to keep, besides the end of each phase
 
     if preset == 'digits':

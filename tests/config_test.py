@@ -77,7 +77,8 @@ BAD = {
     'guard.max_consecutive': [-1],
     'alarm.skip_share': [0, 1.1],
     'alarm.fall': [0],
-    'checkpoint.every_steps': [0],
+    'arch.micro_batches': [0],
+    'checkpoint.every_seconds': [-1, float('inf')],
     'checkpoint.keep': [0],
 }
 
@@ -130,6 +131,7 @@ def test_missing_field_is_named():
     ('fields', 'message'),
     [
         ({'batch_size': 60}, r'batch_size=60: must be divisible by the 8 devices; try 64'),
+        ({'arch.micro_batches': 3}, r'must divide the 8 images of a batch that each device gets'),
         ({'model.reductions': (1, 4)}, r'model.depth=3 the blocks are 0..2'),
         ({'search.tau_floor': 0.9}, r'search.tau_floor=0.9: must not exceed search.tau_start=0.8'),
         ({'weights.lr_end': 1.0}, r'weights.lr_end=1.0: must not exceed weights.lr'),

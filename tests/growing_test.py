@@ -5,9 +5,9 @@ import logging
 
 import chex
 import pytest
-from search_test import Killed, final_state, lines_of, stop_after, summary_of, tiny
+from search_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
-from asose_jax import batches, genotype, growing, growth, search, state, steps
+from asose_jax import batches, devices, genotype, growing, growth, search, state
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs import scratch
@@ -38,11 +38,11 @@ def growing_config(**changes):
 @pytest.fixture(scope='module')
 def grown(tmp_path_factory):
     """A run that grew in depth and in width, and was never stopped; and what it compiled."""
-    compiled, original = [], steps.compile_train
+    compiled, original = [], devices.compile_train
     workdir = tmp_path_factory.mktemp('grown') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            steps,
+            devices,
             'compile_train',
             lambda *a: (compiled.append((a[0].model.spec, a[1])), original(*a))[1],
         )
@@ -108,9 +108,9 @@ def _killed_before_saving(monkeypatch, step):
     """Ends the run between the growth at `step` and its checkpoint."""
     original = growing.consider
 
-    def consider(setup, current, span, at, *rest):
-        events = original(setup, current, span, at, *rest)
-        if at == step:
+    def consider(setup, current, span, record, batch):
+        events = original(setup, current, span, record, batch)
+        if record['step'] == step:
             assert events
             raise Killed
         return events
@@ -131,7 +131,7 @@ def _killed_before_saving(monkeypatch, step):
 def test_growing_run_stopped_and_resumed_ends_bit_for_bit_as_the_whole_one(
     grown, tmp_path, monkeypatch, stop, step
 ):
-    config = growing_config(**{'checkpoint.every_steps': 1})
+    config = growing_config(**EVERY_STEP)
     with monkeypatch.context() as patch:
         stop(patch, step)
         with pytest.raises(Killed):

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from asose_jax import batches, checkpoint, genotype, model, search, session, state, steps
+from asose_jax import batches, checkpoint, devices, genotype, model, search, session, state, steps
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs.search import get_config
 
 CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
+EVERY_STEP = {'checkpoint.every_seconds': 0, 'chunk_steps': 1}  # leaves a checkpoint
 TIMES = ('images_per_second', 'seconds', 'compile_seconds', 'stall_seconds')
 
 
@@ -31,7 +32,6 @@ def tiny(**changes):
         'search.epochs': 2,
         'growth.epochs': 1,
         'optimize.epochs': 1,
-        'checkpoint.every_steps': 1000,
         **changes,
     }
     config.update_from_flattened_dict(fields)
@@ -67,7 +67,7 @@ def final_state(workdir, config):
         spec = genotype.NetSpec.from_json(meta['spec'])
         net = model.SuperNet(spec, synced_over=steps.AXIS)
         tx = search.make_optimizer(config, search.make_plan(config, 287))
-        like = state.abstract_state(net, tx, steps.everywhere())
+        like = state.abstract_state(net, tx, devices.everywhere())
         return step, spec, jax.device_get(checkpoints.restore(step, like))
 
 
@@ -148,7 +148,7 @@ def stop_after(monkeypatch, step):
 def test_stopped_and_resumed_run_ends_bit_for_bit_as_the_whole_one(
     whole, tmp_path, monkeypatch, step
 ):
-    config = tiny(**{'checkpoint.every_steps': 1})
+    config = tiny(**EVERY_STEP)
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Killed):
@@ -263,14 +263,14 @@ def test_no_disk_is_an_error_before_training(tmp_path, monkeypatch):
 
 
 def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, monkeypatch):
-    original = steps.shared_arrays
+    original = devices.shared_arrays
 
     def poisoned(images, key):
-        return {**original(images, key), 'std': steps.replicated(np.float32([np.nan]))}
+        return {**original(images, key), 'std': devices.replicated(np.float32([np.nan]))}
 
-    monkeypatch.setattr(steps, 'shared_arrays', poisoned)
+    monkeypatch.setattr(devices, 'shared_arrays', poisoned)
     with pytest.raises(UserError) as error:
-        search.run(tiny(**{'warmup.epochs': 4}), tmp_path)
+        search.run(tiny(**{'warmup.epochs': 4, 'checkpoint.every_seconds': 0}), tmp_path)
     message = str(error.value)
     assert 'warmup: before step 12, more than 10 steps in a row' in message
     assert f'the last good checkpoint is {tmp_path / "checkpoints" / "8"}' in message
@@ -282,8 +282,8 @@ def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(model.SearchSettings, 'initial_alpha', only_skip)
     accuracies = iter([0.9, 0.6, 0.6, 0.6, 0.6])
-    honest = session.accuracy
-    monkeypatch.setattr(session, 'accuracy', lambda *a: (honest(*a)[0], next(accuracies, 0.6)))
+    honest = session.means
+    monkeypatch.setattr(session, 'means', lambda sums: (honest(sums)[0], next(accuracies, 0.6)))
     with caplog.at_level(logging.WARNING, 'asose_jax'):
         search.run(tiny(), tmp_path)
     told = [record.getMessage() for record in caplog.records]

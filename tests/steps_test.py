@@ -1,14 +1,16 @@
 """Laws 2, 9 and 11, and the gradient guard, on the compiled steps."""
 
+import dataclasses
 import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from asose_jax import batches, genotype, optim, phases, state, steps
+from asose_jax import batches, devices, genotype, optim, phases, state, steps
 from asose_jax.data import Data, ImageSet
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
@@ -34,13 +36,14 @@ def _data():
     return Data(source, everything, everything, everything, names, (6, 6, 1), mean, std)
 
 
-SHARED = steps.shared_arrays(_data(), jax.random.key(0))
+KEY = jax.random.key(0)
+SHARED = devices.shared_arrays(_data(), KEY)
 
 
 @functools.cache
-def _call(phase, devices):
+def _call(phase, devices, recipe=RECIPE):
     return jax.pmap(
-        functools.partial(steps.train_steps, RECIPE, phase),
+        functools.partial(steps.train_steps, recipe, phase),
         axis_name=steps.AXIS,
         in_axes=(None, 0, None),
         out_axes=(None, 0),
@@ -112,6 +115,24 @@ def test_totals_tell_weight_steps_from_alpha_steps():
     assert totals.loss > 0
     assert totals.arch_loss > 0
     assert metrics['totals'].loss[0] == totals.loss
+
+
+def test_alpha_step_in_micro_batches_takes_the_mean_of_their_gradients():
+    still = dataclasses.replace(RECIPE, crop_padding=0, flip=False)  # noise depends on the place
+
+    def first_moment(recipe, index):
+        chunk = batches.chunk([{'index': index}], 8, 1)
+        shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
+        after, _ = _call(Phase.SEARCH, 1, recipe)(_fresh(), chunk, {**shared, 'key': KEY})
+        assert after.totals.arch_steps == 1
+        return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
+
+    index = np.arange(16, dtype=np.int32)
+    whole = first_moment(dataclasses.replace(still, arch_micro_batches=2), index)
+    halves = [first_moment(still, half) for half in (index[:8], index[8:])]
+    for mean, one, other in zip(whole, *halves, strict=True):
+        assert (mean != 0).any()
+        np.testing.assert_allclose(mean, (one + other) / 2, rtol=1e-4, atol=1e-7)
 
 
 # --- Law 9
@@ -191,7 +212,7 @@ def test_each_program_is_traced_once_and_refuses_to_be_retraced(monkeypatch):
     original = steps.train_step
     monkeypatch.setattr(steps, 'train_step', lambda *a: (traces.append(a[1]), original(*a))[1])
     chunk = batches.chunk([{'index': np.arange(16, dtype=np.int32)}], 8, 8)
-    program = steps.compile_train(RECIPE, Phase.WARMUP, _fresh(0), chunk, SHARED)
+    program = devices.compile_train(RECIPE, Phase.WARMUP, _fresh(0), chunk, SHARED)
     now = _fresh(0)
     for count in (1, 5, 8):
         batch = batches.chunk([{'index': np.arange(16, dtype=np.int32)}] * count, 8, 8)
