@@ -1,8 +1,9 @@
 """The whole program against its bare compiled calls: python -m benchmarks.loop
 
-A search on the digits. `bare calls` are the calls that the program makes, chunks of steps and an
-evaluation after each epoch, one after another, with a wait at the end and nothing in between.
-`in the program` is what its own log says: all that stands between two steps included. What it is
+A search on the digits, as they are or enlarged. `bare calls` are the calls that the program makes,
+chunks of steps and an evaluation after each epoch, one after another, with a wait at the end and
+nothing in between. `in the program` is what its own log says: all that stands between two steps
+included, but not the first epochs, since all contestants have been running before. What it is
 slower is the share of time in which the devices had nothing to do. `steps alone` leaves the
 evaluations out as well. With torch installed, the same steps as an eager PyTorch loop, also without
 evaluations. Alpha stays at zero everywhere, so that all draw alike.
@@ -10,20 +11,26 @@ evaluations. Alpha stays at zero everywhere, so that all draw alike.
 
 import functools
 import importlib.util
+import json
+import pathlib
 import tempfile
 import time
 
 from benchmarks import measure
 
+FIRST = 2  # epochs that do not count: memory is touched, code is linked
 BARE, PROGRAM, ALONE = 'bare calls', 'in the program', 'steps alone'
 
 
 def main() -> None:
     parser = measure.parser(__doc__.splitlines()[0])
-    parser.add_argument('--epochs', type=int, default=60, help='of search in a round')
+    parser.add_argument('--epochs', type=int, default=240, help='of search in a round')
     parser.add_argument('--depth', type=int, default=4)
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--side', type=int, default=8, help='of the images, in pixels')
+    parser.add_argument('--name', default='loop', help='of the files written')
     parser.add_argument('--turns', type=int, default=15, help="of PyTorch's loop in a round")
-    options = measure.parse(parser, depth=2, epochs=2, turns=1)
+    options = measure.parse(parser, depth=2, epochs=4, turns=1)
     options.threads = measure.pin(options.threads)
 
     import jax
@@ -35,8 +42,10 @@ def main() -> None:
 
     primitives = ours.Size().primitives
     reductions = tuple(r for r in (1, 3) if r < options.depth)
-    size = ours.Size(16, options.depth, 64, (8, 8, 1), reductions, primitives)
+    image = (options.side, options.side, 1)
+    size = ours.Size(16, options.depth, options.batch, image, reductions, primitives)
     config = presets.get_config('digits')
+    config.batch_size, config.data.image_size = options.batch, options.side
     config.model.depth, config.model.reductions = size.depth, size.reductions
     config.model.primitives = primitives
     config.data.crop_padding, config.data.flip = 4, True  # as the others do
@@ -69,9 +78,11 @@ def main() -> None:
 
     def whole_program():
         with tempfile.TemporaryDirectory() as workdir:
-            summary = search.run(config, workdir)
-        row = next(phase for phase in summary['phases'] if phase['name'] == Phase.SEARCH)
-        return row['steps'] / row['seconds']
+            search.run(config, workdir)
+            lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
+        ends = [json.loads(lines[number]) for number in (FIRST - 1, -1)]
+        seconds = [line['step'] * options.batch / line['images_per_second'] for line in ends]
+        return (ends[1]['step'] - ends[0]['step']) / (seconds[1] - seconds[0])
 
     contestants = {
         BARE: functools.partial(calls, True),
@@ -99,9 +110,10 @@ def main() -> None:
     measure.show(['', 'steps/s', 'the program is x times as fast'], rows)
     print(f'idle between chunks: {1 - idle.median:.1%} ({1 - idle.high:.1%} to {1 - idle.low:.1%})')
     content = {'steps_per_second': figures, 'ratios': ratios, 'idle_share': 1 - idle.median}
-    measure.write(options, 'loop', content)
+    measure.write(options, options.name, content)
     groups = {name: {'steps/s': measure.statistics.median(v)} for name, v in figures.items()}
-    measure.bars(options, 'loop', 'digits, search', groups, 'steps/s')
+    title = f'digits, search, {options.side}x{options.side}'
+    measure.bars(options, options.name, title, groups, 'steps/s')
 
 
 def _torch(size, options):
