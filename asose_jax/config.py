@@ -127,11 +127,7 @@ RULES: dict[str, Rule] = {
     'search.transition_noise': _NOT_NEGATIVE,
     'search.thresholds': Rule(
         'five numbers in [0, 1]: alone, dominant, beside_dominant, minor, least_sum',
-        lambda v: (
-            isinstance(v, tuple | list)
-            and len(v) == 5
-            and all(_number(t) and 0 <= t <= 1 for t in v)
-        ),
+        _thresholds,
     ),
     'growth.epochs': _integers(0),
     'growth.kinds': Rule(

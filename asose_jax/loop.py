@@ -72,13 +72,13 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
 def _look(setup, current, span, progress, step, metrics, sums):
     """Fetches what the chunk before `step` came to; with an evaluation, returns its record."""
     figures = _figures(setup, step, metrics)
-    if sums is None:
-        current.row['seconds'] += progress.update(step, figures)
-        return None
-    record = _record(setup, current, span, {'step': step, **figures}, metrics, sums)
+    record = None
+    if sums is not None:
+        record = _record(setup, current, span, {'step': step, **figures}, metrics, sums)
     current.row['seconds'] += progress.update(step, figures)
-    record['images_per_second'] = progress.images_per_second(step)
-    progress.evaluated(step, record)
+    if record is not None:
+        record['images_per_second'] = progress.images_per_second(step)
+        progress.evaluated(step, record)
     return record
 
 
