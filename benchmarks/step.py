@@ -21,7 +21,6 @@ DERIVED = (
     'sep_conv_7x7',
     'sep_conv_3x3',
 )
-CALL, CYCLES = 24, 2  # steps in a call of ours; cycles that a call of PyTorch's repeats
 _NEVER = 10**6
 OURS, CONTIGUOUS, LAST = 'ours', 'torch contiguous', 'torch channels_last'
 
@@ -33,6 +32,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--side', '--size', type=int, default=32, help='of the images, in pixels')
     parser.add_argument('--name', default='step', help='of the files written')
+    parser.add_argument('--call', type=int, default=24, help='steps in a call of ours')
     parser.add_argument('--fixed', action='store_true', help='warmup and optimize, no search')
     options = measure.parse(parser, channels=4, depth=2, batch=8, side=8)
     options.threads = measure.pin(options.threads)
@@ -42,6 +42,9 @@ def main() -> None:
     from asose_jax.phases import Phase
     from benchmarks import ours, theirs
 
+    steps, cycles = options.call, max(1, options.call // 12)  # in a call of ours, of PyTorch's
+    if steps % ours.TURN_PERIOD:
+        parser.error(f'--call {steps}: must be a multiple of {ours.TURN_PERIOD}')
     torch.set_num_threads(options.threads)
     size = ours.Size(
         options.channels, options.depth, options.batch, (options.side, options.side, 3)
@@ -52,8 +55,8 @@ def main() -> None:
     drawn = ours.draws(size.primitives, options.depth)
     numbers = [[size.primitives.index(name) for name in draw] for draw in drawn]
 
-    warming = ours.Network(size, Phase.WARMUP, slots=CALL)
-    fixed = ours.Network(size, Phase.OPTIMIZE, chosen, slots=CALL)
+    warming = ours.Network(size, Phase.WARMUP, slots=steps)
+    fixed = ours.Network(size, Phase.OPTIMIZE, chosen, slots=steps)
     nets = {name: theirs.Net(size, layout) for name, layout in layouts.items()}
     derived = {name: theirs.Net(size, layout, chosen) for name, layout in layouts.items()}
     compiled = {
@@ -62,11 +65,11 @@ def main() -> None:
     }
 
     def torch_weights(net, index, update=True):
-        for _ in range(2 * CYCLES):
+        for _ in range(2 * cycles):
             net.weight_step(index, update)
 
     def torch_cycles(net, index):
-        for _ in range(CYCLES):
+        for _ in range(cycles):
             net.alpha_step(index)
             net.weight_step(index)
             net.weight_step(index)
@@ -93,23 +96,23 @@ def main() -> None:
         ('optimize step', fixed, derived, [0] * options.depth),
     ):
         call = functools.partial(torch_weights, index=index)
-        row(name, functools.partial(network.run, CALL), CALL, call, torches, 2 * CYCLES, 1)
+        row(name, functools.partial(network.run, steps), steps, call, torches, 2 * cycles, 1)
     if not options.fixed:
-        cycling = ours.Network(size, Phase.SEARCH, slots=CALL)
-        weighing = ours.Network(size, Phase.SEARCH, slots=CALL, turn_period=_NEVER)
+        cycling = ours.Network(size, Phase.SEARCH, slots=steps)
+        weighing = ours.Network(size, Phase.SEARCH, slots=steps, turn_period=_NEVER)
         compiled['search'] = cycling.program.compile_seconds
         for draw, index in zip(drawn, numbers, strict=True):
             cycling.draw(draw)
             weighing.draw(draw)
             parts = len(drawn)
-            run = functools.partial(weighing.run, CALL, 1)
+            run = functools.partial(weighing.run, steps, 1)
             call = functools.partial(torch_weights, index=index)
-            row('search weight step', run, CALL, call, nets, 2 * CYCLES, parts)
-            run = functools.partial(cycling.run, CALL)
+            row('search weight step', run, steps, call, nets, 2 * cycles, parts)
+            run = functools.partial(cycling.run, steps)
             call = functools.partial(torch_cycles, index=index)
-            row('cycle', run, CALL / ours.TURN_PERIOD, call, nets, CYCLES, parts)
+            row('cycle', run, steps / ours.TURN_PERIOD, call, nets, cycles, parts)
             call = functools.partial(torch_weights, index=index, update=False)
-            row('idle', lambda: None, 1, call, nets, 2 * CYCLES, parts)
+            row('idle', lambda: None, 1, call, nets, 2 * cycles, parts)
 
         weights, cycle, idle = samples['search weight step'], samples['cycle'], samples.pop('idle')
 
