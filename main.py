@@ -6,7 +6,9 @@ The same command again goes on where a stopped run was.
 import logging
 import os
 import pathlib
+import shlex
 import sys
+import threading
 
 import jax
 import rich.console
@@ -16,32 +18,72 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from asose_jax import search
-from asose_jax.errors import UserError
+from asose_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', 'configs/search.py', 'Config file, with an optional preset: FILE[:PRESET].'
 )
+_MULTIHOST = flags.DEFINE_bool(
+    'multihost',
+    None,
+    'Run on all hosts of a cluster together; TPU pods need not say so. Without SLURM or Open MPI, '
+    'set JAX_COORDINATOR_ADDRESS (HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID.',
+)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of checkpoints and results.')
+_SILENT_SECONDS = 30  # after which a host counts as lost
 
 
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
     sys.unraisablehook = _drop_echoes
+    threading.excepthook = _drop_second_tellings
+    _join_hosts()
     console = rich.console.Console(stderr=True)
     _log_to(console)
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         cache = pathlib.Path('~/.cache/asose_jax').expanduser()
         jax.config.update('jax_compilation_cache_dir', str(cache))
     logger = logging.getLogger('asose_jax')
+    if jax.process_index():
+        logger.setLevel(logging.WARNING)  # the first host speaks for all
     logger.info(
         'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
     )
     try:
         search.run(_CONFIG.value, _WORKDIR.value, console)
+    except Stopped as stopped:
+        logger.info('%s; to go on: %s', stopped, shlex.join(['python', *sys.argv]))
+        if jax.process_count() > 1:
+            jax.distributed.shutdown()
+        _leave(0)
     except UserError as error:
         logger.error('%s', error)
-        sys.exit(2)
+        _leave(2)
+
+
+def _join_hosts() -> None:
+    """Before anything asks for a device."""
+    pod = len(os.environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1
+    if not (pod if _MULTIHOST.value is None else _MULTIHOST.value):
+        return
+    given = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+    given = {key: int(os.environ[name]) for key, name in given.items() if name in os.environ}
+    try:
+        jax.distributed.initialize(**given, heartbeat_timeout_seconds=_SILENT_SECONDS)
+    except (ValueError, TypeError, RuntimeError) as error:
+        sys.exit(
+            f'--multihost: {error}\nOn TPU pods, SLURM and Open MPI the hosts find each other; '
+            'elsewhere set, on every host, JAX_COORDINATOR_ADDRESS=HOST:PORT of the first one, '
+            'JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0.'
+        )
+
+
+def _leave(status: int) -> None:
+    """Ends the process. A thread that is compiling would crash the usual way out."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _log_to(console: rich.console.Console) -> None:
@@ -53,7 +95,7 @@ def _log_to(console: rich.console.Console) -> None:
     else:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-    absl_logging.set_verbosity(absl_logging.WARNING)  # of the libraries
+    absl_logging.set_verbosity(absl_logging.FATAL)  # of Orbax and TFDS: what they log, they raise
     logger = logging.getLogger('asose_jax')
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -65,6 +107,12 @@ def _drop_echoes(unraisable: 'sys.UnraisableHookArgs') -> None:
     told = str(unraisable.exc_value)
     if 'Event loop is closed' not in told and 'reading array index' not in told:
         sys.__unraisablehook__(unraisable)
+
+
+def _drop_second_tellings(failed: threading.ExceptHookArgs) -> None:
+    """What goes wrong in a thread of Orbax's is raised again where it is waited for."""
+    if not type(failed.thread).__module__.startswith('orbax'):
+        threading.__excepthook__(failed)
 
 
 def _parse(argv: list[str]) -> list[str]:

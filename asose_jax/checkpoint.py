@@ -1,20 +1,39 @@
-"""Orbax checkpoints: the description of a network beside its arrays, and read first."""
+"""Orbax checkpoints: the description of a network beside its arrays, and read first.
 
+The description holds a checksum of itself and of every array, since not every flipped bit shows by
+itself. What is damaged is passed over in favour of the checkpoint before it, and never deleted.
+"""
+
+import contextlib
+import json
+import logging
 import os
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
-from typing import Any
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from asose_jax.errors import UserError
 from asose_jax.state import SearchState
 
-SCHEMA = 3
+logger = logging.getLogger('asose_jax')
+
+SCHEMA = 4
+DAMAGED = 'damaged'  # where checkpoints go that cannot be read, beside the others
+
+T = TypeVar('T')
+
+
+class DamagedError(Exception):
+    """A checkpoint that cannot be read, or is not what was saved; names the file."""
 
 
 class Checkpoints:
@@ -50,8 +69,13 @@ class Checkpoints:
     def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            with self._writing():
+                self._manager.close()
+            return
+        with contextlib.suppress(Exception):  # of what is wrong, the first thing is told
+            self._manager.close()
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint; `None` if there is none."""
@@ -61,23 +85,65 @@ class Checkpoints:
         """Whether the last one was saved long enough ago."""
         return time.monotonic() - self._saved >= self._every_seconds
 
+    def newest_whole(self, read: Callable[[int], T]) -> T:
+        """What `read` makes of the newest checkpoint that is not damaged.
+
+        Newer ones, if there are any, are moved to `DAMAGED`: their steps will be saved again.
+
+        Args:
+          read: takes a step; calls `describe` and `restore`.
+
+        Raises:
+          UserError: all are damaged (nothing is moved then), or by another version.
+        """
+        told = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found = read(step)
+            except DamagedError as error:
+                told.append((step, error))
+                continue
+            for bad, error in told:
+                place = self._put_aside(bad)
+                logger.warning('%s\nIt is in %s now; going on from step %d', error, place, step)
+            return found
+        raise UserError(
+            'no checkpoint can be read:\n  '
+            + '\n  '.join(str(error) for _, error in told)
+            + f'\nNothing was deleted. Put a copy back into {self.directory}, or start anew in '
+            'another --workdir.'
+        )
+
+    def _put_aside(self, step):
+        place = self.directory.parent / DAMAGED
+        place.mkdir(exist_ok=True)
+        taken = len(list(place.glob(f'{step}*')))
+        target = place / (f'{step}.{taken}' if taken else str(step))
+        if jax.process_index() == 0:
+            (self.directory / str(step)).rename(target)
+        multihost_utils.sync_global_devices('put aside')
+        self._manager.reload()
+        return target
+
     def describe(self, step: int) -> dict[str, Any]:
         """What was saved as `meta`: it gives the shapes that `restore` needs.
 
         Raises:
-          UserError: it cannot be read, or was written by another version.
+          DamagedError: it cannot be read.
+          UserError: it was written by another version.
         """
         only_meta = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        try:
+        with self._reading(step, 'meta'):
             meta = self._manager.restore(step, args=only_meta).meta
             schema = meta['schema']
-        except Exception as error:
-            raise self._unreadable(step, error) from error
         if schema != SCHEMA:
             raise UserError(
                 f'checkpoint {self.directory / str(step)} has schema {schema}; this version reads '
                 f'{SCHEMA}. Use the version of asose_jax that wrote it.'
             )
+        with self._reading(step, 'meta'):
+            if meta.pop('checksum') != _checksum_of_json(meta):
+                raise ValueError('the checksum is another one')
         return meta
 
     def restore(self, step: int, like: SearchState) -> SearchState:
@@ -88,38 +154,94 @@ class Checkpoints:
           like: a state of the same shapes, concrete or abstract; says where the arrays go.
 
         Raises:
-          UserError: it cannot be read, or its shapes are not those of `like`.
+          DamagedError: it cannot be read, has other shapes than `like`, or a wrong checksum.
         """
         like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        try:
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
-            return self._manager.restore(step, args=args).state
-        except Exception as error:
-            raise self._unreadable(step, error) from error
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+        expected = self.describe(step)['checksums']
+        with self._reading(step, 'state'):
+            state = self._manager.restore(step, args=args).state
+            found = _checksums(state)
+            differing = [name for name in expected if found.get(name) != expected[name]]
+            if differing:
+                raise ValueError(f'the checksum of {", ".join(differing[:3])} is another one')
+        return state
 
     def save(self, step: int, state: SearchState, meta: dict[str, Any]) -> None:
         """Saves in the background; does nothing if `step` is saved already.
 
         Raises:
-          UserError: the disk has no room for it.
+          UserError: the disk has no room, or this one or the one before could not be written.
         """
         if self.latest() == step:
             return
         require_room(self.directory, state)
+        content = {'schema': SCHEMA, **meta, 'checksums': _checksums(state)}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave({'schema': SCHEMA, **meta})
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave({**content, 'checksum': _checksum_of_json(content)}),
         )
-        self._manager.save(step, args=args, force=True)
+        with self._writing():
+            self._manager.save(step, args=args, force=True)
         self._saved = time.monotonic()
 
-    def _unreadable(self, step, error):
-        first_line = (str(error).splitlines() or [''])[0][:300]
-        return UserError(
-            f'checkpoint {self.directory / str(step)} cannot be read: '
-            f'{type(error).__name__}: {first_line}\n'
-            f'To go on from the one before, move it out of {self.directory}; to start anew, choose '
-            'another --workdir.'
-        )
+    def finish(self) -> None:
+        """Waits until everything is saved.
+
+        Raises:
+          UserError: the last one could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # of devices and other hosts, not of the disk
+            raise
+        except Exception as error:  # tensorstore, Orbax and the system each have their own kinds
+            self._manager.reload()
+            whole = self._manager.all_steps()
+            before = (
+                f'{self.directory / str(max(whole))} is whole' if whole else 'there is none yet'
+            )
+            raise UserError(
+                f'a checkpoint could not be written to {self.directory}: {_first_line(error)}\n'
+                f'The one before: {before}. Put right what is wrong with the disk; then the same '
+                'command goes on from there.'
+            ) from error
+
+    @contextlib.contextmanager
+    def _reading(self, step, item):
+        try:
+            yield
+        except Exception as error:
+            file = self.directory / str(step) / item
+            raise DamagedError(f'checkpoint {file} cannot be read: {_first_line(error)}') from error
+
+
+def _first_line(error):
+    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:300]}'
+
+
+def _checksums(tree):
+    """A checksum of every array, by its path."""
+
+    def of(array):
+        return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+    leaves = jax.tree.leaves_with_path(jax.device_get(tree))
+    return {jax.tree_util.keystr(path): of(array) for path, array in leaves}
+
+
+def _checksum_of_json(content):
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
+
+
+def has_any(directory: pathlib.Path) -> bool:
+    """Whether there is a finished checkpoint, damaged or not."""
+    return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
 
 
 def require_room(directory: pathlib.Path, state: SearchState) -> None:

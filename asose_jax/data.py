@@ -115,6 +115,12 @@ def load(
         limit = resident_megabytes * 2**20
         learn, test, names = _tfds(name, data_dir, (train_split, test_split), image_size, limit)
     labels = None if learn.arrays is None else learn.arrays[1]
+    present = names if labels is None else np.unique(labels)
+    if len(present) < 2:
+        raise UserError(
+            f'data.name={name!r} has images of {len(present)} class; to tell classes apart takes '
+            'two. Check data.name and data.train_split.'
+        )
     train, valid = _split(learn.size, labels, valid_fraction, seed)
     mean, std = _statistics(learn, train)
     everything = learn.followed_by(test)
@@ -184,7 +190,13 @@ def _tfds(name, data_dir, splits, image_size, limit):
             f'data.name={name!r} is prepared as {info.file_format.value}, which cannot be read '
             f'without TensorFlow. Prepare it as array_record: {_prepare_command(name, root)}'
         )
-    if None in info.features[keys[0]].shape and image_size is None:
+    image = info.features[keys[0]]
+    if len(image.shape) != 3 or image.shape[-1] is None or image.np_dtype != np.uint8:
+        raise UserError(
+            f'data.name={name!r} has examples {image.shape} of {np.dtype(image.np_dtype)}; they '
+            'must be images (height, width, channels) of uint8.'
+        )
+    if None in image.shape and image_size is None:
         raise UserError(
             f'the images of {name!r} differ in size; set data.image_size, for example '
             '--config.data.image_size=64'
@@ -199,20 +211,36 @@ def _tfds(name, data_dir, splits, image_size, limit):
                 'data.train_split and data.test_split; slices such as '
                 "--config.data.test_split='train[90%:]' work too."
             ) from error
-        sets.append(_image_set(source, keys, image_size, limit))
+        where = f'{name!r}, split {split!r}'
+        sets.append(_image_set(source, info.features, keys, image_size, limit, where))
     return *sets, tuple(info.features[keys[1]].names)
 
 
-def _image_set(source, keys, image_size, limit):
+def _image_set(source, features, keys, image_size, limit, where):
     image_key, label_key = keys
+    classes = features[label_key].num_classes
 
     def read(indices):
-        records = source.__getitems__([int(i) for i in indices])
+        try:
+            records = source.__getitems__([int(i) for i in indices])
+        except Exception as error:  # of array_record, of TFDS, of the decoder
+            told = (str(error).splitlines() or [''])[0][:200]
+            raise UserError(
+                f'{where}: of the records {indices.min()} to {indices.max()} one cannot be read '
+                f'({type(error).__name__}: {told}). Prepare the data set again.'
+            ) from error
         images = np.stack([_resized(r[image_key][None], image_size)[0] for r in records])
-        return images, np.array([r[label_key] for r in records], np.int32)
+        labels = np.array([r[label_key] for r in records], np.int32)
+        odd = labels[(labels < 0) | (labels >= classes)]
+        if len(odd):
+            raise UserError(
+                f'{where}: a label is {odd[0]}, where {classes} classes have 0 to {classes - 1}. '
+                'Has this split labels? Choose another with data.train_split, data.test_split.'
+            )
+        return images, labels
 
     if not len(source):
-        raise UserError('a split of the data set is empty; check data.train_split and test_split')
+        raise UserError(f'{where} is empty; check data.train_split and data.test_split')
     size = len(source)
     if size * read(np.arange(1))[0].nbytes > limit:
         return ImageSet(size, read)

@@ -49,7 +49,15 @@ def shared_arrays(images: Data, key: jax.Array) -> dict[str, jax.Array]:
 
 def replicated(tree: Any) -> Any:
     """`tree` with a whole copy on every device, so that calls need not send it again."""
-    return jax.device_put(tree, everywhere())
+    if jax.process_count() == 1:
+        return jax.device_put(tree, everywhere())
+    return jax.tree.map(_copied_by_every_host, tree)
+
+
+def _copied_by_every_host(leaf):
+    if jax.dtypes.issubdtype(getattr(leaf, 'dtype', None), jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_copied_by_every_host(jax.random.key_data(leaf)))
+    return jax.make_array_from_process_local_data(everywhere(), np.asarray(leaf))
 
 
 def everywhere() -> jax.sharding.Sharding:
@@ -57,13 +65,51 @@ def everywhere() -> jax.sharding.Sharding:
     return _placed(jax.sharding.PartitionSpec())
 
 
+def own_part(batch: np.ndarray) -> np.ndarray:
+    """The rows of a batch `[B, ...]` that belong to this host's devices."""
+    if jax.process_count() == 1:
+        return batch
+    own = [d.process_index == jax.process_index() for d in jax.devices()]
+    each = batch.reshape(len(own), -1, *batch.shape[1:])
+    return each[own].reshape(-1, *batch.shape[1:])
+
+
 def send(chunk: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """A chunk on its way to the devices, a piece to each; does not wait until it is there."""
-    return jax.device_put(chunk, _placed(jax.sharding.PartitionSpec(AXIS)))
+    """This host's chunk on its way to its devices, a piece to each; does not wait for it."""
+    placed = _placed(jax.sharding.PartitionSpec(AXIS))
+    if jax.process_count() == 1:
+        return jax.device_put(chunk, placed)
+    join = functools.partial(jax.make_array_from_process_local_data, placed)
+    return jax.tree.map(join, chunk)
 
 
 def _placed(how):
     return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(jax.devices()), (AXIS,)), how)
+
+
+class Agreement:
+    """Numbers that all hosts see alike: of each, the largest that any of them gave.
+
+    On one host it is known at once. On many, the hosts' numbers meet on the devices, behind what is
+    queued there, and the answer is to the call before: nobody has to wait for it.
+    """
+
+    def __init__(self, count: int):
+        self._before = np.zeros((1, count), np.int32)
+
+    def __call__(self, *numbers: int) -> list[int]:
+        """`count` numbers; all hosts must call this at the same place of the run."""
+        if jax.process_count() == 1:
+            return list(numbers)
+        answer = np.asarray(self._before)[0].tolist()
+        mine = np.tile(np.int32(numbers), (jax.local_device_count(), 1))
+        self._before = _largest(send({'mine': mine})['mine'])
+        return answer
+
+
+@jax.jit
+def _largest(numbers):
+    return numbers.max(0, keepdims=True)
 
 
 def on_host(per_device: Any) -> Any:
@@ -96,8 +142,15 @@ def compile_eval(recipe: Recipe, phase: Phase, *example: Any) -> Program:
 
 def _compile(call, example):
     start = time.perf_counter()
+    if jax.process_count() > 1:
+        example = jax.tree.map(_concrete, example)
     compiled = call.lower(*example).compile(compiler_options=_OPTIONS.get(jax.default_backend()))
     return Program(compiled, time.perf_counter() - start, _peak_bytes(compiled))
+
+
+def _concrete(leaf):
+    """On many hosts, pmap is not lowered for what is only a shape."""
+    return np.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf
 
 
 def _peak_bytes(compiled):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from asose_jax import batches, cost, devices, genotype, growing, report, session, state
-from asose_jax.errors import UserError
+from asose_jax.errors import Stopped, UserError
 from asose_jax.phases import Phase, Span
 from asose_jax.session import Current, Setup
 
@@ -16,6 +16,7 @@ logger = logging.getLogger('asose_jax')
 
 # Streams of shuffled indices, told apart.
 _TRAIN, _VALID = 0, 1
+_CALL_SECONDS = 2.0  # of training in one call, at most
 
 
 def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
@@ -26,23 +27,25 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
     where the state is saved.
     """
     span = setup.plan.span_at(current.step)
-    step, slots = current.step, setup.slots()
+    step, slots, length = current.step, setup.slots(), 1
     stream = batches.stream(
-        setup.data.images, lambda s: indices_at(setup, span, s), step, span.stop
+        setup.data.images, lambda s: devices.own_part(indices_at(setup, span, s)), step, span.stop
     )
 
     def next_chunk(first):
-        end = min(first + slots, span.epoch_end(first))
+        end = min(first + length, span.epoch_end(first))
         taken = list(itertools.islice(stream, end - first))
-        return end, devices.send(batches.chunk(taken, slots, jax.device_count()))
+        return end, devices.send(batches.chunk(taken, slots, jax.local_device_count()))
 
     end, batch = next_chunk(step)
     session.compile_programs(setup, current, span.phase, batch)
     session.compile_upcoming(setup, current, span, batch)
     growing.prepare(setup, current, batch)
-    with report.Progress(setup.console, span, step, setup.config.batch_size) as progress:
+    bar = report.Progress(setup.console, span, step, setup.config.batch_size)
+    with setup.asked.held(), bar as progress:
         queued = collections.deque()  # what has not been looked at
-        while step < span.stop:
+        agreed, stops = devices.Agreement(2), 0
+        while step < span.stop and not stops:
             train = current.programs.train.call
             current.state, metrics = train(current.state, batch, setup.shared)
             step = end
@@ -52,8 +55,10 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
                 zeros = devices.replicated(state.Totals.zeros())
                 current.state = current.state.replace(totals=zeros)
             queued.append((step, metrics, sums))
-            saves = step == span.stop or setup.checkpoints.due()
+            stops, due = agreed(setup.asked.wished, setup.checkpoints.due())
+            saves = step == span.stop or stops or due
             decides = sums is not None and growing.decides(setup, span)
+            length = _length(setup, progress, length)
             if step < span.stop:
                 end, batch = next_chunk(step)
             while len(queued) > (0 if saves or decides else 1):
@@ -67,6 +72,17 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
                     progress.resume()
             if saves:
                 setup.checkpoints.save(step, current.state, current.meta())
+    if stops and step < setup.plan.steps:
+        setup.checkpoints.finish()
+        raise Stopped(f'stopped and saved at step {step} of {setup.plan.steps} ({span.phase})')
+
+
+def _length(setup, progress, before):
+    """Steps of the next call: few enough that a wish to stop is heard soon."""
+    if jax.process_count() > 1:  # all hosts must call alike, and their clocks differ
+        return setup.slots()
+    in_time = int(_CALL_SECONDS * progress.steps_per_second)
+    return max(1, min(setup.slots(), 2 * before, in_time))
 
 
 def _look(setup, current, span, progress, step, metrics, sums):

@@ -16,7 +16,7 @@ import rich.console
 import rich.progress
 from scipy import stats
 
-from asose_jax import genotype, ops
+from asose_jax import genotype, ops, workdir
 from asose_jax.genotype import NetSpec
 from asose_jax.phases import Span
 
@@ -58,16 +58,6 @@ def architecture_analysis(
     }
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes the whole file or nothing, also if the process dies in between."""
-    temporary = path.with_name(path.name + '.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 class MetricsLog:
     """metrics.jsonl: one line per evaluation, in the order of steps.
 
@@ -75,23 +65,34 @@ class MetricsLog:
       path: of the file.
       step: of the checkpoint that the run goes on from. Later lines, and a half-written last one,
         are of work that will be done again, and are dropped.
+      writes: whether this process is the one, of those on many hosts, that writes.
     """
 
-    def __init__(self, path: pathlib.Path, step: int):
-        self._path = path
-        if path.exists():
-            lines = path.read_text(encoding='utf-8').splitlines(keepends=True)
-            whole = [line for line in lines if line.endswith('\n')]
-            kept = [line for line in whole if json.loads(line)['step'] <= step]
-            write_atomically(path, ''.join(kept))
+    def __init__(self, path: pathlib.Path, step: int, writes: bool = True):
+        self._path, self._writes = path, writes
+        if writes and path.exists():
+            lines = path.read_text(encoding='utf-8', errors='replace').splitlines(keepends=True)
+            kept = [line for line in lines if _step_of(line, path) <= step]
+            workdir.write_atomically(path, ''.join(kept))
 
     def write(self, metrics: Mapping[str, Any]) -> None:
         """Appends one line, and waits until the disk has it. NaN and Inf become null."""
+        if not self._writes:
+            return
         legal = {key: None if _is_odd(value) else value for key, value in metrics.items()}
         with open(self._path, 'a', encoding='utf-8') as file:
             file.write(json.dumps(legal, allow_nan=False) + '\n')
             file.flush()
             os.fsync(file.fileno())
+
+
+def _step_of(line, path):
+    """Of a line of metrics; that of a broken line is beyond all others."""
+    try:
+        return json.loads(line)['step'] if line.endswith('\n') else math.inf
+    except (ValueError, KeyError, TypeError):
+        logger.warning('%s: a line that cannot be read is left out: %.80s', path, line.strip())
+        return math.inf
 
 
 def _is_odd(value):
@@ -111,6 +112,7 @@ class Progress:
     def __init__(self, console: rich.console.Console, span: Span, first: int, batch_size: int):
         self._span, self._first, self._batch_size = span, first, batch_size
         self._busy = 0.0  # seconds since `first`
+        self.steps_per_second = 0.0  # since `first`, evaluations included
         self._clock = self._last_line = time.monotonic()
         self._valid = ''
         self._bar = None
@@ -142,6 +144,7 @@ class Progress:
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         self._busy += seconds
+        self.steps_per_second = (step - self._first) / max(self._busy, 1e-9)
         figures = self._figures(step, metrics)
         if self._bar:
             done = step - self._span.start

@@ -25,6 +25,7 @@ from asose_jax import (
     data,
     devices,
     genotype,
+    interrupt,
     loop,
     optim,
     phases,
@@ -34,6 +35,7 @@ from asose_jax import (
     state,
 )
 from asose_jax import config as rules
+from asose_jax import workdir as place
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase, Plan
 
@@ -57,6 +59,7 @@ def run(
 
     Raises:
       UserError: something the user can put right; nothing was lost.
+      Stopped: after SIGTERM or Ctrl-C; what was done is saved.
     """
     rules.validate(config, jax.device_count())
     if jax.default_backend() == 'cpu':
@@ -64,11 +67,36 @@ def run(
     workdir = pathlib.Path(workdir).expanduser()
     flat = rules.flatten(config)
     _require_same_config(flat, workdir)
-    images = load_data(config)
-    plan = make_plan(config, len(images.train))
+    with interrupt.Interrupt() as asked:
+        images = load_data(config)
+        plan = make_plan(config, len(images.train))
+        started = checkpoint.has_any(workdir / 'checkpoints')
+        origin = None if started else start.origin(config, images, plan)
+        with place.claimed(workdir, writes=jax.process_index() == 0):
+            _write(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
+            try:
+                return _run(config, workdir, console, images, plan, origin, asked)
+            except jax.errors.JaxRuntimeError as error:
+                raise _explained(error) from error
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    report.write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
+
+def _explained(error):
+    """What a person can do about what went wrong on the devices, or the error itself."""
+    told = (str(error).splitlines() or [''])[0][:300]
+    if 'RESOURCE_EXHAUSTED' in str(error):
+        return UserError(
+            f'the devices have too little memory: {told}\nLower batch_size or model.channels, or '
+            'set model.remat=True, model.dtype=bfloat16, or arch.micro_batches.'
+        )
+    if jax.process_count() > 1:
+        return UserError(
+            f'lost touch with another host: {told}\nStart the same command on all hosts again; it '
+            'goes on from the last checkpoint.'
+        )
+    return error
+
+
+def _run(config, workdir, console, images, plan, origin, asked):
     milestones = [span.stop for span in plan.spans]
     c = config.checkpoint
     with checkpoint.Checkpoints(
@@ -83,9 +111,12 @@ def run(
             tx=make_optimizer(config, plan),
             shared=devices.shared_arrays(images, session.key_for(config.seed, session.STEPS)),
             checkpoints=checkpoints,
+            asked=asked,
         )
-        current = start.resume(setup) if checkpoints.latest() is not None else start.begin(setup)
-        log = report.MetricsLog(workdir / 'metrics.jsonl', current.step)
+        started = checkpoints.latest() is not None
+        current = start.resume(setup) if started else start.begin(setup, origin)
+        writes = jax.process_index() == 0
+        log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, writes)
         while current.step < plan.steps:
             _enter(setup, current)
             loop.train_phase(setup, current, log)
@@ -132,7 +163,14 @@ def _require_same_config(flat, workdir):
     path = workdir / 'config.json'
     if not path.exists():
         return
-    differing = rules.differences(flat, json.loads(path.read_text(encoding='utf-8')))
+    try:
+        before = json.loads(path.read_text(encoding='utf-8'))
+        differing = rules.differences(flat, before)
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f'{path} cannot be read ({type(error).__name__}: {error}). If this command is that of '
+            'the run in there, delete the file; otherwise choose another --workdir.'
+        ) from error
     if differing:
         raise UserError(
             f'{workdir} holds a run with another config:\n  '
@@ -173,6 +211,11 @@ def load_data(config: ml_collections.ConfigDict) -> data.Data:
             "fewer (--config.model.reductions='(1,)') or set data.image_size."
         )
     return images
+
+
+def _write(path, text):
+    if jax.process_index() == 0:
+        place.write_atomically(path, text)
 
 
 # --- Between phases
@@ -250,9 +293,8 @@ def _finish(setup, current):
         'phases': current.told['phases'],
         'growth': current.told['growth'],
     }
-    report.write_atomically(setup.workdir / 'genotype.json', chosen.dumps(current.spec))
-    text = json.dumps(summary, indent=2) + '\n'
-    report.write_atomically(setup.workdir / 'summary.json', text)
+    _write(setup.workdir / 'genotype.json', chosen.dumps(current.spec))
+    _write(setup.workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
     logger.info(
         'test accuracy %.2f %%, validation %.2f %%, %d parameters',
         100 * test_accuracy,

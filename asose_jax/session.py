@@ -17,7 +17,17 @@ import numpy as np
 import optax
 import rich.console
 
-from asose_jax import batches, checkpoint, cost, devices, genotype, gumbel, state, steps
+from asose_jax import (
+    batches,
+    checkpoint,
+    cost,
+    devices,
+    genotype,
+    gumbel,
+    interrupt,
+    state,
+    steps,
+)
 from asose_jax.data import Data
 from asose_jax.model import SearchSettings, SuperNet
 from asose_jax.phases import Phase, Plan, Span
@@ -46,6 +56,7 @@ class Setup:
     tx: optax.GradientTransformationExtraArgs
     shared: dict[str, jax.Array]
     checkpoints: checkpoint.Checkpoints
+    asked: interrupt.Interrupt
 
     def key(self, use: int) -> jax.Array:
         """The run's key for one of its uses."""
@@ -212,10 +223,11 @@ def eval_chunks(setup: Setup, pool: np.ndarray) -> Iterator[dict[str, np.ndarray
     count = -(-len(pool) // size)
     padded = np.resize(pool, count * size).reshape(count, size)
     weights = (np.arange(count * size) < len(pool)).reshape(count, size).astype(np.float32)
-    stream = batches.stream(setup.data.images, lambda number: padded[number], 0, count)
-    weighted = ({**batch, 'weight': weights[i]} for i, batch in enumerate(stream))
+    own = devices.own_part
+    stream = batches.stream(setup.data.images, lambda number: own(padded[number]), 0, count)
+    weighted = ({**batch, 'weight': own(weights[i])} for i, batch in enumerate(stream))
     while taken := list(itertools.islice(weighted, slots)):
-        yield devices.send(batches.chunk(taken, slots, jax.device_count()))
+        yield devices.send(batches.chunk(taken, slots, jax.local_device_count()))
 
 
 def evaluate(setup: Setup, current: Current, pool: np.ndarray) -> list[dict[str, jax.Array]]:

@@ -1,101 +1,150 @@
 """Where a run begins: at step 0, from what another run has learned, or where it was stopped."""
 
+import dataclasses
 import json
 import logging
 import pathlib
 
 import flax.linen as nn
 import jax.numpy as jnp
+import ml_collections
 
-from asose_jax import checkpoint, devices, genotype, state
+from asose_jax import checkpoint, devices, genotype, ops, state
+from asose_jax.data import Data
 from asose_jax.errors import UserError
 from asose_jax.model import Mode
-from asose_jax.phases import Phase
+from asose_jax.phases import Phase, Plan
 from asose_jax.session import INIT, Current, Setup
+
+_KIND = ('chain', genotype.SCHEMA)
 
 logger = logging.getLogger('asose_jax')
 
 
-def begin(setup: Setup) -> Current:
-    """Step 0: fresh, or with what another run has learned."""
-    c = setup.config
-    if c.init_from is not None:
-        return begin_from(setup, c.init_from)
-    if c.network is not None:
-        spec = _read_network(setup, c.network)
-    else:
-        spec = genotype.chain_spec(
-            setup.data.image_shape,
-            len(setup.data.class_names),
-            channels=c.model.channels,
-            depth=c.model.depth,
-            reductions=tuple(c.model.reductions),
-            max_channels=c.model.max_channels,
-            primitives=tuple(c.model.primitives),
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What a new run begins with: a network, and the checkpoint of another run, if any."""
+
+    spec: genotype.NetSpec
+    directory: pathlib.Path | None = None
+    step: int | None = None
+    phase: Phase | None = None
+
+
+def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origin:
+    """Where a run with this config begins; nothing is written.
+
+    Raises:
+      UserError: `network` or `init_from` cannot be read, or does not fit the data or the plan.
+    """
+    if config.init_from is not None:
+        try:
+            return _of_another_run(config.init_from, images, plan)
+        except checkpoint.DamagedError as error:
+            raise UserError(f'init_from={config.init_from!r}: {error}') from error
+    if config.network is not None:
+        return Origin(_read_network(config.network, images))
+    return Origin(
+        genotype.chain_spec(
+            images.image_shape,
+            len(images.class_names),
+            channels=config.model.channels,
+            depth=config.model.depth,
+            reductions=tuple(config.model.reductions),
+            max_channels=config.model.max_channels,
+            primitives=tuple(config.model.primitives),
         )
-    start = state.init_state(setup.model(spec), setup.tx, setup.key(INIT))
-    checkpoint.require_room(setup.workdir, start)
-    log_network(setup, spec)
-    return Current(spec, devices.replicated(start), None)
+    )
 
 
-def begin_from(setup: Setup, source: str) -> Current:
-    """Weights, alpha, BN statistics and moments of another run; steps and schedules from 0."""
+def _of_another_run(source, images, plan):
     directory, step = checkpoint.locate(source)
     with checkpoint.Checkpoints(directory) as checkpoints:
         step = checkpoints.latest() if step is None else step
         if step is None:
             raise UserError(f'init_from={source!r}: no finished checkpoint in {directory}')
         meta = checkpoints.describe(step)
-        spec = genotype.NetSpec.from_json(meta['spec'])
-        _require_same_images(setup, spec, f'init_from={source!r} was trained on')
-        if spec.is_derived() and setup.plan.spans[0].phase is not Phase.OPTIMIZE:
-            raise UserError(
-                f'init_from={source!r} holds a derived network, which can only be optimized '
-                'further: set warmup.epochs, search.epochs and growth.epochs to 0, or take a '
-                'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
-            )
-        old = checkpoints.restore(step, _abstract_state(setup, spec))
-    start = state.restart(old, setup.tx)
-    log_network(setup, spec)
-    logger.info('starting from %s, end of step %d (%s)', directory, step, meta['phase'])
-    return Current(spec, devices.replicated(start), Phase(meta['phase']))
+    spec = genotype.NetSpec.from_json(meta['spec'])
+    _require_same_images(images, spec, f'init_from={source!r} was trained on')
+    if spec.is_derived() and plan.spans[0].phase is not Phase.OPTIMIZE:
+        raise UserError(
+            f'init_from={source!r} holds a derived network, which can only be optimized '
+            'further: set warmup.epochs, search.epochs and growth.epochs to 0, or take a '
+            'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
+        )
+    return Origin(spec, directory, step, Phase(meta['phase']))
 
 
-def _read_network(setup, path):
+def _read_network(path, images):
     """The description in a genotype.json, or in that of a workdir."""
     given = pathlib.Path(path).expanduser()
     file = given / 'genotype.json' if given.is_dir() else given
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
-        spec = genotype.NetSpec.from_json(content['network'])
+        kind = (content['space'], content['schema'])
+        spec = genotype.NetSpec.from_json(content['network']) if kind == _KIND else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'network={path!r}: {file} cannot be read as a network ({type(error).__name__}: '
             f'{error}). Name a genotype.json, or the workdir of a finished run.'
         ) from error
-    _require_same_images(setup, spec, f'network={path!r} is for')
+    if spec is None:
+        raise UserError(
+            f'network={path!r}: {file} is of space {kind[0]!r}, schema {kind[1]!r}; this version '
+            f'reads {_KIND[0]!r}, {_KIND[1]}. Use the version of asose_jax that wrote it.'
+        )
+    unknown = {name for *_, names in spec.rows() for name in names} - ops.PRIMITIVES.keys()
+    if unknown or not spec.is_derived():
+        what = f'the unknown operations {sorted(unknown)}' if unknown else 'a choice left open'
+        raise UserError(
+            f'network={path!r}: {file} has {what}. It must name one of these everywhere: '
+            f'{", ".join(ops.PRIMITIVES)}.'
+        )
+    _require_same_images(images, spec, f'network={path!r} is for')
     return spec
 
 
-def _require_same_images(setup, spec, whose):
-    ours = (setup.data.image_shape, len(setup.data.class_names))
+def _require_same_images(images, spec, whose):
+    ours = (images.image_shape, len(images.class_names))
     if (spec.image_shape, spec.num_classes) != ours:
         raise UserError(
-            f'{whose} images {spec.image_shape} of {spec.num_classes} classes, '
-            f'data.name={setup.config.data.name!r} has {ours[0]} of {ours[1]}.'
+            f'{whose} images {spec.image_shape} of {spec.num_classes} classes; the images of '
+            f'data.name are {ours[0]}, of {ours[1]} classes.'
         )
 
 
+def begin(setup: Setup, origin: Origin) -> Current:
+    """Step 0: fresh, or with weights, alpha, BN statistics and moments of another run."""
+    log_network(setup, origin.spec)
+    if origin.directory is None:
+        start = state.init_state(setup.model(origin.spec), setup.tx, setup.key(INIT))
+    else:
+        with checkpoint.Checkpoints(origin.directory) as checkpoints:
+            try:
+                old = checkpoints.restore(origin.step, _abstract_state(setup, origin.spec))
+            except checkpoint.DamagedError as error:
+                raise UserError(f'init_from={setup.config.init_from!r}: {error}') from error
+        start = state.restart(old, setup.tx)
+        logger.info(
+            'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
+        )
+    checkpoint.require_room(setup.workdir, start)
+    return Current(origin.spec, devices.replicated(start), origin.phase)
+
+
 def resume(setup: Setup) -> Current:
-    """The newest checkpoint; its description first, since that gives the shapes."""
-    step = setup.checkpoints.latest()
-    meta = setup.checkpoints.describe(step)
-    spec = genotype.NetSpec.from_json(meta['spec'])
-    log_network(setup, spec)
-    restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
-    logger.info('going on from step %d (%s)', step, meta['phase'])
-    return Current(spec, restored, Phase(meta['phase']), meta['told'])
+    """The newest checkpoint that is whole; its description first, since that gives the shapes."""
+
+    def read(step):
+        meta = setup.checkpoints.describe(step)
+        spec = genotype.NetSpec.from_json(meta['spec'])
+        restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
+        return Current(spec, restored, Phase(meta['phase']), meta['told'])
+
+    current = setup.checkpoints.newest_whole(read)
+    log_network(setup, current.spec)
+    logger.info('going on from step %d (%s)', current.step, current.phase)
+    return current
 
 
 def _abstract_state(setup, spec):

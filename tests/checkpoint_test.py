@@ -3,6 +3,7 @@
 import collections
 import functools
 import pathlib
+import shutil
 
 import chex
 import jax
@@ -75,26 +76,97 @@ def test_same_step_is_saved_once(tmp_path):
         assert checkpoints.latest() == 3
 
 
-def test_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
-    _save(tmp_path, [7])
-    for path in (tmp_path / '7' / 'state').rglob('*'):
-        if path.is_file():
-            path.write_bytes(b'')
-    with checkpoint.Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError) as error:
-        checkpoints.restore(7, fresh(0))
-    message = str(error.value)
-    assert f'checkpoint {tmp_path / "7"} cannot be read' in message
-    assert 'choose another --workdir' in message
+def _read(directory, step=7):
+    with checkpoint.Checkpoints(directory) as checkpoints:
+        return checkpoints.describe(step), checkpoints.restore(step, fresh(0))
 
 
-def test_lost_description_is_an_error_that_names_it(tmp_path):
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _empty(path):
+    path.write_bytes(b'')
+
+
+def _flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def _files(directory, step=7):
+    return sorted(path for path in (directory / str(step)).rglob('*') if path.is_file())
+
+
+@pytest.mark.parametrize('damage', [_truncate, _empty, _flip, pathlib.Path.unlink])
+def test_damage_of_any_file_is_found_or_does_no_harm(tmp_path, damage):
+    _save(tmp_path / 'saved', [7])
+    expected, told = _read(tmp_path / 'saved'), []
+    files = _files(tmp_path / 'saved')
+    for number in range(len(files)):
+        copy = tmp_path / str(number)
+        shutil.copytree(tmp_path / 'saved', copy)
+        damage(_files(copy)[number])
+        try:
+            read = _read(copy)
+        except checkpoint.DamagedError as error:
+            told.append(str(error).startswith(f'checkpoint {copy / "7"}'))
+        else:
+            assert read[0] == expected[0]
+            chex.assert_trees_all_equal(read[1], expected[1])
+    assert len(told) >= 3  # the description, the arrays, and what says where they are
+    assert all(told)
+
+
+def test_every_bit_of_the_arrays_is_guarded(tmp_path):
+    """Also where the format has no checksum of its own."""
     _save(tmp_path, [7])
-    (tmp_path / '7' / 'meta' / 'metadata').write_text('{"schema": ')
+    arrays = [path for path in _files(tmp_path) if path.parent.name == 'd']
+    assert arrays
+    for path in arrays:
+        whole = path.read_bytes()
+        for place in range(len(whole) // 10, len(whole), max(1, len(whole) // 5)):
+            content = bytearray(whole)
+            content[place] ^= 1
+            path.write_bytes(content)
+            try:
+                _, restored = _read(tmp_path)
+            except checkpoint.DamagedError:
+                continue
+            finally:
+                path.write_bytes(whole)
+            chex.assert_trees_all_equal(restored, fresh(7))
+
+
+def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
+    place = tmp_path / 'checkpoints'
+    _save(place, [1, 2, 3], keep=3)
+    for step in (2, 3):
+        _empty(place / str(step) / 'meta' / 'metadata')
+    with checkpoint.Checkpoints(place, keep=3) as checkpoints:
+        assert checkpoints.newest_whole(lambda step: (checkpoints.describe(step), step)[1]) == 1
+        assert checkpoints.latest() == 1
+        checkpoints.save(2, fresh(2), META)  # its place is free again
+    told = [record.getMessage() for record in caplog.records]
+    for step in (2, 3):
+        assert any(f'checkpoint {place / str(step) / "meta"} cannot be read' in t for t in told)
+        assert (tmp_path / 'damaged' / str(step)).is_dir()
+    assert _read(place, 2)[0]['phase'] == 'search'
+
+
+def test_nothing_is_moved_where_all_are_damaged(tmp_path):
+    place = tmp_path / 'checkpoints'
+    _save(place, [1, 2], keep=2)
+    for step in (1, 2):
+        _flip(place / str(step) / 'meta' / 'metadata')
     with (
-        checkpoint.Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match=r'7 cannot be read'),
+        checkpoint.Checkpoints(place) as checkpoints,
+        pytest.raises(UserError, match=r'(?s)no checkpoint can be read:.*2/meta.*1/meta.*deleted'),
     ):
-        checkpoints.describe(7)
+        checkpoints.newest_whole(checkpoints.describe)
+    assert {path.name for path in place.iterdir()} == {'1', '2'}
+    assert not (tmp_path / 'damaged').exists()
 
 
 def test_other_schema_is_an_error(tmp_path, monkeypatch):
@@ -113,7 +185,7 @@ def test_other_shapes_are_an_error(tmp_path):
     wide = fresh(0).replace(step=jnp.zeros((2,), jnp.int32))
     with (
         checkpoint.Checkpoints(tmp_path) as checkpoints,
-        pytest.raises(UserError, match='cannot be read'),
+        pytest.raises(checkpoint.DamagedError, match='cannot be read'),
     ):
         checkpoints.restore(7, wide)
 

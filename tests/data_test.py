@@ -1,12 +1,15 @@
 """Data sets: splits that hold what they promise, and errors that say what to do."""
 
 import socket
+import types
 
 import numpy as np
 import pytest
 
 from asose_jax import data
 from asose_jax.errors import UserError
+
+WHERE = "'set', split 'train'"
 
 
 def _digits(seed=0, **changes):
@@ -131,3 +134,50 @@ def test_large_set_is_streamed_with_the_same_images(cifar_dir):
 def test_unknown_split_is_an_error_that_names_the_known_ones(cifar_dir):
     with pytest.raises(UserError, match=r"no split 'validation' \(it has: train, test\)"):
         _cifar(cifar_dir, test_split='validation')
+
+
+class _Records:
+    """Prepared records, as TFDS hands them over."""
+
+    def __init__(self, labels=(0, 1, 2), broken=False):
+        self.labels, self.broken = labels, broken
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitems__(self, indices):
+        if self.broken:
+            raise ValueError('crc of record 1 does not match\nmany\nframes')
+        image = np.zeros((4, 4, 1), np.uint8)
+        return [{'image': image, 'label': self.labels[i]} for i in indices]
+
+
+@pytest.mark.parametrize(
+    ('records', 'message'),
+    [
+        (_Records(labels=()), r"'set', split 'train' is empty"),
+        (_Records(labels=(0, 3, 1)), r'a label is 3, where 3 classes have 0 to 2'),
+        (_Records(labels=(0, -1, -1)), r'a label is -1, .* Has this split labels\?'),
+        (_Records(broken=True), r'records 0 to 0 one cannot be read \(ValueError: crc .* match\)'),
+    ],
+)
+def test_bad_records_are_one_clear_error(records, message):
+    classes = types.SimpleNamespace(num_classes=3)
+    with pytest.raises(UserError, match=message):
+        data._image_set(records, {'label': classes}, ('image', 'label'), None, 2**20, WHERE)
+
+
+def test_bad_records_of_a_streamed_set_are_an_error_when_they_are_met():
+    classes = types.SimpleNamespace(num_classes=3)
+    records = _Records(labels=(0, 1, 7))
+    images = data._image_set(records, {'label': classes}, ('image', 'label'), None, 0, WHERE)
+    images.read(np.array([0, 1]))
+    with pytest.raises(UserError, match='a label is 7'):
+        images.read(np.array([2]))
+
+
+def test_one_class_is_an_error(monkeypatch):
+    alike = data.ImageSet.of_arrays(np.zeros((20, 4, 4, 1), np.uint8), np.zeros(20, np.int32))
+    monkeypatch.setattr(data, '_digits', lambda _: (alike, alike, ('a', 'b')))
+    with pytest.raises(UserError, match='has images of 1 class; to tell classes apart takes two'):
+        _digits()

@@ -8,6 +8,8 @@ import pytest
 LEVELS = {
     'errors': 0,
     'allocator': 0,
+    'interrupt': 0,
+    'workdir': 0,
     'sums': 0,
     'fast': 0,
     'pooling': 0,

@@ -63,15 +63,6 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
     assert path.read_text() == '{"step": 1, "valid/loss": null, "x": null}\n'
 
 
-def test_file_is_whole_or_not_there(tmp_path, monkeypatch):
-    path = tmp_path / 'summary.json'
-    report.write_atomically(path, 'old')
-    monkeypatch.setattr(report.os, 'fsync', lambda _: (_ for _ in ()).throw(OSError('disk full')))
-    with pytest.raises(OSError, match='disk full'):
-        report.write_atomically(path, 'new')
-    assert path.read_text() == 'old'
-
-
 def _console(terminal):
     return rich.console.Console(file=io.StringIO(), force_terminal=terminal, width=120)
 

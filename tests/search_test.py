@@ -233,8 +233,9 @@ def test_unreadable_checkpoint_is_an_error(tmp_path):
     for path in (tmp_path / 'checkpoints').rglob('*'):
         if path.is_file() and path.parent.name == 'd':
             path.write_bytes(b'broken')
-    with pytest.raises(UserError, match=r'checkpoints/4 cannot be read'):
+    with pytest.raises(UserError, match=r'(?s)no checkpoint can be read:.*checkpoints/4/state'):
         search.run(config, tmp_path)
+    assert (tmp_path / 'checkpoints' / '4').is_dir()  # nothing was deleted or moved
 
 
 @pytest.mark.parametrize(
@@ -252,6 +253,51 @@ def test_bad_input_is_one_clear_error_and_leaves_no_workdir(tmp_path, changes, m
         search.run(tiny(**changes), tmp_path / 'run')
     assert message in str(error.value)
     assert not (tmp_path / 'run').exists()
+
+
+def _without(content, key):
+    return {k: v for k, v in content.items() if k != key}
+
+
+def _with_operation(content, names):
+    content = json.loads(json.dumps(content))
+    content['network']['blocks'][0]['branches'][0] = names
+    return content
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda _: None, 'cannot be read as a network'),
+        (lambda _: '{"schema": 1', 'cannot be read as a network'),
+        (lambda _: [], 'cannot be read as a network'),
+        (lambda c: _without(c, 'network'), 'cannot be read as a network'),
+        (lambda c: _without(c, 'schema'), 'cannot be read as a network'),
+        (lambda c: {**c, 'space': 'darts'}, "is of space 'darts', schema 1; this version reads"),
+        (lambda c: {**c, 'schema': 9}, "is of space 'chain', schema 9; this version reads"),
+        (lambda c: _with_operation(c, ['conv_9x9']), r"unknown operations \['conv_9x9'\]"),
+        (lambda c: _with_operation(c, ['none', 'skip_connect']), 'has a choice left open'),
+        (
+            lambda c: {**c, 'network': {**c['network'], 'num_classes': 7}},
+            r'is for images \(8, 8, 1\) of 7 classes',
+        ),
+    ],
+)
+def test_network_that_does_not_fit_is_one_clear_error(whole, tmp_path, change, message):
+    content = change(json.loads((whole[0] / 'genotype.json').read_text()))
+    file = tmp_path / 'genotype.json'
+    if content is not None:
+        file.write_text(content if isinstance(content, str) else json.dumps(content))
+    epochs = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
+    with pytest.raises(UserError, match=message):
+        search.run(tiny(network=str(file), **epochs), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_broken_config_of_a_run_is_an_error(tmp_path):
+    (tmp_path / 'config.json').write_text('{"seed": 0')
+    with pytest.raises(UserError, match=r'config.json cannot be read .*delete the file'):
+        search.run(tiny(), tmp_path)
 
 
 def test_no_disk_is_an_error_before_training(tmp_path, monkeypatch):

@@ -195,6 +195,61 @@ def test_trouble_on_one_device_of_eight_is_skipped_on_all():
     assert after.totals.skipped_steps == 1
 
 
+def _poison(tree, value):
+    """One number of one array replaced."""
+    leaves, structure = jax.tree.flatten(tree)
+    leaves[-1] = np.array(leaves[-1])
+    leaves[-1].reshape(-1)[0] = value
+    return structure.unflatten(leaves)
+
+
+@pytest.mark.parametrize('step', [START, START + 1], ids=['alpha step', 'weight step'])
+@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize(
+    ('where', 'value'),
+    [
+        ('mean', np.inf),
+        ('std', 0.0),
+        ('label', 3),
+        ('label', 2**31 - 1),
+        ('params', np.nan),
+        ('params', np.inf),
+        ('params', -np.inf),
+        ('params', 3e38),
+        ('arch', np.nan),
+        ('arch', np.inf),
+        ('arch', -np.inf),
+    ],
+)
+def test_bad_numbers_never_spread_and_replicas_stay_equal(where, value, devices, step):
+    """Guards of spec section 4: a bad row acts as skip_connect, a bad gradient moves nothing."""
+    before, poison = _fresh(step), {}
+    if where in ('mean', 'std'):
+        poison[where] = np.float32([value])
+    elif where == 'label':
+        labels = np.array(_data().images.arrays[1])
+        labels[batches.batch_indices(np.arange(64), 0, 0, step, 16)[5]] = value
+        poison['labels'] = labels  # one image: on one device of eight
+    else:
+        before = before.replace(**{where: _poison(getattr(before, where), value)})
+    after, _ = _run(before, 1, devices=devices, poison=poison)
+    totals = after.totals
+    assert after.step == step + 1
+    assert totals.skipped_steps + totals.weight_steps + totals.arch_steps == 1
+    if where == 'arch':
+        assert totals.guarded_rows == (value != -np.inf)  # which is a logit: that is never drawn
+        assert totals.skipped_steps == 0
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(after.params))
+    else:
+        assert totals.skipped_steps == 1
+        for name in ('params', 'arch', 'batch_stats', 'opt_state'):
+            _same(getattr(before, name), getattr(after, name))
+    for leaf in jax.tree.leaves(after):
+        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        for replica in replicas[1:]:
+            np.testing.assert_array_equal(replicas[0], replica)
+
+
 def test_guarded_row_is_counted_and_training_goes_on():
     before = _fresh(START + 1)
     before.arch['block_0']['branch_0']['alpha'] = np.full(5, np.nan, np.float32)

@@ -1,0 +1,57 @@
+"""SIGTERM and Ctrl-C: a run that is asked to stop saves first, and ends in good order."""
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+from asose_jax.errors import Stopped
+
+logger = logging.getLogger('asose_jax')
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupt:
+    """While this context lasts, SIGTERM and SIGINT ask the run to stop.
+
+    Inside of `held()` they only set `wished`; outside there is nothing to save, and `Stopped` is
+    raised at once. A second signal ends the process as if there were no such context. Outside of
+    the main thread, which alone hears signals, the context does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.wished = False
+        self._held = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> 'Interrupt':
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """What happens in here is not to be broken off."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        if self.wished:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self.wished = True
+        name = signal.Signals(number).name
+        if not self._held:
+            raise Stopped(f'stopped by {name}')
+        logger.info('%s: stopping as soon as the state is saved; once more stops at once', name)

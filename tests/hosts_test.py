@@ -1,0 +1,114 @@
+"""Several processes as hosts of one run, over loopback: two with two devices each."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+
+import numpy as np
+import pytest
+from command import Run, says
+from search_test import lines_of
+
+FIELDS = {'growth.epochs': 3, 'growth.kinds': ('depth',), 'chunk_steps': 4}
+
+
+def _port():
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        return free.getsockname()[1]
+
+
+def _hosts(root, workdir, hosts=2, devices=2, fields=None):
+    address = f'localhost:{_port()}'
+    common = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(hosts)}
+    return [
+        Run(
+            root,
+            workdir,
+            {**FIELDS, **(fields or {})},
+            ('--multihost',),
+            {**common, 'JAX_PROCESS_ID': str(i), 'JAX_NUM_CPU_DEVICES': str(devices)},
+        )
+        for i in range(hosts)
+    ]
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """One process with four devices."""
+    from conftest import ROOT
+
+    workdir = tmp_path_factory.mktemp('alone') / 'run'
+    run = Run(ROOT, workdir, FIELDS, environment={'JAX_NUM_CPU_DEVICES': '4'})
+    assert run.wait() == 0, run.told
+    return workdir
+
+
+def _assert_alike(ours, theirs):
+    ours, theirs = lines_of(ours), lines_of(theirs)
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a['step'], a['phase'], a['genotype']) == (b['step'], b['phase'], b['genotype'])
+        for key in ('train/loss', 'valid/loss'):
+            np.testing.assert_allclose(a[key], b[key], rtol=1e-5, err_msg=f'{key} at {a["step"]}')
+
+
+@pytest.fixture(scope='module')
+def together(tmp_path_factory):
+    """Two hosts of two devices each, undisturbed."""
+    from conftest import ROOT
+
+    workdir = tmp_path_factory.mktemp('together') / 'run'
+    for run in _hosts(ROOT, workdir):
+        assert run.wait() == 0, run.told
+    return workdir
+
+
+@pytest.mark.slow
+def test_two_hosts_of_two_devices_do_what_one_of_four_does(alone, together):
+    _assert_alike(together, alone)
+    genotypes = [json.loads((w / 'genotype.json').read_text()) for w in (together, alone)]
+    assert genotypes[0] == genotypes[1]
+
+
+@pytest.mark.slow
+def test_all_hosts_stop_at_the_same_step_when_one_is_asked_to(root, tmp_path, together):
+    fields = {'checkpoint.every_seconds': 1000}  # it is the signal that saves
+    first, second = _hosts(root, tmp_path, fields=fields)
+    assert first.wait_for(says('warmup 1/1'))
+    second.process.send_signal(signal.SIGTERM)
+    assert (first.wait(), second.wait()) == (0, 0), first.told + second.told
+    stopped = re.search(r'stopped and saved at step (\d+) of', first.told)
+    assert int(stopped[1]) in first.steps()
+    for run in _hosts(root, tmp_path, fields=fields):
+        assert run.wait() == 0, run.told
+    assert lines_of(tmp_path) == lines_of(together)
+
+
+@pytest.mark.slow
+def test_lost_host_ends_the_job_with_a_word_and_it_goes_on_with_any_number_of_hosts(
+    root, tmp_path, alone, together
+):
+    first, second = _hosts(root, tmp_path / 'run')
+    assert first.wait_for(lambda run: len(run.steps()) > 1)
+    second.kill()
+    assert first.wait(60) != 0
+    # The second line is that of JAX, which ends the process where it waits for the lost one.
+    assert 'another host' in first.told or 'another task died' in first.told, first.told
+    shutil.copytree(tmp_path / 'run', tmp_path / 'copy')
+    for run in _hosts(root, tmp_path / 'run'):
+        assert run.wait() == 0, run.told
+    assert lines_of(tmp_path / 'run') == lines_of(together)
+    single = Run(root, tmp_path / 'copy', FIELDS, environment={'JAX_NUM_CPU_DEVICES': '2'})
+    assert single.wait() == 0, single.told
+    _assert_alike(tmp_path / 'copy', alone)
+
+
+def test_hosts_that_cannot_find_each_other_are_told_what_to_set(root, tmp_path):
+    run = Run(root, tmp_path / 'run', options=('--multihost',))
+    assert run.wait() == 1
+    assert 'JAX_COORDINATOR_ADDRESS' in run.told
+    assert 'Traceback' not in run.told
+    assert not (tmp_path / 'run').exists()

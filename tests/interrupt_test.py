@@ -1,0 +1,54 @@
+"""SIGTERM and Ctrl-C are heard, held back while needed, and never swallowed."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from asose_jax import interrupt
+from asose_jax.errors import Stopped
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signal_stops_at_once_where_there_is_nothing_to_save(number):
+    with interrupt.Interrupt(), pytest.raises(Stopped, match=signal.Signals(number).name):
+        os.kill(os.getpid(), number)
+
+
+def test_signal_only_asks_while_something_is_held():
+    with interrupt.Interrupt() as asked:
+        with asked.held():
+            assert not asked.wished
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert asked.wished
+        assert asked.wished
+
+
+def test_handlers_of_before_are_back_afterwards():
+    before = signal.getsignal(signal.SIGINT)
+    with interrupt.Interrupt():
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_stop_is_not_swallowed_as_a_common_error():
+    assert not issubclass(Stopped, Exception)
+
+
+def test_second_signal_ends_the_process_as_if_nothing_were_held(root):
+    code = (
+        'import os, signal\n'
+        'from asose_jax.interrupt import Interrupt\n'
+        'asked = Interrupt()\n'
+        'with asked, asked.held():\n'
+        '    os.kill(os.getpid(), signal.SIGTERM)\n'
+        '    print("held", flush=True)\n'
+        '    os.kill(os.getpid(), signal.SIGTERM)\n'
+        '    print("never")\n'
+    )
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.stdout == 'held\n'
+    assert done.returncode == -signal.SIGTERM

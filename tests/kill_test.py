@@ -1,0 +1,191 @@
+"""Whatever ends the process, the same command goes on, and ends as if nothing had happened."""
+
+import pathlib
+import random
+import re
+import resource
+import signal
+import time
+
+import chex
+import pytest
+from command import FIELDS, Run, says
+from search_test import final_state, lines_of, summary_of, tiny
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """A run that nothing has disturbed."""
+    from conftest import ROOT
+
+    workdir = tmp_path_factory.mktemp('whole') / 'run'
+    run = Run(ROOT, workdir)
+    assert run.wait() == 0, run.told
+    for phase in ('warmup', 'search', 'growth', 'optimize'):
+        assert f'{phase}: ' in run.told
+    return workdir, _end_of(workdir)
+
+
+def _end_of(workdir):
+    config = tiny(**FIELDS)
+    return lines_of(workdir), summary_of(workdir), final_state(workdir, config)
+
+
+def _assert_same_end(workdir, whole):
+    (lines, summary, state), expected = _end_of(workdir), whole[1]
+    assert lines == expected[0]
+    assert summary == expected[1]
+    assert state[:2] == expected[2][:2]
+    chex.assert_trees_all_equal(state[2], expected[2][2])
+    texts = [(place / 'genotype.json').read_text() for place in (workdir, whole[0])]
+    assert texts[0] == texts[1]
+
+
+def _more(run):
+    """Whether there is a checkpoint that was not there when this was made."""
+    before = run.steps()
+    return lambda run: bool(run.steps() - before)
+
+
+# What to wait for before a kill; a random part of `seconds` comes on top.
+MOMENTS = {
+    'start': (lambda run: lambda _: True, 6.0),
+    'progress': (_more, 0.3),
+    'saving': (lambda run: lambda run: run.saving(), 0.02),
+    'after a save': (_more, 0.02),
+    'search begins': (lambda run: says('search: 2 epochs'), 0.5),
+    'growth begins': (lambda run: says('growth: 6 epochs'), 0.5),
+    'grown': (lambda run: says('logits changed by'), 0.2),
+    'optimize begins': (lambda run: says('optimize: 1 epochs'), 1.0),
+    'end': (lambda run: says('optimize 1/1'), 0.5),
+}
+
+
+def _kill_until(root, workdir, moments, chance):
+    """Runs the command again and again, killed at these moments, until it ends; tells the kills."""
+    kills = []
+    for name in moments:
+        run = Run(root, workdir)
+        wait, seconds = MOMENTS[name]
+        reached = run.wait_for(wait(run))
+        time.sleep(chance.uniform(0, seconds) if reached else 0)
+        ended = run.process.poll()
+        run.kill()
+        if ended is not None:
+            assert ended == 0, run.told
+            return kills
+        kills.append(name)
+    run = Run(root, workdir)
+    assert run.wait() == 0, run.told
+    return kills
+
+
+def test_run_killed_five_times_ends_bit_for_bit_as_the_whole_one(root, tmp_path, whole):
+    moments = ['progress', 'saving', 'growth begins', 'grown', 'optimize begins']
+    kills = _kill_until(root, tmp_path, moments, random.Random(0))
+    assert kills == moments
+    _assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.slow
+def test_runs_killed_fifty_times_end_bit_for_bit_as_the_whole_one(root, tmp_path, whole):
+    chance, kills, number = random.Random(1), [], 0
+    while len(kills) < 50:
+        moments = chance.choices([*MOMENTS], k=50 - len(kills))
+        workdir = tmp_path / str(number)
+        kills += _kill_until(root, workdir, moments, chance)
+        _assert_same_end(workdir, whole)
+        number += 1
+    assert len(set(kills)) > len(MOMENTS) / 2
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_in_good_order(
+    root, tmp_path, whole, number
+):
+    fields = {'checkpoint.every_seconds': 1000}  # it is the signal that saves
+    run = Run(root, tmp_path, fields)
+    assert run.wait_for(says('search 1/2'))
+    run.process.send_signal(number)
+    assert run.wait() == 0, run.told
+    stopped = re.search(r'stopped and saved at step (\d+) of 56 \(\w+\); to go on: (.*)', run.told)
+    assert stopped, run.told
+    assert int(stopped[1]) in run.steps()
+    assert f'--workdir={tmp_path}' in stopped[2]
+    assert 'Traceback' not in run.told
+    again = Run(root, tmp_path, fields)
+    assert again.wait() == 0, again.told
+    assert f'going on from step {stopped[1]}' in again.told
+    _assert_same_end(tmp_path, whole)
+
+
+def test_asked_to_stop_before_training_it_stops_at_once(root, tmp_path):
+    run = Run(root, tmp_path)
+    assert run.wait_for(says(' train, '))
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait(60) == 0, run.told
+    assert 'stopped by SIGTERM; to go on: ' in run.told
+    assert 'Traceback' not in run.told
+
+
+def test_second_process_on_a_workdir_is_refused(root, tmp_path):
+    first = Run(root, tmp_path)
+    assert first.wait_for(lambda run: run.steps())
+    second = Run(root, tmp_path)
+    assert second.wait() == 2
+    assert f'another process is at work in {tmp_path}' in second.told
+    assert 'Traceback' not in second.told
+    assert first.process.poll() is None, first.told
+    first.kill()
+
+
+def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(root, tmp_path, whole):
+    run = Run(root, tmp_path)
+    assert run.wait_for(lambda run: len(run.steps()) > 2)
+    run.kill()
+    newest = tmp_path / 'checkpoints' / str(max(run.steps()))
+    for path in (newest / 'state').rglob('*'):
+        if path.is_file() and path.parent.name == 'd':
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 1
+            path.write_bytes(content)
+    again = Run(root, tmp_path)
+    assert again.wait() == 0, again.told
+    assert f'checkpoint {newest / "state"} cannot be read' in again.told
+    assert f'It is in {tmp_path / "damaged" / newest.name} now' in again.told
+    assert 'Traceback' not in again.told
+    _assert_same_end(tmp_path, whole)
+
+
+def test_full_disk_while_saving_is_told_and_the_checkpoint_before_is_whole(root, tmp_path):
+    """A limit on the size of files stands for the disk: writing fails in the same place."""
+    fields = {'chunk_steps': 1}
+    full = Run(root, tmp_path, fields)
+    assert full.wait_for(lambda run: run.steps())
+    resource.prlimit(full.process.pid, resource.RLIMIT_FSIZE, (2000, 2000))
+    kept = max(full.steps())
+    assert full.wait() == 2, full.told
+    assert 'could not be written' in full.told
+    assert 'the same command goes on' in ' '.join(full.told.split())
+    assert 'Traceback' not in full.told
+    assert kept in full.steps()
+    again = Run(root, tmp_path, fields)
+    assert again.wait() == 0, again.told
+
+
+@pytest.mark.slow
+def test_memory_does_not_creep(root, tmp_path):
+    """Resident memory over hundreds of evaluations and checkpoints of one network."""
+    fields = {'warmup.epochs': 400, 'search.epochs': 0, 'growth.epochs': 0, 'optimize.epochs': 0}
+    run = Run(root, tmp_path, fields)
+    assert run.wait_for(says('warmup 40/400'))
+    samples = []
+    while run.process.poll() is None:
+        status = pathlib.Path(f'/proc/{run.process.pid}/statm').read_text().split()
+        samples.append(int(status[1]) * resource.getpagesize() / 2**20)
+        time.sleep(0.25)
+    assert run.wait() == 0, run.told
+    half = len(samples) // 2
+    early, late = sorted(samples[:half]), sorted(samples[half:-4])
+    growth = late[len(late) // 2] - early[len(early) // 2]  # over some 180 evaluations
+    assert growth < 20, samples[:: max(1, len(samples) // 40)]

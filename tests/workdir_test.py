@@ -1,0 +1,66 @@
+"""One run at a time in a workdir; whole files or none; no disk trouble without a clear word."""
+
+import errno
+import os
+
+import pytest
+
+from asose_jax import workdir
+from asose_jax.errors import UserError
+
+
+def test_second_run_is_refused_until_the_first_one_ends(tmp_path):
+    with workdir.claimed(tmp_path / 'run'):
+        with (
+            pytest.raises(UserError, match=r'another process is at work in .*run'),
+            workdir.claimed(tmp_path / 'run'),
+        ):
+            pass
+        with workdir.claimed(tmp_path / 'other'):
+            pass
+    with workdir.claimed(tmp_path / 'run'):
+        assert list((tmp_path / 'run').iterdir()) == []
+
+
+def test_other_hosts_of_a_run_are_let_in(tmp_path):
+    with workdir.claimed(tmp_path), workdir.claimed(tmp_path, writes=False):
+        pass
+
+
+def test_workdir_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with (
+        pytest.raises(UserError, match=r'cannot be used: Not a directory. Choose another'),
+        workdir.claimed(tmp_path / 'file' / 'run'),
+    ):
+        pass
+
+
+def test_read_only_workdir_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir.os, 'access', lambda *_: False)  # root may write anywhere
+    with pytest.raises(UserError, match='is read-only'), workdir.claimed(tmp_path):
+        pass
+
+
+def test_full_disk_is_told_with_the_file_and_what_to_do(tmp_path):
+    def fill():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / 'metrics.jsonl'))
+
+    with (
+        pytest.raises(UserError, match=r'metrics.jsonl: No space left on device.* goes on from'),
+        workdir.claimed(tmp_path),
+    ):
+        fill()
+
+
+def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / 'summary.json'
+    workdir.write_atomically(path, 'old')
+
+    def die(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workdir.os, 'fsync', die)
+    with pytest.raises(KeyboardInterrupt):
+        workdir.write_atomically(path, 'new')
+    assert path.read_text() == 'old'
