@@ -1,7 +1,8 @@
 """Each operation forward and backward: python -m benchmarks.ops
 
 In a compiled loop, as in the program, where each round feeds the next. Against the plain form (flax
-and lax, as one would write it) and against PyTorch in both layouts, where torch is installed. The
+and lax, as one would write it; outside of a loop, in which XLA's CPU backend takes seconds for some
+of its gradients) and against PyTorch in both layouts, where torch is installed. The
 limits are a matrix product of 2048 and a sum of two arrays of 64 MB on this machine. FLOPs and
 bytes are those that the operation needs, whatever form computes them: a convolution's forward pass
 three times; an image read and one written in the forward pass, two read and one written in the
@@ -53,7 +54,7 @@ def main() -> None:
             continue
         calls = {OURS: _timed(case.ours, case.params, x)}
         if case.plain:
-            calls[PLAIN] = _timed(case.plain, case.params, x)
+            calls[PLAIN] = _timed(case.plain, case.params, x, loop=False)
         calls |= _torch(case.torch, shape, options.threads)
         taken = measure.interleaved(calls, options.repeats)
         taken = {key: [value / INNER for value in values] for key, values in taken.items()}
@@ -190,8 +191,8 @@ def _needs(members: tuple[str, ...], shape: tuple[int, ...]) -> tuple[float, flo
     return flops, 5.0 * 4 * numbers * len(members)
 
 
-def _timed(function, params, x):
-    """A loop of gradients in one compiled call, each fed by the one before."""
+def _timed(function, params, x, loop=True):
+    """Some gradients, each fed by the one before: in one compiled call, or in a call each."""
     import jax
     import jax.numpy as jnp
     from jax import lax
@@ -199,15 +200,23 @@ def _timed(function, params, x):
     def loss(params, x):
         return jnp.vdot(function(params, x), x)  # its gradient by x needs the forward pass as well
 
-    def loop(params, x):
-        def body(_, carry):
-            moved = jax.grad(loss, (0, 1))(*carry)
-            return jax.tree.map(lambda a, b: a - 1e-6 * b, carry, moved)
+    def body(_, carry):
+        moved = jax.grad(loss, (0, 1))(*carry)
+        return jax.tree.map(lambda a, b: a - 1e-6 * b, carry, moved)
 
-        return lax.fori_loop(0, INNER, body, (params, x))
+    def once(count, carry):
+        return lax.fori_loop(0, count, body, carry) if loop else body(0, carry)
 
-    call = jax.jit(loop).lower(params, x).compile()
-    return lambda: jax.block_until_ready(call(params, x))
+    times, inside = (1, INNER) if loop else (INNER, 1)
+    call = jax.jit(once, static_argnums=0).lower(inside, (params, x)).compile()
+
+    def run():
+        carry = (params, x)
+        for _ in range(times):
+            carry = call(carry)
+        jax.block_until_ready(carry)
+
+    return run
 
 
 def _limits(options):
