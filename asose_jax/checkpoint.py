@@ -177,6 +177,7 @@ class Checkpoints:
             return
         require_room(self.directory, state)
         content = {'schema': SCHEMA, **meta, 'checksums': _checksums(state)}
+        content = json.loads(json.dumps(content))  # a copy: the run goes on while it is written
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             meta=ocp.args.JsonSave({**content, 'checksum': _checksum_of_json(content)}),

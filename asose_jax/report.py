@@ -5,7 +5,6 @@ import datetime
 import json
 import logging
 import math
-import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -80,10 +79,7 @@ class MetricsLog:
         if not self._writes:
             return
         legal = {key: None if _is_odd(value) else value for key, value in metrics.items()}
-        with open(self._path, 'a', encoding='utf-8') as file:
-            file.write(json.dumps(legal, allow_nan=False) + '\n')
-            file.flush()
-            os.fsync(file.fileno())
+        workdir.append(self._path, json.dumps(legal, allow_nan=False) + '\n')
 
 
 def _step_of(line, path):

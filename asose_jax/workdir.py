@@ -64,8 +64,20 @@ def _lock(directory, workdir):
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes the whole file or nothing, also if the process dies in between."""
     temporary = path.with_name(path.name + '.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    _write(temporary, 'w', text)
     temporary.replace(path)
+
+
+def append(path: pathlib.Path, line: str) -> None:
+    """Writes to the end of the file, and waits until the disk has it."""
+    _write(path, 'a', line)
+
+
+def _write(path, how, text):
+    try:
+        with open(path, how, encoding='utf-8') as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:  # which names no file where it is the disk that is full
+        raise OSError(error.errno, error.strerror, str(path)) from error

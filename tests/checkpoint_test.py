@@ -64,6 +64,21 @@ def test_saved_state_does_not_change_when_its_buffers_are_given_away(tmp_path):
     chex.assert_trees_all_equal(restored, fresh(0))
 
 
+def test_saved_description_does_not_change_when_the_run_goes_on(tmp_path, monkeypatch):
+    """It is written in the background; here, only when the caller has changed its own."""
+    written, going_on = checkpoint.ocp.JsonCheckpointHandler.async_save, {'phases': [1]}
+
+    async def late(self, directory, item=None, args=None):
+        going_on['phases'].append(2)
+        return await written(self, directory, item, args)
+
+    monkeypatch.setattr(checkpoint.ocp.JsonCheckpointHandler, 'async_save', late)
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(7, fresh(), {**META, 'told': going_on})
+    assert going_on == {'phases': [1, 2]}
+    assert _read(tmp_path)[0]['told'] == {'phases': [1]}
+
+
 def test_newest_and_milestones_are_kept(tmp_path):
     _save(tmp_path, [1, 2, 3, 4, 5], keep=2, milestones=[2])
     kept = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())

@@ -176,6 +176,37 @@ def test_bad_records_of_a_streamed_set_are_an_error_when_they_are_met():
         images.read(np.array([2]))
 
 
+@pytest.mark.parametrize(
+    ('shape', 'dtype', 'message'),
+    [
+        ((8, 8), np.uint8, r"'set' has examples \(8, 8\) of uint8; they must be images"),
+        ((4, 8, 8, 3), np.uint8, r'\(4, 8, 8, 3\) of uint8'),
+        ((8, 8, None), np.uint8, r'\(8, 8, None\) of uint8'),
+        ((8, 8, 3), np.uint16, r'\(8, 8, 3\) of uint16'),
+        ((8, 8, 3), np.float32, r'\(8, 8, 3\) of float32'),
+        ((None, None, 3), np.uint8, r'differ in size; set data.image_size'),
+    ],
+)
+def test_examples_that_are_no_images_are_an_error(tmp_path, monkeypatch, shape, dtype, message):
+    import tensorflow_datasets as tfds
+
+    features = {
+        'image': types.SimpleNamespace(shape=shape, np_dtype=dtype),
+        'label': tfds.features.ClassLabel(num_classes=3),
+    }
+    info = types.SimpleNamespace(
+        supervised_keys=('image', 'label'),
+        features=features,
+        file_format=tfds.core.file_adapters.FileFormat.ARRAY_RECORD,
+    )
+    builder = types.SimpleNamespace(info=info)
+    monkeypatch.setattr(tfds, 'builder_from_directory', lambda _: builder)
+    (tmp_path / 'set' / '1.0.0').mkdir(parents=True)
+    (tmp_path / 'set' / '1.0.0' / 'dataset_info.json').write_text('')
+    with pytest.raises(UserError, match=message):
+        data.load('set', seed=0, valid_fraction=0.2, data_dir=str(tmp_path))
+
+
 def test_one_class_is_an_error(monkeypatch):
     alike = data.ImageSet.of_arrays(np.zeros((20, 4, 4, 1), np.uint8), np.zeros(20, np.int32))
     monkeypatch.setattr(data, '_digits', lambda _: (alike, alike, ('a', 'b')))

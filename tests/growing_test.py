@@ -1,7 +1,9 @@
 """When a network grows: at plateaus, between steps, and the same way after any stop."""
 
+import gc
 import json
 import logging
+import weakref
 
 import chex
 import pytest
@@ -48,6 +50,26 @@ def grown(tmp_path_factory):
         )
         summary = search.run(growing_config(), workdir)
     return workdir, summary, compiled
+
+
+def test_programs_of_earlier_networks_are_let_go(tmp_path, monkeypatch):
+    made, alive, original, finish = [], [], devices.compile_train, search._finish
+
+    def compile_train(*arguments):
+        program = original(*arguments)
+        made.append(weakref.ref(program))
+        return program
+
+    def at_the_end(setup, current):
+        gc.collect()
+        alive.extend(ref() for ref in made if ref() is not None)
+        return finish(setup, current)
+
+    monkeypatch.setattr(devices, 'compile_train', compile_train)
+    monkeypatch.setattr(search, '_finish', at_the_end)
+    search.run(growing_config(), tmp_path)
+    assert len(made) == 5  # warmup, search, two growths, optimize
+    assert alive == [made[-1]()]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import random
 import re
 import resource
 import signal
+import statistics
 import time
 
 import chex
@@ -173,19 +174,35 @@ def test_full_disk_while_saving_is_told_and_the_checkpoint_before_is_whole(root,
     assert again.wait() == 0, again.told
 
 
+def test_full_disk_while_logging_is_told_and_nothing_is_lost(root, tmp_path, whole):
+    fields = {'checkpoint.every_seconds': 1000}
+    full = Run(root, tmp_path, fields)
+    assert full.wait_for(says('search: 2 epochs'))
+    size = (tmp_path / 'metrics.jsonl').stat().st_size + 100  # the next line is longer
+    resource.prlimit(full.process.pid, resource.RLIMIT_FSIZE, (size, size))
+    assert full.wait() == 2, full.told
+    assert 'metrics.jsonl: File too large. Put that right' in full.told
+    assert 'Traceback' not in full.told
+    again = Run(root, tmp_path, fields)
+    assert again.wait() == 0, again.told
+    _assert_same_end(tmp_path, whole)
+
+
 @pytest.mark.slow
 def test_memory_does_not_creep(root, tmp_path):
-    """Resident memory over hundreds of evaluations and checkpoints of one network."""
-    fields = {'warmup.epochs': 400, 'search.epochs': 0, 'growth.epochs': 0, 'optimize.epochs': 0}
-    run = Run(root, tmp_path, fields)
-    assert run.wait_for(says('warmup 40/400'))
+    """Resident memory over a thousand evaluations of one network, without saves.
+
+    Orbax 0.12.8 keeps some 60 KB of each save for itself, which is not of this program's making.
+    """
+    phases = {'search.epochs': 0, 'growth.epochs': 0, 'optimize.epochs': 0}
+    run = Run(root, tmp_path, {'checkpoint.every_seconds': 1000, 'warmup.epochs': 1500, **phases})
+    assert run.wait_for(says('warmup 400/1500'))
     samples = []
-    while run.process.poll() is None:
+    while run.wait_for(lambda _: True) and 'warmup 1400/1500' not in run.told:
         status = pathlib.Path(f'/proc/{run.process.pid}/statm').read_text().split()
         samples.append(int(status[1]) * resource.getpagesize() / 2**20)
         time.sleep(0.25)
     assert run.wait() == 0, run.told
-    half = len(samples) // 2
-    early, late = sorted(samples[:half]), sorted(samples[half:-4])
-    growth = late[len(late) // 2] - early[len(early) // 2]  # over some 180 evaluations
-    assert growth < 20, samples[:: max(1, len(samples) // 40)]
+    third = len(samples) // 3
+    early, late = (statistics.median(part) for part in (samples[:third], samples[-third:]))
+    assert late - early < 3, samples[:: max(1, len(samples) // 40)]

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import re
 
 import chex
+import config_test
 import jax
 import numpy as np
 import pytest
@@ -298,6 +300,17 @@ def test_broken_config_of_a_run_is_an_error(tmp_path):
     (tmp_path / 'config.json').write_text('{"seed": 0')
     with pytest.raises(UserError, match=r'config.json cannot be read .*delete the file'):
         search.run(tiny(), tmp_path)
+
+
+@pytest.mark.parametrize('field', config_test.BAD)
+def test_bad_field_is_an_error_before_anything_is_written(tmp_path, field):
+    for value in config_test.BAD[field]:
+        config = tiny()
+        with config.ignore_type():
+            config.update_from_flattened_dict({field: value})
+        with pytest.raises(UserError, match=re.escape(f'{field}=')):
+            search.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_no_disk_is_an_error_before_training(tmp_path, monkeypatch):
