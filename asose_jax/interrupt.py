@@ -21,10 +21,14 @@ class Interrupt:
     Inside of `held()` they only set `wished`; outside there is nothing to save, and `Stopped` is
     raised at once. A second signal ends the process as if there were no such context. Outside of
     the main thread, which alone hears signals, the context does nothing.
+
+    Args:
+      at_once: False where several hosts have to agree: then signals only ever set `wished`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: bool = True) -> None:
         self.wished = False
+        self._at_once = at_once
         self._held = False
         self._before: dict[int, object] = {}
 
@@ -52,6 +56,6 @@ class Interrupt:
             os.kill(os.getpid(), number)
         self.wished = True
         name = signal.Signals(number).name
-        if not self._held:
+        if self._at_once and not self._held:
             raise Stopped(f'stopped by {name}')
         logger.info('%s: stopping as soon as the state is saved; once more stops at once', name)

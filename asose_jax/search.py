@@ -67,7 +67,7 @@ def run(
     workdir = pathlib.Path(workdir).expanduser()
     flat = rules.flatten(config)
     _require_same_config(flat, workdir)
-    with interrupt.Interrupt() as asked:
+    with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:
         images = load_data(config)
         plan = make_plan(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')

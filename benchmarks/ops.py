@@ -7,7 +7,8 @@ limits are a matrix product of 2048 and a sum of two arrays of 64 MB on this mac
 bytes are those that the operation needs, whatever form computes them: a convolution's forward pass
 three times; an image read and one written in the forward pass, two read and one written in the
 backward pass, for every member of an operation that cannot be merged with the one before. A share
-of the limit above 1 means that images stayed in the cache.
+of the limit above 1 means that images stayed in the cache. `compiled` is FLOP/byte by XLA's own
+count of its program, in which every read and write counts, also those that stay in the cache.
 """
 
 import copy
@@ -60,6 +61,7 @@ def main() -> None:
         taken = {key: [value / INNER for value in values] for key, values in taken.items()}
         middle = measure.medians({name: taken})[name]
         flops, moved = _needs(case.needs, shape)
+        compiled = _compiled_cost(case.ours, case.params, x)
         rates = [flops / middle[OURS] / 1e6, moved / middle[OURS] / 1e6]
         share = max(rates[0] / gflops, rates[1] / gbytes)
         ratios = {key: measure.ratio(taken[key], taken[OURS]) for key in calls if key != OURS}
@@ -69,14 +71,16 @@ def main() -> None:
             'ratios': ratios,
             'flops': flops,
             'bytes': moved,
+            'compiled': compiled,
             'gflops_per_s': rates[0],
             'gbytes_per_s': rates[1],
             'share_of_limit': share,
         }
         against = [ratios.get(key, '-') for key in (PLAIN, CONTIGUOUS, LAST)]
-        rows.append([name, middle[OURS], *against, *rates, flops / moved, share])
+        intensity = compiled['flops'] / compiled['bytes']
+        rows.append([name, middle[OURS], *against, *rates, flops / moved, intensity, share])
     header = ['', 'ours, ms', f'x {PLAIN}', f'x {CONTIGUOUS}', f'x {LAST}']
-    measure.show([*header, 'GFLOP/s', 'GB/s', 'FLOP/byte', 'of limit'], rows)
+    measure.show([*header, 'GFLOP/s', 'GB/s', 'FLOP/byte', 'compiled', 'of limit'], rows)
     content = {'limits': {'gflops': gflops, 'gbytes': gbytes}, 'operations': table}
     measure.write(options, 'ops', content)
     groups = {
@@ -191,14 +195,30 @@ def _needs(members: tuple[str, ...], shape: tuple[int, ...]) -> tuple[float, flo
     return flops, 5.0 * 4 * numbers * len(members)
 
 
-def _timed(function, params, x, loop=True):
-    """Some gradients, each fed by the one before: in one compiled call, or in a call each."""
-    import jax
+def _loss(function):
     import jax.numpy as jnp
-    from jax import lax
 
     def loss(params, x):
         return jnp.vdot(function(params, x), x)  # its gradient by x needs the forward pass as well
+
+    return loss
+
+
+def _compiled_cost(function, params, x):
+    """FLOPs and bytes of one forward and backward pass, as XLA counts those of its program."""
+    import jax
+
+    call = jax.jit(jax.grad(_loss(function), (0, 1))).lower(params, x).compile()
+    counted = call.cost_analysis()
+    return {'flops': counted['flops'], 'bytes': counted['bytes accessed']}
+
+
+def _timed(function, params, x, loop=True):
+    """Some gradients, each fed by the one before: in one compiled call, or in a call each."""
+    import jax
+    from jax import lax
+
+    loss = _loss(function)
 
     def body(_, carry):
         moved = jax.grad(loss, (0, 1))(*carry)

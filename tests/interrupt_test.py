@@ -26,6 +26,12 @@ def test_signal_only_asks_while_something_is_held():
         assert asked.wished
 
 
+def test_where_hosts_have_to_agree_a_signal_only_asks():
+    with interrupt.Interrupt(at_once=False) as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.wished
+
+
 def test_handlers_of_before_are_back_afterwards():
     before = signal.getsignal(signal.SIGINT)
     with interrupt.Interrupt():
