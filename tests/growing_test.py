@@ -52,6 +52,7 @@ def grown(tmp_path_factory):
     return workdir, summary, compiled
 
 
+@pytest.mark.slow
 def test_programs_of_earlier_networks_are_let_go(tmp_path, monkeypatch):
     made, alive, original, finish = [], [], devices.compile_train, search._finish
 

@@ -100,7 +100,9 @@ def test_runs_killed_fifty_times_end_bit_for_bit_as_the_whole_one(root, tmp_path
     assert len(set(kills)) > len(MOMENTS) / 2
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    'number', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_in_good_order(
     root, tmp_path, whole, number
 ):
@@ -174,6 +176,7 @@ def test_full_disk_while_saving_is_told_and_the_checkpoint_before_is_whole(root,
     assert again.wait() == 0, again.told
 
 
+@pytest.mark.slow
 def test_full_disk_while_logging_is_told_and_nothing_is_lost(root, tmp_path, whole):
     fields = {'checkpoint.every_seconds': 1000}
     full = Run(root, tmp_path, fields)
