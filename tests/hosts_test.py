@@ -5,11 +5,14 @@ import re
 import shutil
 import signal
 import socket
+import types
 
 import numpy as np
 import pytest
 from command import Run, says
 from search_test import lines_of
+
+from asose_jax import devices
 
 FIELDS = {'growth.epochs': 3, 'growth.kinds': ('depth',), 'chunk_steps': 4}
 
@@ -104,6 +107,63 @@ def test_lost_host_ends_the_job_with_a_word_and_it_goes_on_with_any_number_of_ho
     single = Run(root, tmp_path / 'copy', FIELDS, environment={'JAX_NUM_CPU_DEVICES': '2'})
     assert single.wait() == 0, single.told
     _assert_alike(tmp_path / 'copy', alone)
+
+
+@pytest.mark.slow
+def test_hosts_read_their_parts_of_streamed_batches(root, tmp_path, cifar_dir):
+    fields = {
+        'data.name': 'cifar10',
+        'data.dir': str(cifar_dir),
+        'data.train_split': 'train[:640]',
+        'data.test_split': 'test[:100]',
+        'data.valid_fraction': 0.4,
+        'data.resident_megabytes': 0,
+        'growth.epochs': 0,
+    }
+    one = Run(root, tmp_path / 'one', fields, environment={'JAX_NUM_CPU_DEVICES': '4'})
+    assert one.wait() == 0, one.told
+    assert 'streamed' in one.told
+    for run in _hosts(root, tmp_path / 'two', fields=fields):
+        assert run.wait() == 0, run.told
+    _assert_alike(tmp_path / 'two', tmp_path / 'one')
+
+
+def test_parts_of_all_hosts_are_the_batch(monkeypatch):
+    hosts = [0, 0, 1, 1]
+    owners = [types.SimpleNamespace(process_index=host) for host in hosts]
+    monkeypatch.setattr(devices.jax, 'devices', lambda: owners)
+    monkeypatch.setattr(devices.jax, 'process_count', lambda: 2)
+    parts = []
+    for host in (0, 1):
+        monkeypatch.setattr(devices.jax, 'process_index', lambda host=host: host)
+        parts.append(devices.own_part(np.arange(16)))
+    np.testing.assert_array_equal(parts[0], np.arange(8))
+    np.testing.assert_array_equal(parts[1], np.arange(8, 16))
+
+
+@pytest.mark.parametrize(
+    ('flag', 'workers', 'joins'),
+    [
+        (None, '', False),
+        (None, 'localhost', False),
+        (None, 'host-0,host-1', True),
+        (False, 'host-0,host-1', False),
+        (True, '', True),
+    ],
+)
+def test_hosts_of_a_pod_join_by_themselves(monkeypatch, flag, workers, joins):
+    import main
+
+    calls = []
+    monkeypatch.setattr(main, '_MULTIHOST', types.SimpleNamespace(value=flag))
+    monkeypatch.setattr(main.jax.distributed, 'initialize', lambda **given: calls.append(given))
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', workers)
+    monkeypatch.setenv('JAX_PROCESS_ID', '1')
+    main._join_hosts()
+    assert len(calls) == joins
+    if joins:
+        assert calls[0]['process_id'] == 1
+        assert calls[0]['heartbeat_timeout_seconds'] <= 60
 
 
 def test_hosts_that_cannot_find_each_other_are_told_what_to_set(root, tmp_path):
