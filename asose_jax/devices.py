@@ -117,6 +117,11 @@ def on_host(per_device: Any) -> Any:
     return jax.tree.map(lambda a: np.asarray(a.addressable_shards[0].data)[0], per_device)
 
 
+def pieces(per_device: jax.Array) -> np.ndarray:
+    """The host's copy of what its own devices have, `[D, ...]`, each another piece."""
+    return np.concatenate([shard.data for shard in per_device.addressable_shards])
+
+
 def compile_train(recipe: Recipe, phase: Phase, *example: Any) -> Program:
     """Compiles the training call of (network, phase). `example`: state, batch, shared."""
     call = jax.pmap(

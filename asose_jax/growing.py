@@ -207,7 +207,7 @@ def _grow(setup, current, accuracy):
         'valid_accuracy_before': accuracy,
         'valid_accuracy_after': session.means(after)[1],
         'max_abs_logit_change': max(
-            float(np.abs(np.asarray(new['logits']) - np.asarray(old['logits'])).max())
+            float(np.abs(devices.pieces(new['logits']) - devices.pieces(old['logits'])).max())
             for old, new in zip(before, after, strict=True)
         ),
         'stall_seconds': pending['stall_seconds'] + time.monotonic() - start,

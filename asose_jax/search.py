@@ -77,11 +77,14 @@ def run(
             try:
                 return _run(config, workdir, console, images, plan, origin, asked)
             except jax.errors.JaxRuntimeError as error:
-                raise _explained(error) from error
+                told = _explained(error)
+                if told is None:
+                    raise
+                raise told from error
 
 
 def _explained(error):
-    """What a person can do about what went wrong on the devices, or the error itself."""
+    """What a person can do about what went wrong on the devices, if anything."""
     told = (str(error).splitlines() or [''])[0][:300]
     if 'RESOURCE_EXHAUSTED' in str(error):
         return UserError(
@@ -93,7 +96,7 @@ def _explained(error):
             f'lost touch with another host: {told}\nStart the same command on all hosts again; it '
             'goes on from the last checkpoint.'
         )
-    return error
+    return None
 
 
 def _run(config, workdir, console, images, plan, origin, asked):
