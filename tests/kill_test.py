@@ -57,7 +57,7 @@ MOMENTS = {
     'search begins': (lambda run: says('search: 2 epochs'), 0.5),
     'growth begins': (lambda run: says('growth: 6 epochs'), 0.5),
     'grown': (lambda run: says('logits changed by'), 0.2),
-    'optimize begins': (lambda run: says('optimize: 1 epochs'), 1.0),
+    'optimize begins': (lambda run: says('optimize: 1 epochs'), 0.3),
     'end': (lambda run: says('optimize 1/1'), 0.5),
 }
 
