@@ -74,8 +74,8 @@ def own_part(batch: np.ndarray) -> np.ndarray:
     return each[own].reshape(-1, *batch.shape[1:])
 
 
-def send(chunk: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's chunk on its way to its devices, a piece to each; does not wait for it."""
+def send(chunk: Any) -> Any:
+    """This host's arrays `[D, ...]` on their way to its devices, a piece to each; does not wait."""
     placed = _placed(jax.sharding.PartitionSpec(AXIS))
     if jax.process_count() == 1:
         return jax.device_put(chunk, placed)
@@ -103,7 +103,7 @@ class Agreement:
             return list(numbers)
         answer = np.asarray(self._before)[0].tolist()
         mine = np.tile(np.int32(numbers), (jax.local_device_count(), 1))
-        self._before = _largest(send({'mine': mine})['mine'])
+        self._before = _largest(send(mine))
         return answer
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from asose_jax import ops
 
-SCHEMA = 1
+SPACE, SCHEMA = 'chain', 1  # of genotype.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Genotype:
         """The text of genotype.json: the choice, and the network it was chosen for."""
         content = {
             'schema': SCHEMA,
-            'space': 'chain',
+            'space': SPACE,
             'genotype': self.to_json(),
             'network': spec.to_json(),
         }

@@ -93,7 +93,7 @@ def _look(setup, current, span, progress, step, metrics, sums):
         record = _record(setup, current, span, {'step': step, **figures}, metrics, sums)
     current.row['seconds'] += progress.update(step, figures)
     if record is not None:
-        record['images_per_second'] = progress.images_per_second(step)
+        record['images_per_second'] = progress.images_per_second
         progress.evaluated(step, record)
     return record
 

@@ -108,7 +108,7 @@ class Progress:
     def __init__(self, console: rich.console.Console, span: Span, first: int, batch_size: int):
         self._span, self._first, self._batch_size = span, first, batch_size
         self._busy = 0.0  # seconds since `first`
-        self.steps_per_second = 0.0  # since `first`, evaluations included
+        self.steps_per_second = 0.0  # since `first`, as of the last update
         self._clock = self._last_line = time.monotonic()
         self._valid = ''
         self._bar = None
@@ -131,9 +131,10 @@ class Progress:
         if self._bar:
             self._bar.stop()
 
-    def images_per_second(self, step: int) -> float:
+    @property
+    def images_per_second(self) -> float:
         """Since this process entered the phase, evaluations and checkpoints included."""
-        return (step - self._first) * self._batch_size / max(self._busy, 1e-9)
+        return self.steps_per_second * self._batch_size
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> float:
         """Shows that the steps up to `step` are done; returns the seconds since the last update."""
@@ -163,7 +164,7 @@ class Progress:
 
     def _figures(self, step, metrics):
         tau = '' if metrics['tau'] is None else f' tau {metrics["tau"]:.2f}'
-        rate = self.images_per_second(step)
+        rate = self.images_per_second
         left = round((self._span.stop - step) * self._batch_size / max(rate, 1e-9))
         return (
             f'{self._span.epoch_at(step)}/{self._span.epochs} loss {metrics["train/loss"]:.3f} '

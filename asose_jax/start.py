@@ -16,7 +16,7 @@ from asose_jax.model import Mode
 from asose_jax.phases import Phase, Plan
 from asose_jax.session import INIT, Current, Setup
 
-_KIND = ('chain', genotype.SCHEMA)
+_KIND = (genotype.SPACE, genotype.SCHEMA)
 
 logger = logging.getLogger('asose_jax')
 

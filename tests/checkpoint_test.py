@@ -104,7 +104,7 @@ def _empty(path):
     path.write_bytes(b'')
 
 
-def _flip(path):
+def flip(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
@@ -114,7 +114,7 @@ def _files(directory, step=7):
     return sorted(path for path in (directory / str(step)).rglob('*') if path.is_file())
 
 
-@pytest.mark.parametrize('damage', [_truncate, _empty, _flip, pathlib.Path.unlink])
+@pytest.mark.parametrize('damage', [_truncate, _empty, flip, pathlib.Path.unlink])
 def test_damage_of_any_file_is_found_or_does_no_harm(tmp_path, damage):
     _save(tmp_path / 'saved', [7])
     expected, told = _read(tmp_path / 'saved'), []
@@ -174,7 +174,7 @@ def test_nothing_is_moved_where_all_are_damaged(tmp_path):
     place = tmp_path / 'checkpoints'
     _save(place, [1, 2], keep=2)
     for step in (1, 2):
-        _flip(place / str(step) / 'meta' / 'metadata')
+        flip(place / str(step) / 'meta' / 'metadata')
     with (
         checkpoint.Checkpoints(place) as checkpoints,
         pytest.raises(UserError, match=r'(?s)no checkpoint can be read:.*2/meta.*1/meta.*deleted'),

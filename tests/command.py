@@ -8,27 +8,15 @@ import threading
 import time
 from collections.abc import Callable
 
-from search_test import CHEAP
+import growing_test
+from search_test import CHEAP, TINY
 
 # Every phase and both kinds of growth: 4 + 12 + 36 + 4 steps, and a checkpoint after each call.
 FIELDS = {
-    'batch_size': 64,
-    'chunk_steps': 2,
-    'data.valid_fraction': 0.8,
-    'model.channels': 4,
-    'model.depth': 2,
-    'model.reductions': (1,),
+    **TINY,
+    **growing_test.FIELDS,
     'model.primitives': CHEAP,
-    'warmup.epochs': 1,
-    'search.epochs': 2,
-    'growth.epochs': 6,
-    'growth.kinds': ('depth', 'width'),
-    'growth.threshold': 1.0,
-    'growth.patience': 1,
-    'growth.last_epochs': 1,
-    'growth.lead_epochs': 1,
-    'growth.score_batches': 1,
-    'optimize.epochs': 1,
+    'chunk_steps': 2,
     'checkpoint.every_seconds': 0,
 }
 

@@ -27,7 +27,7 @@ def _programs_do_not_pile_up():
     jax.clear_caches()
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def root() -> pathlib.Path:
     """The project's directory."""
     return ROOT

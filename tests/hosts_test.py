@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 from command import Run, says
-from search_test import lines_of
+from search_test import lines_of, streamed
 
 from asose_jax import devices
 
@@ -39,12 +39,10 @@ def _hosts(root, workdir, hosts=2, devices=2, fields=None):
 
 
 @pytest.fixture(scope='module')
-def alone(tmp_path_factory):
+def alone(root, tmp_path_factory):
     """One process with four devices."""
-    from conftest import ROOT
-
     workdir = tmp_path_factory.mktemp('alone') / 'run'
-    run = Run(ROOT, workdir, FIELDS, environment={'JAX_NUM_CPU_DEVICES': '4'})
+    run = Run(root, workdir, FIELDS, environment={'JAX_NUM_CPU_DEVICES': '4'})
     assert run.wait() == 0, run.told
     return workdir
 
@@ -59,12 +57,10 @@ def _assert_alike(ours, theirs):
 
 
 @pytest.fixture(scope='module')
-def together(tmp_path_factory):
+def together(root, tmp_path_factory):
     """Two hosts of two devices each, undisturbed."""
-    from conftest import ROOT
-
     workdir = tmp_path_factory.mktemp('together') / 'run'
-    for run in _hosts(ROOT, workdir):
+    for run in _hosts(root, workdir):
         assert run.wait() == 0, run.told
     return workdir
 
@@ -112,15 +108,7 @@ def test_lost_host_ends_the_job_with_a_word_and_it_goes_on_with_any_number_of_ho
 
 @pytest.mark.slow
 def test_hosts_read_their_parts_of_streamed_batches(root, tmp_path, cifar_dir):
-    fields = {
-        'data.name': 'cifar10',
-        'data.dir': str(cifar_dir),
-        'data.train_split': 'train[:640]',
-        'data.test_split': 'test[:100]',
-        'data.valid_fraction': 0.4,
-        'data.resident_megabytes': 0,
-        'growth.epochs': 0,
-    }
+    fields = streamed(cifar_dir)
     one = Run(root, tmp_path / 'one', fields, environment={'JAX_NUM_CPU_DEVICES': '4'})
     assert one.wait() == 0, one.told
     assert 'streamed' in one.told

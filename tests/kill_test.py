@@ -10,17 +10,16 @@ import time
 
 import chex
 import pytest
+from checkpoint_test import flip
 from command import FIELDS, Run, says
 from search_test import final_state, lines_of, summary_of, tiny
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def whole(root, tmp_path_factory):
     """A run that nothing has disturbed."""
-    from conftest import ROOT
-
     workdir = tmp_path_factory.mktemp('whole') / 'run'
-    run = Run(ROOT, workdir)
+    run = Run(root, workdir)
     assert run.wait() == 0, run.told
     for phase in ('warmup', 'search', 'growth', 'optimize'):
         assert f'{phase}: ' in run.told
@@ -149,9 +148,7 @@ def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(root, 
     newest = tmp_path / 'checkpoints' / str(max(run.steps()))
     for path in (newest / 'state').rglob('*'):
         if path.is_file() and path.parent.name == 'd':
-            content = bytearray(path.read_bytes())
-            content[len(content) // 2] ^= 1
-            path.write_bytes(content)
+            flip(path)
     again = Run(root, tmp_path)
     assert again.wait() == 0, again.told
     assert f'checkpoint {newest / "state"} cannot be read' in again.told

@@ -20,24 +20,39 @@ EVERY_STEP = {'checkpoint.every_seconds': 0, 'chunk_steps': 1}  # leaves a check
 TIMES = ('images_per_second', 'seconds', 'compile_seconds', 'stall_seconds')
 
 
+# Four short phases: 4 + 12 + 6 + 4 steps of 64 images over 8 devices, 8 channels, 2 blocks.
+TINY = {
+    'batch_size': 64,
+    'data.valid_fraction': 0.8,
+    'model.channels': 4,
+    'model.depth': 2,
+    'model.reductions': (1,),
+    'model.primitives': CHEAP,
+    'warmup.epochs': 1,
+    'search.epochs': 2,
+    'growth.epochs': 1,
+    'optimize.epochs': 1,
+}
+
+
 def tiny(**changes):
-    """Four short phases: 4 + 12 + 6 + 4 steps of 64 images over 8 devices, 8 channels, 2 blocks."""
+    """The digits' config with the fields of `TINY`, and these on top."""
     config = get_config('digits')
-    fields = {
-        'batch_size': 64,
-        'data.valid_fraction': 0.8,
-        'model.channels': 4,
-        'model.depth': 2,
-        'model.reductions': (1,),
-        'model.primitives': CHEAP,
-        'warmup.epochs': 1,
-        'search.epochs': 2,
-        'growth.epochs': 1,
-        'optimize.epochs': 1,
-        **changes,
-    }
-    config.update_from_flattened_dict(fields)
+    config.update_from_flattened_dict({**TINY, **changes})
     return config
+
+
+def streamed(cifar_dir):
+    """Fields for a part of CIFAR-10, read from disk as it is needed."""
+    return {
+        'data.name': 'cifar10',
+        'data.dir': str(cifar_dir),
+        'data.train_split': 'train[:640]',
+        'data.test_split': 'test[:100]',
+        'data.valid_fraction': 0.4,
+        'data.resident_megabytes': 0,
+        'growth.epochs': 0,
+    }
 
 
 def lines_of(workdir):
@@ -185,16 +200,7 @@ def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
 
 @pytest.mark.slow
 def test_streamed_images_run_through(cifar_dir, tmp_path):
-    changes = {
-        'data.name': 'cifar10',
-        'data.dir': str(cifar_dir),
-        'data.train_split': 'train[:640]',
-        'data.test_split': 'test[:100]',
-        'data.valid_fraction': 0.4,
-        'data.resident_megabytes': 0,
-        'growth.epochs': 0,
-    }
-    summary = search.run(tiny(**changes), tmp_path / 'run')
+    summary = search.run(tiny(**streamed(cifar_dir)), tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     assert all(line['guard/grad'] == 0 for line in lines_of(tmp_path / 'run'))
 

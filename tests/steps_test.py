@@ -138,15 +138,19 @@ def test_alpha_step_in_micro_batches_takes_the_mean_of_their_gradients():
 # --- Law 9
 
 
+def _assert_replicas_equal(tree, devices):
+    for leaf in jax.tree.leaves(tree):
+        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(replicas) == devices
+        for replica in replicas[1:]:
+            np.testing.assert_array_equal(replicas[0], replica)
+
+
 def test_eight_devices_are_one_device_and_all_replicas_are_equal():
     one, _ = _run(_fresh(), 7)
     eight, metrics = _run(_fresh(), 7, devices=8)
     chex.assert_trees_all_close(jax.device_get(one), jax.device_get(eight), atol=1e-5, rtol=1e-5)
-    for leaf in jax.tree.leaves(eight):
-        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-        assert len(replicas) == 8
-        for replica in replicas[1:]:
-            np.testing.assert_array_equal(replicas[0], replica)
+    _assert_replicas_equal(eight, 8)
     for leaf in jax.tree.leaves(metrics):
         assert (np.asarray(leaf) == np.asarray(leaf)[0]).all()
 
@@ -244,10 +248,7 @@ def test_bad_numbers_never_spread_and_replicas_stay_equal(where, value, devices,
         assert totals.skipped_steps == 1
         for name in ('params', 'arch', 'batch_stats', 'opt_state'):
             _same(getattr(before, name), getattr(after, name))
-    for leaf in jax.tree.leaves(after):
-        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
-        for replica in replicas[1:]:
-            np.testing.assert_array_equal(replicas[0], replica)
+    _assert_replicas_equal(after, devices)
 
 
 def test_guarded_row_is_counted_and_training_goes_on():
