@@ -21,15 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asose_jax import genotype, growth, model, ops, state
-from asose_jax.genotype import NetSpec
+from asose_jax import chain, genotype, growth, mixed, ops, state
+from asose_jax.chain import ChainSpec
 from asose_jax.growth import BRANCH, DEPTH, WIDTH, Growth
 from asose_jax.model import Mode, SuperNet
+from asose_jax.norm import Norm
 from asose_jax.state import SearchState
 
 Array = jax.Array
 
-_NORM = model.Norm('float32', None)
+_NORM = Norm('float32', None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Candidate:
 
 
 def possible(
-    spec: NetSpec, params: Any, kinds: Iterable[str], width_factor: float, limits: Limits
+    spec: ChainSpec, params: Any, kinds: Iterable[str], width_factor: float, limits: Limits
 ) -> tuple[list[Candidate], list[str]]:
     """All growths of these kinds that the limits allow, unscored; and why others were left out.
 
@@ -136,7 +137,7 @@ def widened(channels: int, factor: float) -> int:
 
 def scored(
     found: list[Candidate],
-    spec: NetSpec,
+    spec: ChainSpec,
     current: SearchState,
     batches: Sequence[tuple[Array, Array]],
     key: Array,
@@ -203,9 +204,9 @@ def _backward(derived, variables, images, labels):
             module = context.module
             if context.method_name != '__call__':
                 return call(*arguments, **keywords)
-            if isinstance(module, model.MixedOp):
+            if isinstance(module, mixed.MixedOp):
                 inputs[_number(module.path[-2])] = arguments[0]
-            if not isinstance(module, model.Block):
+            if not isinstance(module, chain.Block):
                 return call(*arguments, **keywords)
             number = _number(module.name)
             if number == 0:

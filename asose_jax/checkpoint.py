@@ -26,7 +26,7 @@ from asose_jax.state import SearchState
 
 logger = logging.getLogger('asose_jax')
 
-SCHEMA = 4
+SCHEMA = 5
 DAMAGED = 'damaged'  # where checkpoints go that cannot be read, beside the others
 
 T = TypeVar('T')

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from asose_jax import growth, ops
+from asose_jax import growth, ops, spaces
 from asose_jax.errors import UserError
+from asose_jax.estimators import ESTIMATORS
 
 
 class Rule(NamedTuple):
@@ -78,6 +79,7 @@ RULES: dict[str, Rule] = {
     'chunk_steps': _integers(1),
     'init_from': _optional(_TEXT),
     'network': _optional(_TEXT),
+    'genotype': _optional(_TEXT),
     'data.name': _TEXT,
     'data.dir': _optional(_TEXT),
     'data.train_split': _TEXT,
@@ -86,7 +88,9 @@ RULES: dict[str, Rule] = {
     'data.valid_fraction': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
     'data.crop_padding': _integers(0),
     'data.flip': _BOOL,
+    'data.cutout': _integers(0),
     'data.resident_megabytes': _integers(0),
+    'model.space': Rule(_one_of(*spaces.SPACES).allowed, lambda v: v in tuple(spaces.SPACES)),
     'model.channels': _integers(1),
     'model.depth': _integers(1),
     'model.reductions': Rule(
@@ -104,7 +108,9 @@ RULES: dict[str, Rule] = {
     'weights.lr_end': _NOT_NEGATIVE,
     'weights.momentum': _SHARE,
     'weights.weight_decay': _NOT_NEGATIVE,
+    'weights.clip': _optional(_POSITIVE),
     'arch.micro_batches': _integers(1),
+    'arch.samples': _integers(1),
     'arch.init_std': _NOT_NEGATIVE,
     'arch.none_bias': _FINITE,
     'arch.skip_bias': _FINITE,
@@ -115,10 +121,12 @@ RULES: dict[str, Rule] = {
     'arch.b2': _SHARE,
     'arch.weight_decay': _NOT_NEGATIVE,
     'warmup.epochs': _integers(0),
+    'warmup.operations': _one_of('skip', 'uniform'),
     'search.epochs': _integers(0),
     'search.turn_period': _integers(2),
     'search.arch_data': _one_of('valid', 'train'),
-    'search.hard': _BOOL,
+    'search.freeze_epochs': _integers(0),
+    'search.estimator': _one_of(*ESTIMATORS),
     'search.noise': _one_of('unit', 'temperature'),
     'search.tau_start': _POSITIVE,
     'search.tau_rate': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
@@ -152,6 +160,7 @@ RULES: dict[str, Rule] = {
     'guard.max_consecutive': _integers(0),
     'alarm.skip_share': _between(0, 1),
     'alarm.fall': _between(0, 1),
+    'benchmark.table': _optional(_TEXT),
     'checkpoint.every_seconds': _NOT_NEGATIVE,
     'checkpoint.keep': _integers(1),
 }
@@ -209,6 +218,45 @@ def _contradictions(config, devices):
             f'model.reductions={tuple(model["reductions"])}: with model.depth={model["depth"]} the '
             f'blocks are 0..{model["depth"] - 1}'
         )
+    space = spaces.SPACES[model['space']]
+    missing = space.needs - set(model['primitives'])
+    if missing:
+        wrong.append(
+            f'model.primitives={tuple(model["primitives"])}: the space {model["space"]!r} needs '
+            f'{", ".join(sorted(missing))}'
+        )
+    if model['channels'] % space.channels_divisor:
+        wrong.append(
+            f'model.channels={model["channels"]}: the space {model["space"]!r} needs a multiple of '
+            f'{space.channels_divisor}'
+        )
+    if config['growth']['epochs'] and config['growth']['kinds'] and not space.grows:
+        wrong.append(
+            f'growth.kinds={tuple(config["growth"]["kinds"])}: networks of the space '
+            f'{model["space"]!r} do not grow; set growth.epochs=0 or growth.kinds=()'
+        )
+    if search['noise'] != 'unit' and not ESTIMATORS[search['estimator']].noisy:
+        noisy = ', '.join(name for name, row in ESTIMATORS.items() if row.noisy)
+        wrong.append(
+            f'search.noise={search["noise"]!r}: search.estimator={search["estimator"]!r} has no '
+            f'such noise; take one of {noisy}, or search.noise=unit'
+        )
+    if search['epochs'] and search['freeze_epochs'] >= search['epochs']:
+        wrong.append(
+            f'search.freeze_epochs={search["freeze_epochs"]}: must be less than '
+            f'search.epochs={search["epochs"]}, or alpha never moves in search'
+        )
+    if config['benchmark']['table'] is not None and space.dumps is None:
+        wrong.append(
+            f'benchmark.table={config["benchmark"]["table"]!r}: the space {model["space"]!r} has '
+            'no text by which a table could name its networks'
+        )
+    least = ESTIMATORS[search['estimator']].least_tau
+    if search['tau_floor'] < least:
+        wrong.append(
+            f'search.tau_floor={search["tau_floor"]}: search.estimator={search["estimator"]!r} '
+            f'needs at least {least}; set search.tau_start and search.tau_floor to {least}'
+        )
     if search['tau_floor'] > search['tau_start']:
         wrong.append(
             f'search.tau_floor={search["tau_floor"]}: must not exceed '
@@ -226,14 +274,14 @@ def _contradictions(config, devices):
             "compares scores, which needs 'score'"
         )
     phases = ('warmup', 'search', 'growth', 'optimize')
-    if config['network'] is not None:
-        if config['init_from'] is not None:
-            wrong.append('network, init_from: set one of them; each says where a run begins')
-        if any(config[phase]['epochs'] for phase in phases[:3]):
-            wrong.append(
-                f'network={config["network"]!r}: a derived network can only be optimized; set the '
-                'epochs of warmup, search and growth to 0, as configs/scratch.py does'
-            )
+    begins = [field for field in ('network', 'genotype', 'init_from') if config[field] is not None]
+    if len(begins) > 1:
+        wrong.append(f'{", ".join(begins)}: set one of them; each says where a run begins')
+    elif begins and begins != ['init_from'] and any(config[p]['epochs'] for p in phases[:3]):
+        wrong.append(
+            f'{begins[0]}={config[begins[0]]!r}: a derived network can only be optimized; set the '
+            'epochs of warmup, search and growth to 0, as configs/scratch.py does'
+        )
     if not any(config[phase]['epochs'] for phase in phases):
         wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')
     return wrong

@@ -3,14 +3,15 @@
 import functools
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from asose_jax import genotype, ops
-from asose_jax.genotype import NetSpec
-from asose_jax.model import Mode, Norm, SuperNet
-from asose_jax.phases import Phase
+from asose_jax.genotype import SAFE, NetSpec
+from asose_jax.model import Mode, SuperNet
+from asose_jax.norm import Norm
 
 # The gradients of a layer's input and of its weights cost about as much as the layer, each.
 _TRAINING = 3
@@ -30,23 +31,19 @@ def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
     """
     if rows is None:
         rows = [np.ones(len(candidates)) for _, _, candidates in spec.rows()]
-    height, width, _ = spec.image_shape
-    sizes = []
-    for block in spec.blocks:
-        height, width = math.ceil(height / block.stride), math.ceil(width / block.stride)
-        sizes.append((height, width, block.channels))
     total = _around(spec)
-    for (number, _, candidates), row in zip(spec.rows(), rows, strict=True):
-        total += sum(
-            share * _operation(name, sizes[number])
-            for name, share in zip(candidates, row, strict=True)
-        )
+    for (group, member, candidates), row in zip(spec.rows(), rows, strict=True):
+        for place in spec.places(group, member):
+            total += sum(
+                share * _operation(name, place.shape, place.stride)
+                for name, share in zip(candidates, row, strict=True)
+            )
     return float(total)
 
 
 def training_flops(
     spec: NetSpec,
-    phase: Phase,
+    mode: Mode,
     probabilities: list[np.ndarray],
     weight_images: int,
     alpha_images: int,
@@ -55,42 +52,74 @@ def training_flops(
 
     Args:
       spec: of the network.
-      phase: how it was used.
-      probabilities: of every mixed operation's candidates.
+      mode: how weight steps used it.
+      probabilities: softmax(alpha) of every row.
       weight_images: seen by weight steps: forward, and both gradients of what was drawn.
       alpha_images: seen by alpha steps: all candidates forward, and the gradient of what was drawn.
 
     Returns:
       Floating-point operations.
     """
-    if phase is Phase.WARMUP:
-        candidates = [row[2] for row in spec.rows()]
-        probabilities = [np.array([n == 'skip_connect' for n in names]) for names in candidates]
+    candidates = [row.candidates for row in spec.rows()]
+    if mode is Mode.SKIP:
+        probabilities = [np.array([n == SAFE for n in names]) for names in candidates]
+    if mode is Mode.UNIFORM:
+        probabilities = [np.full(len(names), 1 / len(names)) for names in candidates]
     drawn = forward_flops(spec, probabilities)
     alpha = forward_flops(spec) + _INPUT_GRADIENT * drawn
     return _TRAINING * drawn * weight_images + alpha * alpha_images
 
 
+def multiply_adds(spec: NetSpec) -> int:
+    """What papers call FLOPs: products in convolutions and the head, and the head's additions.
+
+    Pooling, BatchNorm and ReLU do not count, and a multiply-add counts as one: so do NAS-Bench-201
+    (arXiv:2001.00326) and those who followed DARTS.
+
+    Args:
+      spec: of a derived network.
+    """
+    total = 0
+
+    def count(call, arguments, keywords, context):
+        nonlocal total
+        y = call(*arguments, **keywords)
+        for kernel in context.module.variables.get('params', {}).values():
+            if getattr(kernel, 'ndim', 0) > 1:
+                total += kernel.size * math.prod(y.shape[1:-1])
+        return y
+
+    x = jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32)
+    start = functools.partial(SuperNet(spec).init, mode=Mode.ARGMAX, train=False)
+    with nn.intercept_methods(count):
+        jax.eval_shape(lambda x: start(jax.random.key(0), x), x)
+    return total + spec.num_classes
+
+
 @functools.cache
-def _operation(name, size):
+def _operation(name, size, stride):
     x = jax.ShapeDtypeStruct((1, *size), jnp.float32)
-    operation = ops.make(name, size[-1], Norm('float32', None))
+    operation = ops.make(name, size[-1], Norm('float32', None), stride)
     variables = jax.eval_shape(lambda x: operation.init(jax.random.key(0), x, False), x)
     return _count(lambda v, x: operation.apply(v, x, False), variables, x)
 
 
 @functools.lru_cache(maxsize=16)
 def _around(spec):
-    """Stem, transitions and head: the network with nothing but skip_connect."""
-    chosen = genotype.Genotype(
-        tuple(('skip_connect',) * len(block.branches) for block in spec.blocks)
+    """All but the mixed operations: what the network costs with skip_connect, without those."""
+    groups = spec.groups()
+    chosen = genotype.Genotype(tuple((SAFE,) * len(group) for group in groups))
+    skips = sum(
+        _operation(SAFE, place.shape, place.stride)
+        for group, member, _ in spec.rows()
+        for place in spec.places(group, member)
     )
     net = SuperNet(genotype.derive(spec, chosen))
     x = jax.ShapeDtypeStruct((1, *spec.image_shape), jnp.float32)
     call = functools.partial(net.apply, mode=Mode.ARGMAX, train=False)
     start = functools.partial(net.init, mode=Mode.ARGMAX, train=False)
     variables = jax.eval_shape(lambda x: start(jax.random.key(0), x), x)
-    return _count(call, variables, x)
+    return _count(call, variables, x) - skips
 
 
 def _count(function, *shapes):

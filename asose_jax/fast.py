@@ -53,9 +53,11 @@ def outlined(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     return outside
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def relu_depthwise_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-    """ReLU, then a convolution of each channel with its own kernel; stride 1, size kept.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def relu_depthwise_conv(
+    x: jax.Array, kernel: jax.Array, dilation: int = 1, stride: int = 1
+) -> jax.Array:
+    """ReLU, then a convolution of each channel with its own kernel.
 
     One operation, because the ReLU then costs no pass over memory of its own.
 
@@ -63,103 +65,114 @@ def relu_depthwise_conv(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> j
       x: images `[B, H, W, C]`.
       kernel: taps `[k, k, 1, C]` with odd k, in the dtype of `x`.
       dilation: distance between taps, in pixels.
+      stride: distance between the pixels that are kept, of the size-keeping convolution.
 
     Returns:
-      `[B, H, W, C]` in the dtype of `x`; borders are filled with zeros, sums taken in float32.
+      `[B, ceil(H / stride), ceil(W / stride), C]` in the dtype of `x`; borders are filled with
+      zeros, the same on both sides, and sums taken in float32.
     """
+    how = {'dilation': dilation, 'stride': stride}
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_shifted_sum, dilation=dilation),
-        default=functools.partial(_native, dilation=dilation),
+        cpu=functools.partial(_shifted_sum, **how),
+        default=functools.partial(_native, **how),
     )
 
 
-def _forward(x, kernel, dilation):
-    return relu_depthwise_conv(x, kernel, dilation), (x, kernel)
+def _forward(x, kernel, dilation, stride):
+    return relu_depthwise_conv(x, kernel, dilation, stride), (x, kernel)
 
 
-def _backward(dilation, residuals, g):
+def _backward(dilation, stride, residuals, g):
+    how = {'dilation': dilation, 'stride': stride}
     return lax.platform_dependent(
         *residuals,
         g,
-        cpu=functools.partial(_shifted_vjp, dilation=dilation),
-        default=functools.partial(_native_vjp, dilation=dilation),
+        cpu=functools.partial(_shifted_vjp, **how),
+        default=functools.partial(_native_vjp, **how),
     )
 
 
 relu_depthwise_conv.defvjp(_forward, _backward)
 
 
-def _native(x, kernel, dilation):
+def _native(x, kernel, dilation, stride):
     return lax.conv_general_dilated(
         nn.relu(x),
         kernel,
-        window_strides=(1, 1),
-        padding='SAME',
+        window_strides=(stride, stride),
+        padding=_border(kernel, dilation)[1:3],
         rhs_dilation=(dilation, dilation),
         dimension_numbers=_NHWC,
         feature_group_count=x.shape[-1],
     )
 
 
-def _native_vjp(x, kernel, g, dilation):
-    return jax.vjp(functools.partial(_native, dilation=dilation), x, kernel)[1](g)
+def _native_vjp(x, kernel, g, dilation, stride):
+    return jax.vjp(functools.partial(_native, dilation=dilation, stride=stride), x, kernel)[1](g)
 
 
-@jax.custom_vjp
-def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Ordinary convolution; stride 1, zero padding, size kept.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Ordinary convolution; zero padding, the same on both sides.
 
     Args:
       x: images `[B, H, W, C]`.
       kernel: `[kh, kw, C, F]` with odd kh and kw, in the dtype of `x`.
+      stride: distance between the pixels that are kept, of the size-keeping convolution.
 
     Returns:
-      `[B, H, W, F]` in the dtype of `x`.
+      `[B, ceil(H / stride), ceil(W / stride), F]` in the dtype of `x`.
     """
+    plain = functools.partial(_plain_conv, stride=stride)
     if kernel.size // kernel.shape[-1] <= _FEW_INPUTS:
-        return lax.platform_dependent(x, kernel, cpu=_thin_conv, default=_plain_conv)
-    return _plain_conv(x, kernel)
+        thin = functools.partial(_thin_conv, stride=stride)
+        return lax.platform_dependent(x, kernel, cpu=thin, default=plain)
+    return plain(x, kernel)
 
 
-def _plain_conv(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=_NHWC)
+def _plain_conv(x, kernel, stride):
+    border = _border(kernel)[1:3]
+    return lax.conv_general_dilated(x, kernel, (stride, stride), border, dimension_numbers=_NHWC)
 
 
-@outlined
-def _thin_conv(x, kernel):
+@functools.partial(outlined, static_argnames='stride')
+def _thin_conv(x, kernel, stride):
     """Of few inputs: each of them, shifted, times its row of the kernel."""
     total = jnp.zeros((), jnp.float32)
     padded = jnp.pad(x, _border(kernel))
-    for (i, j), window in _windows(padded, kernel.shape[:2]):
+    for (i, j), window in _windows(padded, kernel.shape[:2], stride=stride):
         for c in range(x.shape[-1]):
             row = kernel[i, j, c].astype(jnp.float32).reshape(1, 1, 1, -1)
             total += window[..., c : c + 1].astype(jnp.float32) * row
     return total.astype(x.dtype)
 
 
-def _conv_forward(x, kernel):
-    return conv(x, kernel), (x, kernel)
+def _conv_forward(x, kernel, stride):
+    return conv(x, kernel, stride), (x, kernel)
 
 
-def _conv_backward(residuals, g):
+def _conv_backward(stride, residuals, g):
     x, kernel = residuals
-    dx = conv(g, kernel[::-1, ::-1].swapaxes(2, 3))
-    return dx, lax.platform_dependent(x, g, kernel, cpu=_blocked_gradient, default=_plain_gradient)
+    dx = conv(spread(g, x.shape, stride), kernel[::-1, ::-1].swapaxes(2, 3))
+    blocked = functools.partial(_blocked_gradient, stride=stride)
+    plain = functools.partial(_plain_gradient, stride=stride)
+    return dx, lax.platform_dependent(x, g, kernel, cpu=blocked, default=plain)
 
 
-def _plain_gradient(x, g, kernel):
-    return jax.vjp(functools.partial(_plain_conv, x), kernel)[1](g)[0]
+def _plain_gradient(x, g, kernel, stride):
+    return jax.vjp(lambda kernel: _plain_conv(x, kernel, stride), kernel)[1](g)[0]
 
 
-def _blocked_gradient(x, g, kernel):
+def _blocked_gradient(x, g, kernel, stride):
     """Block by block, the product of g with all pixels' neighbourhoods, written out."""
     inputs, features = kernel.size // kernel.shape[-1], kernel.shape[-1]
     images = _images_in_block(x, 4 * _BLOCK // inputs)
 
     def add_block(total, first):
-        written = _neighbourhoods(_block(x, first, images, _border(kernel)), kernel.shape[:2])
+        block = _block(x, first, images, _border(kernel))
+        written = _neighbourhoods(block, kernel.shape[:2], stride)
         gs = _block(g, first, images)
         product = gs.reshape(-1, features).T @ written.reshape(-1, inputs)
         return total + product.astype(jnp.float32)
@@ -169,50 +182,31 @@ def _blocked_gradient(x, g, kernel):
     return total.T.reshape(kernel.shape).astype(kernel.dtype)
 
 
-@functools.partial(outlined, static_argnums=1)
-def _neighbourhoods(padded, size):
-    return jnp.concatenate([window for _, window in _windows(padded, size)], -1)
+@functools.partial(outlined, static_argnums=(1, 2))
+def _neighbourhoods(padded, size, stride):
+    return jnp.concatenate([window for _, window in _windows(padded, size, stride=stride)], -1)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-@jax.custom_vjp
-def _product(x, kernel):
-    return x @ kernel
-
-
-def _product_forward(x, kernel):
-    return x @ kernel, (x, kernel)
-
-
-def _product_backward(residuals, g):
-    x, kernel = residuals
-    own = functools.partial(lax.platform_dependent, default=_product_gradient)
-    return g @ kernel.T, own(x, g, cpu=_matrix_gradient)
-
-
-def _product_gradient(x, g):
-    return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
-
-
-# By itself: else what came before is written a second time, transposed.
-_matrix_gradient = outlined(_product_gradient)
-_product.defvjp(_product_forward, _product_backward)
-
-
-def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """`x @ kernel`, `[B, H, W, C]` times `[C, F]`, in the form that `nn.Dense` calls."""
-    return _product(x, kernel)
-
-
-def _windows(padded, size, dilation=1):
+def _windows(padded, size, dilation=1, stride=1):
     """What each tap (i, j) of a kernel of that size meets, of images with their border."""
     b, h, w, c = padded.shape
     h, w = h - (size[0] - 1) * dilation, w - (size[1] - 1) * dilation
     for i, j in itertools.product(*map(range, size)):
         top, left = i * dilation, j * dilation
-        yield (i, j), lax.slice(padded, (0, top, left, 0), (b, top + h, left + w, c))
+        end = (b, top + h, left + w, c)
+        yield (i, j), lax.slice(padded, (0, top, left, 0), end, (1, stride, stride, 1))
+
+
+def spread(g: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
+    """`g` at every `stride`-th pixel of images of this shape, zeros between: the transpose."""
+    if stride == 1:
+        return g
+    behind = [full - (part - 1) * stride - 1 for full, part in zip(shape, g.shape, strict=True)]
+    rows, columns = ((0, behind[axis], stride - 1) for axis in (1, 2))
+    return lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
 
 
 def _border(kernel, dilation=1):
@@ -233,9 +227,9 @@ def _images_in_block(x, pixels):
     return max(size for size in range(1, most + 1) if batch % size == 0)
 
 
-@functools.partial(outlined, static_argnames='dilation')
-def _shifted_sum(x, kernel, dilation):
-    return _sum_over_taps(nn.relu(x), kernel, dilation)
+@functools.partial(outlined, static_argnames=('dilation', 'stride'))
+def _shifted_sum(x, kernel, dilation, stride):
+    return _sum_over_taps(nn.relu(x), kernel, dilation, stride)
 
 
 @functools.partial(outlined, static_argnames='dilation')
@@ -244,16 +238,17 @@ def _input_gradient(x, g, kernel, dilation):
     return jnp.where(x > 0, _sum_over_taps(g, kernel[::-1, ::-1], dilation), 0)
 
 
-def _sum_over_taps(x, kernel, dilation):
-    total = jnp.zeros(x.shape, jnp.float32)
+def _sum_over_taps(x, kernel, dilation, stride=1):
+    total = jnp.zeros((), jnp.float32)
     padded = jnp.pad(x, _border(kernel, dilation))
-    for (i, j), window in _windows(padded, kernel.shape[:2], dilation):
+    for (i, j), window in _windows(padded, kernel.shape[:2], dilation, stride):
         tap = kernel[i, j, 0].astype(jnp.float32).reshape(1, 1, 1, -1)
         total += window.astype(jnp.float32) * tap
     return total.astype(x.dtype)
 
 
-def _shifted_vjp(x, kernel, g, dilation):
+def _shifted_vjp(x, kernel, g, dilation, stride):
+    g = spread(g, x.shape, stride)
     dx = _input_gradient(x, g, kernel, dilation)
     return dx, _kernel_gradient(x, g, kernel, dilation)
 

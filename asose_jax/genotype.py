@@ -1,35 +1,36 @@
-"""What is built (`NetSpec`) and what was chosen (`Genotype`): frozen, hashable, plain JSON."""
+"""What is built (`NetSpec`) and what was chosen (`Genotype`): frozen, hashable, plain JSON.
+
+Each search space has a description of its own, a child of `NetSpec`; see `spaces`.
+"""
 
 import dataclasses
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from asose_jax import ops
+SCHEMA = 2  # of genotype.json
+SAFE = 'skip_connect'  # what a guarded row of alpha, and all of warmup, uses
 
-SPACE, SCHEMA = 'chain', 1  # of genotype.json
 
+class Row(NamedTuple):
+    """One row of alpha: a choice among candidates, for one or for many mixed operations.
 
-@dataclasses.dataclass(frozen=True)
-class BlockSpec:
-    """One block: a residual sum of mixed operations.
-
-    Attributes:
-      channels: of the output.
-      stride: 1 or 2.
-      branches: the candidate primitives of each mixed operation; a single one needs no alpha.
+    `group` and `member` number it: a block and its branch, or a node of a cell and its edge.
     """
 
-    channels: int
+    group: int
+    member: int
+    candidates: tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """A mixed operation: its path in `params` and `batch_stats`, its input `(H, W, C)`, stride."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, int, int]
     stride: int
-    branches: tuple[tuple[str, ...], ...]
-
-
-def needs_transition(block: BlockSpec, channels: int) -> bool:
-    """Whether a block that gets `channels` begins with a 1x1 convolution."""
-    return block.stride != 1 or block.channels != channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,126 +40,132 @@ class NetSpec:
     Attributes:
       image_shape: `(H, W, C)`.
       num_classes: size of the output.
-      stem_channels: of the 3x3 convolution at the entrance.
-      blocks: from entrance to exit.
     """
+
+    SPACE: ClassVar[str]
 
     image_shape: tuple[int, int, int]
     num_classes: int
-    stem_channels: int
-    blocks: tuple[BlockSpec, ...]
 
-    def rows(self) -> list[tuple[int, int, tuple[str, ...]]]:
-        """(block, branch, candidates) of every mixed operation, in order."""
+    def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """The candidates of every row of alpha, by group and member."""
+        raise NotImplementedError
+
+    def with_groups(self, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> Self:
+        """The same network with other candidates."""
+        raise NotImplementedError
+
+    def alpha_path(self, group: int, member: int) -> tuple[str, ...]:
+        """Where the row is in `arch`."""
+        raise NotImplementedError
+
+    def places(self, group: int, member: int) -> list[Place]:
+        """The mixed operations that the row decides on."""
+        raise NotImplementedError
+
+    def choose(self, rows: Sequence[Any]) -> list[Any]:
+        """The number of the candidate that each row chooses when the network is derived.
+
+        Args:
+          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
+
+        Returns:
+          An integer for each, of the same kind.
+        """
+        return [row.argmax() for row in rows]
+
+    def rows(self) -> list[Row]:
+        """Every row of alpha, in order."""
         return [
-            (b, m, candidates)
-            for b, block in enumerate(self.blocks)
-            for m, candidates in enumerate(block.branches)
+            Row(g, m, candidates)
+            for g, group in enumerate(self.groups())
+            for m, candidates in enumerate(group)
         ]
 
     def is_derived(self) -> bool:
         """Whether every operation is chosen, so that there is nothing left to search."""
-        return all(len(candidates) == 1 for _, _, candidates in self.rows())
+        return all(len(row.candidates) == 1 for row in self.rows())
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {'space': self.SPACE, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> 'NetSpec':
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`, also after a trip through a JSON file."""
-        blocks = tuple(
-            BlockSpec(b['channels'], b['stride'], tuple(tuple(m) for m in b['branches']))
-            for b in data['blocks']
-        )
-        shape = tuple(data['image_shape'])
-        return cls(shape, data['num_classes'], data['stem_channels'], blocks)
+        return cls(**{key: frozen(value) for key, value in data.items() if key != 'space'})
 
 
 @dataclasses.dataclass(frozen=True)
 class Genotype:
-    """The chosen primitive of every mixed operation, `operations[block][branch]`."""
+    """The chosen primitive of every row of alpha, `operations[group][member]`."""
 
     operations: tuple[tuple[str, ...], ...]
 
     def to_json(self) -> list[list[str]]:
-        return [list(block) for block in self.operations]
+        return [list(group) for group in self.operations]
 
     def dumps(self, spec: NetSpec) -> str:
         """The text of genotype.json: the choice, and the network it was chosen for."""
         content = {
             'schema': SCHEMA,
-            'space': SPACE,
             'genotype': self.to_json(),
             'network': spec.to_json(),
         }
         return json.dumps(content, indent=2) + '\n'
 
     def share(self, names: frozenset[str]) -> float:
-        """The fraction of mixed operations whose choice is one of `names`."""
-        flat = [name for block in self.operations for name in block]
+        """The fraction of choices that are one of `names`."""
+        flat = [name for group in self.operations for name in group]
         return sum(name in names for name in flat) / len(flat)
 
 
-def chain_spec(
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    *,
-    channels: int,
-    depth: int,
-    reductions: tuple[int, ...],
-    max_channels: int,
-    primitives: tuple[str, ...] = tuple(ops.PRIMITIVES),
-) -> NetSpec:
-    """The supernet at the start (spec section 2): a chain of blocks with one mixed operation each.
-
-    Blocks listed in `reductions` halve the image and double the channels, up to `max_channels`.
-    """
-    blocks, width = [], channels
-    for i in range(depth):
-        stride = 2 if i in reductions else 1
-        if stride == 2:
-            width = max(width, min(2 * width, max_channels))
-        blocks.append(BlockSpec(width, stride, (tuple(primitives),)))
-    return NetSpec(tuple(image_shape), num_classes, channels, tuple(blocks))
-
-
-def row_of(tree: Mapping[str, Any], block: int, branch: int) -> Any:
-    """The subtree of one mixed operation in `params`, `batch_stats` or `arch`."""
-    return tree[f'block_{block}'][f'branch_{branch}']
+def at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
+    """The subtree of nested dictionaries at `path`."""
+    for name in path:
+        tree = tree[name]
+    return tree
 
 
 def probabilities(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray]:
-    """softmax(alpha) of every mixed operation, in the order of `spec.rows()`; float32 `[K]`.
+    """softmax(alpha) of every row, in the order of `spec.rows()`; float32 `[K]`.
 
     A row that is not finite counts as the one-hot of skip_connect, as in the guarded network.
     """
-    rows = []
-    for block, branch, candidates in spec.rows():
+    found = []
+    for group, member, candidates in spec.rows():
         if len(candidates) == 1:
-            rows.append(np.ones(1, np.float32))
+            found.append(np.ones(1, np.float32))
             continue
-        alpha = np.asarray(row_of(arch, block, branch)['alpha'], np.float32)
+        alpha = np.asarray(at(arch, spec.alpha_path(group, member))['alpha'], np.float32)
         with np.errstate(invalid='ignore', over='ignore'):
             scaled = np.exp(alpha - alpha.max())
             row = scaled / scaled.sum()
         if not np.isfinite(row).all():
-            row = np.eye(len(candidates), dtype=np.float32)[candidates.index('skip_connect')]
-        rows.append(row)
-    return rows
+            row = np.eye(len(candidates), dtype=np.float32)[candidates.index(SAFE)]
+        found.append(row)
+    return found
 
 
 def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:
-    """The genotype under argmax alpha."""
-    chosen: list[list[str]] = [[] for _ in spec.blocks]
-    for (block, _, candidates), row in zip(spec.rows(), probabilities(spec, arch), strict=True):
-        chosen[block].append(candidates[int(row.argmax())])
-    return Genotype(tuple(tuple(block) for block in chosen))
+    """The genotype that alpha says, by the rule of the space."""
+    chosen: list[list[str]] = [[] for _ in spec.groups()]
+    picked = spec.choose(probabilities(spec, arch))
+    for (group, _, candidates), index in zip(spec.rows(), picked, strict=True):
+        chosen[group].append(candidates[int(index)])
+    return Genotype(tuple(tuple(group) for group in chosen))
 
 
 def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
-    """The plain network of the chosen operations: one candidate left in every mixed operation."""
-    blocks = [
-        dataclasses.replace(block, branches=tuple((name,) for name in chosen))
-        for block, chosen in zip(spec.blocks, genotype.operations, strict=True)
-    ]
-    return dataclasses.replace(spec, blocks=tuple(blocks))
+    """The plain network of the chosen operations: one candidate left in every row."""
+    chosen = tuple(tuple((name,) for name in group) for group in genotype.operations)
+    if [len(group) for group in chosen] != [len(group) for group in spec.groups()]:
+        raise ValueError(
+            f'the genotype has groups of {[len(group) for group in chosen]} operations, the '
+            f'network of {[len(group) for group in spec.groups()]}'
+        )
+    return spec.with_groups(chosen)
+
+
+def frozen(value: Any) -> Any:
+    """Lists as tuples, all the way down: what JSON made of tuples."""
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value

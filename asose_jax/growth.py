@@ -22,13 +22,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from asose_jax import genotype
-from asose_jax.genotype import BlockSpec, NetSpec
+from asose_jax import chain
+from asose_jax.chain import BlockSpec, ChainSpec
 from asose_jax.state import SearchState
 
 DEPTH, WIDTH, BRANCH = KINDS = ('depth', 'width', 'branch')
 
-Fresh = Callable[[NetSpec], SearchState]  # a state at the start of training, for any description
+Fresh = Callable[[ChainSpec], SearchState]  # a state at the start of training, for any description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Growth:
 
 
 def grow(
-    spec: NetSpec, state: SearchState, growth: Growth, *, fresh: Fresh, key: jax.Array
-) -> tuple[NetSpec, SearchState]:
+    spec: ChainSpec, state: SearchState, growth: Growth, *, fresh: Fresh, key: jax.Array
+) -> tuple[ChainSpec, SearchState]:
     """Whichever of `deepen`, `widen`, `branch` it is."""
     if growth.kind == WIDTH:
         return widen(spec, state, growth.where, growth.channels, key=key)
@@ -65,7 +65,7 @@ def grow(
     return grower(spec, state, growth.where, growth.candidates, fresh=fresh)
 
 
-def grown_spec(spec: NetSpec, growth: Growth) -> NetSpec:
+def grown_spec(spec: ChainSpec, growth: Growth) -> ChainSpec:
     """The description that `grow` will give."""
     if growth.kind == WIDTH:
         return _widened(spec, growth.where, growth.channels)
@@ -73,19 +73,19 @@ def grown_spec(spec: NetSpec, growth: Growth) -> NetSpec:
     return change(spec, growth.where, growth.candidates)
 
 
-def stages(spec: NetSpec) -> list[int]:
+def stages(spec: ChainSpec) -> list[int]:
     """The stage of the stem, and of every block after it: `[1 + blocks]`, from 0.
 
     Channels that a residual sums belong together; a transition begins a new stage.
     """
     numbers, width = [0], spec.stem_channels
     for block in spec.blocks:
-        numbers.append(numbers[-1] + genotype.needs_transition(block, width))
+        numbers.append(numbers[-1] + chain.needs_transition(block, width))
         width = block.channels
     return numbers
 
 
-def stage_channels(spec: NetSpec) -> list[int]:
+def stage_channels(spec: ChainSpec) -> list[int]:
     """Channels of every stage."""
     widths = [spec.stem_channels, *(block.channels for block in spec.blocks)]
     return list(dict(zip(stages(spec), widths, strict=True)).values())
@@ -95,8 +95,8 @@ def stage_channels(spec: NetSpec) -> list[int]:
 
 
 def deepen(
-    spec: NetSpec, state: SearchState, position: int, candidates: tuple[str, ...], *, fresh: Fresh
-) -> tuple[NetSpec, SearchState]:
+    spec: ChainSpec, state: SearchState, position: int, candidates: tuple[str, ...], *, fresh: Fresh
+) -> tuple[ChainSpec, SearchState]:
     """Inserts a block of stride 1 with gate 0.
 
     Args:
@@ -123,12 +123,12 @@ def deepen(
 
 
 def branch(
-    spec: NetSpec, state: SearchState, block: int, candidates: tuple[str, ...], *, fresh: Fresh
-) -> tuple[NetSpec, SearchState]:
+    spec: ChainSpec, state: SearchState, block: int, candidates: tuple[str, ...], *, fresh: Fresh
+) -> tuple[ChainSpec, SearchState]:
     """Adds a mixed operation with gate 0 to a block. Arguments as for `deepen`."""
     grown = _branched(spec, block, candidates)
     number = len(spec.blocks[block].branches)
-    new = {f'branch_{number}', f'gate_{number}'}
+    new = {f'{part}_{number}' for part in ('branch', 'choice', 'gate')}
 
     def origin(names):
         return None if f'block_{block}' in names and new & set(names) else names
@@ -177,8 +177,8 @@ def _carry(old, fresh, origin, block, gate):
 
 
 def widen(
-    spec: NetSpec, state: SearchState, stage: int, channels: int, *, key: jax.Array
-) -> tuple[NetSpec, SearchState]:
+    spec: ChainSpec, state: SearchState, stage: int, channels: int, *, key: jax.Array
+) -> tuple[ChainSpec, SearchState]:
     """Widens a stage: all its blocks, every primitive of each, and what leads in and out.
 
     New channels are copies. What produces a channel (convolution, BatchNorm, depthwise kernel) is
@@ -233,7 +233,7 @@ def channel_map(old: int, new: int, key: jax.Array) -> tuple[np.ndarray, np.ndar
     return source, weight / np.bincount(source, weight)[source]
 
 
-def added_parameters(spec: NetSpec, params: Any, stage: int, channels: int) -> int:
+def added_parameters(spec: ChainSpec, params: Any, stage: int, channels: int) -> int:
     """How many numbers a growth in width adds to `params`."""
     ratio, numbers, added = channels / stage_channels(spec)[stage], stages(spec), 0
     for path, leaf in jax.tree.leaves_with_path(params):
@@ -243,7 +243,7 @@ def added_parameters(spec: NetSpec, params: Any, stage: int, channels: int) -> i
     return added
 
 
-def consuming(spec: NetSpec, params: Any, stage: int) -> list[Any]:
+def consuming(spec: ChainSpec, params: Any, stage: int) -> list[Any]:
     """The leaves of `params` that read a stage; their last axis but one counts its channels."""
     numbers = stages(spec)
     return [

@@ -5,6 +5,7 @@ computes in. Sources: Jang et al. 2017 (Gumbel-Softmax, arXiv:1611.01144, eq. 2)
 2017 (arXiv:1611.00712); spec sections 3-5.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -54,38 +55,30 @@ def gumbel_softmax(
 
 def guarded_weights(
     alpha: jax.Array,
-    key: jax.Array | None,
-    tau: float | jax.Array,
+    draw: Callable[[jax.Array], jax.Array],
     *,
     fallback: int,
-    hard: bool = True,
-    noise: str = 'unit',
+    tau: float | jax.Array = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """`gumbel_softmax` in which a row with a NaN or Inf becomes the one-hot of `fallback`.
+    """Architecture weights, in which a row with a NaN or Inf becomes the one-hot of `fallback`.
 
-    The softmax is fed zeros in a guarded row, since `where` alone would pass 0 * NaN = NaN
+    What draws is fed zeros in a guarded row, since `where` alone would pass 0 * NaN = NaN
     backward: the gradient of a guarded row is zero. No branch on the data (spec section 4).
 
     Args:
       alpha: logits `[..., K]`.
-      key: randomness, or `None` for argmax.
-      tau: temperature, positive.
+      draw: makes weights `[..., K]` of float32 logits.
       fallback: index of the operation that a guarded row chooses.
-      hard: see `gumbel_softmax`.
-      noise: see `gumbel_softmax`.
+      tau: positive temperature that logits will be divided by; the quotients must be finite, too.
 
     Returns:
       Weights `[..., K]` float32, and which rows were guarded `[...]` bool.
     """
     logits = alpha.astype(jnp.float32)
-    if key is not None:
-        logits = _perturbed(logits, key, tau, noise)
-    probe = jax.nn.softmax(jax.lax.stop_gradient(logits))
+    probe = jax.nn.softmax(jax.lax.stop_gradient(logits / tau))
     tripped = ~jnp.isfinite(probe).all(-1, keepdims=True)
-    logits = jnp.where(tripped, 0.0, logits)
-    weights = _one_hot_of_largest(logits) if key is None else _weights(logits, hard)
+    weights = draw(jnp.where(tripped, 0.0, logits))
     safe = jax.nn.one_hot(fallback, alpha.shape[-1], dtype=jnp.float32)
-    safe = jnp.broadcast_to(safe, weights.shape)
     return jnp.where(tripped, safe, weights), tripped[..., 0]
 
 

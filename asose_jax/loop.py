@@ -140,10 +140,10 @@ def _record(setup, current, span, figures, metrics, sums):
     arch, totals = devices.on_host((metrics['arch'], metrics['totals']))
     current.told['train_flops'] += cost.training_flops(
         current.spec,
-        span.phase,
+        setup.recipe(current.spec).weight_mode(span.phase),
         genotype.probabilities(current.spec, arch),
         int(totals.images),
-        int(totals.arch_steps) * setup.config.batch_size,
+        int(totals.arch_steps) * setup.config.batch_size * setup.config.arch.samples,
     )
     analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'])
     current.told['genotype'] = analysis['genotype']

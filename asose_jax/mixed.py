@@ -16,16 +16,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from asose_jax import fast, gumbel, ops
+from asose_jax.estimators import ESTIMATORS
+from asose_jax.genotype import SAFE
 
 Array = jax.Array
-SAFE = 'skip_connect'  # what a guarded row, and all of warmup, uses
 
 
 class Mode(enum.Enum):
     """How a mixed operation uses its candidates. Static: each value is its own program."""
 
     SKIP = 'skip'  # skip_connect, nothing else (warmup)
-    DRAW = 'draw'  # a Gumbel-Softmax draw; only what is drawn is computed (weight steps)
+    UNIFORM = 'uniform'  # a draw in which all are equally likely (warmup, if wanted)
+    DRAW = 'draw'  # a draw; only what it gives a weight is computed (weight steps)
     ALPHA = (
         'alpha'  # the same draw; every candidate computed for the gradient of alpha (alpha steps)
     )
@@ -41,16 +43,16 @@ class SearchSettings:
       init_std: standard deviation of alpha at the start.
       none_bias: alpha of `none` at the start.
       skip_bias: alpha of `skip_connect` at the start.
-      hard: one-hot draws; otherwise soft mixtures, cut by `thresholds`.
+      estimator: of `estimators.ESTIMATORS`: how alpha becomes weights and gets its gradient.
       noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
-      thresholds: see `gumbel.drop_small`.
+      thresholds: which operations weight steps leave out of a mixture, see `gumbel.drop_small`.
       remat: the backward pass keeps nothing of an operation but its input.
     """
 
     init_std: float = 0.5
     none_bias: float = -2.0
     skip_bias: float = 1.0
-    hard: bool = True
+    estimator: str = 'straight_through'
     noise: str = 'unit'
     thresholds: gumbel.Thresholds = gumbel.Thresholds()
     remat: bool = False
@@ -64,73 +66,115 @@ class SearchSettings:
         return alpha
 
 
+@dataclasses.dataclass(frozen=True)
+class Forward:
+    """What is static in one pass through a network, the same in all of its parts.
+
+    Attributes:
+      norm: BatchNorm factory handed to the operations; hashable.
+      settings: of the draws.
+      mode: how candidates are used.
+      train: whether BatchNorm uses and updates the statistics of the batch.
+    """
+
+    norm: Callable[..., nn.Module]
+    settings: SearchSettings
+    mode: Mode
+    train: bool
+
+
+class Choice(nn.Module):
+    """A row of architecture logits, alpha `[K]`, and what is drawn from it.
+
+    Attributes:
+      candidates: K names. With one there is no alpha and nothing to choose.
+      forward: the pass.
+    """
+
+    candidates: tuple[str, ...]
+    forward: Forward
+
+    @nn.compact
+    def __call__(self, tau: Array | float) -> Array | None:
+        """Architecture weights `[K]`, float32; `None` where nothing is chosen.
+
+        ARGMAX gives softmax(alpha); all modes but SKIP and this one need the stream `gumbel`.
+        """
+        if len(self.candidates) == 1:
+            return None
+        settings, mode, count = self.forward.settings, self.forward.mode, len(self.candidates)
+        alpha = self.variable('arch', 'alpha', self._initial_alpha)
+        if self.is_initializing() or mode is Mode.SKIP:
+            return None
+        if mode is Mode.UNIFORM:
+            index = jax.random.randint(self.make_rng('gumbel'), (), 0, count)
+            return jax.nn.one_hot(index, count, dtype=jnp.float32)
+        draw = jax.nn.softmax
+        if mode is not Mode.ARGMAX:
+            key, weights_of = self.make_rng('gumbel'), ESTIMATORS[settings.estimator].weights
+            draw = functools.partial(weights_of, key=key, tau=tau, noise=settings.noise)
+        weights, tripped = gumbel.guarded_weights(
+            alpha.value, draw, fallback=self.candidates.index(SAFE), tau=tau
+        )
+        caught = tripped.astype(jnp.int32)
+        self.sow('guard', 'rows', caught, init_fn=lambda: jnp.int32(0), reduce_fn=jnp.add)
+        return weights
+
+    def _initial_alpha(self):
+        return self.forward.settings.initial_alpha(self.make_rng('arch'), self.candidates)
+
+
 class MixedOp(nn.Module):
     """All candidates side by side, weighted by a row of architecture weights.
 
     Attributes:
-      candidates: names from `ops.PRIMITIVES`. With one there is no alpha and nothing to choose.
+      candidates: names from `ops.PRIMITIVES`.
       channels: in and out.
-      norm: BatchNorm factory handed to the operations; hashable.
-      settings: of the draw.
+      forward: the pass.
+      stride: 1 or 2.
     """
 
     candidates: tuple[str, ...]
     channels: int
-    norm: Callable[..., nn.Module]
-    settings: SearchSettings
+    forward: Forward
+    stride: int = 1
 
     def setup(self):
         for name in self.candidates:
-            setattr(self, name, ops.make(name, self.channels, self.norm))
-        if len(self.candidates) > 1:
-            self.alpha = self.variable('arch', 'alpha', self._initial_alpha)
+            setattr(self, name, ops.make(name, self.channels, self.forward.norm, self.stride))
 
-    def _initial_alpha(self):
-        return self.settings.initial_alpha(self.make_rng('arch'), self.candidates)
-
-    def __call__(self, x: Array, tau: Array | float, mode: Mode, train: bool) -> Array:
-        """`[B, H, W, C]` to the same shape. DRAW, ALPHA and DENSE need the stream `gumbel`."""
+    def __call__(self, x: Array, weights: Array | None) -> Array:
+        """Images `[B, H, W, C]` to images; `weights` as `Choice` gives them."""
+        train, mode, names = self.forward.train, self.forward.mode, self.candidates
         if self.is_initializing():
-            outputs = [getattr(self, name)(x, train) for name in self.candidates]
+            outputs = [getattr(self, name)(x, train) for name in names]
             return outputs[0]  # every candidate got its variables
-        names = self.candidates
-        if mode is Mode.SKIP:
-            names = (SAFE,) if len(names) > 1 else names
+        if mode is Mode.SKIP and len(names) > 1:
+            names = (SAFE,)
         collections = [self.variables.get(name, {}) for name in ('params', 'batch_stats')]
         params, stats = ([tree.get(name, {}) for name in names] for tree in collections)
-        call = _program(names, self.channels, self.norm, self.settings, mode, train)
-        if len(names) == 1:
-            y, stats = call(params, stats, x, None)
-        else:
-            key = None if mode is Mode.ARGMAX else self.make_rng('gumbel')
-            y, stats = call(params, stats, x, self._weights(key, tau))
+        y, stats = _program(names, self.channels, self.stride, self.forward)(
+            params, stats, x, weights
+        )
         if train and self.is_mutable_collection('batch_stats'):
             for name, tree in zip(names, stats, strict=True):
                 if tree:
                     self.put_variable('batch_stats', name, tree)
         return y
 
-    def _weights(self, key, tau):
-        weights, tripped = gumbel.guarded_weights(
-            self.alpha.value,
-            key,
-            tau,
-            fallback=self.candidates.index(SAFE),
-            hard=self.settings.hard,
-            noise=self.settings.noise,
-        )
-        count = tripped.astype(jnp.int32)
-        self.sow('guard', 'rows', count, init_fn=lambda: jnp.int32(0), reduce_fn=jnp.add)
-        return weights
-
 
 @functools.cache
-def _program(names, channels, norm, settings, mode, train):
+def _program(names, channels, stride, forward):
     """`f(params, stats, x, weights) -> (y, stats)`; one trace for all mixed operations of a kind.
 
     `params` and `stats` are lists, one tree for each candidate.
     """
-    functions = [ops.function(name, channels, norm, train, settings.remat) for name in names]
+    settings, mode = forward.settings, forward.mode
+    estimator = ESTIMATORS[settings.estimator]
+    functions = [
+        ops.function(name, channels, forward.norm, stride, forward.train, settings.remat)
+        for name in names
+    ]
 
     def one(k, params, stats, x):
         y, new = functions[k](params[k], stats[k], x)
@@ -144,7 +188,13 @@ def _program(names, channels, norm, settings, mode, train):
     def drawn(params, stats, x, weights):
         return lax.switch(jnp.argmax(weights), branches, params, stats, x)
 
+    def ones(params, stats, x):
+        del params, stats
+        return jnp.ones_like(x[:, ::stride, ::stride])
+
     candidates = tuple(lambda *tree, branch=branch: branch(*tree)[0] for branch in branches)
+    if not estimator.dense:
+        candidates = (ones,) * len(names)
 
     def for_alpha(params, stats, x, weights):
         y, new = lax.switch(jnp.argmax(weights), branches, params, stats, x)
@@ -160,7 +210,7 @@ def _program(names, channels, norm, settings, mode, train):
         kept = gumbel.drop_small(weights, settings.thresholds, names.index(SAFE))
 
         def nothing(_, stats, x):
-            return jnp.zeros_like(x), stats
+            return jnp.zeros_like(x[:, ::stride, ::stride]), stats
 
         each = [
             lax.cond(kept[k] > 0, functions[k], nothing, params[k], stats[k], x)
@@ -171,11 +221,11 @@ def _program(names, channels, norm, settings, mode, train):
 
     if len(names) == 1:
         return jax.jit(single)
-    if mode is Mode.DENSE or (mode is Mode.ALPHA and not settings.hard):
+    if mode is Mode.DENSE or (mode is Mode.ALPHA and not estimator.one_hot):
         return fast.outlined(dense)
     if mode is Mode.ALPHA:
         return fast.outlined(for_alpha)
-    if mode is Mode.DRAW and not settings.hard:
+    if mode is Mode.DRAW and not estimator.one_hot:
         return fast.outlined(mixture)
     return fast.outlined(drawn)
 

@@ -4,6 +4,7 @@ Flax's module, differentiated step by step, passes over the images eight times; 
 nothing but its input, and reads it once for each pair of sums and once for each result.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -51,6 +52,22 @@ class BatchNorm(nn.Module):
             for running, now in ((mean, batch_mean), (var, batch_var)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * now
         return y
+
+
+@dataclasses.dataclass(frozen=True)
+class Norm:
+    """Makes the BatchNorm of every layer; equal ones share compiled code."""
+
+    dtype: str
+    synced_over: str | None
+
+    def __call__(self, *, use_running_average: bool, name: str) -> BatchNorm:
+        return BatchNorm(
+            use_running_average,
+            dtype=jnp.dtype(self.dtype),
+            axis_name=self.synced_over,
+            name=name,
+        )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -1,10 +1,11 @@
 """The candidate operations of a mixed operation. This room knows nothing of search.
 
-Every operation keeps size and channels (stride 1) and follows the DARTS conventions, ReLU-Conv-BN
+Every operation keeps the channels and follows the DARTS conventions, ReLU-Conv-BN
 (Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one: write a module with the two attributes
 and the call signature of `Operation`, and give it a row in `PRIMITIVES`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from asose_jax import fast, pooling
+from asose_jax import fast, pooling, product
 
 Array = jax.Array
 
@@ -22,27 +23,51 @@ _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 class Operation(nn.Module):
-    """What all candidates share: `[B, H, W, C]` in, `[B, H, W, C]` out, in one dtype.
+    """What all candidates share: `[B, H, W, C]` to `[B, ceil(H/s), ceil(W/s), C]`, in one dtype.
 
     Attributes:
       channels: C.
       norm: makes a BatchNorm; called as `norm(use_running_average=..., name=...)`.
+      stride: s, 1 or 2.
     """
 
     channels: int
     norm: Callable[..., nn.Module]
+    stride: int = dataclasses.field(default=1, kw_only=True)
 
 
 class Zero(Operation):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        return jnp.zeros_like(x)
+        return jnp.zeros_like(x[:, :: self.stride, :: self.stride])
 
 
 class Identity(Operation):
+    """With stride 2 a `FactorizedReduce`, which has weights."""
+
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        return x
+        if self.stride == 1:
+            return x
+        return FactorizedReduce(self.channels, self.norm, name='reduce')(x, train)
+
+
+class FactorizedReduce(Operation):
+    """ReLU, two 1x1 convolutions of every other pixel, the second one pixel further, BN.
+
+    Attributes:
+      channels: of the output, even; the input may have any number.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = nn.relu(x)
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        halves = [
+            pointwise(self.channels // 2, x.dtype, f'shift_{i}')(x[:, i::2, i::2]) for i in range(2)
+        ]
+        x = jnp.concatenate(halves, -1)
+        return self.norm(use_running_average=not train, name='norm')(x)
 
 
 class AvgPool(Operation):
@@ -50,9 +75,7 @@ class AvgPool(Operation):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-        total = functools.reduce(jnp.add, pooling.neighbours(x, 0))
-        return total / functools.reduce(jnp.add, pooling.neighbours(ones, 0))
+        return pooling.avg_pool(x, self.stride)
 
 
 class MaxPool(Operation):
@@ -60,7 +83,7 @@ class MaxPool(Operation):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        return pooling.max_pool(x)
+        return pooling.max_pool(x, self.stride)
 
 
 class SepConv(Operation):
@@ -71,9 +94,11 @@ class SepConv(Operation):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         for i in range(2):
-            x = _DepthwiseSeparable(self.channels, self.norm, self.size, 1, name=f'sep_{i}')(
-                x, train
+            stride = 1 if i else self.stride
+            part = _DepthwiseSeparable(
+                self.channels, self.norm, self.size, 1, stride=stride, name=f'sep_{i}'
             )
+            x = part(x, train)
         return x
 
 
@@ -84,7 +109,10 @@ class DilConv(Operation):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        return _DepthwiseSeparable(self.channels, self.norm, self.size, 2, name='dil')(x, train)
+        part = _DepthwiseSeparable(
+            self.channels, self.norm, self.size, 2, stride=self.stride, name='dil'
+        )
+        return part(x, train)
 
 
 class _DepthwiseSeparable(Operation):
@@ -95,14 +123,16 @@ class _DepthwiseSeparable(Operation):
     def __call__(self, x: Array, train: bool) -> Array:
         shape = (self.size, self.size, 1, self.channels)
         kernel = self.param('depthwise', _KERNEL_INIT, shape, jnp.float32)
-        x = fast.relu_depthwise_conv(x, kernel.astype(x.dtype), self.dilation)
+        x = fast.relu_depthwise_conv(x, kernel.astype(x.dtype), self.dilation, self.stride)
         x = pointwise(self.channels, x.dtype, 'pointwise')(x)
         return self.norm(use_running_average=not train, name='norm')(x)
 
 
 def pointwise(features: int, dtype: Any, name: str) -> nn.Dense:
     """A 1x1 convolution without bias: on channels-last images, a matrix product."""
-    return nn.Dense(features, use_bias=False, dtype=dtype, dot_general=fast.dot_general, name=name)
+    return nn.Dense(
+        features, use_bias=False, dtype=dtype, dot_general=product.dot_general, name=name
+    )
 
 
 class CrossConv(Operation):
@@ -113,24 +143,41 @@ class CrossConv(Operation):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = Conv(self.channels, (1, self.size), name='horizontal')(nn.relu(x))
-        x = Conv(self.channels, (self.size, 1), name='vertical')(x)
+        x = Conv(self.channels, (self.size, 1), self.stride, name='vertical')(x)
+        return self.norm(use_running_average=not train, name='norm')(x)
+
+
+class ReluConvNorm(Operation):
+    """ReLU, convolution kxk, BN: the `nor_conv` of NAS-Bench-201 (arXiv:2001.00326)."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = nn.relu(x)
+        if self.size == 1:
+            x = x[:, :: self.stride, :: self.stride]
+            x = pointwise(self.channels, x.dtype, 'conv')(x)
+        else:
+            x = Conv(self.channels, (self.size, self.size), self.stride, name='conv')(x)
         return self.norm(use_running_average=not train, name='norm')(x)
 
 
 class Conv(nn.Module):
-    """A convolution without bias that keeps the image size; computes in the dtype of its input."""
+    """A convolution without bias; computes in the dtype of its input."""
 
     features: int
     size: tuple[int, int]
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (*self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', _KERNEL_INIT, shape, jnp.float32)
-        return fast.conv(x, kernel.astype(x.dtype))
+        return fast.conv(x, kernel.astype(x.dtype), self.stride)
 
 
-# Name -> module and its own attributes. The order is that of the rows of alpha (spec section 2).
+# Name -> module and its own attributes.
 PRIMITIVES: dict[str, tuple[type[Operation], Mapping[str, Any]]] = {
     'none': (Zero, {}),
     'avg_pool_3x3': (AvgPool, {}),
@@ -142,21 +189,30 @@ PRIMITIVES: dict[str, tuple[type[Operation], Mapping[str, Any]]] = {
     'dil_conv_3x3': (DilConv, {'size': 3}),
     'dil_conv_5x5': (DilConv, {'size': 5}),
     'conv_7x1_1x7': (CrossConv, {'size': 7}),
+    'nor_conv_1x1': (ReluConvNorm, {'size': 1}),
+    'nor_conv_3x3': (ReluConvNorm, {'size': 3}),
 }
 
 # Operations without parameters; a genotype full of them is the field's usual collapse.
 PARAMETER_FREE = frozenset({'none', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect'})
 
 
-def make(name: str, channels: int, norm: Callable[..., nn.Module], **options: Any) -> Operation:
+def make(
+    name: str, channels: int, norm: Callable[..., nn.Module], stride: int = 1, **options: Any
+) -> Operation:
     """The operation called `name`, as a module; `options` are those of `nn.Module`."""
     module, attributes = PRIMITIVES[name]
-    return module(channels=channels, norm=norm, **attributes, **options)
+    return module(channels=channels, norm=norm, stride=stride, **attributes, **options)
 
 
 @functools.cache
 def function(
-    name: str, channels: int, norm: Callable[..., nn.Module], train: bool, remat: bool
+    name: str,
+    channels: int,
+    norm: Callable[..., nn.Module],
+    stride: int,
+    train: bool,
+    remat: bool,
 ) -> Callable[[Any, Any, Array], tuple[Array, Any]]:
     """The operation called `name`, as a pure function; one trace for all calls of a shape.
 
@@ -164,13 +220,14 @@ def function(
       name: from `PRIMITIVES`.
       channels: of images, in and out.
       norm: as in `Operation`, hashable.
+      stride: 1 or 2.
       train: whether BatchNorm uses and updates the statistics of the batch.
       remat: whether the backward pass keeps nothing but the input.
 
     Returns:
       `f(params, stats, x) -> (y, stats)`, with the trees of the module's collections.
     """
-    operation = make(name, channels, norm, parent=None)
+    operation = make(name, channels, norm, stride, parent=None)
 
     def apply(params, stats, x):
         variables = {'params': params, 'batch_stats': stats}

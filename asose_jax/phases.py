@@ -72,6 +72,7 @@ class Plan:
     spans: tuple[Span, ...]
     turn_period: int
     temperature: Temperature
+    frozen_steps: int = 0  # at the start of search, in which alpha rests
 
     @property
     def steps(self) -> int:
@@ -87,17 +88,16 @@ class Plan:
     def is_alpha_turn(self, step):
         """Whether `step` updates alpha: the first of every `turn_period` steps of a search span."""
         turn = False
-        for span in self._searching():
-            inside = (span.start <= step) & (step < span.stop)
-            turn = turn | (inside & ((step - span.start) % self.turn_period == 0))
+        for start, stop in self._searching():
+            inside = (start <= step) & (step < stop)
+            turn = turn | (inside & ((step - start) % self.turn_period == 0))
         return turn
 
     def alpha_updates(self, step):
         """How many of the steps before `step` update alpha."""
         total = 0
-        for span in self._searching():
-            length = span.stop - span.start
-            done = _clip(step - span.start, length)
+        for start, stop in self._searching():
+            done = _clip(step - start, stop - start)
             total = total + (done + self.turn_period - 1) // self.turn_period
         return total
 
@@ -120,7 +120,12 @@ class Plan:
         return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
 
     def _searching(self):
-        return [span for span in self.spans if span.phase.searches]
+        """Where alpha has its turns, as (start, stop)."""
+        return [
+            (span.start + self.frozen_steps * (span.phase is Phase.SEARCH), span.stop)
+            for span in self.spans
+            if span.phase.searches
+        ]
 
 
 def make_plan(
@@ -132,6 +137,7 @@ def make_plan(
     tau_rate: float = 0.98,
     tau_floor: float = 0.1,
     anneal_every: int | None = None,
+    freeze_epochs: int = 0,
 ) -> Plan:
     """Lays the phases out.
 
@@ -147,17 +153,20 @@ def make_plan(
       tau_floor: lowest temperature.
       anneal_every: alpha updates per decay; `None` spreads the decays that lead from start to floor
         over the search phase.
+      freeze_epochs: of search, its first ones, in which all steps move the weights.
 
     Returns:
       The plan.
     """
-    spans, start = [], 0
+    spans, start, frozen = [], 0, 0
     for phase in Phase:
         if not epochs[phase]:
             continue
         steps = train_steps
         if phase.searches:
             steps = math.ceil(train_steps * turn_period / (turn_period - 1))
+        if phase is Phase.SEARCH:
+            frozen = steps * freeze_epochs
         stop = start + steps * epochs[phase]
         spans.append(Span(phase, start, stop, epochs[phase]))
         start = stop
@@ -167,11 +176,13 @@ def make_plan(
     pace = (1, anneal_every or 1)
     if anneal_every is None:
         updates = sum(
-            math.ceil((s.stop - s.start) / turn_period) for s in spans if s.phase is Phase.SEARCH
+            math.ceil((s.stop - s.start - frozen) / turn_period)
+            for s in spans
+            if s.phase is Phase.SEARCH
         )
         pace = (needed, updates) if updates else (1, 1)
     temperature = Temperature(tau_start, tau_rate, tau_floor, pace)
-    return Plan(tuple(spans), turn_period, temperature)
+    return Plan(tuple(spans), turn_period, temperature, frozen)
 
 
 def _clip(value, high):

@@ -11,44 +11,66 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asose_jax.fast import outlined
+from asose_jax.fast import outlined, spread
 
 
-def max_pool(x: jax.Array) -> jax.Array:
-    """Largest of the valid 3x3 neighbours, `[B, H, W, C]` to the same shape, stride 1."""
+def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
+    """Largest of the valid 3x3 neighbours of every `stride`-th pixel of `[B, H, W, C]`."""
     return lax.platform_dependent(
-        x, cpu=_max_of_shifts, default=lambda x: nn.max_pool(x, (3, 3), (1, 1), 'SAME')
+        x,
+        cpu=lambda x: _max_of_shifts(x, stride),
+        default=lambda x: nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1))),
     )
 
 
-@jax.custom_vjp
-def _max_of_shifts(x):
-    return functools.reduce(jnp.maximum, neighbours(x, -jnp.inf))
+def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:
+    """Mean of the valid 3x3 neighbours of every `stride`-th pixel; padding is not counted."""
+    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    total, count = (functools.reduce(jnp.add, neighbours(each, 0, stride)) for each in (x, ones))
+    return total / count
 
 
-@outlined
-def _max_forward(x):
-    first, *rest = neighbours(x, -jnp.inf)
-    largest, winner = first, jnp.zeros(x.shape, jnp.int8)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_of_shifts(x, stride):
+    return functools.reduce(jnp.maximum, neighbours(x, -jnp.inf, stride))
+
+
+@functools.partial(outlined, static_argnums=1)
+def _max_and_winner(x, stride):
+    first, *rest = neighbours(x, -jnp.inf, stride)
+    largest, winner = first, jnp.zeros(first.shape, jnp.int8)
     for i, shifted in enumerate(rest, start=1):
         winner = jnp.where(shifted > largest, jnp.int8(i), winner)
         largest = jnp.maximum(largest, shifted)
     return largest, winner
 
 
+def _max_forward(x, stride):
+    largest, winner = _max_and_winner(x, stride)
+    return largest, (winner, x.shape)
+
+
+def _max_backward(stride, residuals, g):
+    winner, shape = residuals
+    return (_to_winners(spread(winner, shape, stride), spread(g, shape, stride)),)
+
+
 @outlined
-def _max_backward(winner, g):
+def _to_winners(winner, g):
     # Shift i of x reaches a pixel's neighbour; the opposite shift, 8 - i, brings its gradient home.
     gs, winners = neighbours(g, 0), neighbours(winner, -1)
     shares = [jnp.where(winners[8 - i] == i, gs[8 - i], 0) for i in range(9)]
-    return (functools.reduce(jnp.add, shares),)
+    return functools.reduce(jnp.add, shares)
 
 
 _max_of_shifts.defvjp(_max_forward, _max_backward)
 
 
-def neighbours(x: jax.Array, fill: float) -> list[jax.Array]:
-    """The nine shifts of `x` `[B, H, W, C]` by at most one pixel, with `fill` beyond the border."""
+def neighbours(x: jax.Array, fill: float, stride: int = 1) -> list[jax.Array]:
+    """The nine shifts of `x` `[B, H, W, C]` by at most one pixel, with `fill` beyond the border.
+
+    Of each, every `stride`-th pixel.
+    """
     h, w = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)
-    return [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return [padded[:, i : i + h : stride, j : j + w : stride] for i in range(3) for j in range(3)]

@@ -4,13 +4,9 @@ A run is fixed by its config. Started again with the same config and workdir, it
 newest checkpoint, and ends as if it had never stopped.
 """
 
-import importlib.metadata
 import json
 import logging
 import pathlib
-import platform
-import shlex
-import sys
 from typing import Any
 
 import jax
@@ -20,8 +16,8 @@ import rich.console
 
 from asose_jax import (
     allocator,
+    benchmark,
     checkpoint,
-    cost,
     data,
     devices,
     genotype,
@@ -30,6 +26,7 @@ from asose_jax import (
     optim,
     phases,
     report,
+    results,
     session,
     start,
     state,
@@ -72,10 +69,14 @@ def run(
         plan = make_plan(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')
         origin = None if started else start.origin(config, images, plan)
-        with place.claimed(workdir, writes=jax.process_index() == 0):
-            _write(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
+        known = config.benchmark.table
+        table = None if known is None else benchmark.Table.read(known)
+        writes = jax.process_index() == 0
+        with place.claimed(workdir, writes):
+            if writes:
+                place.write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
             try:
-                return _run(config, workdir, console, images, plan, origin, asked)
+                return _run(config, workdir, console, images, plan, origin, asked, table)
             except jax.errors.JaxRuntimeError as error:
                 told = _explained(error)
                 if told is None:
@@ -99,7 +100,7 @@ def _explained(error):
     return None
 
 
-def _run(config, workdir, console, images, plan, origin, asked):
+def _run(config, workdir, console, images, plan, origin, asked, table):
     milestones = [span.stop for span in plan.spans]
     c = config.checkpoint
     with checkpoint.Checkpoints(
@@ -115,15 +116,18 @@ def _run(config, workdir, console, images, plan, origin, asked):
             shared=devices.shared_arrays(images, session.key_for(config.seed, session.STEPS)),
             checkpoints=checkpoints,
             asked=asked,
+            table=table,
+            writes=jax.process_index() == 0,
         )
         started = checkpoints.latest() is not None
         current = start.resume(setup) if started else start.begin(setup, origin)
-        writes = jax.process_index() == 0
-        log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, writes)
+        log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
         while current.step < plan.steps:
             _enter(setup, current)
             loop.train_phase(setup, current, log)
-        return _finish(setup, current)
+        if not current.spec.is_derived():
+            _derive(setup, current)
+        return results.write(setup, current)
 
 
 def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
@@ -137,6 +141,7 @@ def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
         tau_rate=s.tau_rate,
         tau_floor=s.tau_floor,
         anneal_every=s.anneal_every,
+        freeze_epochs=s.freeze_epochs,
     )
 
 
@@ -154,6 +159,7 @@ def make_optimizer(
         weight_lr_end=w.lr_end,
         momentum=w.momentum,
         weight_decay=w.weight_decay,
+        clip=w.clip,
         arch_lr=arch_lr,
         arch_lr_end=a.lr_end,
         arch_b1=a.b1,
@@ -216,11 +222,6 @@ def load_data(config: ml_collections.ConfigDict) -> data.Data:
     return images
 
 
-def _write(path, text):
-    if jax.process_index() == 0:
-        place.write_atomically(path, text)
-
-
 # --- Between phases
 
 
@@ -264,46 +265,3 @@ def _derive(setup, current):
     current.spec = genotype.derive(current.spec, chosen)
     current.state = devices.replicated(derived)
     start.log_network(setup, current.spec)
-
-
-# --- The end
-
-
-def _finish(setup, current):
-    """The derived network on the test split, which is looked at here for the first time."""
-    if not current.spec.is_derived():
-        _derive(setup, current)
-    session.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
-    test_accuracy = session.accuracy(setup, current, setup.data.test)
-    valid_accuracy = session.accuracy(setup, current, setup.data.valid)
-    chosen = genotype.most_likely(current.spec, {})
-    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
-    summary = {
-        'test_accuracy': test_accuracy,
-        'valid_accuracy': valid_accuracy,
-        'params': session.count_parameters(current),
-        'flops_per_image': cost.forward_flops(current.spec),
-        'train_flops': current.told['train_flops'],
-        'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
-        'genotype': chosen.to_json(),
-        'seed': setup.config.seed,
-        'versions': {
-            'python': platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
-        'devices': [str(device) for device in jax.devices()],
-        'command': shlex.join(['python', *sys.argv]),
-        'phases': current.told['phases'],
-        'growth': current.told['growth'],
-    }
-    _write(setup.workdir / 'genotype.json', chosen.dumps(current.spec))
-    _write(setup.workdir / 'summary.json', json.dumps(summary, indent=2) + '\n')
-    logger.info(
-        'test accuracy %.2f %%, validation %.2f %%, %d parameters',
-        100 * test_accuracy,
-        100 * valid_accuracy,
-        summary['params'],
-    )
-    for i, block in enumerate(chosen.operations):
-        logger.info('block %d: %s', i, ', '.join(block))
-    return summary

@@ -19,6 +19,7 @@ import rich.console
 
 from asose_jax import (
     batches,
+    benchmark,
     checkpoint,
     cost,
     devices,
@@ -29,7 +30,7 @@ from asose_jax import (
     steps,
 )
 from asose_jax.data import Data
-from asose_jax.model import SearchSettings, SuperNet
+from asose_jax.model import Mode, SearchSettings, SuperNet
 from asose_jax.phases import Phase, Plan, Span
 
 logger = logging.getLogger('asose_jax')
@@ -57,6 +58,8 @@ class Setup:
     shared: dict[str, jax.Array]
     checkpoints: checkpoint.Checkpoints
     asked: interrupt.Interrupt
+    table: benchmark.Table | None
+    writes: bool  # of the processes on many hosts, one does
 
     def key(self, use: int) -> jax.Array:
         """The run's key for one of its uses."""
@@ -69,7 +72,7 @@ class Setup:
             init_std=c.arch.init_std,
             none_bias=c.arch.none_bias,
             skip_bias=c.arch.skip_bias if skip_bias is None else skip_bias,
-            hard=c.search.hard,
+            estimator=c.search.estimator,
             noise=c.search.noise,
             thresholds=gumbel.Thresholds(*c.search.thresholds),
             remat=c.model.remat,
@@ -77,8 +80,16 @@ class Setup:
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 
     def recipe(self, spec: genotype.NetSpec) -> steps.Recipe:
-        d, parts = self.config.data, self.config.arch.micro_batches
-        return steps.Recipe(self.model(spec), self.tx, self.plan, d.crop_padding, d.flip, parts)
+        d, a = self.config.data, self.config.arch
+        return steps.Recipe(
+            model=self.model(spec),
+            tx=self.tx,
+            plan=self.plan,
+            augmentation=batches.Augmentation(d.crop_padding, d.flip, d.cutout),
+            warmup_mode=Mode(self.config.warmup.operations),
+            arch_micro_batches=a.micro_batches,
+            arch_samples=a.samples,
+        )
 
     def slots(self) -> int:
         """Steps that one compiled call has room for."""

@@ -9,14 +9,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
-from asose_jax import checkpoint, devices, genotype, ops, state
+from asose_jax import checkpoint, devices, genotype, ops, spaces, state
 from asose_jax.data import Data
 from asose_jax.errors import UserError
 from asose_jax.model import Mode
 from asose_jax.phases import Phase, Plan
 from asose_jax.session import INIT, Current, Setup
-
-_KIND = (genotype.SPACE, genotype.SCHEMA)
 
 logger = logging.getLogger('asose_jax')
 
@@ -44,17 +42,42 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
             raise UserError(f'init_from={config.init_from!r}: {error}') from error
     if config.network is not None:
         return Origin(_read_network(config.network, images))
-    return Origin(
-        genotype.chain_spec(
-            images.image_shape,
-            len(images.class_names),
-            channels=config.model.channels,
-            depth=config.model.depth,
-            reductions=tuple(config.model.reductions),
-            max_channels=config.model.max_channels,
-            primitives=tuple(config.model.primitives),
-        )
+    m = config.model
+    spec = spaces.SPACES[m.space].build(
+        images.image_shape,
+        len(images.class_names),
+        channels=m.channels,
+        depth=m.depth,
+        reductions=tuple(m.reductions),
+        max_channels=m.max_channels,
+        primitives=tuple(m.primitives),
     )
+    return Origin(spec if config.genotype is None else _chosen(config.genotype, spec))
+
+
+def _chosen(path, spec):
+    """The derived network of the genotype in a file: JSON, or the text of the space."""
+    given = pathlib.Path(path).expanduser()
+    file = given / 'genotype.json' if given.is_dir() else given
+    try:
+        text = file.read_text(encoding='utf-8')
+        if text.lstrip().startswith('{'):
+            operations = genotype.frozen(json.loads(text)['genotype'])
+            chosen = genotype.Genotype(operations)
+        elif (loads := spaces.SPACES[spec.SPACE].loads) is not None:
+            chosen = loads(text)
+        else:
+            raise ValueError(f'the space {spec.SPACE!r} has no text of its own, only genotype.json')
+        unknown = {name for group in chosen.operations for name in group} - ops.PRIMITIVES.keys()
+        if unknown:
+            raise ValueError(f'unknown operations {sorted(unknown)}')
+        return genotype.derive(spec, chosen)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'genotype={path!r}: {file} holds no genotype for a network of model.space='
+            f'{spec.SPACE!r} ({type(error).__name__}: {error}). Name a genotype.json, a workdir, '
+            'or a file with the text of the space, and set the fields of model to fit it.'
+        ) from error
 
 
 def _of_another_run(source, images, plan):
@@ -64,7 +87,7 @@ def _of_another_run(source, images, plan):
         if step is None:
             raise UserError(f'init_from={source!r}: no finished checkpoint in {directory}')
         meta = checkpoints.describe(step)
-    spec = genotype.NetSpec.from_json(meta['spec'])
+    spec = spaces.spec_from_json(meta['spec'])
     _require_same_images(images, spec, f'init_from={source!r} was trained on')
     if spec.is_derived() and plan.spans[0].phase is not Phase.OPTIMIZE:
         raise UserError(
@@ -81,8 +104,9 @@ def _read_network(path, images):
     file = given / 'genotype.json' if given.is_dir() else given
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
-        kind = (content['space'], content['schema'])
-        spec = genotype.NetSpec.from_json(content['network']) if kind == _KIND else None
+        kind = (content['network']['space'], content['schema'])
+        known = kind[0] in spaces.SPACES and kind[1] == genotype.SCHEMA
+        spec = spaces.spec_from_json(content['network']) if known else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'network={path!r}: {file} cannot be read as a network ({type(error).__name__}: '
@@ -91,9 +115,10 @@ def _read_network(path, images):
     if spec is None:
         raise UserError(
             f'network={path!r}: {file} is of space {kind[0]!r}, schema {kind[1]!r}; this version '
-            f'reads {_KIND[0]!r}, {_KIND[1]}. Use the version of asose_jax that wrote it.'
+            f'reads schema {genotype.SCHEMA} of {", ".join(map(repr, spaces.SPACES))}. Use the '
+            'version of asose_jax that wrote it.'
         )
-    unknown = {name for *_, names in spec.rows() for name in names} - ops.PRIMITIVES.keys()
+    unknown = {name for row in spec.rows() for name in row.candidates} - ops.PRIMITIVES.keys()
     if unknown or not spec.is_derived():
         what = f'the unknown operations {sorted(unknown)}' if unknown else 'a choice left open'
         raise UserError(
@@ -137,7 +162,7 @@ def resume(setup: Setup) -> Current:
 
     def read(step):
         meta = setup.checkpoints.describe(step)
-        spec = genotype.NetSpec.from_json(meta['spec'])
+        spec = spaces.spec_from_json(meta['spec'])
         restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
         return Current(spec, restored, Phase(meta['phase']), meta['told'])
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from asose_jax import genotype
 from asose_jax.genotype import Genotype, NetSpec
 from asose_jax.model import Mode, SuperNet
 
@@ -178,18 +177,22 @@ def restart(old: SearchState, tx: optax.GradientTransformation) -> SearchState:
 def prune(tree: Any, spec: NetSpec, chosen: Genotype) -> Any:
     """`params` or `batch_stats` without the subtrees of operations that were not chosen."""
     tree = jax.tree.map(lambda leaf: leaf, tree)  # a copy of the dictionaries, not of the arrays
-    for block, branch, candidates in spec.rows():
-        try:
-            operations = genotype.row_of(tree, block, branch)
-        except KeyError:  # none of the candidates has anything to hold in this collection
-            continue
-        for name in set(candidates) - {chosen.operations[block][branch]}:
-            operations.pop(name, None)
-        if not operations:
-            tree[f'block_{block}'].pop(f'branch_{branch}')
-            if not tree[f'block_{block}']:
-                tree.pop(f'block_{block}')
+    for group, member, candidates in spec.rows():
+        unwanted = set(candidates) - {chosen.operations[group][member]}
+        for place in spec.places(group, member):
+            _drop(tree, place.path, unwanted)
     return tree
+
+
+def _drop(tree, path, names):
+    """Removes `names` from the dictionary at `path`, and with it whatever is empty then."""
+    if path:
+        if path[0] not in tree:  # none of the candidates has anything to hold in this collection
+            return
+        _drop(tree[path[0]], path[1:], names)
+        names = {path[0]} if not tree[path[0]] else ()
+    for name in names:
+        tree.pop(name, None)
 
 
 def adopt(fresh: Any, old: Any) -> Any:

@@ -19,13 +19,6 @@ from asose_jax.state import SearchState, Totals
 
 AXIS = 'batch'
 
-_WEIGHT_MODE = {
-    Phase.WARMUP: Mode.SKIP,
-    Phase.SEARCH: Mode.DRAW,
-    Phase.GROWTH: Mode.DRAW,
-    Phase.OPTIMIZE: Mode.ARGMAX,
-}
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Recipe:
@@ -35,18 +28,31 @@ class Recipe:
       model: with `synced_over=AXIS`.
       tx: see `optim.make_optimizer`.
       plan: phases, turns, tau.
-      crop_padding: see `batches.augment`.
-      flip: see `batches.augment`.
+      augmentation: of training images.
+      warmup_mode: SKIP or UNIFORM.
       arch_micro_batches: parts that an alpha step's images are cut into, one after another, to save
         memory; its gradient is their mean, and BatchNorm normalises each part by itself.
+      arch_samples: draws in an alpha step; its gradient is their mean.
     """
 
     model: SuperNet
     tx: optax.GradientTransformationExtraArgs
     plan: Plan
-    crop_padding: int
-    flip: bool
+    augmentation: batches.Augmentation
+    warmup_mode: Mode = Mode.SKIP
     arch_micro_batches: int = 1
+    arch_samples: int = 1
+
+    def weight_mode(self, phase: Phase) -> Mode:
+        """How weight steps of a phase use the candidates."""
+        if phase is Phase.WARMUP:
+            return self.warmup_mode
+        return Mode.DRAW if phase.searches else Mode.ARGMAX
+
+    def eval_mode(self, phase: Phase) -> Mode:
+        """How evaluations do: as warmup trained them all alike, or without noise."""
+        alike = phase is Phase.WARMUP and self.warmup_mode is Mode.SKIP
+        return Mode.SKIP if alike else Mode.ARGMAX
 
 
 def train_steps(
@@ -105,9 +111,9 @@ def train_step(
     """
     draw_key, image_key = jax.random.split(jax.random.fold_in(key, state.step))
     positions = lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
-    images = batches.augment(images, image_key, positions, recipe.crop_padding, recipe.flip)
+    images = batches.augment(images, image_key, positions, recipe.augmentation)
 
-    def loss(part, group, mode, images, labels):
+    def loss(part, group, mode, draw_key, images, labels):
         trainable = {**state.trainable, group: part}
         logits, changed = recipe.model.apply(
             {**trainable, 'batch_stats': state.batch_stats},
@@ -123,10 +129,12 @@ def train_step(
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])
 
-    def gradient(group, mode, images, labels):
+    def gradient(group, mode, draw_key, images, labels):
         """Gradient of one group, the mean over devices."""
         differentiate = jax.value_and_grad(loss, has_aux=True)
-        (value, aux), grads = differentiate(state.trainable[group], group, mode, images, labels)
+        (value, aux), grads = differentiate(
+            state.trainable[group], group, mode, draw_key, images, labels
+        )
         # The gradient is that of a device's own mean, so it is averaged after differentiation, and
         # pmap leaves it at that. Under shard_map the transpose sums over devices by itself: there
         # the mean belongs inside the loss, and this line would make the gradient D times too large.
@@ -137,8 +145,10 @@ def train_step(
         return {**optax.tree.zeros_like(state.trainable), group: grads}
 
     def weight_turn():
-        mode = _WEIGHT_MODE[phase]
-        value, (correct, guarded, batch_stats), grads = gradient('params', mode, images, labels)
+        mode = recipe.weight_mode(phase)
+        value, (correct, guarded, batch_stats), grads = gradient(
+            'params', mode, draw_key, images, labels
+        )
         correct = lax.psum(correct, AXIS)
         moved = Totals.zeros().replace(
             loss=value,
@@ -151,17 +161,19 @@ def train_step(
 
     def alpha_turn():
         # BatchNorm normalises with this batch but leaves its running statistics alone.
-        def of(part):
-            value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA, *part)
-            return guarded, (value, grads)
+        def of(key, part):
+            value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA, key, *part)
+            return guarded, value, grads
 
-        count = recipe.arch_micro_batches
-        if count == 1:
-            guarded, (value, grads) = of((images, labels))
-        else:
-            parts = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), (images, labels))
-            guarded, found = lax.map(of, parts)
-            guarded, (value, grads) = guarded[0], jax.tree.map(lambda a: a.mean(0), found)
+        parts = jax.tree.map(
+            lambda a: a.reshape(recipe.arch_micro_batches, -1, *a.shape[1:]), (images, labels)
+        )
+        keys = draw_key[None]
+        if recipe.arch_samples > 1:
+            keys = jax.random.split(draw_key, recipe.arch_samples)
+        guarded, value, grads = _mean_over(
+            lambda key: _mean_over(functools.partial(of, key), parts), keys
+        )
         moved = Totals.zeros().replace(
             arch_loss=value, arch_steps=jnp.int32(1), guarded_rows=guarded
         )
@@ -201,7 +213,7 @@ def eval_steps(
 
     Args:
       recipe: static.
-      phase: static; warmup uses skip_connect, all others the largest alpha.
+      phase: static; see `Recipe.eval_mode`.
       state: read only.
       batch: this device's part of `batches.chunk`, with `weight` `[slots, B/D]`: 1 counts, 0 not.
       shared: see `shared_arrays`.
@@ -210,7 +222,7 @@ def eval_steps(
       Per batch, summed over all devices: `loss`, `correct` and `images`, `[slots]` float32; and
       `logits` of this device's images, `[slots, B/D, num_classes]` float32.
     """
-    mode = Mode.SKIP if phase is Phase.WARMUP else Mode.ARGMAX
+    mode = recipe.eval_mode(phase)
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
 
     def body(slot, sums):
@@ -242,6 +254,14 @@ def _fetch(slot, batch, shared):
         images, labels = batch['image'][slot], batch['label'][slot]
     scale = [shared[key].reshape(1, 1, 1, -1) for key in ('mean', 'std')]
     return (images.astype(jnp.float32) - scale[0]) / scale[1], labels
+
+
+def _mean_over(function, cases):
+    """Mean of `function(case)`, one after another; of integers, the largest."""
+    if len(jax.tree.leaves(cases)[0]) == 1:
+        return function(jax.tree.map(lambda leaf: leaf[0], cases))
+    found = lax.map(function, cases)
+    return jax.tree.map(lambda leaf: leaf.max() if leaf.dtype == 'int32' else leaf.mean(0), found)
 
 
 def _all_finite(tree):

@@ -22,7 +22,7 @@ def main() -> None:
 
     import jax
 
-    from asose_jax import ops
+    from asose_jax import chain
     from asose_jax.phases import Phase
     from benchmarks import ours
 
@@ -43,7 +43,7 @@ def main() -> None:
         of_xla.clear()
         return [made.program.compile_seconds - compiling, compiling]
 
-    names = options.primitives or [p for p in ops.PRIMITIVES if p not in ('skip_connect', 'none')]
+    names = options.primitives or [p for p in chain.PRIMITIVES if p not in ('skip_connect', 'none')]
     seconds(depth=1, primitives=('skip_connect', 'none'))  # starts the compiler
     cases = {f'depth {depth}': {'depth': depth} for depth in options.depths}
     for name in ('none', *names):

@@ -97,8 +97,8 @@ def _cases(channels, x):
     import jax.numpy as jnp
     from jax import lax
 
-    from asose_jax import fast, ops
-    from asose_jax.model import Norm
+    from asose_jax import chain, fast, ops, product
+    from asose_jax.norm import Norm
 
     def conv(kernel, x, dilation=1, groups=1):
         return lax.conv_general_dilated(
@@ -126,7 +126,7 @@ def _cases(channels, x):
             name,
         )
     cases['1x1'] = Case(
-        lambda k, x: fast.dot_general(x, k),
+        lambda k, x: product.dot_general(x, k),
         lambda k, x: conv(k[None, None], x),
         kernel(channels, channels),
         (f'taps {channels}',),
@@ -151,7 +151,7 @@ def _cases(channels, x):
         'avg_pool_3x3': lambda _, x: nn.avg_pool(x, (3, 3), (1, 1), 'SAME', False),
         'max_pool_3x3': lambda _, x: nn.max_pool(x, (3, 3), (1, 1), 'SAME'),
     }
-    for name in ops.PRIMITIVES:
+    for name in chain.PRIMITIVES:
         if name in ('none', 'skip_connect'):
             continue
         made = ops.make(name, channels, norm, parent=None)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax import batches, devices, genotype, ops, optim, phases, state, steps
+from asose_jax import batches, chain, devices, genotype, optim, phases, state, steps
 from asose_jax.model import SearchSettings, SuperNet
 from asose_jax.phases import Phase
 
@@ -24,10 +24,10 @@ class Size:
     batch: int = 128
     image: tuple[int, int, int] = (32, 32, 3)
     reductions: tuple[int, ...] = (1, 3)
-    primitives: tuple[str, ...] = tuple(ops.PRIMITIVES)
+    primitives: tuple[str, ...] = tuple(chain.PRIMITIVES)
 
     def spec(self) -> genotype.NetSpec:
-        return genotype.chain_spec(
+        return chain.build(
             self.image,
             10,
             channels=self.channels,
@@ -67,7 +67,7 @@ class Network:
         )
         tx = optim.make_optimizer(plan)
         model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
-        self.recipe = recipe = steps.Recipe(model, tx, plan, crop_padding=4, flip=True)
+        self.recipe = recipe = steps.Recipe(model, tx, plan, batches.Augmentation(4, True))
         random = np.random.default_rng(0)
         self.random = random
         self.shared = devices.replicated(
@@ -105,7 +105,7 @@ class Network:
         rows = [list(self.size.primitives).index(name) for name in operations]
         arch = {
             f'block_{block}': {
-                'branch_0': {'alpha': 100 * jax.nn.one_hot(row, len(self.size.primitives)) - 50}
+                'choice_0': {'alpha': 100 * jax.nn.one_hot(row, len(self.size.primitives)) - 50}
             }
             for block, row in enumerate(rows)
         }

@@ -32,7 +32,7 @@ def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
     )
     images = max(1, summary['images']['train'] // config.batch_size) * config.batch_size
     epoch = _TRAINING * summary['flops_per_image'] * images
-    config.init_from = None
+    config.init_from = config.genotype = None
     config.network = workdir
     config.warmup.epochs = config.search.epochs = config.growth.epochs = 0
     config.optimize.epochs = max(1, round(summary['train_flops'] / epoch))

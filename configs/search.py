@@ -2,6 +2,8 @@
 
     python main.py --config=configs/search.py --workdir=DIR             CIFAR-10 through TFDS
     python main.py --config=configs/search.py:digits --workdir=DIR      scikit-learn's digits
+    python main.py --config=configs/search.py:nasbench201 --workdir=DIR   NAS-Bench-201's cell
+    python main.py --config=configs/search.py:darts --workdir=DIR       the cells of DARTS
 
 Any field can be set on the command line: --config.search.epochs=2 --config.model.channels=16.
 The cifar10 preset is made for one accelerator; on two CPU cores take 16 channels and a few epochs.
@@ -10,7 +12,7 @@ The cifar10 preset is made for one accelerator; on two CPU cores take 16 channel
 import ml_collections
 from ml_collections import config_dict
 
-PRESETS = ('cifar10', 'digits')
+PRESETS = ('cifar10', 'digits', 'nasbench201', 'darts')
 
 
 def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
@@ -23,7 +25,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.batch_size = 128  # over all devices; a multiple of their number
     config.chunk_steps = 20  # steps per compiled call, at most
     config.init_from = config_dict.placeholder(str)  # workdir (or .../checkpoints/STEP)
-    config.network = config_dict.placeholder(str)  # genotype.json to train from scratch
+    config.network = config_dict.placeholder(str)  # genotype.json: its network, from scratch
+    config.genotype = config_dict.placeholder(str)  # its choices only, or a space's own text
 
     config.data = data = ml_collections.ConfigDict()
     data.name = 'cifar10'  # 'digits' or any image classification set of TFDS
@@ -34,12 +37,14 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     data.valid_fraction = 0.2  # of the training split: moves alpha, decides
     data.crop_padding = 4  # random crops of the image padded by so many pixels; 0: none
     data.flip = True  # random left-right flips
+    data.cutout = 0  # side of a square of zeros at a random place in training images; 0: none
     data.resident_megabytes = 1024  # larger sets are streamed instead of held on the device
 
     config.model = model = ml_collections.ConfigDict()
-    model.channels = 64  # of the stem
-    model.depth = 6  # blocks
-    model.reductions = (1, 3)  # blocks that halve the image and double the channels
+    model.space = 'chain'  # search space; 'nasbench201', 'darts': see asose_jax/spaces.py
+    model.channels = 64  # of the stem (darts: a third of it)
+    model.depth = 6  # blocks (nasbench201, darts: cells, those that reduce included)
+    model.reductions = (1, 3)  # those of them that halve the image and double the channels
     model.max_channels = 256  # doubling stops here
     model.primitives = (  # candidate operations
         'none',
@@ -61,6 +66,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     weights.lr_end = 1e-4
     weights.momentum = 0.9
     weights.weight_decay = 3e-4
+    weights.clip = config_dict.placeholder(float)  # largest norm of the gradient; default: any
 
     config.arch = arch = ml_collections.ConfigDict()  # alpha: its start, and Adam
     arch.init_std = 0.5  # of the normal noise that alpha starts from
@@ -72,16 +78,19 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     arch.b1 = 0.5
     arch.b2 = 0.999
     arch.weight_decay = 1e-3
+    arch.samples = 1  # draws in an alpha step, whose gradients are averaged
     arch.micro_batches = 1  # parts of a batch, one after another, in alpha steps: less memory
 
     config.warmup = warmup = ml_collections.ConfigDict()
     warmup.epochs = 10
+    warmup.operations = 'skip'  # skip_connect only; 'uniform': any operation, all equally often
 
     config.search = search = ml_collections.ConfigDict()
     search.epochs = 30  # passes of the weights over train; alpha steps come on top
+    search.freeze_epochs = 0  # the first of them, in which only the weights move
     search.turn_period = 3  # one of so many steps moves alpha, the others the weights
     search.arch_data = 'valid'  # what alpha learns on: 'valid', or 'train' as the reference does
-    search.hard = True  # one-hot draws; False: soft mixtures, cut by the thresholds
+    search.estimator = 'straight_through'  # or gdas, reinmax; mixtures: gumbel, softmax, drnas
     search.noise = 'unit'  # 'unit': draws follow softmax(alpha); 'temperature': softmax(alpha/tau)
     search.tau_start = 0.8
     search.tau_rate = 0.98  # factor of one decay
@@ -94,7 +103,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         0.05,
         0.02,
         0.1,
-    )  # soft draws drop weights by these
+    )  # weight steps of mixtures leave out operations by these; (1., 1., 0., 0., 0.): none
 
     config.growth = growth = ml_collections.ConfigDict()
     growth.epochs = 40
@@ -121,6 +130,9 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.alarm = alarm = ml_collections.ConfigDict()
     alarm.skip_share = 0.8  # warn when more of the genotype is skip_connect or none
     alarm.fall = 0.75  # warn when search starts below this share of warmup's accuracy
+
+    config.benchmark = benchmark = ml_collections.ConfigDict()
+    benchmark.table = config_dict.placeholder(str)  # CSV: arch, accuracies; told, never chosen by
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_seconds = 60  # besides the ends of phases and growths; 0: after every call
@@ -152,4 +164,36 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         growth.last_epochs = 5
         growth.lead_epochs = 0  # an epoch takes less than a second
         optimize.epochs = 20
+
+    if preset in ('nasbench201', 'darts'):
+        model.channels = 16
+        growth.epochs = 0  # their cells are what they are
+        growth.kinds = ()
+    if preset == 'nasbench201':  # five cells a stage (arXiv:2001.00326)
+        model.space = 'nasbench201'
+        model.depth = 17
+        model.reductions = (5, 11)
+        model.max_channels = 64
+        model.primitives = (
+            'none',
+            'skip_connect',
+            'nor_conv_1x1',
+            'nor_conv_3x3',
+            'avg_pool_3x3',
+        )
+    if preset == 'darts':  # the search network of arXiv:1806.09055
+        config.batch_size = 64
+        model.space = 'darts'
+        model.depth = 8
+        model.reductions = (2, 5)
+        model.primitives = (
+            'none',
+            'max_pool_3x3',
+            'avg_pool_3x3',
+            'skip_connect',
+            'sep_conv_3x3',
+            'sep_conv_5x5',
+            'dil_conv_3x3',
+            'dil_conv_5x5',
+        )
     return config

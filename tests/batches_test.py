@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from asose_jax import batches
+from asose_jax.batches import Augmentation
 from asose_jax.data import ImageSet
 
 POOL = np.arange(100, 123)
@@ -62,8 +63,9 @@ def test_chunk_cuts_the_global_batch_in_order_and_fills_unused_slots(devices):
 
 def test_augmentation_depends_on_the_place_in_the_global_batch_only():
     images = jax.random.normal(jax.random.key(0), (8, 6, 6, 2))
-    whole = batches.augment(images, jax.random.key(1), jnp.arange(8), 2, True)
-    half = batches.augment(images[4:], jax.random.key(1), jnp.arange(4, 8), 2, True)
+    both = Augmentation(2, True, cutout=3)
+    whole = batches.augment(images, jax.random.key(1), jnp.arange(8), both)
+    half = batches.augment(images[4:], jax.random.key(1), jnp.arange(4, 8), both)
     np.testing.assert_array_equal(whole[4:], half)
 
 
@@ -73,12 +75,29 @@ def test_augmentation_crops_the_padded_image_and_flips():
     padded = np.pad(image, 1)
     crops = [padded[i : i + 4, j : j + 4] for i in range(3) for j in range(3)]
     for flip, expected in ((False, crops), (True, crops + [crop[:, ::-1] for crop in crops])):
-        seen = batches.augment(images, jax.random.key(0), jnp.arange(400), 1, flip)[..., 0]
+        how = Augmentation(1, flip)
+        seen = batches.augment(images, jax.random.key(0), jnp.arange(400), how)[..., 0]
         kinds = {np.asarray(one).tobytes() for one in seen}
         assert kinds == {np.ascontiguousarray(e, np.float32).tobytes() for e in expected}
 
 
+@pytest.mark.parametrize('side', [1, 2, 3, 12])
+def test_cutout_zeroes_a_square_around_any_pixel(side):
+    images = jnp.ones((600, 5, 4, 1))
+    seen = batches.augment(
+        images, jax.random.key(0), jnp.arange(600), Augmentation(0, False, side)
+    )[..., 0]
+    expected = set()
+    for row in range(5):
+        for column in range(4):
+            hole = np.ones((5, 4), np.float32)
+            top, left = row - side // 2, column - side // 2
+            hole[max(0, top) : max(0, top + side), max(0, left) : max(0, left + side)] = 0
+            expected.add(hole.tobytes())
+    assert {np.asarray(one).tobytes() for one in seen} == expected
+
+
 def test_no_augmentation_leaves_images_alone():
     images = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
-    same = batches.augment(images, jax.random.key(1), jnp.arange(2), 0, False)
+    same = batches.augment(images, jax.random.key(1), jnp.arange(2), Augmentation(0, False))
     np.testing.assert_array_equal(same, images)

@@ -8,14 +8,14 @@ import numpy as np
 import optax
 import pytest
 
-from asose_jax import candidates, genotype, growth, optim, phases, state
+from asose_jax import candidates, chain, genotype, growth, optim, phases, state
 from asose_jax.candidates import Limits
 from asose_jax.growth import Growth
 from asose_jax.model import Mode, SuperNet
 from asose_jax.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
-SPEC = genotype.chain_spec(
+SPEC = chain.build(
     (6, 6, 2), 3, channels=8, depth=2, reductions=(1,), max_channels=12, primitives=NAMES
 )
 TX = optim.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))

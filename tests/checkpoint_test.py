@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from asose_jax import checkpoint, genotype, optim, phases, state
+from asose_jax import chain, checkpoint, optim, phases, spaces, state
 from asose_jax.errors import UserError
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 
-SPEC = genotype.chain_spec(
+SPEC = chain.build(
     (4, 4, 1),
     3,
     channels=4,
@@ -44,7 +44,7 @@ def test_state_comes_back_bit_for_bit_and_its_description_before_it(tmp_path):
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest() == 7
         meta = checkpoints.describe(7)
-        assert genotype.NetSpec.from_json(meta['spec']) == SPEC
+        assert spaces.spec_from_json(meta['spec']) == SPEC
         restored = checkpoints.restore(7, fresh(0))
     assert jax.tree.structure(restored) == jax.tree.structure(fresh(7))
     chex.assert_trees_all_equal_shapes_and_dtypes(restored, fresh(7))

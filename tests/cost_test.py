@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from asose_jax import cost, genotype
-from asose_jax.phases import Phase
+from asose_jax import chain, cost, genotype
+from asose_jax.model import Mode
 
 NAMES = ('none', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
 
 
 def _chain(names, channels=16):
-    return genotype.chain_spec(
+    return chain.build(
         (8, 8, 3),
         10,
         channels=channels,
@@ -24,7 +24,7 @@ def _chain(names, channels=16):
 def test_convolutions_count_two_for_each_multiply_add():
     pixels = {'sep_conv_3x3': 2 * (9 * 16 + 16 * 16), 'conv_7x1_1x7': 2 * 7 * 16 * 16}
     for name, per_pixel in pixels.items():
-        counted = cost._operation(name, (8, 8, 16))
+        counted = cost._operation(name, (8, 8, 16), 1)
         # Borders save a little, ReLU and BatchNorm add a little.
         assert counted == pytest.approx(2 * 64 * per_pixel, rel=0.25)
 
@@ -50,7 +50,7 @@ def test_training_counts_each_kind_of_step():
     spec = _chain(NAMES)
     rows = [np.full(4, 0.25)] * 2
     drawn, everything = cost.forward_flops(spec, rows), cost.forward_flops(spec, [np.ones(4)] * 2)
-    told = cost.training_flops(spec, Phase.SEARCH, rows, 20, 10)
+    told = cost.training_flops(spec, Mode.DRAW, rows, 20, 10)
     assert told == pytest.approx(20 * 3 * drawn + 10 * (everything + drawn))
     skip = cost.forward_flops(spec, [np.eye(4)[1]] * 2)
-    assert cost.training_flops(spec, Phase.WARMUP, rows, 20, 0) == pytest.approx(60 * skip)
+    assert cost.training_flops(spec, Mode.SKIP, rows, 20, 0) == pytest.approx(60 * skip)

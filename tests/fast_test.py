@@ -1,5 +1,7 @@
 """The fast forms compute what the plain ones do, forward and backward, on any shape."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,21 +16,24 @@ SHAPES = [(1, 1, 1, 1), (3, 5, 7, 2), (5, 2, 9, 3), (2, 8, 8, 16)]
 TOLERANCE = {'float32': 2e-4, 'bfloat16': 0.06}
 
 
-def _plain_depthwise(x, kernel, dilation):
+def _plain_depthwise(x, kernel, dilation, stride):
+    """As PyTorch pads: the same on both sides."""
+    border = dilation * (len(kernel) // 2)
     return lax.conv_general_dilated(
         nn.relu(x),
         kernel,
-        (1, 1),
-        'SAME',
+        (stride, stride),
+        ((border, border), (border, border)),
         rhs_dilation=(dilation, dilation),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
         feature_group_count=x.shape[-1],
     )
 
 
-def _plain_conv(x, kernel):
+def _plain_conv(x, kernel, stride):
+    border = [(size // 2, size // 2) for size in kernel.shape[:2]]
     return lax.conv_general_dilated(
-        x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+        x, kernel, (stride, stride), border, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
     )
 
 
@@ -53,12 +58,15 @@ def _assert_same_with_gradients(ours, plain, arguments, dtype):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('shape', SHAPES)
-@pytest.mark.parametrize(('size', 'dilation'), [(3, 1), (5, 1), (7, 1), (3, 2), (5, 2)])
-def test_depthwise_is_relu_and_the_grouped_convolution(size, dilation, shape, dtype):
+@pytest.mark.parametrize(
+    ('size', 'dilation', 'stride'),
+    [(3, 1, 1), (5, 1, 1), (7, 1, 1), (3, 2, 1), (5, 2, 1), (3, 1, 2), (5, 2, 2), (3, 1, 3)],
+)
+def test_depthwise_is_relu_and_the_grouped_convolution(size, dilation, stride, shape, dtype):
     x, kernel = _random(0, shape, dtype), _random(1, (size, size, 1, shape[-1]), dtype)
     _assert_same_with_gradients(
-        lambda x, k: fast.relu_depthwise_conv(x, k, dilation),
-        lambda x, k: _plain_depthwise(x, k, dilation),
+        lambda x, k: fast.relu_depthwise_conv(x, k, dilation, stride),
+        lambda x, k: _plain_depthwise(x, k, dilation, stride),
         (x, kernel),
         dtype,
     )
@@ -85,15 +93,23 @@ def test_gradients_of_many_blocks_are_those_of_one(monkeypatch, batch):
 
 def test_depthwise_gradients_agree_with_finite_differences():
     x, kernel = _random(0, (2, 4, 5, 2)), _random(1, (3, 3, 1, 2))
-    check_grads(lambda x, k: fast.relu_depthwise_conv(x, k, 1), (x, kernel), 1, ['rev'], atol=1e-2)
+    for stride in (1, 2):
+        ours = functools.partial(fast.relu_depthwise_conv, dilation=1, stride=stride)
+        check_grads(ours, (x, kernel), 1, ['rev'], atol=1e-2)
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('shape', SHAPES)
+@pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('size', [(1, 7), (7, 1), (3, 3), (1, 1)])
-def test_conv_is_the_plain_convolution(size, shape, dtype):
+def test_conv_is_the_plain_convolution(size, stride, shape, dtype):
     x, kernel = _random(0, shape, dtype), _random(1, (*size, shape[-1], 4), dtype)
-    _assert_same_with_gradients(fast.conv, _plain_conv, (x, kernel), dtype)
+    _assert_same_with_gradients(
+        lambda x, k: fast.conv(x, k, stride),
+        lambda x, k: _plain_conv(x, k, stride),
+        (x, kernel),
+        dtype,
+    )
 
 
 def test_the_cpu_form_stays_on_the_cpu():
@@ -106,13 +122,6 @@ def test_the_cpu_form_stays_on_the_cpu():
     assert 'stablehlo.convolution' not in lowered('cpu')
     assert 'stablehlo.convolution' in lowered('tpu')
     assert 'stablehlo.while' not in lowered('tpu')
-
-
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('shape', SHAPES)
-def test_product_is_the_matrix_product_over_channels(shape, dtype):
-    x, kernel = _random(0, shape, dtype), _random(1, (shape[-1], 5), dtype)
-    _assert_same_with_gradients(fast.dot_general, lambda x, k: x @ k, (x, kernel), dtype)
 
 
 def test_outlined_function_is_the_function_and_traces_once_for_a_shape():

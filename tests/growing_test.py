@@ -9,7 +9,7 @@ import chex
 import pytest
 from search_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
-from asose_jax import batches, devices, genotype, growing, growth, search, state
+from asose_jax import batches, devices, growing, growth, results, search, spaces, state
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs import scratch
@@ -54,7 +54,7 @@ def grown(tmp_path_factory):
 
 @pytest.mark.slow
 def test_programs_of_earlier_networks_are_let_go(tmp_path, monkeypatch):
-    made, alive, original, finish = [], [], devices.compile_train, search._finish
+    made, alive, original, finish = [], [], devices.compile_train, results.write
 
     def compile_train(*arguments):
         program = original(*arguments)
@@ -67,7 +67,7 @@ def test_programs_of_earlier_networks_are_let_go(tmp_path, monkeypatch):
         return finish(setup, current)
 
     monkeypatch.setattr(devices, 'compile_train', compile_train)
-    monkeypatch.setattr(search, '_finish', at_the_end)
+    monkeypatch.setattr(results, 'write', at_the_end)
     search.run(growing_config(), tmp_path)
     assert len(made) == 5  # warmup, search, two growths, optimize
     assert alive == [made[-1]()]
@@ -109,7 +109,7 @@ def test_run_grows_in_turn_and_tells_it_in_metrics_and_summary(grown):
     assert params[34] == events[0]['params_before']
     assert params[40] == events[0]['params_after']
     network = json.loads((workdir / 'genotype.json').read_text())['network']
-    spec = genotype.NetSpec.from_json(network)
+    spec = spaces.spec_from_json(network)
     assert len(spec.blocks) == 3
     assert summary['train_flops'] == lines[-1]['train_flops'] > lines[-2]['train_flops'] > 0
     assert sum(growth.stage_channels(spec)) > 12
@@ -146,7 +146,9 @@ def _killed_before_saving(monkeypatch, step):
     [
         pytest.param(stop_after, 28, id='decided', marks=pytest.mark.slow),
         pytest.param(stop_after, 31, id='decided-and-trained-on', marks=pytest.mark.slow),
-        pytest.param(_killed_before_saving, 34, id='between-growth-and-checkpoint'),
+        pytest.param(
+            _killed_before_saving, 34, id='between-growth-and-checkpoint', marks=pytest.mark.slow
+        ),
         pytest.param(stop_after, 34, id='grown', marks=pytest.mark.slow),
         pytest.param(stop_after, 47, id='grown-twice-and-one-step', marks=pytest.mark.slow),
     ],

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 import pytest
 
-from asose_jax import genotype, growth, ops, optim, phases, state
+from asose_jax import chain, growth, optim, phases, state
 from asose_jax.growth import Growth
 from asose_jax.model import Mode, SearchSettings, SuperNet
 from asose_jax.phases import Phase
 
-NAMES = tuple(ops.PRIMITIVES)
+NAMES = tuple(chain.PRIMITIVES)
 CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
 PLAN = phases.make_plan(dict.fromkeys(Phase, 1), 4)
 TX = optim.make_optimizer(PLAN)
@@ -28,7 +28,7 @@ HARD = SearchSettings()
 
 def _chain(names, **changes):
     sizes = {'channels': 4, 'depth': 2, 'reductions': (1,), 'max_channels': 8, **changes}
-    return genotype.chain_spec((6, 6, 2), 3, primitives=names, **sizes)
+    return chain.build((6, 6, 2), 3, primitives=names, **sizes)
 
 
 def _fresh(spec, seed=7):
@@ -121,7 +121,7 @@ def test_width_keeps_the_logits_with_all_primitives_in_use_at_once():
     spec = _chain(NAMES)
     before = spec, _trained(spec)
     after = _grow(*_grow(*before, Growth('width', 1, channels=11)), Growth('width', 0, channels=6))
-    soft = SearchSettings(hard=False)
+    soft = SearchSettings(estimator='gumbel')
     assert _change(before, after, (Mode.DENSE,), soft) <= 1e-5
 
 
@@ -221,7 +221,7 @@ def test_grown_state_has_the_tree_of_a_fresh_one_and_the_optimizer_takes_it(step
 
 def test_two_channels_widened_to_three_by_hand():
     """Stem 1x1 image -> 2 channels -> head; the numbers are worked out in the comments."""
-    spec = genotype.NetSpec((1, 1, 1), 2, 2, ())
+    spec = chain.ChainSpec((1, 1, 1), 2, 2, ())
     old = _trained(spec)
     source, share = growth.channel_map(2, 3, jax.random.key(0))
     twin, other = int(source[2]), 1 - int(source[2])
@@ -319,13 +319,13 @@ def test_a_new_row_of_alpha_moves_no_faster_than_the_old_ones():
     old = _trained(spec)
     for step in (Growth('depth', 2, candidates=CHEAP), Growth('branch', 0, candidates=CHEAP)):
         _, new = _grow(spec, old, step)
-        block, row = ('block_2', 'branch_0') if step.kind == 'depth' else ('block_0', 'branch_1')
+        block, row = ('block_2', 'choice_0') if step.kind == 'depth' else ('block_0', 'choice_1')
         before, after = (s.opt_state.inner_states['arch'].inner_state for s in (old, new))
         adam = [
             next(leaf for leaf in jax.tree.leaves(t, is_leaf=_is_adam) if _is_adam(leaf))
             for t in (before, after)
         ]
-        rows = [adam[0].nu['arch'][f'block_{i}']['branch_0']['alpha'] for i in range(2)]
+        rows = [adam[0].nu['arch'][f'block_{i}']['choice_0']['alpha'] for i in range(2)]
         new_row = adam[1].nu['arch'][block][row]['alpha']
         np.testing.assert_allclose(new_row, np.mean(rows, 0), rtol=1e-6)
         assert adam[1].count == adam[0].count

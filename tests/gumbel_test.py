@@ -1,5 +1,7 @@
 """Laws of the draw (spec section 9, laws 1, 5 and 6)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,10 +68,12 @@ def test_guarded_row_becomes_the_fallback_and_passes_no_gradient(bad, key, hard)
     alpha = jnp.stack([ALPHA, ALPHA.at[1].set(bad)])
     key = None if key is None else jax.random.key(key)
 
-    def weights(alpha):
-        return gumbel.guarded_weights(alpha, key, 0.5, fallback=3, hard=hard)[0]
+    draw = functools.partial(gumbel.gumbel_softmax, key=key, tau=0.5, hard=hard)
 
-    rows, tripped = gumbel.guarded_weights(alpha, key, 0.5, fallback=3, hard=hard)
+    def weights(alpha):
+        return gumbel.guarded_weights(alpha, draw, fallback=3, tau=0.5)[0]
+
+    rows, tripped = gumbel.guarded_weights(alpha, draw, fallback=3, tau=0.5)
     np.testing.assert_array_equal(tripped, [False, True])
     np.testing.assert_array_equal(rows[1], [0, 0, 0, 1])
     gradient = jax.grad(lambda a: (weights(a) * jnp.arange(8.0).reshape(2, 4)).sum())(alpha)
@@ -78,14 +82,15 @@ def test_guarded_row_becomes_the_fallback_and_passes_no_gradient(bad, key, hard)
 
 
 def test_guard_leaves_healthy_rows_alone():
-    key = jax.random.key(5)
-    rows, tripped = gumbel.guarded_weights(ALPHA, key, 0.5, fallback=0)
-    np.testing.assert_array_equal(rows, gumbel.gumbel_softmax(ALPHA, key, 0.5))
+    draw = functools.partial(gumbel.gumbel_softmax, key=jax.random.key(5), tau=0.5)
+    rows, tripped = gumbel.guarded_weights(ALPHA, draw, fallback=0, tau=0.5)
+    np.testing.assert_array_equal(rows, draw(ALPHA))
     assert not tripped
 
 
 def test_minus_infinity_is_a_legal_logit():
-    weights, tripped = gumbel.guarded_weights(ALPHA.at[2].set(-jnp.inf), None, 1.0, fallback=3)
+    alpha = ALPHA.at[2].set(-jnp.inf)
+    weights, tripped = gumbel.guarded_weights(alpha, gumbel.gumbel_softmax, fallback=3)
     assert not tripped
     np.testing.assert_array_equal(weights, [1, 0, 0, 0])
 

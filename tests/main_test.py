@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from asose_jax import ops
+from asose_jax import chain, ops, search, spaces
+from configs.search import get_config
 
 
 def _main(root, *arguments):
@@ -80,16 +81,38 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
     import jax
     import jax.numpy as jnp
 
-    from asose_jax import genotype
     from asose_jax.model import Mode, SuperNet
 
-    code = re.search(r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL).group(1)
+    code = re.findall(r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL)[0]
     monkeypatch.setattr(ops, 'PRIMITIVES', dict(ops.PRIMITIVES))
     exec(code, vars(ops) | {'PRIMITIVES': ops.PRIMITIVES})
     names = ('skip_connect', 'conv_1x1')
-    spec = genotype.chain_spec(
+    spec = chain.build(
         (4, 4, 1), 2, channels=4, depth=1, reductions=(), max_channels=4, primitives=names
     )
     keys = {'params': jax.random.key(0), 'arch': jax.random.key(1)}
     variables = SuperNet(spec).init(keys, jnp.ones((1, 4, 4, 1)), mode=Mode.SKIP, train=False)
     assert 'conv_1x1' in variables['params']['block_0']['branch_0']
+
+
+def test_readme_shows_a_space_that_works(root, monkeypatch, tmp_path):
+    """The code in the README, as it stands there, is searched and derived."""
+    code = re.findall(r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL)[1]
+    monkeypatch.setattr(spaces, 'SPACES', dict(spaces.SPACES))
+    exec(code, vars(spaces) | vars(chain) | {'SPACES': spaces.SPACES})
+    config = get_config('digits')
+    config.update_from_flattened_dict(
+        {
+            'model.space': 'ladder',
+            'model.primitives': ('skip_connect', 'sep_conv_3x3'),
+            'batch_size': 64,
+            'data.valid_fraction': 0.8,
+            'warmup.epochs': 1,
+            'search.epochs': 1,
+            'growth.epochs': 0,
+            'optimize.epochs': 1,
+        }
+    )
+    summary = search.run(config, tmp_path)
+    assert summary['genotype'] in ([['skip_connect']], [['sep_conv_3x3']])
+    assert json.loads((tmp_path / 'genotype.json').read_text())['network']['rungs'] == 3

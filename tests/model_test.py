@@ -9,14 +9,15 @@ import numpy as np
 import optax
 import pytest
 
-from asose_jax import genotype, gumbel, mixed, model, ops
+from asose_jax import chain, genotype, gumbel, mixed, model
+from asose_jax.mixed import Forward
 from asose_jax.model import Mode, SearchSettings, SuperNet
 
-SPEC = genotype.chain_spec((6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8)
+SPEC = chain.build((6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8)
 IMAGES = jax.random.normal(jax.random.key(0), (8, 6, 6, 2))
 LABELS = jnp.arange(8) % 3
 HARD = SearchSettings()
-SOFT = SearchSettings(hard=False)
+SOFT = SearchSettings(estimator='gumbel')
 TAU = 0.7
 
 
@@ -59,11 +60,11 @@ def forward(params, arch, key, mode, settings=HARD, train=True):
 
 
 def _alpha(arch, block):
-    return arch[f'block_{block}']['branch_0']['alpha']
+    return arch[f'block_{block}']['choice_0']['alpha']
 
 
 def _with_alpha(arch, block, alpha):
-    return {**arch, f'block_{block}': {'branch_0': {'alpha': alpha}}}
+    return {**arch, f'block_{block}': {'choice_0': {'alpha': alpha}}}
 
 
 # --- Law 3: alpha learns
@@ -184,7 +185,9 @@ def test_only_the_drawn_operation_updates_its_statistics():
 
 def test_soft_draws_without_small_weights_match_the_mixture_they_stand_for():
     """Thresholds that drop nothing leave the dense mixture."""
-    everything = SearchSettings(hard=False, thresholds=gumbel.Thresholds(1.0, 1.0, 0.0, 0.0, 0.0))
+    everything = SearchSettings(
+        estimator='gumbel', thresholds=gumbel.Thresholds(1.0, 1.0, 0.0, 0.0, 0.0)
+    )
     v, key = variables(), jax.random.key(1)
     kept = forward(v['params'], v['arch'], key, Mode.DRAW, everything)[1][0]
     dense = forward(v['params'], v['arch'], key, Mode.DENSE, everything)[1][0]
@@ -198,7 +201,7 @@ def test_soft_draws_without_small_weights_match_the_mixture_they_stand_for():
 def test_nan_row_behaves_as_skip_connect_and_others_are_unchanged(mode):
     v, key = variables(), jax.random.key(2)
     poisoned = _with_alpha(v['arch'], 0, _alpha(v['arch'], 0).at[4].set(jnp.nan))
-    skip = list(ops.PRIMITIVES).index('skip_connect')
+    skip = list(chain.PRIMITIVES).index('skip_connect')
     certain = _with_alpha(v['arch'], 0, jnp.zeros(10).at[skip].set(1e4))
     loss, (logits, changed) = forward(v['params'], poisoned, key, mode)
     _, (expected, healthy) = forward(v['params'], certain, key, mode)
@@ -225,7 +228,7 @@ def test_derived_network_is_the_supernet_under_argmax():
     v = variables()
     for names in (('sep_conv_3x3', 'conv_7x1_1x7'), ('none', 'max_pool_3x3')):
         chosen = genotype.Genotype(tuple((name,) for name in names))
-        index = [list(ops.PRIMITIVES).index(name) for name in names]
+        index = [list(chain.PRIMITIVES).index(name) for name in names]
         arch = v['arch']
         for block, k in enumerate(index):
             arch = _with_alpha(arch, block, jnp.zeros(10).at[k].set(1.0))
@@ -243,7 +246,7 @@ def test_derived_network_is_the_supernet_under_argmax():
 def test_alpha_starts_with_the_stated_bias():
     alpha = np.stack(
         [
-            SearchSettings().initial_alpha(jax.random.key(i), tuple(ops.PRIMITIVES))
+            SearchSettings().initial_alpha(jax.random.key(i), tuple(chain.PRIMITIVES))
             for i in range(500)
         ]
     )
@@ -266,14 +269,17 @@ def test_warmup_uses_skip_connect_only():
 
 
 def test_block_with_zero_gate_is_the_identity():
-    spec = genotype.BlockSpec(4, 1, (('none', 'skip_connect', 'sep_conv_3x3'),))
+    spec = chain.BlockSpec(4, 1, (('none', 'skip_connect', 'sep_conv_3x3'),))
     norm = functools.partial(model.nn.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=jnp.float32)
-    block = model.Block(spec, norm, SearchSettings())
+    start, use = (
+        chain.Block(spec, Forward(norm, SearchSettings(), mode, False))
+        for mode in (Mode.SKIP, Mode.ARGMAX)
+    )
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
     keys = {'params': jax.random.key(1), 'arch': jax.random.key(2)}
-    made = block.init(keys, x, 1.0, Mode.SKIP, False)
+    made = start.init(keys, x, 1.0)
     made['params']['gate_0'] = jnp.float32(0)
-    np.testing.assert_array_equal(block.apply(made, x, 1.0, Mode.ARGMAX, False), x)
+    np.testing.assert_array_equal(use.apply(made, x, 1.0), x)
 
 
 def test_bfloat16_computes_the_same_network_with_float32_parameters():

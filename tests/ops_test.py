@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asose_jax import ops
+from asose_jax import chain, ops
 
 NORM = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
@@ -20,7 +20,7 @@ def _apply(name, x, channels=4, norm=NORM):
 
 
 def test_order_is_that_of_the_spec():
-    assert list(ops.PRIMITIVES) == [
+    assert list(chain.PRIMITIVES) == [
         'none',
         'avg_pool_3x3',
         'max_pool_3x3',
@@ -57,12 +57,38 @@ def test_shape_and_dtype_are_kept_and_parameters_are_float32(name, dtype):
         ('dil_conv_3x3', 9 * 4 + 16 + 8),
         ('dil_conv_5x5', 25 * 4 + 16 + 8),
         ('conv_7x1_1x7', 2 * 7 * 16 + 8),
+        ('nor_conv_1x1', 16 + 8),
+        ('nor_conv_3x3', 9 * 16 + 8),
     ],
 )
 def test_number_of_parameters_by_hand(name, numbers):
     _, variables = _apply(name, jnp.ones((1, 3, 3, 4)))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables.get('params', {}))) == numbers
     assert (numbers == 0) == (name in ops.PARAMETER_FREE)
+
+
+@pytest.mark.parametrize('name', ops.PRIMITIVES)
+def test_stride_keeps_every_other_pixel_of_odd_images_too(name):
+    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 4))
+    thin = ops.make(name, 4, NORM, 2)
+    y, variables = thin.init_with_output(jax.random.key(0), x, False)
+    assert y.shape == (2, 3, 3, 4)
+    if name == 'skip_connect' or name.startswith('sep_conv'):  # these see less in between
+        return
+    whole = ops.make(name, 4, NORM).apply(variables, x, False)
+    np.testing.assert_allclose(y, whole[:, ::2, ::2], atol=1e-5)
+
+
+def test_skip_of_stride_two_is_two_shifted_halves():
+    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 4))
+    y, variables = ops.make('skip_connect', 4, NORM, 2).init_with_output(
+        jax.random.key(0), x, False
+    )
+    first, second = (variables['params']['reduce'][f'shift_{i}']['kernel'] for i in range(2))
+    rectified = jax.nn.relu(x)
+    halves = [rectified[:, ::2, ::2] @ first, rectified[:, 1::2, 1::2] @ second]
+    expected = jnp.concatenate(halves, -1) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_none_is_zero_and_skip_is_identity():

@@ -106,3 +106,11 @@ def test_learning_rate_ends_where_it_should_with_the_last_update(group, name, la
     assert moves[0] == pytest.approx(start * gradient, rel=1e-2)
     assert last * gradient < moves[-1] < 0.4 * moves[0]
     assert all(b < a for a, b in itertools.pairwise(moves))
+
+
+def test_clip_shortens_the_weights_gradient_before_decay():
+    tx = optim.make_optimizer(PLAN, weight_lr=0.1, weight_lr_end=0.1, clip=0.1)
+    ((first, _),) = _trajectory(tx, 1)
+    w, g = TRAINABLE['params']['w'], GRADS['params']['w']
+    expected = w - 0.1 * (g * 0.1 / jnp.linalg.norm(g) + 3e-4 * w)
+    np.testing.assert_allclose(first['params']['w'], expected, rtol=1e-6)

@@ -90,3 +90,19 @@ def test_epochs_are_numbered_from_one():
     span = PLAN.spans[1]
     assert [span.epoch_at(step) for step in (20, 21, 35, 36, 620)] == [1, 1, 1, 2, 40]
     assert [span.epoch_end(step) for step in (20, 34, 35)] == [35, 35, 50]
+
+
+def test_alpha_rests_in_the_frozen_epochs_and_tau_with_it():
+    plan = phases.make_plan(EPOCHS, 10, freeze_epochs=4)
+    turns = [bool(plan.is_alpha_turn(step)) for step in range(plan.steps)]
+    first = 20 + 4 * 15
+    assert not any(turns[:first])
+    assert turns[first:665] == turns_of(PLAN, first, 665)
+    assert [plan.alpha_updates(step) for step in (first, first + 1)] == [0, 1]
+    assert plan.weight_updates(first) == first
+    assert plan.tau(first) == 0.8
+    assert plan.tau(620) == pytest.approx(0.1, rel=0.02)
+
+
+def turns_of(plan, start, stop):
+    return [bool(plan.is_alpha_turn(step)) for step in range(start, stop)]

@@ -11,20 +11,24 @@ from asose_jax import pooling
 SHAPES = [(1, 1, 1, 1), (3, 5, 7, 2), (5, 2, 9, 3), (2, 8, 8, 16)]
 
 
-def _plain(x):
-    return nn.max_pool(x, (3, 3), (1, 1), 'SAME')
+BORDER = ((1, 1), (1, 1))
 
 
+def _plain(x, stride):
+    return nn.max_pool(x, (3, 3), (stride, stride), BORDER)
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize(
     ('shape', 'dtype'), [*((s, 'float32') for s in SHAPES), ((3, 4, 7, 2), 'bfloat16')]
 )
-def test_max_pool_is_the_plain_pooling(shape, dtype):
+def test_max_pool_is_the_plain_pooling(shape, dtype, stride):
     # Distinct values, in bfloat16 up to 256 of them: of equal ones, either may get the gradient.
     values = jax.random.normal(jax.random.key(0), shape).reshape(-1)
     x = values.argsort().argsort().reshape(shape).astype(dtype)
-    g = jax.random.normal(jax.random.key(1), shape).astype(dtype)
-    y, ours = jax.vjp(pooling.max_pool, x)
-    expected, plain = jax.vjp(_plain, x.astype(jnp.float32))
+    y, ours = jax.vjp(lambda x: pooling.max_pool(x, stride), x)
+    expected, plain = jax.vjp(lambda x: _plain(x, stride), x.astype(jnp.float32))
+    g = jax.random.normal(jax.random.key(1), y.shape).astype(dtype)
     assert y.dtype == x.dtype
     np.testing.assert_array_equal(y.astype(jnp.float32), expected)
     want = plain(g.astype(jnp.float32))[0]
@@ -35,3 +39,12 @@ def test_max_pool_is_the_plain_pooling(shape, dtype):
 def test_max_pool_gives_a_gradient_to_one_of_equals():
     gradient = jax.grad(lambda x: pooling.max_pool(x).sum())(jnp.ones((1, 3, 3, 1)))
     np.testing.assert_allclose(gradient.sum(), 9)
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
+@pytest.mark.parametrize('shape', SHAPES)
+def test_avg_pool_is_the_plain_pooling_without_its_padding(shape, stride):
+    x = jax.random.normal(jax.random.key(0), shape)
+    strides = (stride, stride)
+    expected = nn.avg_pool(x, (3, 3), strides, BORDER, count_include_pad=False)
+    np.testing.assert_allclose(pooling.avg_pool(x, stride), expected, atol=1e-6)

@@ -9,17 +9,17 @@ import jax.numpy as jnp
 import pytest
 import rich.console
 
-from asose_jax import genotype, report
+from asose_jax import chain, genotype, report
 from asose_jax.phases import Phase, Span
 
-SPEC = genotype.chain_spec((8, 8, 1), 2, channels=4, depth=2, reductions=(), max_channels=4)
+SPEC = chain.build((8, 8, 1), 2, channels=4, depth=2, reductions=(), max_channels=4)
 FIGURES = {'train/loss': 1.5, 'train/accuracy': 0.25, 'tau': 0.5}
 
 
 def _arch(first, second):
     return {
-        'block_0': {'branch_0': {'alpha': jnp.array(first, jnp.float32)}},
-        'block_1': {'branch_0': {'alpha': jnp.array(second, jnp.float32)}},
+        'block_0': {'choice_0': {'alpha': jnp.array(first, jnp.float32)}},
+        'block_1': {'choice_0': {'alpha': jnp.array(second, jnp.float32)}},
     }
 
 

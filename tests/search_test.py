@@ -10,7 +10,17 @@ import jax
 import numpy as np
 import pytest
 
-from asose_jax import batches, checkpoint, devices, genotype, model, search, session, state, steps
+from asose_jax import (
+    batches,
+    checkpoint,
+    devices,
+    model,
+    search,
+    session,
+    spaces,
+    state,
+    steps,
+)
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs.search import get_config
@@ -81,7 +91,7 @@ def final_state(workdir, config):
     with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
         step = checkpoints.latest()
         meta = checkpoints.describe(step)
-        spec = genotype.NetSpec.from_json(meta['spec'])
+        spec = spaces.spec_from_json(meta['spec'])
         net = model.SuperNet(spec, synced_over=steps.AXIS)
         tx = search.make_optimizer(config, search.make_plan(config, 287))
         like = state.abstract_state(net, tx, devices.everywhere())
@@ -156,9 +166,9 @@ def stop_after(monkeypatch, step):
     [
         pytest.param(2, id='mid-warmup', marks=pytest.mark.slow),
         pytest.param(4, id='warmup-search'),
-        pytest.param(9, id='odd-step-of-search'),
+        pytest.param(9, id='odd-step-of-search', marks=pytest.mark.slow),
         pytest.param(16, id='search-growth', marks=pytest.mark.slow),
-        pytest.param(22, id='growth-optimize'),
+        pytest.param(22, id='growth-optimize', marks=pytest.mark.slow),
         pytest.param(25, id='mid-optimize', marks=pytest.mark.slow),
     ],
 )
@@ -190,12 +200,66 @@ def test_finished_run_started_again_changes_nothing(whole):
 
 @pytest.mark.slow
 def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
-    changes = {'search.hard': False, 'model.dtype': 'bfloat16', 'search.arch_data': 'train'}
+    changes = {'search.estimator': 'gumbel', 'model.dtype': 'bfloat16', 'search.arch_data': 'train'}
     config = tiny(**changes, **{'search.noise': 'temperature', 'growth.epochs': 0})
     summary = search.run(config, tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     for line in lines_of(tmp_path / 'run'):
         assert line['guard/grad'] == 0
+
+
+def csv_text(text):
+    """A field that may hold commas."""
+    return '"' + text.replace('"', '""') + '"'
+
+
+@pytest.mark.parametrize('space', ['nasbench201', pytest.param('darts', marks=pytest.mark.slow)])
+def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
+    fields = {
+        'model.space': space,
+        'model.depth': 3,
+        'model.primitives': spaces.SPACES[space].primitives[:4],
+        'growth.epochs': 0,
+    }
+    table = tmp_path / 'table.csv'
+    table.write_text('arch,cifar10\nanother,90\n')
+    search_it = tiny(**fields, **{'benchmark.table': str(table)})
+    found = search.run(search_it, tmp_path / 'found')
+    assert [row['name'] for row in found['phases']] == ['warmup', 'search', 'optimize']
+    assert found['benchmark'] == {}
+    text = (tmp_path / 'found' / 'genotype.txt').read_text()
+    table.write_text(f'arch,cifar10\n{csv_text(text.strip())},91.5\nanother,90\n')
+    told = search.run(search_it, tmp_path / 'found')['benchmark']  # finished: only looks it up
+    assert told == {'cifar10': {'accuracy': 91.5, 'rank': 1, 'of': 2}}
+    assert spaces.SPACES[space].loads(text).to_json() == found['genotype']
+    alone = {**fields, 'warmup.epochs': 0, 'search.epochs': 0}
+    name = {'nasbench201': 'genotype.txt', 'darts': 'genotype.json'}[space]
+    trained = search.run(tiny(**alone, genotype=str(tmp_path / 'found' / name)), tmp_path / 'alone')
+    assert (trained['genotype'], trained['params']) == (found['genotype'], found['params'])
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('|none~0|', "the space 'chain' has no text of its own"),
+        (
+            '{"genotype": [["skip_connect"]]}',
+            r'groups of \[1\] operations, the network of \[1, 1\]',
+        ),
+        ('{"genotype": [["skip"], ["sep_conv_3x3"]]}', r"unknown operations \['skip'\]"),
+        ('{"genotype": 3}', 'holds no genotype'),
+        ('{', 'holds no genotype'),
+        (None, 'No such file'),
+    ],
+)
+def test_genotype_that_does_not_fit_is_one_clear_error(text, message, tmp_path):
+    file = tmp_path / 'found.txt'
+    if text is not None:
+        file.write_text(text)
+    alone = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
+    with pytest.raises(UserError, match=message):
+        search.run(tiny(genotype=str(file), **alone), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.slow
@@ -281,7 +345,10 @@ def _with_operation(content, names):
         (lambda _: [], 'cannot be read as a network'),
         (lambda c: _without(c, 'network'), 'cannot be read as a network'),
         (lambda c: _without(c, 'schema'), 'cannot be read as a network'),
-        (lambda c: {**c, 'space': 'darts'}, "is of space 'darts', schema 1; this version reads"),
+        (
+            lambda c: {**c, 'network': {**c['network'], 'space': 'hyper'}},
+            "is of space 'hyper', schema 2; this version reads",
+        ),
         (lambda c: {**c, 'schema': 9}, "is of space 'chain', schema 9; this version reads"),
         (lambda c: _with_operation(c, ['conv_9x9']), r"unknown operations \['conv_9x9'\]"),
         (lambda c: _with_operation(c, ['none', 'skip_connect']), 'has a choice left open'),

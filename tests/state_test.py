@@ -9,13 +9,13 @@ import numpy as np
 import optax
 import pytest
 
-from asose_jax import genotype, optim, phases, state
+from asose_jax import chain, genotype, optim, phases, state
 from asose_jax.genotype import Genotype
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
-SPEC = genotype.chain_spec(
+SPEC = chain.build(
     (4, 4, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
 )
 PLAN = phases.make_plan(dict.fromkeys(Phase, 1), 4)
@@ -47,7 +47,7 @@ def test_seed_fixes_the_start():
 
 
 def test_transition_adds_noise_of_the_stated_size_and_nothing_else():
-    arch = {f'block_{i}': {'branch_0': {'alpha': jnp.arange(10.0)}} for i in range(200)}
+    arch = {f'block_{i}': {'choice_0': {'alpha': jnp.arange(10.0)}} for i in range(200)}
     moved = state.smooth_transition_to_search(jax.random.key(0), arch, 0.05)
     noise = np.stack(
         [a - b for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(arch), strict=True)]

@@ -10,18 +10,20 @@ import numpy as np
 import optax
 import pytest
 
-from asose_jax import batches, devices, genotype, optim, phases, state, steps
+from asose_jax import batches, chain, devices, optim, phases, state, steps
 from asose_jax.data import Data, ImageSet
-from asose_jax.model import SuperNet
+from asose_jax.model import Mode, SuperNet
 from asose_jax.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
-SPEC = genotype.chain_spec(
+SPEC = chain.build(
     (6, 6, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
 )
 PLAN = phases.make_plan({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
 TX = optim.make_optimizer(PLAN)
-RECIPE = steps.Recipe(SuperNet(SPEC, synced_over=steps.AXIS), TX, PLAN, crop_padding=1, flip=True)
+RECIPE = steps.Recipe(
+    SuperNet(SPEC, synced_over=steps.AXIS), TX, PLAN, batches.Augmentation(1, True)
+)
 START = PLAN.spans[1].start  # of search: an alpha turn
 
 
@@ -117,22 +119,54 @@ def test_totals_tell_weight_steps_from_alpha_steps():
     assert metrics['totals'].loss[0] == totals.loss
 
 
+STILL = dataclasses.replace(RECIPE, augmentation=batches.Augmentation(0, False))
+
+
+def _first_moment(recipe, index):
+    """Adam's, after one alpha step from 0: its gradient, times 1 - b1."""
+    chunk = batches.chunk([{'index': index}], 8, 1)
+    shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
+    after, _ = _call(Phase.SEARCH, 1, recipe)(_fresh(), chunk, {**shared, 'key': KEY})
+    assert after.totals.arch_steps == 1
+    return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
+
+
 def test_alpha_step_in_micro_batches_takes_the_mean_of_their_gradients():
-    still = dataclasses.replace(RECIPE, crop_padding=0, flip=False)  # noise depends on the place
-
-    def first_moment(recipe, index):
-        chunk = batches.chunk([{'index': index}], 8, 1)
-        shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
-        after, _ = _call(Phase.SEARCH, 1, recipe)(_fresh(), chunk, {**shared, 'key': KEY})
-        assert after.totals.arch_steps == 1
-        return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
-
     index = np.arange(16, dtype=np.int32)
-    whole = first_moment(dataclasses.replace(still, arch_micro_batches=2), index)
-    halves = [first_moment(still, half) for half in (index[:8], index[8:])]
+    whole = _first_moment(dataclasses.replace(STILL, arch_micro_batches=2), index)
+    halves = [_first_moment(STILL, half) for half in (index[:8], index[8:])]
     for mean, one, other in zip(whole, *halves, strict=True):
         assert (mean != 0).any()
         np.testing.assert_allclose(mean, (one + other) / 2, rtol=1e-4, atol=1e-7)
+
+
+def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
+    index, start = np.arange(16, dtype=np.int32), _fresh()
+    found = _first_moment(dataclasses.replace(STILL, arch_samples=3), index)
+    data = _data()
+    images, labels = data.images.read(index)
+
+    @jax.jit
+    def gradient(key):
+        def loss(arch):
+            logits, _ = SuperNet(SPEC).apply(
+                {'params': start.params, 'arch': arch, 'batch_stats': start.batch_stats},
+                (images - data.mean) / data.std,
+                PLAN.tau(START),
+                mode=Mode.ALPHA,
+                train=True,
+                mutable=['batch_stats', 'guard'],
+                rngs={'gumbel': key},
+            )
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+        return jax.grad(loss)(start.arch)
+
+    draw_key = jax.random.split(jax.random.fold_in(KEY, START))[0]
+    each = [gradient(key) for key in jax.random.split(draw_key, 3)]
+    mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *each)
+    for ours, expected in zip(found, jax.tree.leaves(mean), strict=True):
+        np.testing.assert_allclose(ours, (1 - 0.5) * expected, rtol=1e-3, atol=1e-6)
 
 
 # --- Law 9
@@ -253,7 +287,7 @@ def test_bad_numbers_never_spread_and_replicas_stay_equal(where, value, devices,
 
 def test_guarded_row_is_counted_and_training_goes_on():
     before = _fresh(START + 1)
-    before.arch['block_0']['branch_0']['alpha'] = np.full(5, np.nan, np.float32)
+    before.arch['block_0']['choice_0']['alpha'] = np.full(5, np.nan, np.float32)
     after, _ = _run(before, 1)
     assert after.totals.guarded_rows == 1
     assert after.totals.skipped_steps == 0

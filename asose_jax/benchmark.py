@@ -1,0 +1,72 @@
+"""What others measured of the cells of a space: the true accuracy of what a search found.
+
+A tabular benchmark trains every cell of a space. Its numbers are looked up when a run is over, and
+told; nothing is ever chosen by them.
+"""
+
+import csv
+import dataclasses
+import pathlib
+from typing import Any
+
+from asose_jax.errors import UserError
+
+ARCH = 'arch'  # the column that names the cells, as the space writes them
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Accuracies of cells.
+
+    Attributes:
+      columns: `column -> arch -> accuracy`.
+    """
+
+    columns: dict[str, dict[str, float]]
+
+    @classmethod
+    def read(cls, path: str) -> 'Table':
+        """Reads a CSV file: a column `arch`, and columns of numbers, larger is better.
+
+        Raises:
+          UserError: the file cannot be read so; the message names the line.
+        """
+        file = pathlib.Path(path).expanduser()
+        try:
+            with file.open(encoding='utf-8', newline='') as lines:
+                reader = csv.DictReader(lines)
+                names = [name for name in reader.fieldnames or [] if name != ARCH]
+                if ARCH not in (reader.fieldnames or []) or not names:
+                    raise ValueError(f'its columns are {reader.fieldnames}')
+                columns = {name: {} for name in names}
+                for row in reader:
+                    for name in names:
+                        if row[name] is None:
+                            raise ValueError(f'line {reader.line_num} is too short')
+                        columns[name][row[ARCH]] = float(row[name])
+        except (OSError, ValueError, csv.Error) as error:
+            raise UserError(
+                f'benchmark.table={path!r}: {error}. It must be a CSV file with a column {ARCH!r} '
+                'and one or more columns of accuracies.'
+            ) from error
+        return cls(columns)
+
+    def lookup(self, arch: str) -> dict[str, Any]:
+        """What the table says of a cell.
+
+        Args:
+          arch: its text.
+
+        Returns:
+          `column -> {'accuracy', 'rank' (1 is the best), 'of' (cells in the table)}`; empty if the
+          cell is not in it.
+        """
+        return {
+            name: {
+                'accuracy': numbers[arch],
+                'rank': 1 + sum(other > numbers[arch] for other in numbers.values()),
+                'of': len(numbers),
+            }
+            for name, numbers in self.columns.items()
+            if arch in numbers
+        }

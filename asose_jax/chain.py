@@ -1,0 +1,151 @@
+"""The `chain` space: a residual sum of mixed operations after another (spec section 2)."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from asose_jax import ops
+from asose_jax.genotype import NetSpec, Place, frozen
+from asose_jax.mixed import Choice, Forward, MixedOp, scale
+
+Array = jax.Array
+
+PRIMITIVES = (
+    'none',
+    'avg_pool_3x3',
+    'max_pool_3x3',
+    'skip_connect',
+    'sep_conv_3x3',
+    'sep_conv_5x5',
+    'sep_conv_7x7',
+    'dil_conv_3x3',
+    'dil_conv_5x5',
+    'conv_7x1_1x7',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """One block: a residual sum of mixed operations.
+
+    Attributes:
+      channels: of the output.
+      stride: 1 or 2.
+      branches: the candidate primitives of each mixed operation; a single one needs no alpha.
+    """
+
+    channels: int
+    stride: int
+    branches: tuple[tuple[str, ...], ...]
+
+
+def needs_transition(block: BlockSpec, channels: int) -> bool:
+    """Whether a block that gets `channels` begins with a 1x1 convolution."""
+    return block.stride != 1 or block.channels != channels
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainSpec(NetSpec):
+    """A chain of blocks.
+
+    Attributes:
+      stem_channels: of the 3x3 convolution at the entrance.
+      blocks: from entrance to exit.
+    """
+
+    SPACE = 'chain'
+
+    stem_channels: int
+    blocks: tuple[BlockSpec, ...]
+
+    def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        return tuple(block.branches for block in self.blocks)
+
+    def with_groups(self, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> 'ChainSpec':
+        blocks = [
+            dataclasses.replace(block, branches=branches)
+            for block, branches in zip(self.blocks, groups, strict=True)
+        ]
+        return dataclasses.replace(self, blocks=tuple(blocks))
+
+    def alpha_path(self, group: int, member: int) -> tuple[str, ...]:
+        return (f'block_{group}', f'choice_{member}')
+
+    def places(self, group: int, member: int) -> list[Place]:
+        height, width, _ = self.image_shape
+        for block in self.blocks[: group + 1]:
+            height, width = (math.ceil(size / block.stride) for size in (height, width))
+        shape = (height, width, self.blocks[group].channels)
+        return [Place((f'block_{group}', f'branch_{member}'), shape, 1)]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> 'ChainSpec':
+        """The inverse of `to_json`, also after a trip through a JSON file."""
+        blocks = tuple(
+            BlockSpec(b['channels'], b['stride'], frozen(b['branches'])) for b in data['blocks']
+        )
+        shape = tuple(data['image_shape'])
+        return cls(shape, data['num_classes'], data['stem_channels'], blocks)
+
+
+def build(
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    channels: int,
+    depth: int,
+    reductions: tuple[int, ...],
+    max_channels: int,
+    primitives: tuple[str, ...] = PRIMITIVES,
+) -> ChainSpec:
+    """The supernet at the start: a chain of blocks with one mixed operation each.
+
+    Blocks listed in `reductions` halve the image and double the channels, up to `max_channels`.
+    """
+    blocks, width = [], channels
+    for i in range(depth):
+        stride = 2 if i in reductions else 1
+        if stride == 2:
+            width = max(width, min(2 * width, max_channels))
+        blocks.append(BlockSpec(width, stride, (tuple(primitives),)))
+    return ChainSpec(tuple(image_shape), num_classes, channels, tuple(blocks))
+
+
+class Block(nn.Module):
+    """`y = x + sum_b gate_b * mixed_b(x)`, after a 1x1 convolution where shape or width changes.
+
+    The residual is always there: no sampled operation cuts the network, and a block whose gates are
+    zero is the identity (spec section 2).
+    """
+
+    spec: BlockSpec
+    forward: Forward
+
+    @nn.compact
+    def __call__(self, x: Array, tau: Array | float) -> Array:
+        width, forward = self.spec.channels, self.forward
+        if needs_transition(self.spec, x.shape[-1]):
+            x = x[:, :: self.spec.stride, :: self.spec.stride]
+            x = ops.pointwise(width, x.dtype, 'transition')(x)
+            x = forward.norm(use_running_average=not forward.train, name='transition_norm')(x)
+        y = x
+        for i, candidates in enumerate(self.spec.branches):
+            weights = Choice(candidates, forward, name=f'choice_{i}')(tau)
+            mixed = MixedOp(candidates, width, forward, name=f'branch_{i}')
+            gate = self.param(f'gate_{i}', nn.initializers.ones, (), jnp.float32)
+            y += scale(gate, mixed(x, weights))
+        return y
+
+
+def body(spec: ChainSpec, forward: Forward, x: Array, tau: Array | float) -> Array:
+    """Stem and blocks, inside of the module that calls it: images to the last features."""
+    x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
+    x = nn.relu(forward.norm(use_running_average=not forward.train, name='stem_norm')(x))
+    for i, block in enumerate(spec.blocks):
+        x = Block(block, forward, name=f'block_{i}')(x, tau)
+    return x

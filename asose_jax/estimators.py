@@ -1,0 +1,88 @@
+"""How alpha becomes architecture weights, and how their gradient comes back: one row per paper.
+
+A search wants the gradient of E[L], the mean loss over networks drawn with the probabilities
+softmax(alpha). Each estimator turns a row of logits and a key into weights whose derivative stands
+for it. `tests/estimators_test.py` compares them with the exact gradient, by enumeration.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from asose_jax.gumbel import gumbel_softmax
+
+Array = jax.Array
+
+
+class Estimator(NamedTuple):
+    """One way of drawing.
+
+    Attributes:
+      weights: `(logits [K] float32, key, tau, noise) -> weights [K]`, differentiable; `tau` and
+        `noise` as in `gumbel.gumbel_softmax`.
+      one_hot: whether the weights are, so that a step needs to compute the drawn operation only;
+        otherwise operations are mixed.
+      dense: whether an alpha step of one-hot weights asks every candidate for its output; otherwise
+        those that were not drawn count as images of ones.
+      tempered: whether `tau` changes anything.
+      noisy: whether `noise` does.
+      least_tau: below which its authors do not use it.
+    """
+
+    weights: Callable[[Array, Array, Array | float, str], Array]
+    one_hot: bool = True
+    dense: bool = True
+    tempered: bool = True
+    noisy: bool = False
+    least_tau: float = 0.0
+
+
+def straight_through(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
+    """Hard Gumbel-Softmax draws with the gradient of the soft ones (arXiv:1611.01144, sec. 2.2)."""
+    return gumbel_softmax(logits, key, tau, hard=True, noise=noise)
+
+
+def gumbel(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
+    """Soft Gumbel-Softmax draws: operations are mixed (arXiv:1611.01144, eq. 2)."""
+    return gumbel_softmax(logits, key, tau, hard=False, noise=noise)
+
+
+def reinmax(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
+    """Exact draws with a gradient of second order (Liu et al. 2023, arXiv:2304.08612, alg. 2).
+
+    With p = softmax(logits), D a one-hot draw from p and q = (D + softmax(logits / tau)) / 2, the
+    gradient is that of 2 q' - p / 2, where q' is a softmax that has the value q now.
+    """
+    del noise
+    draw = jax.nn.one_hot(jax.random.categorical(key, logits), len(logits), dtype=jnp.float32)
+    stop = jax.lax.stop_gradient
+    middle = stop((draw + jax.nn.softmax(logits / tau)) / 2)
+    # softmax(log(middle)) is middle; the difference passes the gradient on to the logits.
+    moving = jax.nn.softmax(jnp.log(middle) + logits - stop(logits))
+    soft = 2 * moving - jax.nn.softmax(logits) / 2
+    return draw + (soft - stop(soft))
+
+
+def softmax(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
+    """No draw: operations are mixed by their probabilities (DARTS, arXiv:1806.09055, eq. 2)."""
+    del key, tau, noise
+    return jax.nn.softmax(logits)
+
+
+def dirichlet(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
+    """Operations are mixed by a draw of Dirichlet(elu(alpha) + 1) (arXiv:2006.10355, sec. 3)."""
+    del tau, noise
+    return jax.random.dirichlet(key, jax.nn.elu(logits) + 1)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    'straight_through': Estimator(straight_through, noisy=True),
+    # The program of GDAS (arXiv:1910.04465): what was not drawn adds its weight as a number.
+    'gdas': Estimator(straight_through, dense=False, noisy=True),
+    'reinmax': Estimator(reinmax, least_tau=1.0),
+    'gumbel': Estimator(gumbel, one_hot=False, noisy=True),
+    'softmax': Estimator(softmax, one_hot=False, tempered=False),
+    'drnas': Estimator(dirichlet, one_hot=False, tempered=False),
+}

@@ -1,0 +1,75 @@
+"""What a run came to: its summary, and the files with what it found."""
+
+import importlib.metadata
+import json
+import logging
+import platform
+import shlex
+import sys
+from typing import Any
+
+import jax
+
+from asose_jax import cost, genotype, session, spaces, workdir
+from asose_jax.phases import Phase
+from asose_jax.session import Current, Setup
+
+logger = logging.getLogger('asose_jax')
+
+
+def write(setup: Setup, current: Current) -> dict[str, Any]:
+    """Evaluates the derived network, and writes genotype and summary.
+
+    The test split is looked at here for the first time.
+
+    Args:
+      setup: of the run.
+      current: at its end; the network is derived.
+
+    Returns:
+      The summary, as in summary.json.
+    """
+    session.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
+    test_accuracy = session.accuracy(setup, current, setup.data.test)
+    valid_accuracy = session.accuracy(setup, current, setup.data.valid)
+    chosen = genotype.most_likely(current.spec, {})
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    summary = {
+        'test_accuracy': test_accuracy,
+        'valid_accuracy': valid_accuracy,
+        'params': session.count_parameters(current),
+        'flops_per_image': cost.forward_flops(current.spec),
+        'multiply_adds': cost.multiply_adds(current.spec),
+        'train_flops': current.told['train_flops'],
+        'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
+        'genotype': chosen.to_json(),
+        'seed': setup.config.seed,
+        'versions': {
+            'python': platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        'devices': [str(device) for device in jax.devices()],
+        'command': shlex.join(['python', *sys.argv]),
+        'phases': current.told['phases'],
+        'growth': current.told['growth'],
+    }
+    files = {'genotype.json': chosen.dumps(current.spec)}
+    text = spaces.text_of(current.spec, chosen)
+    if text is not None and setup.table is not None:
+        summary['benchmark'] = setup.table.lookup(text)
+        logger.info('benchmark: %s', summary['benchmark'] or f'does not know {text}')
+    if text is not None:
+        files['genotype.txt'] = text + '\n'
+    files['summary.json'] = json.dumps(summary, indent=2) + '\n'  # the last: then all is done
+    for name, content in files.items():
+        if setup.writes:
+            workdir.write_atomically(setup.workdir / name, content)
+    logger.info(
+        'test accuracy %.2f %%, validation %.2f %%, %d parameters',
+        100 * test_accuracy,
+        100 * valid_accuracy,
+        summary['params'],
+    )
+    for i, group in enumerate(chosen.operations):
+        logger.info('%d: %s', i, ', '.join(group))
+    return summary

@@ -1,0 +1,52 @@
+"""Tables of measured cells: what they tell, and what they do not take."""
+
+import pytest
+
+from asose_jax.benchmark import Table
+from asose_jax.errors import UserError
+
+ROWS = 'arch,cifar10,cifar100\n|a~0|,90.5,70\n|b~0|,93,71.5\n|c~0|,93,60\n'
+
+
+@pytest.fixture
+def table(tmp_path):
+    def write(text):
+        file = tmp_path / 'table.csv'
+        file.write_text(text)
+        return str(file)
+
+    return write
+
+
+def test_lookup_tells_accuracy_and_rank_in_every_column(table):
+    found = Table.read(table(ROWS)).lookup('|a~0|')
+    assert found == {
+        'cifar10': {'accuracy': 90.5, 'rank': 3, 'of': 3},
+        'cifar100': {'accuracy': 70.0, 'rank': 2, 'of': 3},
+    }
+
+
+def test_equals_share_the_better_rank_and_strangers_have_none(table):
+    known = Table.read(table(ROWS))
+    assert known.lookup('|c~0|')['cifar10']['rank'] == 1
+    assert known.lookup('|d~0|') == {}
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('', 'columns are None'),
+        ('cell,cifar10\na,1\n', r"columns are \['cell', 'cifar10'\]"),
+        ('arch\na\n', 'columns are'),
+        ('arch,cifar10\na,good\n', "could not convert string to float: 'good'"),
+        ('arch,cifar10\na\n', 'line 2 is too short'),
+    ],
+)
+def test_a_table_of_another_kind_is_one_clear_error(table, text, message):
+    with pytest.raises(UserError, match=message):
+        Table.read(table(text))
+
+
+def test_a_missing_table_is_one_clear_error(tmp_path):
+    with pytest.raises(UserError, match='No such file'):
+        Table.read(str(tmp_path / 'none.csv'))

@@ -1,0 +1,135 @@
+"""The cells of DARTS: published counts, exactly; which edges are kept; and its text."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asose_jax import cost, darts, genotype
+from asose_jax.mixed import Mode
+from asose_jax.model import SuperNet
+
+# As their authors published them (genotypes.py of DARTS, PC-DARTS and GDAS; issue 7 of P-DARTS).
+V2 = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), "
+    "('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), "
+    "('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5], reduce=[('max_pool_3x3', 0), "
+    "('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
+    "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], "
+    'reduce_concat=[2, 3, 4, 5])'
+)
+PC = (
+    "PC_DARTS_cifar = Genotype(normal=[('sep_conv_3x3', 1), ('skip_connect', 0), "
+    "('sep_conv_3x3', 0), ('dil_conv_3x3', 1), ('sep_conv_5x5', 0), ('sep_conv_3x3', 1), "
+    "('avg_pool_3x3', 0), ('dil_conv_3x3', 1)], normal_concat=range(2, 6), "
+    "reduce=[('sep_conv_5x5', 1), ('max_pool_3x3', 0), ('sep_conv_5x5', 1), "
+    "('sep_conv_5x5', 2), ('sep_conv_3x3', 0), ('sep_conv_3x3', 3), ('sep_conv_3x3', 1), "
+    "('sep_conv_3x3', 2)], reduce_concat=range(2, 6))"
+)
+GDAS = (
+    "Genotype(normal=[(('skip_connect', 0), ('skip_connect', 1)), (('skip_connect', 0), "
+    "('sep_conv_5x5', 2)), (('sep_conv_3x3', 3), ('skip_connect', 0)), (('sep_conv_5x5', 4), "
+    "('sep_conv_3x3', 3))], normal_concat=[2, 3, 4, 5], reduce=[(('sep_conv_5x5', 0), "
+    "('sep_conv_3x3', 1)), (('sep_conv_5x5', 2), ('sep_conv_5x5', 1)), (('dil_conv_5x5', 2), "
+    "('sep_conv_3x3', 1)), (('sep_conv_5x5', 0), ('sep_conv_5x5', 1))], "
+    'reduce_concat=[2, 3, 4, 5], connectN=None, connects=None)'
+)
+P_DARTS = (
+    "Genotype(normal=[('skip_connect', 0), ('dil_conv_3x3', 1), ('skip_connect', 0), "
+    "('sep_conv_3x3', 1), ('sep_conv_3x3', 1), ('sep_conv_3x3', 3), ('sep_conv_3x3', 0), "
+    "('dil_conv_5x5', 4)], normal_concat=range(2, 6), reduce=[('avg_pool_3x3', 0), "
+    "('sep_conv_5x5', 1), ('sep_conv_3x3', 0), ('dil_conv_5x5', 2), ('max_pool_3x3', 0), "
+    "('dil_conv_3x3', 1), ('dil_conv_3x3', 1), ('dil_conv_5x5', 3)], reduce_concat=range(2, 6))"
+)
+
+
+def _derived(text):
+    spec = darts.build((32, 32, 3), 10, channels=36, depth=20, reductions=(6, 13))
+    return genotype.derive(spec, darts.loads(text))
+
+
+def _parameters(spec):
+    net, x = SuperNet(spec), jnp.zeros((1, *spec.image_shape))
+    made = jax.eval_shape(lambda: net.init(jax.random.key(0), x, mode=Mode.ARGMAX, train=False))
+    return sum(leaf.size for leaf in jax.tree.leaves(made['params']))
+
+
+@pytest.mark.parametrize(
+    ('text', 'params'),
+    [
+        (V2, 3_349_342),  # printed by its own train.py as 3.349342MB
+        (P_DARTS, 3_433_798),  # issue 7 of its repository
+        (PC, 3_634_678),  # published as 3.63M
+        (GDAS, 3_368_782),  # published as 3.36M (and 3.37M rounded)
+    ],
+)
+def test_parameters_are_the_published_ones(text, params):
+    assert _parameters(_derived(text)) == params
+
+
+@pytest.mark.parametrize(('text', 'millions'), [(V2, 528), (GDAS, 519)])
+def test_multiply_adds_are_the_published_ones(text, millions):
+    assert int(cost.multiply_adds(_derived(text)) / 1e6) == millions
+
+
+@pytest.mark.parametrize('text', [V2, PC, GDAS, P_DARTS])
+def test_text_survives_a_round_trip(text):
+    chosen = darts.loads(text)
+    assert darts.loads(darts.dumps(chosen)) == chosen
+    assert all(
+        sum(name != 'none' for name in node) == 2 and len(node) == 2 + i % 4
+        for i, node in enumerate(chosen.operations)
+    )
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        'Genotype()',
+        V2.replace("('sep_conv_3x3', 0)", '7'),
+        '__import__("os").abort()',
+        V2.replace('sep_conv_3x3', 'sep_conv_9x9'),
+        V2.replace("('dil_conv_3x3', 2)", "('dil_conv_3x3', 5)"),
+        V2.replace("('dil_conv_3x3', 2)", "('dil_conv_3x3', 0)"),
+        V2.replace('normal_concat=[2, 3, 4, 5]', 'normal_concat=[3, 4, 5]'),
+    ],
+)
+def test_a_text_of_another_kind_is_refused_with_its_fault(text):
+    with pytest.raises(ValueError, match='DARTS'):
+        darts.loads(text)
+
+
+def _rows(spec, **given):
+    """Uniform probabilities, but for `given`: `n0_1={'sep_conv_3x3': 0.9}`: node 0, edge 1."""
+    rows = []
+    for group, member, candidates in spec.rows():
+        wanted = given.get(f'n{group}_{member}', {})
+        left = (1 - sum(wanted.values())) / (len(candidates) - len(wanted))
+        rows.append(np.array([wanted.get(name, left) for name in candidates], np.float32))
+    return rows
+
+
+@pytest.mark.parametrize('traced', [False, True])
+def test_two_edges_are_kept_by_their_surest_operation_and_none_is_never_chosen(traced):
+    spec = darts.build((8, 8, 3), 10, channels=4, depth=2, reductions=(1,))
+    rows = _rows(
+        spec,
+        n1_0={'none': 0.9},  # sure of none only: its best other has 0.1 / 7
+        n1_1={'sep_conv_3x3': 0.4},
+        n1_2={'skip_connect': 0.3},
+    )
+    choose = jax.jit(spec.choose) if traced else spec.choose
+    chosen = choose([jnp.array(row) for row in rows] if traced else rows)
+    names = [row.candidates[int(k)] for row, k in zip(spec.rows(), chosen, strict=True)]
+    assert names[:2] == ['max_pool_3x3'] * 2  # node 0 has two edges only: both stay
+    assert names[2:5] == ['none', 'sep_conv_3x3', 'skip_connect']
+    # Of equals the earlier edges stay, and the first operation that is not none.
+    assert names[5:9] == ['max_pool_3x3'] * 2 + ['none'] * 2
+
+
+def test_reduction_cells_halve_the_image_where_edges_come_from_the_inputs():
+    spec = darts.build((8, 8, 3), 10, channels=4, depth=3, reductions=(1,))
+    assert [(p.shape, p.stride) for p in spec.places(5, 1)] == [((8, 8, 8), 2)]
+    assert [(p.shape, p.stride) for p in spec.places(5, 2)] == [((4, 4, 8), 1)]
+    assert [p.shape for p in spec.places(1, 1)] == [(8, 8, 4), (4, 4, 8)]
