@@ -90,6 +90,9 @@ class DartsSpec(NetSpec):
                 found.append(xp.where(rank < KEPT, row.argmax(), left_out))
         return found
 
+    def used(self, genotype: Genotype) -> list[str]:
+        return [name for name in super().used(genotype) if name != NONE]
+
 
 def _ranks(strengths):
     """How many others are stronger; of equals, the earlier one is."""

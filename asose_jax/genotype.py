@@ -74,6 +74,10 @@ class NetSpec:
         """
         return [row.argmax() for row in rows]
 
+    def used(self, genotype: 'Genotype') -> list[str]:
+        """The chosen operations, without what stands for an edge that is left out."""
+        return [name for group in genotype.operations for name in group]
+
     def rows(self) -> list[Row]:
         """Every row of alpha, in order."""
         return [
@@ -112,11 +116,6 @@ class Genotype:
             'network': spec.to_json(),
         }
         return json.dumps(content, indent=2) + '\n'
-
-    def share(self, names: frozenset[str]) -> float:
-        """The fraction of choices that are one of `names`."""
-        flat = [name for group in self.operations for name in group]
-        return sum(name in names for name in flat) / len(flat)
 
 
 def at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:

@@ -37,21 +37,27 @@ def architecture_analysis(
     Returns:
       JSON values: `arch/entropy` (mean, nats) and `arch/entropies` (per mixed operation),
       `arch/confidence` (mean of the largest probabilities), `arch/skip_fraction`,
-      `arch/none_fraction` and `arch/param_free_fraction` (of the genotype), `arch/counts` (per
-      operation), `arch/changed` (numbers of the blocks whose choice changed), `genotype`.
+      `arch/none_fraction` and `arch/param_free_fraction` (of the operations that are used),
+      `arch/counts` (per operation), `arch/changed` (numbers of the blocks, or nodes of cells, whose
+      choice changed), `genotype`.
     """
     rows = genotype.probabilities(spec, arch)
     chosen = genotype.most_likely(spec, arch)
+    used = spec.used(chosen)
+
+    def share(names):
+        return sum(name in names for name in used) / max(1, len(used))
+
     entropies = [float(stats.entropy(row)) for row in rows]
     pairs = [] if before is None else zip(chosen.to_json(), before, strict=True)
     return {
         'arch/entropy': float(np.mean(entropies)),
         'arch/entropies': entropies,
         'arch/confidence': float(np.mean([row.max() for row in rows])),
-        'arch/skip_fraction': chosen.share(frozenset({'skip_connect'})),
-        'arch/none_fraction': chosen.share(frozenset({'none'})),
-        'arch/param_free_fraction': chosen.share(ops.PARAMETER_FREE),
-        'arch/counts': dict(collections.Counter(n for block in chosen.operations for n in block)),
+        'arch/skip_fraction': share({'skip_connect'}),
+        'arch/none_fraction': share({'none'}),
+        'arch/param_free_fraction': share(ops.PARAMETER_FREE),
+        'arch/counts': dict(collections.Counter(used)),
         'arch/changed': [i for i, (now, then) in enumerate(pairs) if now != then],
         'genotype': chosen.to_json(),
     }

@@ -167,6 +167,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     if preset in ('nasbench201', 'darts'):
         model.channels = 16
+        config.arch.init_std = 1e-3  # as their authors start: no operation is preferred
+        config.arch.none_bias = config.arch.skip_bias = 0.0
         growth.epochs = 0  # their cells are what they are
         growth.kinds = ()
     if preset == 'nasbench201':  # five cells a stage (arXiv:2001.00326)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asose_jax import chain, genotype, ops, spaces
+from asose_jax import chain, genotype, spaces
 from asose_jax.genotype import Genotype
 
 SPEC = chain.build((32, 32, 3), 10, channels=64, depth=6, reductions=(1, 3), max_channels=256)
@@ -66,9 +66,3 @@ def test_genotype_file_names_its_schema_and_network():
     assert (content['schema'], content['network']['space']) == (2, 'chain')
     assert content['genotype'] == [['skip_connect']] * 6
     assert spaces.spec_from_json(content['network']).is_derived()
-
-
-def test_share_counts_mixed_operations():
-    chosen = Genotype((('none',), ('skip_connect', 'sep_conv_3x3'), ('max_pool_3x3',)))
-    assert chosen.share(frozenset({'skip_connect', 'none'})) == 0.5
-    assert chosen.share(ops.PARAMETER_FREE) == 0.75

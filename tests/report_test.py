@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 import rich.console
 
-from asose_jax import chain, genotype, report
+from asose_jax import chain, darts, genotype, report
 from asose_jax.phases import Phase, Span
 
 SPEC = chain.build((8, 8, 1), 2, channels=4, depth=2, reductions=(), max_channels=4)
@@ -88,3 +88,13 @@ def test_in_a_terminal_there_is_a_bar():
     assert 'warmup' in drawn
     assert '5/10' in drawn
     assert 'tau' not in drawn
+
+
+def test_edges_that_are_left_out_are_no_collapse():
+    """DARTS derives two edges of a node; `none` stands for the others."""
+    spec = darts.build((8, 8, 3), 10, channels=4, depth=2, reductions=(1,))
+    arch = {spec.alpha_path(*row[:2])[0]: {'alpha': jnp.arange(8.0)} for row in spec.rows()}
+    told = report.architecture_analysis(arch, spec)
+    assert told['arch/counts'] == {'dil_conv_5x5': 16}
+    assert told['arch/none_fraction'] == told['arch/skip_fraction'] == 0
+    assert sum(name == 'none' for node in told['genotype'] for name in node) == 28 - 16
