@@ -18,20 +18,46 @@ def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     """Largest of the valid 3x3 neighbours of every `stride`-th pixel of `[B, H, W, C]`."""
     return lax.platform_dependent(
         x,
-        cpu=lambda x: _max_of_shifts(x, stride),
+        cpu=lambda x: _max_of_shifts(x, stride, x.shape),
         default=lambda x: nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1))),
     )
 
 
 def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     """Mean of the valid 3x3 neighbours of every `stride`-th pixel; padding is not counted."""
-    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
-    total, count = (functools.reduce(jnp.add, neighbours(each, 0, stride)) for each in (x, ones))
-    return total / count
+    return _mean(x, stride, x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_of_shifts(x, stride):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _mean(x, stride, shape):
+    return _total(x, stride) / _count(shape, stride, x.dtype)
+
+
+def _mean_forward(x, stride, shape):
+    return _mean(x, stride, shape), None
+
+
+def _mean_backward(stride, shape, _, g):
+    # A sum over neighbours is its own transpose; by itself, or XLA divides g nine times.
+    total = outlined(_total, static_argnums=1)
+    return (total(spread(g / _count(shape, stride, g.dtype), shape, stride), 1),)
+
+
+_mean.defvjp(_mean_forward, _mean_backward)
+
+
+def _total(x, stride):
+    return functools.reduce(jnp.add, neighbours(x, 0, stride))
+
+
+def _count(shape, stride, dtype):
+    ones = jnp.ones((1, *shape[1:3], 1), dtype)
+    return functools.reduce(jnp.add, neighbours(ones, 0, stride))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_of_shifts(x, stride, shape):
+    del shape
     return functools.reduce(jnp.maximum, neighbours(x, -jnp.inf, stride))
 
 
@@ -45,13 +71,12 @@ def _max_and_winner(x, stride):
     return largest, winner
 
 
-def _max_forward(x, stride):
-    largest, winner = _max_and_winner(x, stride)
-    return largest, (winner, x.shape)
+def _max_forward(x, stride, shape):
+    del shape
+    return _max_and_winner(x, stride)
 
 
-def _max_backward(stride, residuals, g):
-    winner, shape = residuals
+def _max_backward(stride, shape, winner, g):
     return (_to_winners(spread(winner, shape, stride), spread(g, shape, stride)),)
 
 
