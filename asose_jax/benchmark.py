@@ -6,7 +6,9 @@ told; nothing is ever chosen by them.
 
 import csv
 import dataclasses
+import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 from asose_jax.errors import UserError
@@ -25,8 +27,13 @@ class Table:
     columns: dict[str, dict[str, float]]
 
     @classmethod
-    def read(cls, path: str) -> 'Table':
+    def read(cls, path: str, plain: Callable[[str], str]) -> 'Table':
         """Reads a CSV file: a column `arch`, and columns of numbers, larger is better.
+
+        Args:
+          path: of the file.
+          plain: brings the text of a cell into the form by which it will be looked up; a
+            `ValueError` if it is none.
 
         Raises:
           UserError: the file cannot be read so; the message names the line.
@@ -40,10 +47,15 @@ class Table:
                     raise ValueError(f'its columns are {reader.fieldnames}')
                 columns = {name: {} for name in names}
                 for row in reader:
+                    line, arch = f'line {reader.line_num}', plain(row[ARCH] or '')
+                    if None in row or None in row.values():
+                        raise ValueError(f'{line} has not as many fields as there are columns')
+                    if arch in columns[names[0]]:
+                        raise ValueError(f'{line} has {arch} for the second time')
                     for name in names:
-                        if row[name] is None:
-                            raise ValueError(f'line {reader.line_num} is too short')
-                        columns[name][row[ARCH]] = float(row[name])
+                        columns[name][arch] = number = float(row[name])
+                        if not math.isfinite(number):
+                            raise ValueError(f'{line} has {name} {number}')
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(
                 f'benchmark.table={path!r}: {error}. It must be a CSV file with a column {ARCH!r} '

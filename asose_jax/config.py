@@ -225,11 +225,12 @@ def _contradictions(config, devices):
             f'model.primitives={tuple(model["primitives"])}: the space {model["space"]!r} needs '
             f'{", ".join(sorted(missing))}'
         )
-    if model['channels'] % space.channels_divisor:
-        wrong.append(
-            f'model.channels={model["channels"]}: the space {model["space"]!r} needs a multiple of '
-            f'{space.channels_divisor}'
-        )
+    for field in ('channels', 'max_channels'):
+        if model[field] % space.channels_divisor:
+            wrong.append(
+                f'model.{field}={model[field]}: the space {model["space"]!r} needs a multiple of '
+                f'{space.channels_divisor}'
+            )
     if config['growth']['epochs'] and config['growth']['kinds'] and not space.grows:
         wrong.append(
             f'growth.kinds={tuple(config["growth"]["kinds"])}: networks of the space '
@@ -241,15 +242,22 @@ def _contradictions(config, devices):
             f'search.noise={search["noise"]!r}: search.estimator={search["estimator"]!r} has no '
             f'such noise; take one of {noisy}, or search.noise=unit'
         )
-    if search['epochs'] and search['freeze_epochs'] >= search['epochs']:
+    if search['freeze_epochs'] and search['freeze_epochs'] >= search['epochs']:
         wrong.append(
             f'search.freeze_epochs={search["freeze_epochs"]}: must be less than '
             f'search.epochs={search["epochs"]}, or alpha never moves in search'
         )
-    if config['benchmark']['table'] is not None and space.dumps is None:
+    strangers = sorted(set(model['primitives']) - set(space.primitives))
+    if config['benchmark']['table'] is not None and (space.dumps is None or strangers):
+        whose = f'{strangers} in the space' if strangers else 'the space'
         wrong.append(
-            f'benchmark.table={config["benchmark"]["table"]!r}: the space {model["space"]!r} has '
-            'no text by which a table could name its networks'
+            f'benchmark.table={config["benchmark"]["table"]!r}: there is no text by which a table '
+            f'could name networks with {whose} {model["space"]!r}'
+        )
+    if config['arch']['samples'] > 1 and not ESTIMATORS[search['estimator']].draws:
+        wrong.append(
+            f'arch.samples={config["arch"]["samples"]}: search.estimator={search["estimator"]!r} '
+            'draws nothing, so all samples would be alike; set it to 1'
         )
     least = ESTIMATORS[search['estimator']].least_tau
     if search['tau_floor'] < least:

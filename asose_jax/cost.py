@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax import genotype, ops
+from asose_jax.estimators import Estimator
 from asose_jax.genotype import SAFE, NetSpec
 from asose_jax.model import Mode, SuperNet
 from asose_jax.norm import Norm
@@ -23,7 +24,7 @@ def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
 
     Args:
       spec: of the network.
-      rows: how much of each candidate is computed, `[K]` per mixed operation: probabilities give
+      rows: how much of each candidate is computed, `[K]` per row of alpha: probabilities give
         the mean over draws. All of each, if not given.
 
     Returns:
@@ -44,6 +45,7 @@ def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
 def training_flops(
     spec: NetSpec,
     mode: Mode,
+    estimator: Estimator,
     probabilities: list[np.ndarray],
     weight_images: int,
     alpha_images: int,
@@ -53,6 +55,8 @@ def training_flops(
     Args:
       spec: of the network.
       mode: how weight steps used it.
+      estimator: of alpha's gradient. Where it mixes operations, all of them count, also those that
+        `gumbel.drop_small` left out.
       probabilities: softmax(alpha) of every row.
       weight_images: seen by weight steps: forward, and both gradients of what was drawn.
       alpha_images: seen by alpha steps: all candidates forward, and the gradient of what was drawn.
@@ -65,8 +69,10 @@ def training_flops(
         probabilities = [np.array([n == SAFE for n in names]) for names in candidates]
     if mode is Mode.UNIFORM:
         probabilities = [np.full(len(names), 1 / len(names)) for names in candidates]
-    drawn = forward_flops(spec, probabilities)
-    alpha = forward_flops(spec) + _INPUT_GRADIENT * drawn
+    everything, drawn = forward_flops(spec), forward_flops(spec, probabilities)
+    if mode is Mode.DRAW and not estimator.one_hot:
+        drawn = everything
+    alpha = (everything if estimator.dense else drawn) + _INPUT_GRADIENT * drawn
     return _TRAINING * drawn * weight_images + alpha * alpha_images
 
 

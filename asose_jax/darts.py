@@ -243,7 +243,7 @@ def _nodes(cell):
     for node in range(NODES):
         names = [NONE] * (INPUTS + node)
         for pair in flat[KEPT * node : KEPT * (node + 1)]:
-            known = len(pair) == 2 and pair[0] in PRIMITIVES
+            known = len(pair) == 2 and pair[0] in PRIMITIVES[1:]
             if not known or pair[1] not in range(INPUTS + node) or names[pair[1]] != NONE:
                 raise ValueError(
                     f'edge {pair} of node {INPUTS + node} does not fit the DARTS space: a node has '

@@ -26,6 +26,7 @@ class Estimator(NamedTuple):
         otherwise operations are mixed.
       dense: whether an alpha step of one-hot weights asks every candidate for its output; otherwise
         those that were not drawn count as images of ones.
+      draws: whether chance has a part.
       tempered: whether `tau` changes anything.
       noisy: whether `noise` does.
       least_tau: below which its authors do not use it.
@@ -34,6 +35,7 @@ class Estimator(NamedTuple):
     weights: Callable[[Array, Array, Array | float, str], Array]
     one_hot: bool = True
     dense: bool = True
+    draws: bool = True
     tempered: bool = True
     noisy: bool = False
     least_tau: float = 0.0
@@ -83,6 +85,6 @@ ESTIMATORS: dict[str, Estimator] = {
     'gdas': Estimator(straight_through, dense=False, noisy=True),
     'reinmax': Estimator(reinmax, least_tau=1.0),
     'gumbel': Estimator(gumbel, one_hot=False, noisy=True),
-    'softmax': Estimator(softmax, one_hot=False, tempered=False),
+    'softmax': Estimator(softmax, one_hot=False, draws=False, tempered=False),
     'drnas': Estimator(dirichlet, one_hot=False, tempered=False),
 }

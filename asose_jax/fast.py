@@ -155,7 +155,12 @@ def _conv_forward(x, kernel, stride):
 
 def _conv_backward(stride, residuals, g):
     x, kernel = residuals
-    dx = conv(spread(g, x.shape, stride), kernel[::-1, ::-1].swapaxes(2, 3))
+    dx = lax.platform_dependent(
+        g,
+        kernel,
+        cpu=lambda g, k: conv(spread(g, x.shape, stride), k[::-1, ::-1].swapaxes(2, 3)),
+        default=lambda g, k: jax.vjp(lambda x: _plain_conv(x, k, stride), x)[1](g)[0],
+    )
     blocked = functools.partial(_blocked_gradient, stride=stride)
     plain = functools.partial(_plain_gradient, stride=stride)
     return dx, lax.platform_dependent(x, g, kernel, cpu=blocked, default=plain)

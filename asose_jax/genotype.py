@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 SCHEMA = 2  # of genotype.json
-SAFE = 'skip_connect'  # what a guarded row of alpha, and all of warmup, uses
+SAFE = 'skip_connect'  # what a guarded row of alpha uses, and all of warmup if not told otherwise
 
 
 class Row(NamedTuple):

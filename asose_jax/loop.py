@@ -9,6 +9,7 @@ import numpy as np
 
 from asose_jax import batches, cost, devices, genotype, growing, report, session, state
 from asose_jax.errors import Stopped, UserError
+from asose_jax.estimators import ESTIMATORS
 from asose_jax.phases import Phase, Span
 from asose_jax.session import Current, Setup
 
@@ -124,11 +125,13 @@ def _figures(setup, step, metrics):
             "Look at the data, lower weights.lr, or use model.dtype='float32'."
         )
     totals = jax.tree.map(lambda total: total.item(), devices.on_host(metrics['totals']))
+    tempered = ESTIMATORS[setup.config.search.estimator].tempered
+    searches = setup.plan.span_at(step - 1).phase.searches
     return {
         'train/loss': totals.loss / max(1, totals.weight_steps),
         'train/accuracy': totals.correct / max(1, totals.images),
         'arch/loss': totals.arch_loss / totals.arch_steps if totals.arch_steps else None,
-        'tau': setup.plan.reported_tau(step - 1),
+        'tau': setup.plan.reported_tau(step - 1) if tempered or not searches else None,
         'guard/arch': totals.guarded_rows,
         'guard/grad': totals.skipped_steps,
     }
@@ -141,6 +144,7 @@ def _record(setup, current, span, figures, metrics, sums):
     current.told['train_flops'] += cost.training_flops(
         current.spec,
         setup.recipe(current.spec).weight_mode(span.phase),
+        ESTIMATORS[setup.config.search.estimator],
         genotype.probabilities(current.spec, arch),
         int(totals.images),
         int(totals.arch_steps) * setup.config.batch_size * setup.config.arch.samples,

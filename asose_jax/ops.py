@@ -1,7 +1,7 @@
 """The candidate operations of a mixed operation. This room knows nothing of search.
 
 Every operation keeps the channels and follows the DARTS conventions, ReLU-Conv-BN
-(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one: write a module with the two attributes
+(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one: write a module with the attributes
 and the call signature of `Operation`, and give it a row in `PRIMITIVES`.
 """
 
@@ -193,7 +193,8 @@ PRIMITIVES: dict[str, tuple[type[Operation], Mapping[str, Any]]] = {
     'nor_conv_3x3': (ReluConvNorm, {'size': 3}),
 }
 
-# Operations without parameters; a genotype full of them is the field's usual collapse.
+# Operations without parameters (but for a skip_connect of stride 2); a genotype full of them is the
+# field's usual collapse.
 PARAMETER_FREE = frozenset({'none', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect'})
 
 

@@ -15,7 +15,7 @@ OPTIMIZE_TAU = 0.01
 
 
 class Phase(enum.StrEnum):
-    WARMUP = 'warmup'  # weights only, skip_connect everywhere
+    WARMUP = 'warmup'  # weights only, skip_connect everywhere or any operation
     SEARCH = 'search'  # weights and alpha in turn, drawn operations
     GROWTH = 'growth'  # as search, while the network grows
     OPTIMIZE = 'optimize'  # weights of the derived network
@@ -142,7 +142,7 @@ def make_plan(
     """Lays the phases out.
 
     An epoch is one pass of the weights over the training part: `train_steps` weight updates. Search
-    and growth have the steps that move alpha in addition.
+    and growth have the steps that move alpha in addition, which go to the weights in frozen epochs.
 
     Args:
       epochs: of each phase; 0 leaves a phase out.

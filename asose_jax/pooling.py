@@ -1,4 +1,4 @@
-"""3x3 pooling in the fast form for the platform it is compiled for.
+"""3x3 pooling, in the form that is fast on the platform it is compiled for.
 
 On the CPU the gradient of XLA's own max pooling is 20 times slower than a comparison of remembered
 indices.

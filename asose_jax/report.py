@@ -35,7 +35,7 @@ def architecture_analysis(
       before: the genotype of the evaluation before, to compare with.
 
     Returns:
-      JSON values: `arch/entropy` (mean, nats) and `arch/entropies` (per mixed operation),
+      JSON values: `arch/entropy` (mean, nats) and `arch/entropies` (per row of alpha),
       `arch/confidence` (mean of the largest probabilities), `arch/skip_fraction`,
       `arch/none_fraction` and `arch/param_free_fraction` (of the operations that are used),
       `arch/counts` (per operation), `arch/changed` (numbers of the blocks, or nodes of cells, whose

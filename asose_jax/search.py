@@ -28,6 +28,7 @@ from asose_jax import (
     report,
     results,
     session,
+    spaces,
     start,
     state,
 )
@@ -70,7 +71,10 @@ def run(
         started = checkpoint.has_any(workdir / 'checkpoints')
         origin = None if started else start.origin(config, images, plan)
         known = config.benchmark.table
-        table = None if known is None else benchmark.Table.read(known)
+        space = spaces.SPACES[config.model.space]
+        table = None
+        if known is not None:
+            table = benchmark.Table.read(known, lambda text: space.dumps(space.loads(text)))
         writes = jax.process_index() == 0
         with place.claimed(workdir, writes):
             if writes:

@@ -35,14 +35,18 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
     Raises:
       UserError: `network` or `init_from` cannot be read, or does not fit the data or the plan.
     """
+    m = config.model
     if config.init_from is not None:
         try:
-            return _of_another_run(config.init_from, images, plan)
+            found = _of_another_run(config.init_from, images, plan)
         except checkpoint.DamagedError as error:
             raise UserError(f'init_from={config.init_from!r}: {error}') from error
+        _require_same_space(found.spec, m.space, f'init_from={config.init_from!r}')
+        return found
     if config.network is not None:
-        return Origin(_read_network(config.network, images))
-    m = config.model
+        spec = _read_network(config.network, images)
+        _require_same_space(spec, m.space, f'network={config.network!r}')
+        return Origin(spec)
     spec = spaces.SPACES[m.space].build(
         images.image_shape,
         len(images.class_names),
@@ -52,7 +56,21 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
         max_channels=m.max_channels,
         primitives=tuple(m.primitives),
     )
+    if not all(spec.places(row.group, row.member) for row in spec.rows()):
+        raise UserError(
+            f'model.reductions={tuple(m.reductions)}: with model.depth={m.depth} in the space '
+            f'{m.space!r}, some choices would decide on nothing; it needs modules that reduce '
+            "('darts') and modules that do not"
+        )
     return Origin(spec if config.genotype is None else _chosen(config.genotype, spec))
+
+
+def _require_same_space(spec, space, whose):
+    if space != spec.SPACE:
+        raise UserError(
+            f'{whose} is of the space {spec.SPACE!r}; model.space={space!r}. Set it, or begin with '
+            'the preset of that space.'
+        )
 
 
 def _chosen(path, spec):
@@ -62,8 +80,10 @@ def _chosen(path, spec):
     try:
         text = file.read_text(encoding='utf-8')
         if text.lstrip().startswith('{'):
-            operations = genotype.frozen(json.loads(text)['genotype'])
-            chosen = genotype.Genotype(operations)
+            content = json.loads(text)
+            if content.get('network', {}).get('space', spec.SPACE) != spec.SPACE:
+                raise ValueError(f'it is of the space {content["network"]["space"]!r}')
+            chosen = genotype.Genotype(genotype.frozen(content['genotype']))
         elif (loads := spaces.SPACES[spec.SPACE].loads) is not None:
             chosen = loads(text)
         else:
@@ -72,7 +92,7 @@ def _chosen(path, spec):
         if unknown:
             raise ValueError(f'unknown operations {sorted(unknown)}')
         return genotype.derive(spec, chosen)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'genotype={path!r}: {file} holds no genotype for a network of model.space='
             f'{spec.SPACE!r} ({type(error).__name__}: {error}). Name a genotype.json, a workdir, '
@@ -104,10 +124,11 @@ def _read_network(path, images):
     file = given / 'genotype.json' if given.is_dir() else given
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
-        kind = (content['network']['space'], content['schema'])
+        # Schema 1 named the space at the top.
+        kind = (content['network'].get('space', content.get('space')), content['schema'])
         known = kind[0] in spaces.SPACES and kind[1] == genotype.SCHEMA
         spec = spaces.spec_from_json(content['network']) if known else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'network={path!r}: {file} cannot be read as a network ({type(error).__name__}: '
             f'{error}). Name a genotype.json, or the workdir of a finished run.'

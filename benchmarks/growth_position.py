@@ -43,7 +43,7 @@ def _config(run: pathlib.Path, epochs: int):
     config.update_from_flattened_dict(
         {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     )
-    config.init_from = None
+    config.network = config.genotype = None
     for phase in Phase:
         config[phase].epochs = 0
     config.search.epochs, config.optimize.epochs = 1, epochs  # the search is not run, only named
@@ -57,8 +57,21 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
     plan = search.make_plan(config, len(images.train))
     tx = search.make_optimizer(config, plan)
     shared = devices.shared_arrays(images, session.key_for(config.seed, session.STEPS))
-    setup = session.Setup(config, checkpoint, None, images, plan, tx, shared, None)
-    found = start.begin_from(setup, str(checkpoint))
+    setup = session.Setup(
+        config=config,
+        workdir=checkpoint,
+        console=None,
+        data=images,
+        plan=plan,
+        tx=tx,
+        shared=shared,
+        checkpoints=None,
+        asked=None,
+        table=None,
+        writes=False,
+    )
+    config.init_from = str(checkpoint)
+    found = start.begin(setup, start.origin(config, images, plan))
     spec, held = found.spec, jax.device_get(found.state)
     chosen = genotype.most_likely(spec, held.arch)
     held = states.derive_state(held, spec, chosen, tx)
@@ -89,7 +102,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
             batch = batches.chunk(taken, setup.slots(), jax.device_count())
             session.compile_programs(setup, current, Phase.OPTIMIZE, batch)
             current.state, _ = current.programs.train.call(current.state, batch, shared)
-        loss, accuracy = session.accuracy(setup, current, images.valid)
+        loss, accuracy = session.means(session.evaluate(setup, current, images.valid))
         result.append((each.score, loss, accuracy))
     return result
 

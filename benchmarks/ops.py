@@ -158,7 +158,7 @@ def _cases(channels, x):
         variables = made.init(jax.random.key(1), jnp.zeros_like(x[:1]), False)
         stats, call = (
             variables.get('batch_stats', {}),
-            ops.function(name, channels, norm, True, False),
+            ops.function(name, channels, norm, 1, True, False),
         )
         size = int(name[-1])
         separable = (f'taps {size**2}', f'taps {channels}', 'norm')

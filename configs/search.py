@@ -37,7 +37,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     data.valid_fraction = 0.2  # of the training split: moves alpha, decides
     data.crop_padding = 4  # random crops of the image padded by so many pixels; 0: none
     data.flip = True  # random left-right flips
-    data.cutout = 0  # side of a square of zeros at a random place in training images; 0: none
+    data.cutout = 0  # side of a square of zeros at a random place of images to learn from
     data.resident_megabytes = 1024  # larger sets are streamed instead of held on the device
 
     config.model = model = ml_collections.ConfigDict()

@@ -19,7 +19,7 @@ def table(tmp_path):
 
 
 def test_lookup_tells_accuracy_and_rank_in_every_column(table):
-    found = Table.read(table(ROWS)).lookup('|a~0|')
+    found = Table.read(table(ROWS), str).lookup('|a~0|')
     assert found == {
         'cifar10': {'accuracy': 90.5, 'rank': 3, 'of': 3},
         'cifar100': {'accuracy': 70.0, 'rank': 2, 'of': 3},
@@ -27,7 +27,7 @@ def test_lookup_tells_accuracy_and_rank_in_every_column(table):
 
 
 def test_equals_share_the_better_rank_and_strangers_have_none(table):
-    known = Table.read(table(ROWS))
+    known = Table.read(table(ROWS), str)
     assert known.lookup('|c~0|')['cifar10']['rank'] == 1
     assert known.lookup('|d~0|') == {}
 
@@ -39,14 +39,22 @@ def test_equals_share_the_better_rank_and_strangers_have_none(table):
         ('cell,cifar10\na,1\n', r"columns are \['cell', 'cifar10'\]"),
         ('arch\na\n', 'columns are'),
         ('arch,cifar10\na,good\n', "could not convert string to float: 'good'"),
-        ('arch,cifar10\na\n', 'line 2 is too short'),
+        ('arch,cifar10\na\n', 'line 2 has not as many fields'),
+        ('arch,cifar10\na,1,2\n', 'line 2 has not as many fields'),
+        ('arch,cifar10\na,1\na,2\n', 'line 3 has a for the second time'),
+        ('arch,cifar10\na,nan\n', 'line 2 has cifar10 nan'),
     ],
 )
 def test_a_table_of_another_kind_is_one_clear_error(table, text, message):
     with pytest.raises(UserError, match=message):
-        Table.read(table(text))
+        Table.read(table(text), str)
 
 
 def test_a_missing_table_is_one_clear_error(tmp_path):
     with pytest.raises(UserError, match='No such file'):
-        Table.read(str(tmp_path / 'none.csv'))
+        Table.read(str(tmp_path / 'none.csv'), str)
+
+
+def test_cells_are_found_in_any_dialect_of_their_text(table):
+    known = Table.read(table('arch,top\n" |a~0| ",1\n'), str.strip)
+    assert known.lookup('|a~0|')['top']['rank'] == 1

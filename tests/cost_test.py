@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from asose_jax import chain, cost, genotype
+from asose_jax.estimators import ESTIMATORS
 from asose_jax.model import Mode
 
 NAMES = ('none', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
@@ -46,11 +47,22 @@ def test_wider_and_deeper_costs_more():
     assert cost.forward_flops(wide) > 1.5 * cost.forward_flops(small)
 
 
-def test_training_counts_each_kind_of_step():
-    spec = _chain(NAMES)
+@pytest.mark.parametrize(
+    ('estimator', 'weights', 'alpha'),
+    # In forward passes of what is drawn and of everything: forward, input and weight gradients.
+    [
+        ('straight_through', (3, 0), (1, 1)),
+        ('gdas', (3, 0), (2, 0)),
+        ('softmax', (0, 3), (0, 2)),
+    ],
+)
+def test_training_counts_each_kind_of_step(estimator, weights, alpha):
+    spec, row = _chain(NAMES), ESTIMATORS[estimator]
     rows = [np.full(4, 0.25)] * 2
-    drawn, everything = cost.forward_flops(spec, rows), cost.forward_flops(spec, [np.ones(4)] * 2)
-    told = cost.training_flops(spec, Mode.DRAW, rows, 20, 10)
-    assert told == pytest.approx(20 * 3 * drawn + 10 * (everything + drawn))
+    passes = [cost.forward_flops(spec, rows), cost.forward_flops(spec, [np.ones(4)] * 2)]
+    told = cost.training_flops(spec, Mode.DRAW, row, rows, 20, 10)
+    assert told == pytest.approx(20 * np.dot(weights, passes) + 10 * np.dot(alpha, passes))
     skip = cost.forward_flops(spec, [np.eye(4)[1]] * 2)
-    assert cost.training_flops(spec, Mode.SKIP, rows, 20, 0) == pytest.approx(60 * skip)
+    assert cost.training_flops(spec, Mode.SKIP, row, rows, 20, 0) == pytest.approx(60 * skip)
+    told = cost.training_flops(spec, Mode.UNIFORM, row, [np.eye(4)[2]] * 2, 20, 0)
+    assert told == pytest.approx(60 * passes[0])

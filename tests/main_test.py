@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from asose_jax import chain, ops, search, spaces
+from asose_jax import chain, norm, ops, search, spaces
 from configs.search import get_config
 
 
@@ -93,13 +93,16 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
     keys = {'params': jax.random.key(0), 'arch': jax.random.key(1)}
     variables = SuperNet(spec).init(keys, jnp.ones((1, 4, 4, 1)), mode=Mode.SKIP, train=False)
     assert 'conv_1x1' in variables['params']['block_0']['branch_0']
+    halves = ops.make('conv_1x1', 4, norm.Norm('float32', None), 2)
+    y, _ = halves.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 4)), False)
+    assert y.shape == (1, 2, 2, 4)
 
 
 def test_readme_shows_a_space_that_works(root, monkeypatch, tmp_path):
     """The code in the README, as it stands there, is searched and derived."""
     code = re.findall(r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL)[1]
     monkeypatch.setattr(spaces, 'SPACES', dict(spaces.SPACES))
-    exec(code, vars(spaces) | vars(chain) | {'SPACES': spaces.SPACES})
+    exec(code, {'__name__': 'ladder'})
     config = get_config('digits')
     config.update_from_flattened_dict(
         {

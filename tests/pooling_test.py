@@ -41,15 +41,18 @@ def test_max_pool_gives_a_gradient_to_one_of_equals():
     np.testing.assert_allclose(gradient.sum(), 9)
 
 
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 0.05)])
 @pytest.mark.parametrize('stride', [1, 2, 3])
 @pytest.mark.parametrize('shape', SHAPES)
-def test_avg_pool_is_the_plain_pooling_without_its_padding(shape, stride):
+def test_avg_pool_is_the_plain_pooling_without_its_padding(shape, stride, dtype, tolerance):
     x = jax.random.normal(jax.random.key(0), shape)
     strides = (stride, stride)
     expected, plain = jax.vjp(
         lambda x: nn.avg_pool(x, (3, 3), strides, BORDER, count_include_pad=False), x
     )
-    y, ours = jax.vjp(lambda x: pooling.avg_pool(x, stride), x)
-    np.testing.assert_allclose(y, expected, atol=1e-6)
+    y, ours = jax.vjp(lambda x: pooling.avg_pool(x, stride), x.astype(dtype))
     g = jax.random.normal(jax.random.key(1), y.shape)
-    np.testing.assert_allclose(ours(g)[0], plain(g)[0], atol=1e-5)
+    dx = ours(g.astype(dtype))[0]
+    assert y.dtype == dx.dtype == dtype
+    np.testing.assert_allclose(y.astype('float32'), expected, atol=tolerance)
+    np.testing.assert_allclose(dx.astype('float32'), plain(g)[0], atol=tolerance)

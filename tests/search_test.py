@@ -14,6 +14,7 @@ from asose_jax import (
     batches,
     checkpoint,
     devices,
+    genotype,
     model,
     search,
     session,
@@ -208,6 +209,18 @@ def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
         assert line['guard/grad'] == 0
 
 
+SKIPS = {
+    'nasbench201': tuple(('skip_connect',) * n for n in (1, 2, 3)),
+    'darts': tuple(
+        ('skip_connect', 'skip_connect', *('none',) * n) for n in (0, 1, 2, 3, 0, 1, 2, 3)
+    ),
+}
+NAMES_OF = {
+    'nasbench201': ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3'),
+    'darts': ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3'),
+}
+
+
 def csv_text(text):
     """A field that may hold commas."""
     return '"' + text.replace('"', '""') + '"'
@@ -218,17 +231,18 @@ def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     fields = {
         'model.space': space,
         'model.depth': 3,
-        'model.primitives': spaces.SPACES[space].primitives[:4],
+        'model.primitives': NAMES_OF[space],
         'growth.epochs': 0,
     }
     table = tmp_path / 'table.csv'
-    table.write_text('arch,cifar10\nanother,90\n')
+    skips = spaces.SPACES[space].dumps(genotype.Genotype(SKIPS[space]))
+    table.write_text(f'arch,cifar10\n{csv_text(skips)},90\n')
     search_it = tiny(**fields, **{'benchmark.table': str(table)})
     found = search.run(search_it, tmp_path / 'found')
     assert [row['name'] for row in found['phases']] == ['warmup', 'search', 'optimize']
     assert found['benchmark'] == {}
     text = (tmp_path / 'found' / 'genotype.txt').read_text()
-    table.write_text(f'arch,cifar10\n{csv_text(text.strip())},91.5\nanother,90\n')
+    table.write_text(f'arch,cifar10\n{csv_text(text.strip())},91.5\n{csv_text(skips)},90\n')
     told = search.run(search_it, tmp_path / 'found')['benchmark']  # finished: only looks it up
     assert told == {'cifar10': {'accuracy': 91.5, 'rank': 1, 'of': 2}}
     assert spaces.SPACES[space].loads(text).to_json() == found['genotype']
@@ -238,9 +252,48 @@ def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     assert (trained['genotype'], trained['params']) == (found['genotype'], found['params'])
 
 
+@pytest.mark.slow
+def test_cells_are_resumed_bit_for_bit_and_do_not_start_a_run_of_another_space(
+    tmp_path, monkeypatch
+):
+    fields = {
+        'model.space': 'nasbench201',
+        'model.depth': 2,
+        'model.primitives': ('none', 'skip_connect', 'nor_conv_1x1'),
+        'warmup.operations': 'uniform',
+        'growth.epochs': 0,
+    }
+    search.run(tiny(**fields), tmp_path / 'whole')
+    config = tiny(**fields, **EVERY_STEP)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        with pytest.raises(Killed):
+            search.run(config, tmp_path / 'halves')
+    batches._shuffled.cache_clear()
+    search.run(config, tmp_path / 'halves')
+    assert lines_of(tmp_path / 'halves') == lines_of(tmp_path / 'whole')
+    assert summary_of(tmp_path / 'halves') == summary_of(tmp_path / 'whole')
+    ours, theirs = (final_state(tmp_path / name, config) for name in ('halves', 'whole'))
+    chex.assert_trees_all_equal(ours[2], theirs[2])
+    source = str(tmp_path / 'whole' / 'checkpoints' / '16')
+    with pytest.raises(UserError, match=r"space 'nasbench201'; model\.space='chain'"):
+        search.run(tiny(init_from=source), tmp_path / 'other')
+
+
+def test_choices_that_decide_on_nothing_are_one_clear_error(tmp_path):
+    darts = {'model.space': 'darts', 'growth.epochs': 0, 'model.reductions': ()}
+    with pytest.raises(UserError, match='some choices would decide on nothing'):
+        search.run(tiny(**darts), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
+        (
+            '{"genotype": [["none"], ["none"]], "network": {"space": "darts"}}',
+            "it is of the space 'darts'",
+        ),
         ('|none~0|', "the space 'chain' has no text of its own"),
         (
             '{"genotype": [["skip_connect"]]}',
@@ -345,6 +398,15 @@ def _with_operation(content, names):
         (lambda _: [], 'cannot be read as a network'),
         (lambda c: _without(c, 'network'), 'cannot be read as a network'),
         (lambda c: _without(c, 'schema'), 'cannot be read as a network'),
+        (
+            lambda c: {
+                **c,
+                'schema': 1,
+                'space': 'chain',
+                'network': _without(c['network'], 'space'),
+            },
+            "is of space 'chain', schema 1; this version reads",
+        ),
         (
             lambda c: {**c, 'network': {**c['network'], 'space': 'hyper'}},
             "is of space 'hyper', schema 2; this version reads",

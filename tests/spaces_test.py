@@ -137,6 +137,8 @@ def test_warmup_gives_a_gradient_to_skip_connect_only(space):
             operations = genotype.at(gradient, place.path)
             others = [tree for name, tree in operations.items() if name != 'skip_connect']
             assert all((leaf == 0).all() for leaf in jax.tree.leaves(others))
+            skip = jax.tree.leaves(operations.get('skip_connect', {}))  # has weights if it halves
+            assert all((leaf != 0).any() for leaf in skip)
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(gradient['stem']))
 
 
