@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from asose_jax import ops
-from asose_jax.genotype import NetSpec, Place, frozen
+from asose_jax.genotype import NetSpec, Place, frozen, widths
 from asose_jax.mixed import Choice, Forward, MixedOp, scale
 
 Array = jax.Array
@@ -107,13 +107,9 @@ def build(
 
     Blocks listed in `reductions` halve the image and double the channels, up to `max_channels`.
     """
-    blocks, width = [], channels
-    for i in range(depth):
-        stride = 2 if i in reductions else 1
-        if stride == 2:
-            width = max(width, min(2 * width, max_channels))
-        blocks.append(BlockSpec(width, stride, (tuple(primitives),)))
-    return ChainSpec(tuple(image_shape), num_classes, channels, tuple(blocks))
+    sizes = widths(channels, depth, reductions, max_channels)
+    blocks = tuple(BlockSpec(width, stride, (tuple(primitives),)) for width, stride in sizes)
+    return ChainSpec(tuple(image_shape), num_classes, channels, blocks)
 
 
 class Block(nn.Module):

@@ -218,7 +218,7 @@ def _contradictions(config, devices):
             f'model.reductions={tuple(model["reductions"])}: with model.depth={model["depth"]} the '
             f'blocks are 0..{model["depth"] - 1}'
         )
-    space = spaces.SPACES[model['space']]
+    space, estimator = spaces.SPACES[model['space']], ESTIMATORS[search['estimator']]
     missing = space.needs - set(model['primitives'])
     if missing:
         wrong.append(
@@ -236,7 +236,7 @@ def _contradictions(config, devices):
             f'growth.kinds={tuple(config["growth"]["kinds"])}: networks of the space '
             f'{model["space"]!r} do not grow; set growth.epochs=0 or growth.kinds=()'
         )
-    if search['noise'] != 'unit' and not ESTIMATORS[search['estimator']].noisy:
+    if search['noise'] != 'unit' and not estimator.noisy:
         noisy = ', '.join(name for name, row in ESTIMATORS.items() if row.noisy)
         wrong.append(
             f'search.noise={search["noise"]!r}: search.estimator={search["estimator"]!r} has no '
@@ -254,16 +254,16 @@ def _contradictions(config, devices):
             f'benchmark.table={config["benchmark"]["table"]!r}: there is no text by which a table '
             f'could name networks with {whose} {model["space"]!r}'
         )
-    if config['arch']['samples'] > 1 and not ESTIMATORS[search['estimator']].draws:
+    if config['arch']['samples'] > 1 and not estimator.draws:
         wrong.append(
             f'arch.samples={config["arch"]["samples"]}: search.estimator={search["estimator"]!r} '
             'draws nothing, so all samples would be alike; set it to 1'
         )
-    least = ESTIMATORS[search['estimator']].least_tau
-    if search['tau_floor'] < least:
+    if search['tau_floor'] < estimator.least_tau:
         wrong.append(
             f'search.tau_floor={search["tau_floor"]}: search.estimator={search["estimator"]!r} '
-            f'needs at least {least}; set search.tau_start and search.tau_floor to {least}'
+            f'needs at least {estimator.least_tau}; set search.tau_start and '
+            f'search.tau_floor to {estimator.least_tau}'
         )
     if search['tau_floor'] > search['tau_start']:
         wrong.append(

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax import ops
-from asose_jax.genotype import Genotype, NetSpec, Place
-from asose_jax.mixed import Choice, Forward, MixedOp, Mode
+from asose_jax.genotype import Genotype, NetSpec, Place, widths
+from asose_jax.mixed import Forward, MixedOp, shared_draws
 
 Array = jax.Array
 
@@ -64,7 +64,8 @@ class DartsSpec(NetSpec):
         return dataclasses.replace(self, normal=groups[:NODES], reduce=groups[NODES:])
 
     def alpha_path(self, group: int, member: int) -> tuple[str, ...]:
-        return (_choice(group >= NODES, group % NODES, member),)
+        kind = 'reduce' if group >= NODES else 'normal'
+        return (f'{kind}_{group % NODES}_{member}',)
 
     def places(self, group: int, member: int) -> list[Place]:
         (height, width, _), found = self.image_shape, []
@@ -102,10 +103,6 @@ def _ranks(strengths):
     return ((theirs > own) | ((theirs == own) & before)).sum(1)
 
 
-def _choice(reduces, node, edge):
-    return f'{"reduce" if reduces else "normal"}_{node}_{edge}'
-
-
 def build(
     image_shape: tuple[int, int, int],
     num_classes: int,
@@ -120,14 +117,10 @@ def build(
 
     Of `depth` cells, those in `reductions` halve the image and double the channels.
     """
-    cells, width = [], channels
-    for i in range(depth):
-        if i in reductions:
-            width = max(width, min(2 * width, max_channels))
-        cells.append((width, 2 if i in reductions else 1))
+    cells = widths(channels, depth, reductions, max_channels)
     cell = tuple((tuple(primitives),) * (INPUTS + node) for node in range(NODES))
     stem = STEM_MULTIPLIER * channels
-    return DartsSpec(tuple(image_shape), num_classes, stem, tuple(cells), cell, cell)
+    return DartsSpec(tuple(image_shape), num_classes, stem, cells, cell, cell)
 
 
 class Cell(nn.Module):
@@ -173,18 +166,7 @@ class Cell(nn.Module):
 
 def body(spec: DartsSpec, forward: Forward, x: Array, tau: Array | float) -> Array:
     """All but the head, inside of the module that calls it. Cells of a kind share their draws."""
-    rows = [
-        Choice(row.candidates, forward, name=spec.alpha_path(*row[:2])[0])(tau)
-        for row in spec.rows()
-    ]
-    if forward.mode is Mode.ARGMAX and not spec.is_derived():
-        rows = [
-            jax.nn.one_hot(index, len(row))
-            for index, row in zip(spec.choose(rows), rows, strict=True)
-        ]
-    rows, weights = iter(rows), []
-    for edges in spec.groups():
-        weights.append([next(rows) for _ in edges])
+    weights = shared_draws(spec, forward, tau)
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = forward.norm(use_running_average=not forward.train, name='stem_norm')(x)
     earlier, later, halves = x, x, False

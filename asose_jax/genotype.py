@@ -165,6 +165,21 @@ def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
     return spec.with_groups(chosen)
 
 
+def widths(
+    channels: int, depth: int, reductions: tuple[int, ...], max_channels: int
+) -> tuple[tuple[int, int], ...]:
+    """`(channels, stride)` of `depth` modules.
+
+    Those in `reductions` have stride 2 and double the channels, up to `max_channels`.
+    """
+    found = []
+    for i in range(depth):
+        if i in reductions:
+            channels = max(channels, min(2 * channels, max_channels))
+        found.append((channels, 2 if i in reductions else 1))
+    return tuple(found)
+
+
 def frozen(value: Any) -> Any:
     """Lists as tuples, all the way down: what JSON made of tuples."""
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value

@@ -17,7 +17,7 @@ from jax import lax
 
 from asose_jax import fast, gumbel, ops
 from asose_jax.estimators import ESTIMATORS
-from asose_jax.genotype import SAFE
+from asose_jax.genotype import SAFE, NetSpec
 
 Array = jax.Array
 
@@ -122,6 +122,22 @@ class Choice(nn.Module):
 
     def _initial_alpha(self):
         return self.forward.settings.initial_alpha(self.make_rng('arch'), self.candidates)
+
+
+def shared_draws(spec: NetSpec, forward: Forward, tau: Array | float) -> list[list[Array | None]]:
+    """The weights of every row, by group and member, for mixed operations that share them.
+
+    ARGMAX follows the rule of the space. To be called inside of the module that owns alpha.
+    """
+    rows = [
+        Choice(row.candidates, forward, name=spec.alpha_path(row.group, row.member)[0])(tau)
+        for row in spec.rows()
+    ]
+    if forward.mode is Mode.ARGMAX and not spec.is_derived():
+        chosen = spec.choose(rows)
+        rows = [jax.nn.one_hot(k, len(row)) for k, row in zip(chosen, rows, strict=True)]
+    left = iter(rows)
+    return [[next(left) for _ in group] for group in spec.groups()]
 
 
 class MixedOp(nn.Module):

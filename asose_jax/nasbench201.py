@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from asose_jax import ops
-from asose_jax.genotype import Genotype, NetSpec, Place
-from asose_jax.mixed import Choice, Forward, MixedOp
+from asose_jax.genotype import Genotype, NetSpec, Place, widths
+from asose_jax.mixed import Forward, MixedOp, shared_draws
 
 Array = jax.Array
 
@@ -69,13 +69,9 @@ def build(
 
     Of `depth` modules, those in `reductions` are residual blocks, the others are cells.
     """
-    modules, width = [], channels
-    for i in range(depth):
-        if i in reductions:
-            width = max(width, min(2 * width, max_channels))
-        modules.append((width, 2 if i in reductions else 1))
+    modules = widths(channels, depth, reductions, max_channels)
     cell = tuple((tuple(primitives),) * (node + 1) for node in range(NODES))
-    return NasBench201Spec(tuple(image_shape), num_classes, channels, tuple(modules), cell)
+    return NasBench201Spec(tuple(image_shape), num_classes, channels, modules, cell)
 
 
 class Cell(nn.Module):
@@ -117,13 +113,7 @@ class ResidualBlock(nn.Module):
 
 def body(spec: NasBench201Spec, forward: Forward, x: Array, tau: Array | float) -> Array:
     """All but the head, inside of the module that calls it. All cells share their draws."""
-    weights = [
-        [
-            Choice(candidates, forward, name=f'choice_{g}_{m}')(tau)
-            for m, candidates in enumerate(edges)
-        ]
-        for g, edges in enumerate(spec.cell)
-    ]
+    weights = shared_draws(spec, forward, tau)
     average = not forward.train
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = forward.norm(use_running_average=average, name='stem_norm')(x)

@@ -39,8 +39,7 @@ def _mean_forward(x, stride, shape):
 
 def _mean_backward(stride, shape, _, g):
     # A sum over neighbours is its own transpose; by itself, or XLA divides g nine times.
-    total = outlined(_total, static_argnums=1)
-    return (total(spread(g / _count(shape, stride, g.dtype), shape, stride), 1),)
+    return (_total_alone(spread(g / _count(shape, stride, g.dtype), shape, stride), 1),)
 
 
 _mean.defvjp(_mean_forward, _mean_backward)
@@ -48,6 +47,9 @@ _mean.defvjp(_mean_forward, _mean_backward)
 
 def _total(x, stride):
     return functools.reduce(jnp.add, neighbours(x, 0, stride))
+
+
+_total_alone = outlined(_total, static_argnums=1)
 
 
 def _count(shape, stride, dtype):

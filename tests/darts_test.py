@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from nasbench201_test import parameters
 
 from asose_jax import cost, darts, genotype
-from asose_jax.mixed import Mode
-from asose_jax.model import SuperNet
 
 # As their authors published them (genotypes.py of DARTS, PC-DARTS and GDAS; issue 7 of P-DARTS).
 V2 = (
@@ -48,12 +47,6 @@ def _derived(text):
     return genotype.derive(spec, darts.loads(text))
 
 
-def _parameters(spec):
-    net, x = SuperNet(spec), jnp.zeros((1, *spec.image_shape))
-    made = jax.eval_shape(lambda: net.init(jax.random.key(0), x, mode=Mode.ARGMAX, train=False))
-    return sum(leaf.size for leaf in jax.tree.leaves(made['params']))
-
-
 @pytest.mark.parametrize(
     ('text', 'params'),
     [
@@ -64,7 +57,7 @@ def _parameters(spec):
     ],
 )
 def test_parameters_are_the_published_ones(text, params):
-    assert _parameters(_derived(text)) == params
+    assert parameters(_derived(text)) == params
 
 
 @pytest.mark.parametrize(('text', 'millions'), [(V2, 528), (GDAS, 519)])

@@ -33,7 +33,7 @@ PUBLISHED = [
 ]
 
 
-def _parameters(spec):
+def parameters(spec):
     net, x = SuperNet(spec), jnp.zeros((1, *spec.image_shape))
     made = jax.eval_shape(lambda: net.init(jax.random.key(0), x, mode=Mode.ARGMAX, train=False))
     return sum(leaf.size for leaf in jax.tree.leaves(made['params']))
@@ -43,7 +43,7 @@ def _parameters(spec):
 def test_counts_are_the_published_ones(text, shape, classes, flops, params):
     spec = genotype.derive(nasbench201.build(shape, classes), nasbench201.loads(text))
     assert f'{cost.multiply_adds(spec) / 1e6:.5f}' == flops
-    assert f'{_parameters(spec) / 1e6:.6f}' == params
+    assert f'{parameters(spec) / 1e6:.6f}' == params
 
 
 def test_strings_survive_a_round_trip():
