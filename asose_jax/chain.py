@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -123,7 +123,7 @@ class Block(nn.Module):
     forward: Forward
 
     @nn.compact
-    def __call__(self, x: Array, tau: Array | float) -> Array:
+    def __call__(self, x: Array) -> Array:
         width, forward = self.spec.channels, self.forward
         if needs_transition(self.spec, x.shape[-1]):
             x = x[:, :: self.spec.stride, :: self.spec.stride]
@@ -131,17 +131,17 @@ class Block(nn.Module):
             x = forward.norm(use_running_average=not forward.train, name='transition_norm')(x)
         y = x
         for i, candidates in enumerate(self.spec.branches):
-            weights = Choice(candidates, forward, name=f'choice_{i}')(tau)
+            weights = Choice(candidates, forward, name=f'choice_{i}')()
             mixed = MixedOp(candidates, width, forward, name=f'branch_{i}')
             gate = self.param(f'gate_{i}', nn.initializers.ones, (), jnp.float32)
             y += scale(gate, mixed(x, weights))
         return y
 
 
-def body(spec: ChainSpec, forward: Forward, x: Array, tau: Array | float) -> Array:
-    """Stem and blocks, inside of the module that calls it: images to the last features."""
+def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
+    """Stem and blocks, inside of the module that calls it: the features after each block."""
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = nn.relu(forward.norm(use_running_average=not forward.train, name='stem_norm')(x))
     for i, block in enumerate(spec.blocks):
-        x = Block(block, forward, name=f'block_{i}')(x, tau)
-    return x
+        x = Block(block, forward, name=f'block_{i}')(x)
+        yield x

@@ -7,7 +7,7 @@ Derived, a node keeps the two edges that are surest of an operation other than `
 
 import ast
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -164,9 +164,9 @@ class Cell(nn.Module):
         return jnp.concatenate(states[INPUTS:], -1)
 
 
-def body(spec: DartsSpec, forward: Forward, x: Array, tau: Array | float) -> Array:
+def body(spec: DartsSpec, forward: Forward, x: Array) -> Iterator[Array]:
     """All but the head, inside of the module that calls it. Cells of a kind share their draws."""
-    weights = shared_draws(spec, forward, tau)
+    weights = shared_draws(spec, forward)
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = forward.norm(use_running_average=not forward.train, name='stem_norm')(x)
     earlier, later, halves = x, x, False
@@ -176,7 +176,7 @@ def body(spec: DartsSpec, forward: Forward, x: Array, tau: Array | float) -> Arr
             edges, drawn = (spec.reduce, weights[NODES:])
         cell = Cell(edges, channels, stride, halves, forward, name=f'cell_{i}')
         earlier, later, halves = later, cell(earlier, later, drawn), stride == 2
-    return later
+        yield later
 
 
 def dumps(chosen: Genotype) -> str:

@@ -66,21 +66,23 @@ class SearchSettings:
         return alpha
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Forward:
-    """What is static in one pass through a network, the same in all of its parts.
+    """One pass through a network: what is the same in all of its parts.
 
     Attributes:
       norm: BatchNorm factory handed to the operations; hashable.
       settings: of the draws.
       mode: how candidates are used.
       train: whether BatchNorm uses and updates the statistics of the batch.
+      tau: temperature of the draws; this one may change from step to step.
     """
 
     norm: Callable[..., nn.Module]
     settings: SearchSettings
     mode: Mode
     train: bool
+    tau: Array | float = 1.0
 
 
 class Choice(nn.Module):
@@ -95,7 +97,7 @@ class Choice(nn.Module):
     forward: Forward
 
     @nn.compact
-    def __call__(self, tau: Array | float) -> Array | None:
+    def __call__(self) -> Array | None:
         """Architecture weights `[K]`, float32; `None` where nothing is chosen.
 
         ARGMAX gives softmax(alpha); all modes but SKIP and this one need the stream `gumbel`.
@@ -103,6 +105,7 @@ class Choice(nn.Module):
         if len(self.candidates) == 1:
             return None
         settings, mode, count = self.forward.settings, self.forward.mode, len(self.candidates)
+        tau = self.forward.tau
         alpha = self.variable('arch', 'alpha', self._initial_alpha)
         if self.is_initializing() or mode is Mode.SKIP:
             return None
@@ -124,13 +127,13 @@ class Choice(nn.Module):
         return self.forward.settings.initial_alpha(self.make_rng('arch'), self.candidates)
 
 
-def shared_draws(spec: NetSpec, forward: Forward, tau: Array | float) -> list[list[Array | None]]:
+def shared_draws(spec: NetSpec, forward: Forward) -> list[list[Array | None]]:
     """The weights of every row, by group and member, for mixed operations that share them.
 
     ARGMAX follows the rule of the space. To be called inside of the module that owns alpha.
     """
     rows = [
-        Choice(row.candidates, forward, name=spec.alpha_path(row.group, row.member)[0])(tau)
+        Choice(row.candidates, forward, name=spec.alpha_path(row.group, row.member)[0])()
         for row in spec.rows()
     ]
     if forward.mode is Mode.ARGMAX and not spec.is_derived():
@@ -161,7 +164,8 @@ class MixedOp(nn.Module):
 
     def __call__(self, x: Array, weights: Array | None) -> Array:
         """Images `[B, H, W, C]` to images; `weights` as `Choice` gives them."""
-        train, mode, names = self.forward.train, self.forward.mode, self.candidates
+        norm, settings = self.forward.norm, self.forward.settings
+        mode, train, names = self.forward.mode, self.forward.train, self.candidates
         if self.is_initializing():
             outputs = [getattr(self, name)(x, train) for name in names]
             return outputs[0]  # every candidate got its variables
@@ -169,9 +173,8 @@ class MixedOp(nn.Module):
             names = (SAFE,)
         collections = [self.variables.get(name, {}) for name in ('params', 'batch_stats')]
         params, stats = ([tree.get(name, {}) for name in names] for tree in collections)
-        y, stats = _program(names, self.channels, self.stride, self.forward)(
-            params, stats, x, weights
-        )
+        call = _program(names, self.channels, self.stride, norm, settings, mode, train)
+        y, stats = call(params, stats, x, weights)
         if train and self.is_mutable_collection('batch_stats'):
             for name, tree in zip(names, stats, strict=True):
                 if tree:
@@ -180,16 +183,14 @@ class MixedOp(nn.Module):
 
 
 @functools.cache
-def _program(names, channels, stride, forward):
+def _program(names, channels, stride, norm, settings, mode, train):
     """`f(params, stats, x, weights) -> (y, stats)`; one trace for all mixed operations of a kind.
 
     `params` and `stats` are lists, one tree for each candidate.
     """
-    settings, mode = forward.settings, forward.mode
     estimator = ESTIMATORS[settings.estimator]
     functions = [
-        ops.function(name, channels, forward.norm, stride, forward.train, settings.remat)
-        for name in names
+        ops.function(name, channels, norm, stride, train, settings.remat) for name in names
     ]
 
     def one(k, params, stats, x):

@@ -37,8 +37,8 @@ class SuperNet(nn.Module):
         self, images: Array, tau: Array | float = 1.0, *, mode: Mode, train: bool
     ) -> Array:
         """Logits `[B, num_classes]` float32 of normalised images `[B, H, W, C]`."""
-        forward = Forward(Norm(self.dtype, self.synced_over), self.settings, mode, train)
+        forward = Forward(Norm(self.dtype, self.synced_over), self.settings, mode, train, tau)
         body = spaces.SPACES[self.spec.SPACE].body
-        x = body(self.spec, forward, images.astype(self.dtype), tau)
+        *_, x = body(self.spec, forward, images.astype(self.dtype))
         x = x.astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.spec.num_classes, name='head')(x)

@@ -5,6 +5,7 @@ node 3 its output. Three stages of cells, between them residual blocks that halv
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
@@ -111,9 +112,9 @@ class ResidualBlock(nn.Module):
         return aside + x
 
 
-def body(spec: NasBench201Spec, forward: Forward, x: Array, tau: Array | float) -> Array:
+def body(spec: NasBench201Spec, forward: Forward, x: Array) -> Iterator[Array]:
     """All but the head, inside of the module that calls it. All cells share their draws."""
-    weights = shared_draws(spec, forward, tau)
+    weights = shared_draws(spec, forward)
     average = not forward.train
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = forward.norm(use_running_average=average, name='stem_norm')(x)
@@ -122,7 +123,9 @@ def body(spec: NasBench201Spec, forward: Forward, x: Array, tau: Array | float) 
             x = Cell(spec.cell, forward, name=f'cell_{i}')(x, weights)
         else:
             x = ResidualBlock(channels, forward, name=f'reduction_{i}')(x)
-    return nn.relu(forward.norm(use_running_average=average, name='last_norm')(x))
+        if i + 1 == len(spec.modules):
+            x = nn.relu(forward.norm(use_running_average=average, name='last_norm')(x))
+        yield x
 
 
 def dumps(chosen: Genotype) -> str:

@@ -1,6 +1,6 @@
 """The search spaces, a row each. A new one is a file like `chain.py`, and its row here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,8 @@ class Space(NamedTuple):
       spec: the class of its descriptions.
       build: makes the description of a supernet: `build(image_shape, num_classes, channels=...,
         depth=..., reductions=..., max_channels=..., primitives=...)`, as the config's `model` says.
-      body: the network, without its head: `body(spec, forward, images, tau)` to `[B, H, W, C]`,
-        called inside of a compact Linen module.
+      body: the network, without its head, called inside of a compact Linen module:
+        `body(spec, forward, images)` gives the features `[B, H, W, C]` after each of its parts.
       primitives: the candidate operations of the papers.
       needs: primitives that it cannot do without.
       channels_divisor: what the channels of the stem must be a multiple of.
@@ -28,7 +28,7 @@ class Space(NamedTuple):
 
     spec: type[NetSpec]
     build: Callable[..., NetSpec]
-    body: Callable[..., jax.Array]
+    body: Callable[..., Iterator[jax.Array]]
     primitives: tuple[str, ...]
     needs: frozenset[str] = frozenset({SAFE})
     channels_divisor: int = 1

@@ -32,7 +32,7 @@ def _loss(mode, remat=False):
     def loss(trained):
         values = {**_made(), 'params': trained['params']}
         arch = {'arch': {'alpha': trained['alpha']}}
-        weights, _ = choice.apply(arch, 1.0, mutable=['guard'], rngs={'gumbel': jax.random.key(3)})
+        weights, _ = choice.apply(arch, mutable=['guard'], rngs={'gumbel': jax.random.key(3)})
         y, _ = op.apply(values, X, weights, mutable=['batch_stats'])
         return (y**2).sum()
 
@@ -70,7 +70,7 @@ def test_remat_changes_no_number(mode):
 def test_uniform_draws_whatever_alpha_says():
     _, choice = _op(mixed.Mode.UNIFORM)
     arch = {'arch': {'alpha': jnp.array([9.0, 0, 0, 0, -9])}}
-    draw = jax.vmap(lambda key: choice.apply(arch, 1.0, rngs={'gumbel': key}))
+    draw = jax.vmap(lambda key: choice.apply(arch, rngs={'gumbel': key}))
     rows = draw(jax.random.split(jax.random.key(0), 4000))
     assert jnp.array_equal(jnp.sort(rows)[:, -2:], jnp.tile(jnp.array([0.0, 1.0]), (4000, 1)))
     assert jnp.allclose(rows.mean(0), 0.2, atol=0.03)

@@ -277,9 +277,9 @@ def test_block_with_zero_gate_is_the_identity():
     )
     x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
     keys = {'params': jax.random.key(1), 'arch': jax.random.key(2)}
-    made = start.init(keys, x, 1.0)
+    made = start.init(keys, x)
     made['params']['gate_0'] = jnp.float32(0)
-    np.testing.assert_array_equal(use.apply(made, x, 1.0), x)
+    np.testing.assert_array_equal(use.apply(made, x), x)
 
 
 def test_bfloat16_computes_the_same_network_with_float32_parameters():
