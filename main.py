@@ -1,27 +1,34 @@
 """Runs a search: python main.py --config=configs/search.py[:digits] --workdir=DIR.
 
+--mode=retrain --config.genotype=FILE trains from scratch what was found; --config.seeds="(0, 1)"
+runs several searches.
+
 The same command again goes on where a stopped run was.
 """
 
 import logging
 import os
-import pathlib
 import shlex
 import sys
-import threading
 
 import jax
 import rich.console
 import rich.logging
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from asose_jax import search
+from asose_jax import many, process, retrain, search
 from asose_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', 'configs/search.py', 'Config file, with an optional preset: FILE[:PRESET].'
+)
+_MODE = flags.DEFINE_enum(
+    'mode',
+    'search',
+    ['search', 'retrain'],
+    'search: all phases. retrain: the network of --config.genotype from scratch, by the recipe in '
+    'config.retrain.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
@@ -36,30 +43,30 @@ _SILENT_SECONDS = 30  # after which a host counts as lost
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
-    sys.unraisablehook = _drop_echoes
-    threading.excepthook = _drop_second_tellings
     _join_hosts()
     console = rich.console.Console(stderr=True)
-    _log_to(console)
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        cache = pathlib.Path('~/.cache/asose_jax').expanduser()
-        jax.config.update('jax_compilation_cache_dir', str(cache))
-    logger = logging.getLogger('asose_jax')
-    if jax.process_index():
-        logger.setLevel(logging.WARNING)  # the first host speaks for all
-    logger.info(
-        'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
-    )
+    logger = process.prepare(_handler(console))
     try:
-        search.run(_CONFIG.value, _WORKDIR.value, console)
+        config = _CONFIG.value
+        if _MODE.value == 'retrain':
+            config = retrain.config_of(config)
+        if config.seeds:
+            many.run(config, _WORKDIR.value, console)
+            return
+        if jax.process_index():
+            logger.setLevel(logging.WARNING)  # the first host speaks for all
+        logger.info(
+            'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
+        )
+        search.run(config, _WORKDIR.value, console)
     except Stopped as stopped:
         logger.info('%s; to go on: %s', stopped, shlex.join(['python', *sys.argv]))
-        if jax.process_count() > 1:
+        if jax.distributed.is_initialized():
             jax.distributed.shutdown()
-        _leave(0)
+        process.leave(0)
     except UserError as error:
         logger.error('%s', error)
-        _leave(2)
+        process.leave(2)
 
 
 def _join_hosts() -> None:
@@ -79,40 +86,15 @@ def _join_hosts() -> None:
         )
 
 
-def _leave(status: int) -> None:
-    """Ends the process. A thread that is compiling would crash the usual way out."""
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(status)
-
-
-def _log_to(console: rich.console.Console) -> None:
+def _handler(console: rich.console.Console) -> logging.Handler:
     """Lines through the console in a terminal, lest they tear the bar; plain lines elsewhere."""
     if console.is_terminal:
-        handler = rich.logging.RichHandler(
+        return rich.logging.RichHandler(
             console=console, show_path=False, show_level=False, log_time_format='%H:%M:%S'
         )
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-    absl_logging.set_verbosity(absl_logging.FATAL)  # of Orbax and TFDS: what they log, they raise
-    logger = logging.getLogger('asose_jax')
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    logger.propagate = False
-
-
-def _drop_echoes(unraisable: 'sys.UnraisableHookArgs') -> None:
-    """Where one array cannot be read, Orbax abandons its other reads; these complain late."""
-    told = str(unraisable.exc_value)
-    if 'Event loop is closed' not in told and 'reading array index' not in told:
-        sys.__unraisablehook__(unraisable)
-
-
-def _drop_second_tellings(failed: threading.ExceptHookArgs) -> None:
-    """What goes wrong in a thread of Orbax's is raised again where it is waited for."""
-    if not type(failed.thread).__module__.startswith('orbax'):
-        threading.__excepthook__(failed)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+    return handler
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -56,6 +56,15 @@ def _block_numbers(value):
     return len(set(value)) == len(value)
 
 
+def _is_seed(value):
+    return _integer(value) and 0 <= value < 2**32
+
+
+def _seeds(value):
+    known = isinstance(value, tuple | list) and all(map(_is_seed, value))
+    return known and len(set(value)) == len(value)
+
+
 def _thresholds(value):
     if not isinstance(value, tuple | list) or len(value) != 5:
         return False
@@ -71,10 +80,14 @@ _NOT_NEGATIVE = Rule(
 _FINITE = Rule('a finite number', lambda v: _number(v) and abs(v) < float('inf'))
 _SHARE = Rule('a number in [0, 1)', _share)
 
+_BLOCKS = Rule('a tuple of distinct block numbers, from 0', _block_numbers)
+
 _GROWTHS = (*growth.KINDS, 'auto')
 
 RULES: dict[str, Rule] = {
-    'seed': Rule('an integer in [0, 2**32)', lambda v: _integer(v) and 0 <= v < 2**32),
+    'seed': Rule('an integer in [0, 2**32)', _is_seed),
+    'seeds': Rule('a tuple of distinct integers in [0, 2**32)', _seeds),
+    'random_cells': _integers(0),
     'batch_size': _integers(1),
     'chunk_steps': _integers(1),
     'init_from': _optional(_TEXT),
@@ -93,10 +106,7 @@ RULES: dict[str, Rule] = {
     'model.space': Rule(_one_of(*spaces.SPACES).allowed, lambda v: v in tuple(spaces.SPACES)),
     'model.channels': _integers(1),
     'model.depth': _integers(1),
-    'model.reductions': Rule(
-        'a tuple of distinct block numbers, from 0',
-        _block_numbers,
-    ),
+    'model.reductions': _BLOCKS,
     'model.max_channels': _integers(1),
     'model.primitives': Rule(
         f'distinct names, at least two, with skip_connect, out of {", ".join(ops.PRIMITIVES)}',
@@ -157,6 +167,19 @@ RULES: dict[str, Rule] = {
     'growth.max_branches': _integers(1),
     'growth.max_params': _optional(_integers(1)),
     'optimize.epochs': _integers(0),
+    'optimize.drop_path': _SHARE,
+    'optimize.auxiliary': _NOT_NEGATIVE,
+    'retrain.epochs': _integers(1),
+    'retrain.batch_size': _integers(1),
+    'retrain.channels': _optional(_integers(1)),
+    'retrain.depth': _optional(_integers(1)),
+    'retrain.reductions': _optional(_BLOCKS),
+    'retrain.lr': _POSITIVE,
+    'retrain.lr_end': _NOT_NEGATIVE,
+    'retrain.clip': _optional(_POSITIVE),
+    'retrain.cutout': _integers(0),
+    'retrain.drop_path': _SHARE,
+    'retrain.auxiliary': _NOT_NEGATIVE,
     'guard.max_consecutive': _integers(0),
     'alarm.skip_share': _between(0, 1),
     'alarm.fall': _between(0, 1),
@@ -280,6 +303,16 @@ def _contradictions(config, devices):
         wrong.append(
             f'growth.where={config["growth"]["where"]!r}: growth.kinds={config["growth"]["kinds"]} '
             "compares scores, which needs 'score'"
+        )
+    if config['optimize']['auxiliary'] and not (config['network'] or config['genotype']):
+        wrong.append(
+            f'optimize.auxiliary={config["optimize"]["auxiliary"]}: only networks that are trained '
+            'from scratch have a second head; set network or genotype, or use --mode=retrain'
+        )
+    if config['random_cells'] and not config['seeds']:
+        wrong.append(
+            f'random_cells={config["random_cells"]}: is what several searches are compared with; '
+            'set seeds'
         )
     phases = ('warmup', 'search', 'growth', 'optimize')
     begins = [field for field in ('network', 'genotype', 'init_from') if config[field] is not None]

@@ -147,8 +147,18 @@ def probabilities(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray]:
 
 def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:
     """The genotype that alpha says, by the rule of the space."""
+    return _chosen(spec, probabilities(spec, arch))
+
+
+def random(spec: NetSpec, generator: np.random.Generator) -> Genotype:
+    """A genotype of the space, all alike likely."""
+    rows = [generator.dirichlet(np.ones(len(row.candidates))) for row in spec.rows()]
+    return _chosen(spec, rows)
+
+
+def _chosen(spec, rows):
     chosen: list[list[str]] = [[] for _ in spec.groups()]
-    picked = spec.choose(probabilities(spec, arch))
+    picked = spec.choose(rows)
     for (group, _, candidates), index in zip(spec.rows(), picked, strict=True):
         chosen[group].append(candidates[int(index)])
     return Genotype(tuple(tuple(group) for group in chosen))

@@ -47,6 +47,8 @@ class SearchSettings:
       noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
       thresholds: which operations weight steps leave out of a mixture, see `gumbel.drop_small`.
       remat: the backward pass keeps nothing of an operation but its input.
+      drop_path: at which rate a derived network leaves operations out at the end of optimize.
+      auxiliary: weight of the loss of a second head, which only training has; 0: there is none.
     """
 
     init_std: float = 0.5
@@ -56,6 +58,8 @@ class SearchSettings:
     noise: str = 'unit'
     thresholds: gumbel.Thresholds = gumbel.Thresholds()
     remat: bool = False
+    drop_path: float = 0.0
+    auxiliary: float = 0.0
 
     def initial_alpha(self, key: Array, candidates: tuple[str, ...]) -> Array:
         """One row `[K]`, float32: normal noise; `none` and `skip_connect` set (spec section 2)."""
@@ -75,7 +79,9 @@ class Forward:
       settings: of the draws.
       mode: how candidates are used.
       train: whether BatchNorm uses and updates the statistics of the batch.
-      tau: temperature of the draws; this one may change from step to step.
+      tau: temperature of the draws; this and what follows may change from step to step.
+      optimized: the share of optimize that is done.
+      positions: of the images in the batch of all devices, `[B]` int32; for what drops paths.
     """
 
     norm: Callable[..., nn.Module]
@@ -83,6 +89,8 @@ class Forward:
     mode: Mode
     train: bool
     tau: Array | float = 1.0
+    optimized: Array | float = 0.0
+    positions: Array | None = None
 
 
 class Choice(nn.Module):
@@ -179,6 +187,10 @@ class MixedOp(nn.Module):
             for name, tree in zip(names, stats, strict=True):
                 if tree:
                     self.put_variable('batch_stats', name, tree)
+        identity = names == (SAFE,) and self.stride == 1
+        if settings.drop_path and train and mode is Mode.ARGMAX and not identity:
+            rate = settings.drop_path * self.forward.optimized
+            y = drop_path(y, rate, self.make_rng('drop_path'), self.forward.positions)
         return y
 
 
@@ -250,6 +262,23 @@ def _program(names, channels, stride, norm, settings, mode, train):
 def scale(weight: Array, y: Array) -> Array:
     """`weight * y` in the dtype of y, `[B, H, W, C]`."""
     return weight.astype(y.dtype).reshape((1,) * y.ndim) * y
+
+
+def drop_path(x: Array, rate: Array | float, key: Array, positions: Array) -> Array:
+    """Zeros for some images, and the others scaled up, so that the mean stays (arXiv:1605.07648).
+
+    Args:
+      x: `[B, H, W, C]`.
+      rate: share of images that are dropped, below 1.
+      key: of the step and the place; the draw of an image depends on it and on its position only.
+      positions: of the images in the batch of all devices, `[B]` int32.
+
+    Returns:
+      `[B, H, W, C]`.
+    """
+    draw = jax.vmap(lambda position: jax.random.uniform(jax.random.fold_in(key, position)))
+    factors = jnp.where(draw(positions) < rate, 0, 1 / (1 - rate))
+    return factors.astype(x.dtype).reshape(-1, 1, 1, 1) * x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,19 +1,23 @@
 """The network of a description, supernet or derived: one module for every space.
 
-Collections: `params` (weights), `arch` (alpha, see `mixed.Choice`), `batch_stats`, and `guard` (how
-many rows the weight guard caught in this call).
+Collections: `params` (weights), `arch` (alpha, see `mixed.Choice`), `batch_stats`, `guard` (how
+many rows the weight guard caught in this call), and `auxiliary` (the logits of a second head).
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from asose_jax import spaces
+from asose_jax import ops, spaces
 from asose_jax.genotype import NetSpec
 from asose_jax.mixed import Forward, Mode, SearchSettings
 from asose_jax.norm import Norm
 
 Array = jax.Array
+
+AUXILIARY = 'auxiliary_head'  # in `params`; no part of the network that is used in the end
 
 
 class SuperNet(nn.Module):
@@ -34,11 +38,48 @@ class SuperNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Array, tau: Array | float = 1.0, *, mode: Mode, train: bool
+        self,
+        images: Array,
+        tau: Array | float = 1.0,
+        *,
+        mode: Mode,
+        train: bool,
+        optimized: Array | float = 0.0,
+        positions: Array | None = None,
     ) -> Array:
-        """Logits `[B, num_classes]` float32 of normalised images `[B, H, W, C]`."""
-        forward = Forward(Norm(self.dtype, self.synced_over), self.settings, mode, train, tau)
+        """Logits `[B, num_classes]` float32 of normalised images `[B, H, W, C]`.
+
+        `tau`, `optimized` and `positions` are those of `mixed.Forward`.
+        """
+        norm = Norm(self.dtype, self.synced_over)
+        forward = Forward(norm, self.settings, mode, train, tau, optimized, positions)
         body = spaces.SPACES[self.spec.SPACE].body
-        *_, x = body(self.spec, forward, images.astype(self.dtype))
-        x = x.astype(jnp.float32).mean((1, 2))
+        features = list(body(self.spec, forward, images.astype(self.dtype)))
+        if self.settings.auxiliary and (train or self.is_initializing()):
+            head = AuxiliaryHead(self.spec.num_classes, norm, name=AUXILIARY)
+            logits = head(features[2 * len(features) // 3], train)
+            self.sow('auxiliary', 'logits', logits)
+        x = features[-1].astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.spec.num_classes, name='head')(x)
+
+
+class AuxiliaryHead(nn.Module):
+    """The second head of the networks that DARTS trains on CIFAR (arXiv:1806.09055, section 3).
+
+    Smaller images than its 8x8 are pooled whole.
+    """
+
+    num_classes: int
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        """Logits `[B, num_classes]` float32 of features `[B, H, W, C]`."""
+        window = tuple(min(5, size) for size in x.shape[1:3])
+        x = nn.avg_pool(nn.relu(x), window, (3, 3))
+        x = ops.pointwise(128, x.dtype, 'conv_0')(x)
+        x = nn.relu(self.norm(use_running_average=not train, name='norm_0')(x))
+        kernel = tuple(min(2, size) for size in x.shape[1:3])
+        x = nn.Conv(768, kernel, padding='VALID', use_bias=False, dtype=x.dtype, name='conv_1')(x)
+        x = nn.relu(self.norm(use_running_average=not train, name='norm_1')(x))
+        return nn.Dense(self.num_classes, name='head')(x.astype(jnp.float32).mean((1, 2)))

@@ -112,6 +112,15 @@ class Plan:
         t = self.temperature
         return gumbel.anneal_tau(decays, t.start, t.rate, t.floor)
 
+    def optimized(self, step):
+        """The share of optimize that is done before the epoch of `step`."""
+        done = 0.0
+        for span in self.spans:
+            if span.phase is Phase.OPTIMIZE:
+                done = _clip(step - span.start, span.stop - span.start) // span.epoch_steps
+                done = done / span.epochs
+        return done
+
     def reported_tau(self, step: int) -> float | None:
         """What logs show: no tau in warmup, the limit in optimize."""
         phase = self.span_at(step).phase

@@ -64,7 +64,7 @@ def run(
         allocator.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
     flat = rules.flatten(config)
-    _require_same_config(flat, workdir)
+    require_same_config(flat, workdir)
     with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:
         images = load_data(config)
         plan = make_plan(config, len(images.train))
@@ -172,13 +172,25 @@ def make_optimizer(
     )
 
 
-def _require_same_config(flat, workdir):
+def require_same_config(
+    flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ...] = ()
+) -> None:
+    """Refuses a workdir with a run of another config.
+
+    Args:
+      flat: the config, see `config.flatten`.
+      workdir: of the run.
+      but: fields that may differ.
+
+    Raises:
+      UserError: names the fields that differ.
+    """
     path = workdir / 'config.json'
     if not path.exists():
         return
     try:
         before = json.loads(path.read_text(encoding='utf-8'))
-        differing = rules.differences(flat, before)
+        differing = [d for d in rules.differences(flat, before) if d.split(':')[0] not in but]
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
             f'{path} cannot be read ({type(error).__name__}: {error}). If this command is that of '

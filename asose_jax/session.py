@@ -30,7 +30,7 @@ from asose_jax import (
     steps,
 )
 from asose_jax.data import Data
-from asose_jax.model import Mode, SearchSettings, SuperNet
+from asose_jax.model import AUXILIARY, Mode, SearchSettings, SuperNet
 from asose_jax.phases import Phase, Plan, Span
 
 logger = logging.getLogger('asose_jax')
@@ -76,6 +76,8 @@ class Setup:
             noise=c.search.noise,
             thresholds=gumbel.Thresholds(*c.search.thresholds),
             remat=c.model.remat,
+            drop_path=c.optimize.drop_path,
+            auxiliary=c.optimize.auxiliary,
         )
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 
@@ -262,5 +264,6 @@ def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> float:
 
 
 def count_parameters(current: Current) -> int:
-    """Numbers in `params` of the current network."""
-    return sum(leaf.size for leaf in jax.tree.leaves(current.state.params))
+    """Numbers in `params` of the current network, without a head that only training has."""
+    used = {name: tree for name, tree in current.state.params.items() if name != AUXILIARY}
+    return sum(leaf.size for leaf in jax.tree.leaves(used))

@@ -121,10 +121,15 @@ def train_step(
             recipe.plan.tau(state.step),
             mode=mode,
             train=True,
-            mutable=['batch_stats', 'guard'],
-            rngs={'gumbel': draw_key},
+            optimized=recipe.plan.optimized(state.step),
+            positions=positions,
+            mutable=['batch_stats', 'guard', 'auxiliary'],
+            rngs={'gumbel': draw_key, 'drop_path': draw_key},
         )
         value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        for others in jax.tree.leaves(changed.get('auxiliary', {})):
+            beside = optax.softmax_cross_entropy_with_integer_labels(others, labels).mean()
+            value += recipe.model.settings.auxiliary * beside
         correct = (logits.argmax(-1) == labels).sum()
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])

@@ -22,6 +22,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
 
     config.seed = 0  # of everything random: split, weights, alpha, draws, augmentation
+    config.seeds = ()  # of several searches: each runs in WORKDIR/seed_N, see the README
+    config.random_cells = 0  # trained beside what those find, both as `retrain` says
     config.batch_size = 128  # over all devices; a multiple of their number
     config.chunk_steps = 20  # steps per compiled call, at most
     config.init_from = config_dict.placeholder(str)  # workdir (or .../checkpoints/STEP)
@@ -123,6 +125,23 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     config.optimize = optimize = ml_collections.ConfigDict()
     optimize.epochs = 20
+    optimize.drop_path = 0.0  # share of images that an operation is left out for, at the end
+    optimize.auxiliary = 0.0  # weight of a second head's loss, in networks trained from scratch
+
+    config.retrain = retrain = (
+        ml_collections.ConfigDict()
+    )  # what --mode=retrain sets, as DARTS does
+    retrain.epochs = 600  # of optimize
+    retrain.batch_size = 96
+    retrain.channels = config_dict.placeholder(int)  # of model; default: as they are
+    retrain.depth = config_dict.placeholder(int)  # of model; default: as it is
+    retrain.reductions = config_dict.placeholder(tuple)  # of model; default: as they are
+    retrain.lr = 0.025  # of weights
+    retrain.lr_end = 0.0
+    retrain.clip = 5.0
+    retrain.cutout = 16  # of data
+    retrain.drop_path = 0.2  # of optimize
+    retrain.auxiliary = 0.4
 
     config.guard = guard = ml_collections.ConfigDict()
     guard.max_consecutive = 10  # steps in a row with a gradient that is not finite, then stop
@@ -164,6 +183,10 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         growth.last_epochs = 5
         growth.lead_epochs = 0  # an epoch takes less than a second
         optimize.epochs = 20
+        retrain.epochs = 40
+        retrain.batch_size = 64
+        retrain.cutout = 0  # it would cover a digit
+        retrain.drop_path = retrain.auxiliary = 0.0
 
     if preset in ('nasbench201', 'darts'):
         model.channels = 16
@@ -183,6 +206,12 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
             'nor_conv_3x3',
             'avg_pool_3x3',
         )
+        retrain.epochs = 200
+        retrain.batch_size = 256
+        retrain.lr = 0.1
+        retrain.clip = None
+        retrain.cutout = 0
+        retrain.drop_path = retrain.auxiliary = 0.0
     if preset == 'darts':  # the search network of arXiv:1806.09055
         config.batch_size = 64
         model.space = 'darts'
@@ -198,4 +227,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
             'dil_conv_3x3',
             'dil_conv_5x5',
         )
+        retrain.channels = 36
+        retrain.depth = 20
+        retrain.reductions = (6, 13)
     return config

@@ -1,0 +1,151 @@
+"""What several searches came to, side by side: mean and spread, collapse, and random cells."""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from asose_jax import genotype, ops, spaces
+from asose_jax.genotype import SAFE, Genotype
+
+
+def compare(
+    directory: pathlib.Path,
+    searches: list[str],
+    found: list[str],
+    controls: list[str],
+    skip_share: float,
+) -> dict[str, Any]:
+    """Reads what finished runs have left, and compares.
+
+    Args:
+      directory: of all runs.
+      searches: names of the searches, directories below it.
+      found: of the runs that trained what these found, from scratch, in the same order; may be [].
+      controls: of the runs that trained random cells likewise.
+      skip_share: a search has collapsed if more of its operations are `skip_connect` or `none`.
+
+    Returns:
+      JSON: `searches` (a row each: genotype, accuracies, operations without weights, collapse),
+      `searched`, `found` and `random` (statistics of test accuracies), `collapsed` (how many
+      searches), `above_random_median` (how many of what they found).
+    """
+    trained = [_summary(directory / name)['test_accuracy'] for name in found]
+    random = [_summary(directory / name)['test_accuracy'] for name in controls]
+    rows = [_row(directory / name, name, skip_share) for name in searches]
+    for row, accuracy in zip(rows, trained, strict=False):
+        row['retrained'] = accuracy
+        row['rank_among_random'] = 1 + sum(other > accuracy for other in random)
+        row['above_random_median'] = bool(accuracy > np.median(random))
+    made = {
+        'searches': rows,
+        'collapsed': sum(row['collapsed'] for row in rows),
+        'searched': _statistics([row['test_accuracy'] for row in rows]),
+    }
+    if random:
+        made['found'], made['random'] = _statistics(trained), _statistics(random)
+        made['above_random_median'] = sum(row['above_random_median'] for row in rows)
+    return made
+
+
+def _summary(directory):
+    return json.loads((directory / 'summary.json').read_text(encoding='utf-8'))
+
+
+def _row(directory, name, skip_share):
+    summary = _summary(directory)
+    text = (directory / 'genotype.json').read_text(encoding='utf-8')
+    spec = spaces.spec_from_json(json.loads(text)['network'])
+    chosen = Genotype(genotype.frozen(summary['genotype']))
+    used = spec.used(chosen)
+    idle = sum(op in (SAFE, 'none') for op in used)
+    return {
+        'name': name,
+        'genotype': spaces.text_of(spec, chosen) or summary['genotype'],
+        'test_accuracy': summary['test_accuracy'],
+        'valid_accuracy': summary['valid_accuracy'],
+        'params': summary['params'],
+        'operations': len(used),
+        'skip_connect': used.count(SAFE),
+        'none': used.count('none'),
+        'parameter_free': sum(op in ops.PARAMETER_FREE for op in used),
+        'collapsed': idle > skip_share * len(used),
+        'seconds': sum(phase['seconds'] for phase in summary['phases']),
+    }
+
+
+def _statistics(numbers):
+    return {
+        'count': len(numbers),
+        'mean': float(np.mean(numbers)),
+        'std': float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
+        'median': float(np.median(numbers)),
+        'quartiles': np.quantile(numbers, (0.25, 0.75)).tolist(),
+        'best': max(numbers),
+        'worst': min(numbers),
+    }
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The comparison as Markdown."""
+    lines = [
+        '| search | as searched | from scratch | its rank | skip | none | no weights | cell |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
+    for row in summary['searches']:
+        scratch, rank = (
+            ('', '')
+            if 'retrained' not in row
+            else (_percent(row['retrained']), row['rank_among_random'])
+        )
+        collapsed = ' (collapsed)' if row['collapsed'] else ''
+        cell = row['genotype'] if isinstance(row['genotype'], str) else json.dumps(row['genotype'])
+        lines.append(
+            f'| {row["name"]}{collapsed} | {_percent(row["test_accuracy"])} | {scratch} | {rank} | '
+            f'{row["skip_connect"]} of {row["operations"]} | {row["none"]} | '
+            f'{row["parameter_free"]} | `{cell.replace("|", "¦")}` |'
+        )
+    lines += [
+        '',
+        '| test accuracy | runs | mean ± std | median | best | worst |',
+        '|---|---|---|---|---|---|',
+    ]
+    titles = {'searched': 'as searched', 'found': 'found, from scratch', 'random': 'random cells'}
+    for key, title in titles.items():
+        if key in summary:
+            found = summary[key]
+            spread = '' if found['std'] is None else f' ± {100 * found["std"]:.2f}'
+            rest = ' | '.join(_percent(found[name]) for name in ('median', 'best', 'worst'))
+            lines.append(
+                f'| {title} | {found["count"]} | {_percent(found["mean"])}{spread} | {rest} |'
+            )
+    count = len(summary['searches'])
+    lines += ['', f'Collapsed: {summary["collapsed"]} of {count}.']
+    if 'random' in summary:
+        lines[-1] += (
+            f' Above the median of random cells: {summary["above_random_median"]} of {count}.'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+def _percent(share):
+    return f'{100 * share:.2f} %'
+
+
+def one_line(directory: pathlib.Path) -> str:
+    """What a finished run came to."""
+    summary = _summary(directory)
+    chosen = directory / 'genotype.txt'
+    text = chosen.read_text(encoding='utf-8').strip() if chosen.exists() else ''
+    return f'test accuracy {_percent(summary["test_accuracy"])} {text}'.strip()
+
+
+def latest(directory: pathlib.Path) -> str:
+    """Where a run is that runs."""
+    try:
+        line = (directory / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[-1]
+        told = json.loads(line)
+        return f'{told["phase"]} {told["epoch"]}, valid {told["valid/accuracy"]:.1%}'
+    except (OSError, ValueError, IndexError, KeyError, TypeError):
+        return 'begins'

@@ -1,0 +1,257 @@
+"""Several searches in one command, and random cells that are trained beside what they find.
+
+Each search is a run of its own in a directory of its own, in a process of its own that has one
+device, or one core of a CPU, for itself. So each can be stopped and goes on like any other run.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import copy
+import dataclasses
+import functools
+import json
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import rich.console
+import rich.progress
+
+from asose_jax import comparison, genotype, interrupt, process, retrain, search, spaces, workdir
+from asose_jax import config as rules
+from asose_jax.errors import Stopped, UserError
+
+logger = logging.getLogger('asose_jax')
+
+_LOOK_SECONDS = 2.0  # between looks at what the runs have come to
+_SPAWN = multiprocessing.get_context('spawn')
+_RANDOM = 77  # tells this use of the seed apart
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run: its name, which is its directory below the workdir of all, and its config."""
+
+    name: str
+    config: ml_collections.ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What one process has for itself: environment variables, or a core of the CPU."""
+
+    environment: dict[str, str]
+    core: int | None = None
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    directory: str | pathlib.Path,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Searches with each of `seeds`; with `random_cells`, trains what was found, and random cells.
+
+    Args:
+      config: see `configs/search.py`.
+      directory: of all runs: `seed_N`, `found/seed_N`, `random/N`. Finished ones are not repeated,
+        so that seeds and random cells may be added later.
+      console: where a progress bar may be drawn.
+
+    Returns:
+      The comparison, as in summary.json; see `comparison.compare`.
+
+    Raises:
+      UserError: something the user can put right.
+      Stopped: after SIGTERM or Ctrl-C; all runs are saved.
+    """
+    directory, flat = pathlib.Path(directory).expanduser(), rules.flatten(config)
+    single = copy.deepcopy(config)
+    single.seeds, single.random_cells = (), 0
+    rules.validate(config, 1)
+    if config.random_cells:
+        rules.validate(_retrained(single, 'of a search'), 1)
+    begun = functools.partial(_run_all, directory=directory, console=console)
+    with interrupt.Interrupt(), workdir.claimed(directory):
+        search.require_same_config(flat, directory, but=('seeds', 'random_cells'))
+        workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
+        places = _places()
+        searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
+        begun(searches, places)
+        found, controls = [], []
+        if config.random_cells:
+            found = [_found(single, directory, seed) for seed in config.seeds]
+            controls = [
+                _random(single, directory, config.seeds, i) for i in range(config.random_cells)
+            ]
+            begun(found + controls, places)
+        names = [[job.name for job in jobs] for jobs in (searches, found, controls)]
+        summary = comparison.compare(directory, *names, config.alarm.skip_share)
+        text = comparison.table(summary)
+        workdir.write_atomically(directory / 'summary.md', text)
+        workdir.write_atomically(directory / 'summary.json', json.dumps(summary, indent=2) + '\n')
+        logger.info('%s', text)
+        return summary
+
+
+def _with(config, **fields):
+    made = copy.deepcopy(config)
+    made.update_from_flattened_dict(fields)
+    return made
+
+
+def _retrained(config, source, **fields):
+    return retrain.config_of(_with(config, genotype=str(source), **fields))
+
+
+def _found(config, directory, seed):
+    return Job(f'found/seed_{seed}', _retrained(config, directory / f'seed_{seed}', seed=seed))
+
+
+def _random(config, directory, seeds, number):
+    """A cell drawn uniformly, in the network that one of the searches ended with."""
+    seed = seeds[number % len(seeds)]
+    text = (directory / f'seed_{seed}' / 'genotype.json').read_text(encoding='utf-8')
+    derived = spaces.spec_from_json(json.loads(text)['network'])
+    names = tuple(config.model.primitives)
+    supernet = derived.with_groups(tuple(tuple(names for _ in group) for group in derived.groups()))
+    chosen = genotype.random(supernet, np.random.default_rng([_RANDOM, config.seed, number]))
+    file = directory / 'random' / f'{number}.json'
+    file.parent.mkdir(exist_ok=True)
+    workdir.write_atomically(file, chosen.dumps(genotype.derive(supernet, chosen)))
+    return Job(f'random/{number}', _retrained(config, file, seed=seed))
+
+
+# --- Processes
+
+
+def _places() -> list[Place]:
+    """One for each device of this machine. A process of its own looks, since looking claims them.
+
+    On a CPU, two runs on a core each are done sooner than one after another on both.
+    """
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=_SPAWN) as pool:
+        platform, chips = pool.submit(_devices).result()
+    if platform == 'cpu':
+        return [Place({}, core) for core in sorted(os.sched_getaffinity(0))]
+    if platform == 'tpu':
+        alone = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
+        return [Place({**alone, 'TPU_VISIBLE_CHIPS': str(chip)}) for chip in range(chips)]
+    known = os.environ.get('CUDA_VISIBLE_DEVICES')
+    numbers = known.split(',') if known else [str(chip) for chip in range(chips)]
+    return [Place({'CUDA_VISIBLE_DEVICES': number}) for number in numbers]
+
+
+def _devices():
+    """The platform, and how many chips of it there are; a chip may count as two devices."""
+    found = jax.local_devices()
+    chips = {tuple(getattr(device, 'coords', (device.id,))) for device in found}
+    return found[0].platform, len(chips)
+
+
+def _run_all(jobs, places, directory, console):
+    """Runs what is not finished yet, on each place one after another."""
+    waiting = collections.deque(
+        j for j in jobs if not (directory / j.name / 'summary.json').exists()
+    )
+    running: dict[int, tuple[Place, Job, Any]] = {}
+    free = list(places)
+    with _shown(jobs, waiting, running, directory, console) as show:
+        try:
+            while waiting or running:
+                while waiting and free:
+                    place, job = free.pop(0), waiting.popleft()
+                    (directory / job.name).mkdir(parents=True, exist_ok=True)
+                    child = _SPAWN.Process(target=_work, args=(job, directory / job.name, place))
+                    child.start()
+                    running[child.sentinel] = (place, job, child)
+                for sentinel in multiprocessing.connection.wait(list(running), _LOOK_SECONDS):
+                    place, job, child = running.pop(sentinel)
+                    child.join()
+                    free.append(place)
+                    if child.exitcode or not (directory / job.name / 'summary.json').exists():
+                        raise UserError(_failure(job, directory, child.exitcode))
+                    logger.info('%s: %s', job.name, comparison.one_line(directory / job.name))
+                show()
+        finally:
+            for _, _, child in running.values():
+                child.terminate()  # each saves, and ends
+            for _, _, child in running.values():
+                child.join()
+
+
+def _failure(job, directory, status):
+    log = directory / job.name / 'log.txt'
+    lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.exists() else []
+    told = '\n  '.join(lines[-4:])
+    return (
+        f'{job.name} ended with status {status}; its log ({log}) ends with:\n  {told}\nPut that '
+        'right; the same command goes on, and repeats nothing that is finished.'
+    )
+
+
+@contextlib.contextmanager
+def _shown(jobs, waiting, running, directory, console) -> Iterator[Callable[[], None]]:
+    """A bar in a terminal: how many runs are done, and where those are that run."""
+    if console is None or not console.is_terminal:
+        yield lambda: None
+        return
+    parts = [
+        rich.progress.TextColumn('{task.completed}/{task.total} runs'),
+        rich.progress.BarColumn(bar_width=10),
+        rich.progress.TextColumn('{task.description}'),
+        rich.progress.TimeRemainingColumn(),
+    ]
+    with rich.progress.Progress(*parts, console=console) as bar:
+        task = bar.add_task('', total=len(jobs))
+
+        def show():
+            each = [
+                f'{job.name} {comparison.latest(directory / job.name)}'
+                for _, job, _ in running.values()
+            ]
+            done = len(jobs) - len(waiting) - len(running)
+            bar.update(task, completed=done, description='; '.join(each))
+
+        yield show
+
+
+def _work(job: Job, directory: pathlib.Path, place: Place) -> None:
+    """One run, in a process of its own."""
+    os.setsid()  # Ctrl-C reaches the process that started this one, which asks it to stop
+    os.environ.update(place.environment)
+    cache = process.CACHE
+    if place.core is not None:
+        os.sched_setaffinity(0, {place.core})
+        cache = cache / 'one_core'  # programs are compiled for as many cores as there are
+    log = open(directory / 'log.txt', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+    os.dup2(log.fileno(), sys.stdout.fileno())
+    os.dup2(log.fileno(), sys.stderr.fileno())
+    handler = logging.StreamHandler(log)
+    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
+    child_logger = process.prepare(handler, cache)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        search.run(job.config, directory, rich.console.Console(file=log))
+    except Stopped as stopped:
+        child_logger.info('%s', stopped)
+        process.leave(1)
+    except UserError as error:
+        child_logger.error('%s', error)
+        process.leave(2)
+    process.leave(0)
+
+
+def _end_with_parent():
+    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
