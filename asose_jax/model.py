@@ -58,7 +58,8 @@ class SuperNet(nn.Module):
         if self.settings.auxiliary and (train or self.is_initializing()):
             head = AuxiliaryHead(self.spec.num_classes, norm, name=AUXILIARY)
             logits = head(features[2 * len(features) // 3], train)
-            self.sow('auxiliary', 'logits', logits)
+            if train:
+                self.sow('auxiliary', 'logits', logits)
         x = features[-1].astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.spec.num_classes, name='head')(x)
 

@@ -67,6 +67,17 @@ def test_remat_changes_no_number(mode):
         assert jnp.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+def test_paths_are_dropped_by_image_and_position_and_the_mean_stays():
+    x, key = jnp.ones((4000, 1, 1, 2)), jax.random.key(0)
+    positions = jnp.arange(4000)
+    y = mixed.drop_path(x, 0.25, key, positions)
+    assert jnp.array_equal(y[..., 0], y[..., 1])
+    assert jnp.allclose(jnp.unique(y), jnp.array([0, 4 / 3]))
+    assert jnp.allclose(y.mean(), 1, atol=0.03)
+    assert jnp.array_equal(mixed.drop_path(x[:9], 0.25, key, positions[90:99]), y[90:99])
+    assert jnp.array_equal(mixed.drop_path(x, 0.0, key, positions), x)
+
+
 def test_uniform_draws_whatever_alpha_says():
     _, choice = _op(mixed.Mode.UNIFORM)
     arch = {'arch': {'alpha': jnp.array([9.0, 0, 0, 0, -9])}}

@@ -92,6 +92,14 @@ def test_epochs_are_numbered_from_one():
     assert [span.epoch_end(step) for step in (20, 34, 35)] == [35, 35, 50]
 
 
+def test_optimized_counts_the_epochs_of_optimize_that_are_done():
+    last = PLAN.spans[-1]
+    steps = [0, last.start, last.start + last.epoch_steps, last.stop - 1, last.stop]
+    expected = [0, 0, 1 / last.epochs, 1 - 1 / last.epochs, 1]
+    np.testing.assert_allclose([PLAN.optimized(step) for step in steps], expected)
+    np.testing.assert_allclose(jax.vmap(PLAN.optimized)(jnp.array(steps)), expected, rtol=1e-6)
+
+
 def test_alpha_rests_in_the_frozen_epochs_and_tau_with_it():
     plan = phases.make_plan(EPOCHS, 10, freeze_epochs=4)
     turns = [bool(plan.is_alpha_turn(step)) for step in range(plan.steps)]

@@ -207,3 +207,14 @@ def test_genotype_survives_the_text_of_its_space(space):
         pytest.skip('the space has no text of its own')
     chosen = genotype.most_likely(_spec(space), _variables(space)['arch'])
     assert SPACES[space].loads(SPACES[space].dumps(chosen)) == chosen
+
+
+@every_space
+def test_random_cells_are_of_the_space_and_use_all_of_it(space):
+    spec, generator = _spec(space), np.random.default_rng(0)
+    drawn = [genotype.random(spec, generator) for _ in range(200)]
+    for g, group in enumerate(spec.groups()):
+        for m, candidates in enumerate(group):
+            assert {each.operations[g][m] for each in drawn} == set(candidates)
+    for each in drawn[:20]:
+        assert genotype.most_likely(genotype.derive(spec, each), {}) == each

@@ -12,7 +12,8 @@ import pytest
 
 from asose_jax import batches, chain, devices, optim, phases, state, steps
 from asose_jax.data import Data, ImageSet
-from asose_jax.model import Mode, SuperNet
+from asose_jax.genotype import Genotype, derive
+from asose_jax.model import Mode, SearchSettings, SuperNet
 from asose_jax.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
@@ -58,7 +59,7 @@ def _fresh(step=START):
     return jax.device_get(made.replace(step=jnp.int32(step)))
 
 
-def _run(before, count, devices=1, phase=Phase.SEARCH, poison=None):
+def _run(before, count, devices=1, phase=Phase.SEARCH, poison=None, recipe=RECIPE):
     """`count` steps with a global batch of 16."""
     first = int(before.step)
     chosen = [
@@ -71,7 +72,9 @@ def _run(before, count, devices=1, phase=Phase.SEARCH, poison=None):
         shared.update(poison)
     if devices == 1:
         shared = jax.device_put(shared, jax.devices()[0])
-    after, metrics = _call(phase, devices)(before, batches.chunk(chosen, 8, devices), shared)
+    after, metrics = _call(phase, devices, recipe)(
+        before, batches.chunk(chosen, 8, devices), shared
+    )
     return after, metrics
 
 
@@ -187,6 +190,21 @@ def test_eight_devices_are_one_device_and_all_replicas_are_equal():
     _assert_replicas_equal(eight, 8)
     for leaf in jax.tree.leaves(metrics):
         assert (np.asarray(leaf) == np.asarray(leaf)[0]).all()
+
+
+def test_eight_devices_drop_the_paths_that_one_device_drops():
+    chosen = Genotype(tuple(('sep_conv_3x3',) for _ in SPEC.groups()))
+    net = SuperNet(derive(SPEC, chosen), SearchSettings(drop_path=0.5), synced_over=steps.AXIS)
+    plan = phases.make_plan({**dict.fromkeys(Phase, 0), Phase.OPTIMIZE: 4}, 2)
+    recipe = dataclasses.replace(RECIPE, model=net, plan=plan, tx=optim.make_optimizer(plan))
+    before = jax.device_get(state.init_state(net, recipe.tx, jax.random.key(1)))
+    before = before.replace(step=np.int32(6))  # in the last epoch
+    one, eight = (_run(before, 1, n, Phase.OPTIMIZE, recipe=recipe)[0] for n in (1, 8))
+    chex.assert_trees_all_close(*jax.device_get((one.params, eight.params)), rtol=1e-4, atol=1e-6)
+    whole = dataclasses.replace(net, settings=SearchSettings())
+    other = dataclasses.replace(recipe, model=whole)
+    kept = _run(before, 1, 1, Phase.OPTIMIZE, recipe=other)[0]
+    assert (one.params['head']['kernel'] != kept.params['head']['kernel']).any()
 
 
 def test_how_steps_are_cut_into_calls_changes_nothing():

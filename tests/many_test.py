@@ -1,0 +1,120 @@
+"""Several searches in one command: real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from search_test import lines_of
+
+from asose_jax import many
+from asose_jax.errors import UserError
+from configs.search import get_config
+
+FIELDS = {
+    'data.name': 'digits',
+    'data.valid_fraction': 0.8,
+    'data.flip': False,
+    'batch_size': 64,
+    'model.channels': 4,
+    'model.depth': 3,
+    'model.reductions': (1,),
+    'warmup.epochs': 1,
+    'search.epochs': 2,
+    'optimize.epochs': 1,
+    'retrain.epochs': 1,
+    'retrain.batch_size': 64,
+    'checkpoint.every_seconds': 0,
+}
+
+
+def _config(**fields):
+    config = get_config('nasbench201')
+    config.update_from_flattened_dict({**FIELDS, **fields})
+    return config
+
+
+def test_what_stopped_one_of_the_runs_is_told_with_its_log(tmp_path):
+    with pytest.raises(UserError) as error:
+        many.run(_config(**{'seeds': (5,), 'data.name': 'cifar11'}), tmp_path)
+    for part in ('seed_5 ended with status 2', 'log.txt', "data.name='cifar11'", 'Did you mean'):
+        assert part in str(error.value)
+
+
+def test_seeds_may_be_added_and_nothing_else_may_change(tmp_path):
+    (tmp_path / 'config.json').write_text(
+        json.dumps({**many.rules.flatten(_config(seeds=(0,))), 'search.epochs': 7})
+    )
+    with pytest.raises(UserError, match=r'another config:\n  search.epochs: 7 -> 2\n'):
+        many.run(_config(seeds=(0, 1)), tmp_path)
+
+
+@pytest.mark.slow
+def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(root, tmp_path):
+    fields = {**FIELDS, 'seeds': (0, 1), 'random_cells': 2}
+    command = [
+        sys.executable,
+        'main.py',
+        '--config=configs/search.py:nasbench201',
+        *(f'--config.{name}={value}' for name, value in fields.items()),
+    ]
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    together = tmp_path / 'together'
+
+    def started():
+        return subprocess.Popen(
+            [*command, f'--workdir={together}'],
+            cwd=root,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        stopped = started()
+        waited = time.monotonic() + 240
+        steps = 3 if how == signal.SIGTERM else 6
+        while not any(
+            len(list((together / f'seed_{s}' / 'checkpoints').glob('[0-9]*')))
+            and _lines(together / f'seed_{s}') >= steps // 3
+            for s in (0, 1)
+        ):
+            assert time.monotonic() < waited
+            time.sleep(0.2)
+        stopped.send_signal(how)
+        told = stopped.communicate(timeout=120)[1]
+        if how == signal.SIGTERM:
+            assert stopped.returncode == 0
+            assert 'to go on: python main.py' in told
+        time.sleep(20 if how == signal.SIGKILL else 0)  # until its children have saved and ended
+    whole = started()
+    told = whole.communicate(timeout=500)[1]
+    assert whole.returncode == 0, told
+    summary = json.loads((together / 'summary.json').read_text())
+    assert [row['name'] for row in summary['searches']] == ['seed_0', 'seed_1']
+    assert summary['random']['count'] == summary['found']['count'] == 2
+    assert (together / 'summary.md').read_text().strip() in told
+
+    alone = tmp_path / 'alone'
+    single = [part for part in command if 'seeds' not in part and 'random_cells' not in part]
+    done = subprocess.run(
+        ['taskset', '-c', '0', *single, '--config.seed=1', f'--workdir={alone}'],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert lines_of(alone) == lines_of(together / 'seed_1')
+
+
+def _lines(directory):
+    try:
+        return len((directory / 'metrics.jsonl').read_text().splitlines())
+    except OSError:
+        return 0

@@ -1,0 +1,118 @@
+"""The recipe by which found networks are trained from scratch."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from search_test import lines_of, summary_of
+
+from asose_jax import config as rules
+from asose_jax import darts, genotype, retrain, search
+from asose_jax.errors import UserError
+from asose_jax.mixed import SearchSettings
+from asose_jax.model import AUXILIARY, Mode, SuperNet
+from configs.search import get_config
+
+CELL = '|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|avg_pool_3x3~1|nor_conv_3x3~2|'
+
+
+def _tiny(file):
+    config = get_config('nasbench201')
+    config.update_from_flattened_dict(
+        {
+            'genotype': str(file),
+            'data.name': 'digits',
+            'data.valid_fraction': 0.8,
+            'model.channels': 4,
+            'model.depth': 3,
+            'model.reductions': (1,),
+            'retrain.epochs': 2,
+            'retrain.batch_size': 64,
+            'retrain.drop_path': 0.3,
+            'retrain.auxiliary': 0.4,
+        }
+    )
+    return retrain.config_of(config)
+
+
+def test_darts_networks_are_trained_as_their_authors_do():
+    config = get_config('darts')
+    config.genotype = 'genotype.txt'
+    made = retrain.config_of(config)
+    rules.validate(made, 1)
+    assert [made[phase].epochs for phase in ('warmup', 'search', 'growth', 'optimize')] == [
+        *(0, 0, 0),
+        600,
+    ]
+    assert (made.batch_size, made.data.cutout, made.weights.clip) == (96, 16, 5.0)
+    assert (made.weights.lr, made.weights.lr_end) == (0.025, 0.0)
+    assert (made.model.channels, made.model.depth, made.model.reductions) == (36, 20, (6, 13))
+    assert (made.optimize.drop_path, made.optimize.auxiliary) == (0.2, 0.4)
+    assert config.optimize.epochs == 20  # the other one is a copy
+
+
+def test_a_grown_network_is_taken_as_it_is_and_unset_sizes_are_those_of_model():
+    config = get_config('digits')
+    config.genotype = 'found'
+    made = retrain.config_of(config)
+    assert (made.network, made.genotype) == ('found', None)
+    assert made.model == config.model
+
+
+def test_without_a_network_it_says_what_to_name():
+    with pytest.raises(UserError, match=r'--config.genotype=FILE'):
+        retrain.config_of(get_config('darts'))
+
+
+def test_second_head_belongs_to_training_only():
+    node = [('skip_connect', 'max_pool_3x3') + ('none',) * i for i in range(4)]
+    chosen = genotype.Genotype(tuple(node + node))
+    spec = darts.build((8, 8, 3), 10, channels=4, depth=3, reductions=(1,), max_channels=8)
+    spec = genotype.derive(spec, chosen)
+    images = jnp.ones((2, 8, 8, 3))
+
+    def made(settings):
+        net = SuperNet(spec, settings)
+        return net, net.init(jax.random.key(0), images, mode=Mode.ARGMAX, train=False)
+
+    (plain, without), (both, variables) = made(SearchSettings()), made(SearchSettings(auxiliary=1))
+    assert set(variables['params']) == {*without['params'], AUXILIARY}
+    kept = {name: tree for name, tree in variables['params'].items() if name != AUXILIARY}
+    use = {'mode': Mode.ARGMAX, 'train': False}
+    logits = both.apply(variables, images, **use)
+    assert (logits == plain.apply({**variables, 'params': kept}, images, **use)).all()
+    _, changed = both.apply(
+        variables, images, mode=Mode.ARGMAX, train=True, mutable=['auxiliary', 'batch_stats']
+    )
+    (others,) = jax.tree.leaves(changed['auxiliary'])
+    assert others.shape == (2, 10)
+    assert math.isfinite(float(others.sum()))
+
+
+def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
+    file = tmp_path / 'cell.txt'
+    file.write_text(CELL)
+    config = _tiny(file)
+    whole = search.run(config, tmp_path / 'whole')
+    assert [phase['name'] for phase in whole['phases']] == ['optimize']
+    assert (tmp_path / 'whole' / 'genotype.txt').read_text().strip() == CELL
+    spec = search.start.origin(config, search.load_data(config), search.make_plan(config, 287)).spec
+    fresh = jax.eval_shape(
+        lambda key: SuperNet(spec).init(key, jnp.ones((1, 8, 8, 1)), mode=Mode.ARGMAX, train=False),
+        jax.random.key(0),
+    )
+    assert whole['params'] == sum(leaf.size for leaf in jax.tree.leaves(fresh['params']))
+
+    stopped = tmp_path / 'stopped'
+    search.run(config, stopped)
+    last = max((stopped / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    for path in sorted(last.rglob('*'), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    last.rmdir()
+    (stopped / 'summary.json').unlink()
+    search.run(config, stopped)
+    assert lines_of(stopped) == lines_of(tmp_path / 'whole')
+    assert summary_of(stopped) == summary_of(tmp_path / 'whole')
+    assert json.loads((stopped / 'config.json').read_text())['optimize.drop_path'] == 0.3
