@@ -4,6 +4,8 @@ Collections: `params` (weights), `arch` (alpha, see `mixed.Choice`), `batch_stat
 many rows the weight guard caught in this call).
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,3 +44,11 @@ class SuperNet(nn.Module):
         *_, x = body(self.spec, forward, images.astype(self.dtype))
         x = x.astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.spec.num_classes, name='head')(x)
+
+
+def mixture_of(net: SuperNet) -> SuperNet:
+    """The same network, in which Mode.DENSE mixes all candidates by softmax(alpha), without a draw.
+
+    What is trained with one-hot draws has never computed this mixture; it is asked all the same.
+    """
+    return net.clone(settings=dataclasses.replace(net.settings, estimator='softmax'))
