@@ -13,10 +13,12 @@ import pytest
 from search_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
 from asose_jax import batches, checkpoint, curvature, devices, ops, search, state, steps
+from asose_jax import config as rules
 from asose_jax.mixed import Mode, SearchSettings
 from asose_jax.model import SuperNet, mixture_of
 from asose_jax.norm import Norm
 from asose_jax.spaces import SPACES
+from configs import scratch
 
 PRIMITIVES = ('none', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
 NORM = Norm('float32', None)
@@ -224,6 +226,14 @@ def test_run_that_ended_its_search_is_as_long_as_one_that_planned_it(halted):
         if 'count' in jax.tree_util.keystr(path)
     ]
     assert counts == [plan.weight_updates(plan.steps)]
+
+
+def test_control_of_a_run_with_remedies_is_no_contradiction(tmp_path):
+    fields = {**FIELDS, 'search.selection': 'perturbation', 'search.freeze_epochs': 1}
+    summary = {'images': {'train': 287}, 'flops_per_image': 1.0, 'train_flops': 1e4}
+    (tmp_path / 'config.json').write_text(json.dumps(rules.flatten(tiny(**fields))))
+    (tmp_path / 'summary.json').write_text(json.dumps(summary))
+    rules.validate(scratch.get_config(str(tmp_path)), devices=8)
 
 
 @pytest.mark.slow
