@@ -24,8 +24,8 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
     """Goes from the current step to the end of its phase, or of a search that ends early.
 
     What a chunk or an evaluation came to is looked at when the next chunk is queued, so that the
-    devices need not wait for the host. They wait where the host has to decide (in growth), and
-    where the state is saved.
+    devices need not wait for the host. They wait where the host has to decide (in growth, and where
+    search may end early), and where the state is saved.
     """
     span = setup.plan.span_at(current.step)
     step, slots, length = current.step, setup.slots(), 1
@@ -71,10 +71,9 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
                 record['growth'] = growing.consider(setup, current, span, record, batch)
                 halted = curvature.consider(setup, current, span, record)
                 log.write(record)
-                if record['growth']:
-                    saves = True
+                saves = saves or halted or bool(record['growth'])
+                if record['growth'] or 'arch/eigenvalue' in record:
                     progress.resume()
-                saves = saves or halted
             if saves:
                 setup.checkpoints.save(step, current.state, current.meta())
     if stops and step < setup.plan.steps:
