@@ -36,10 +36,6 @@ def _between(low: float, high: float) -> Rule:
     return Rule(f'a number in ({low}, {high}]', lambda v: _number(v) and low < v <= high)
 
 
-def _share(v):
-    return _number(v) and 0 <= v < 1
-
-
 def _one_of(*values: str) -> Rule:
     return Rule(' or '.join(repr(v) for v in values), lambda v: v in values)
 
@@ -78,7 +74,8 @@ _NOT_NEGATIVE = Rule(
     'a finite number of at least 0', lambda v: _number(v) and 0 <= v < float('inf')
 )
 _FINITE = Rule('a finite number', lambda v: _number(v) and abs(v) < float('inf'))
-_SHARE = Rule('a number in [0, 1)', _share)
+_SHARE = Rule('a number in [0, 1)', lambda v: _number(v) and 0 <= v < 1)
+_INSIDE = Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1)
 
 _BLOCKS = Rule('a tuple of distinct block numbers, from 0', _block_numbers)
 
@@ -98,7 +95,7 @@ RULES: dict[str, Rule] = {
     'data.train_split': _TEXT,
     'data.test_split': _TEXT,
     'data.image_size': _optional(_integers(1)),
-    'data.valid_fraction': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
+    'data.valid_fraction': _INSIDE,
     'data.crop_padding': _integers(0),
     'data.flip': _BOOL,
     'data.cutout': _integers(0),
@@ -139,7 +136,7 @@ RULES: dict[str, Rule] = {
     'search.estimator': _one_of(*ESTIMATORS),
     'search.noise': _one_of('unit', 'temperature'),
     'search.tau_start': _POSITIVE,
-    'search.tau_rate': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
+    'search.tau_rate': _INSIDE,
     'search.tau_floor': _POSITIVE,
     'search.anneal_every': _optional(_integers(1)),
     'search.transition_noise': _NOT_NEGATIVE,
@@ -147,6 +144,10 @@ RULES: dict[str, Rule] = {
         'five numbers in [0, 1]: alone, dominant, beside_dominant, minor, least_sum',
         _thresholds,
     ),
+    'search.early_stop': _BOOL,
+    'search.stop_window': _integers(1),
+    'search.stop_ratio': _INSIDE,
+    'search.selection': _one_of('argmax', 'perturbation'),
     'growth.epochs': _integers(0),
     'growth.kinds': Rule(
         "a tuple of 'depth', 'width', 'branch', 'auto', taken in turn; () does not grow",
@@ -270,6 +271,14 @@ def _contradictions(config, devices):
             f'search.freeze_epochs={search["freeze_epochs"]}: must be less than '
             f'search.epochs={search["epochs"]}, or alpha never moves in search'
         )
+    moving = search['epochs'] - search['freeze_epochs']
+    if search['early_stop'] and moving < 2 * search['stop_window']:
+        wrong.append(
+            f'search.stop_window={search["stop_window"]}: search.early_stop compares twice as many '
+            f'evaluations; there are {moving} epochs of search in which alpha moves'
+        )
+    if search['early_stop'] and config['growth']['epochs']:
+        wrong.append('search.early_stop=True: alpha would go on in growth; set growth.epochs=0')
     strangers = sorted(set(model['primitives']) - set(space.primitives))
     if config['benchmark']['table'] is not None and (space.dumps is None or strangers):
         whose = f'{strangers} in the space' if strangers else 'the space'
@@ -322,6 +331,11 @@ def _contradictions(config, devices):
         wrong.append(
             f'{begins[0]}={config[begins[0]]!r}: a derived network can only be optimized; set the '
             'epochs of warmup, search and growth to 0, as configs/scratch.py does'
+        )
+    if search['selection'] != 'argmax' and begins and begins != ['init_from']:
+        wrong.append(
+            f'search.selection={search["selection"]!r}: {begins[0]} names what is chosen already; '
+            'set search.selection=argmax'
         )
     if not any(config[phase]['epochs'] for phase in phases):
         wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax import ops
-from asose_jax.genotype import Genotype, NetSpec, Place, widths
+from asose_jax.genotype import NONE, Genotype, NetSpec, Place, widths
 from asose_jax.mixed import Forward, MixedOp, shared_draws
 
 Array = jax.Array
@@ -35,7 +35,6 @@ NODES = 4  # of a cell, but for its inputs
 INPUTS = 2
 KEPT = 2  # edges of a node, when derived
 STEM_MULTIPLIER = 3
-NONE = 'none'  # an edge that is left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +50,7 @@ class DartsSpec(NetSpec):
     """
 
     SPACE = 'darts'
+    EDGES_KEPT = KEPT
 
     stem_channels: int
     cells: tuple[tuple[int, int], ...]

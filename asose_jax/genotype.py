@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 SCHEMA = 2  # of genotype.json
+NONE = 'none'  # an edge that is left out
 SAFE = 'skip_connect'  # what a guarded row of alpha uses, and all of warmup if not told otherwise
 
 
@@ -43,6 +44,7 @@ class NetSpec:
     """
 
     SPACE: ClassVar[str]
+    EDGES_KEPT: ClassVar[int | None] = None  # rows of a group that do not choose NONE; None: any
 
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -147,18 +149,18 @@ def probabilities(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray]:
 
 def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:
     """The genotype that alpha says, by the rule of the space."""
-    return _chosen(spec, probabilities(spec, arch))
+    return of_rows(spec, spec.choose(probabilities(spec, arch)))
 
 
 def random(spec: NetSpec, generator: np.random.Generator) -> Genotype:
     """A genotype of the space, all alike likely."""
     rows = [generator.dirichlet(np.ones(len(row.candidates))) for row in spec.rows()]
-    return _chosen(spec, rows)
+    return of_rows(spec, spec.choose(rows))
 
 
-def _chosen(spec, rows):
+def of_rows(spec: NetSpec, picked: Sequence[Any]) -> Genotype:
+    """The genotype of these choices, the number of a candidate for each of `spec.rows()`."""
     chosen: list[list[str]] = [[] for _ in spec.groups()]
-    picked = spec.choose(rows)
     for (group, _, candidates), index in zip(spec.rows(), picked, strict=True):
         chosen[group].append(candidates[int(index)])
     return Genotype(tuple(tuple(group) for group in chosen))

@@ -170,8 +170,7 @@ def score_batches(setup: Setup, number: int) -> list[tuple[np.ndarray, np.ndarra
     result = []
     for each in range(number * n, (number + 1) * n):
         chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, each, size)
-        images, labels = setup.data.images.read(chosen)
-        result.append(((images - setup.data.mean) / setup.data.std, labels))
+        result.append(session.normalised(setup, chosen))
     return result
 
 

@@ -7,7 +7,7 @@ import logging
 import jax
 import numpy as np
 
-from asose_jax import batches, cost, devices, genotype, growing, report, session, state
+from asose_jax import batches, cost, curvature, devices, genotype, growing, report, session, state
 from asose_jax.errors import Stopped, UserError
 from asose_jax.estimators import ESTIMATORS
 from asose_jax.phases import Phase, Span
@@ -21,11 +21,11 @@ _CALL_SECONDS = 2.0  # of training in one call, at most
 
 
 def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
-    """Goes from the current step to the end of its phase.
+    """Goes from the current step to the end of its phase, or of a search that ends early.
 
     What a chunk or an evaluation came to is looked at when the next chunk is queued, so that the
-    devices need not wait for the host. They wait where the host has to decide (in growth), and
-    where the state is saved.
+    devices need not wait for the host. They wait where the host has to decide (in growth, and where
+    search may end early), and where the state is saved.
     """
     span = setup.plan.span_at(current.step)
     step, slots, length = current.step, setup.slots(), 1
@@ -45,8 +45,8 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
     bar = report.Progress(setup.console, span, step, setup.config.batch_size)
     with setup.asked.held(), bar as progress:
         queued = collections.deque()  # what has not been looked at
-        agreed, stops = devices.Agreement(2), 0
-        while step < span.stop and not stops:
+        agreed, stops, halted = devices.Agreement(2), 0, False
+        while step < span.stop and not stops and not halted:
             train = current.programs.train.call
             current.state, metrics = train(current.state, batch, setup.shared)
             step = end
@@ -58,7 +58,9 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
             queued.append((step, metrics, sums))
             stops, due = agreed(setup.asked.wished, setup.checkpoints.due())
             saves = step == span.stop or stops or due
-            decides = sums is not None and growing.decides(setup, span)
+            decides = sums is not None and (
+                growing.decides(setup, span) or curvature.decides(setup, span)
+            )
             length = _length(setup, progress, length)
             if step < span.stop:
                 end, batch = next_chunk(step)
@@ -67,9 +69,10 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
                 if record is None:
                     continue
                 record['growth'] = growing.consider(setup, current, span, record, batch)
+                halted = curvature.consider(setup, current, span, record)
                 log.write(record)
-                if record['growth']:
-                    saves = True
+                saves = saves or halted or bool(record['growth'])
+                if record['growth'] or 'arch/eigenvalue' in record:
                     progress.resume()
             if saves:
                 setup.checkpoints.save(step, current.state, current.meta())

@@ -4,6 +4,7 @@ Collections: `params` (weights), `arch` (alpha, see `mixed.Choice`), `batch_stat
 many rows the weight guard caught in this call), and `auxiliary` (the logits of a second head).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -84,3 +85,11 @@ class AuxiliaryHead(nn.Module):
         x = nn.Conv(768, kernel, padding='VALID', use_bias=False, dtype=x.dtype, name='conv_1')(x)
         x = nn.relu(self.norm(use_running_average=not train, name='norm_1')(x))
         return nn.Dense(self.num_classes, name='head')(x.astype(jnp.float32).mean((1, 2)))
+
+
+def mixture_of(net: SuperNet) -> SuperNet:
+    """The same network, in which Mode.DENSE mixes all candidates by softmax(alpha), without a draw.
+
+    What is trained with one-hot draws has never computed this mixture; it is asked all the same.
+    """
+    return net.clone(settings=dataclasses.replace(net.settings, estimator='softmax'))

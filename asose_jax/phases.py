@@ -128,6 +128,16 @@ class Plan:
             return None
         return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
 
+    def with_search_until(self, step: int) -> 'Plan':
+        """The plan in which search ends at `step`, the end of an epoch, and what follows begins."""
+        spans, saved = [], 0
+        for span in self.spans:
+            start, stop, epochs = span.start - saved, span.stop - saved, span.epochs
+            if span.phase is Phase.SEARCH:
+                saved, stop, epochs = stop - step, step, span.epoch_at(step)
+            spans.append(Span(span.phase, start, stop, epochs))
+        return dataclasses.replace(self, spans=tuple(spans))
+
     def _searching(self):
         """Where alpha has its turns, as (start, stop)."""
         return [

@@ -52,6 +52,8 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
         'command': shlex.join(['python', *sys.argv]),
         'phases': current.told['phases'],
         'growth': current.told['growth'],
+        'halted': current.told['halted'],
+        'selection': current.told['selection'],
     }
     files = {'genotype.json': chosen.dumps(current.spec)}
     text = spaces.text_of(current.spec, chosen)

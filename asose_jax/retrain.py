@@ -39,7 +39,13 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             'genotype.json, the text of the space, or the workdir of a finished run'
         )
     made = copy.deepcopy(config)
-    changes = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
+    changes = {
+        'warmup.epochs': 0,
+        'search.epochs': 0,
+        'search.early_stop': False,
+        'search.selection': 'argmax',
+        'growth.epochs': 0,
+    }
     for name, target in _TARGETS.items():
         if config.retrain[name] is not None or name in _MAY_BE_NONE:
             changes[target] = config.retrain[name]

@@ -4,6 +4,7 @@ A run is fixed by its config. Started again with the same config and workdir, it
 newest checkpoint, and ends as if it had never stopped.
 """
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -27,6 +28,7 @@ from asose_jax import (
     phases,
     report,
     results,
+    selection,
     session,
     spaces,
     start,
@@ -126,9 +128,11 @@ def _run(config, workdir, console, images, plan, origin, asked, table):
         started = checkpoints.latest() is not None
         current = start.resume(setup) if started else start.begin(setup, origin)
         log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
-        while current.step < plan.steps:
+        setup = _as_halted(setup, current)
+        while current.step < setup.plan.steps:
             _enter(setup, current)
             loop.train_phase(setup, current, log)
+            setup = _as_halted(setup, current)
         if not current.spec.is_derived():
             _derive(setup, current)
         return results.write(setup, current)
@@ -275,8 +279,22 @@ def _enter(setup, current):
     )
 
 
+def _as_halted(setup, current):
+    """The setup of a run whose search ended early: with the plan that had so many epochs of it."""
+    halted = current.told['halted']
+    plan = setup.plan if halted is None else setup.plan.with_search_until(halted['step'])
+    if plan == setup.plan:
+        return setup
+    setup.checkpoints.keep_for_good([span.stop for span in plan.spans])
+    return dataclasses.replace(setup, plan=plan, tx=make_optimizer(setup.config, plan))
+
+
 def _derive(setup, current):
-    chosen = genotype.most_likely(current.spec, current.state.arch)
+    current.told['selection'] = setup.config.search.selection
+    if current.told['selection'] == 'perturbation':
+        chosen = selection.by_perturbation(setup, current)
+    else:
+        chosen = genotype.most_likely(current.spec, current.state.arch)
     derived = state.derive_state(current.state, current.spec, chosen, setup.tx)
     current.spec = genotype.derive(current.spec, chosen)
     current.state = devices.replicated(derived)

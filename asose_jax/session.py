@@ -36,7 +36,7 @@ from asose_jax.phases import Phase, Plan, Span
 logger = logging.getLogger('asose_jax')
 
 # Uses of the run's key, told apart.
-STEPS, INIT, TRANSITION, GROWTH = 0, 1, 2, 3
+STEPS, INIT, TRANSITION, GROWTH, CURVATURE, SELECTION = range(6)
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
@@ -156,6 +156,9 @@ _NOTHING_TOLD = {
     'train_flops': 0.0,  # of the run so far, see cost.py
     'growth': [],  # the growths that took place
     'growing': {'best': None, 'waited': 0, 'turn': 0, 'pending': None},  # see growing.py
+    'curvature': [],  # the evaluations that may still end the search, see curvature.py
+    'halted': None,  # where search ended early
+    'selection': None,  # how the operations were chosen
 }
 
 
@@ -241,6 +244,12 @@ def eval_chunks(setup: Setup, pool: np.ndarray) -> Iterator[dict[str, np.ndarray
     weighted = ({**batch, 'weight': own(weights[i])} for i, batch in enumerate(stream))
     while taken := list(itertools.islice(weighted, slots)):
         yield devices.send(batches.chunk(taken, slots, jax.local_device_count()))
+
+
+def normalised(setup: Setup, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images of these indices, as networks see them, and their labels."""
+    images, labels = setup.data.images.read(chosen)
+    return (images - setup.data.mean) / setup.data.std, labels
 
 
 def evaluate(setup: Setup, current: Current, pool: np.ndarray) -> list[dict[str, jax.Array]]:

@@ -33,6 +33,8 @@ class Recipe:
       arch_micro_batches: parts that an alpha step's images are cut into, one after another, to save
         memory; its gradient is their mean, and BatchNorm normalises each part by itself.
       arch_samples: draws in an alpha step; its gradient is their mean.
+      eval_mixture: evaluations do not use `eval_mode` but Mode.DENSE, with the statistics of each
+        batch; the model is a `model.mixture_of`.
     """
 
     model: SuperNet
@@ -42,6 +44,7 @@ class Recipe:
     warmup_mode: Mode = Mode.SKIP
     arch_micro_batches: int = 1
     arch_samples: int = 1
+    eval_mixture: bool = False
 
     def weight_mode(self, phase: Phase) -> Mode:
         """How weight steps of a phase use the candidates."""
@@ -216,6 +219,8 @@ def eval_steps(
 ) -> dict[str, jax.Array]:
     """Evaluates the images of `batch['steps']` batches, without noise, with running statistics.
 
+    Or as a mixture, see `Recipe`.
+
     Args:
       recipe: static.
       phase: static; see `Recipe.eval_mode`.
@@ -227,13 +232,26 @@ def eval_steps(
       Per batch, summed over all devices: `loss`, `correct` and `images`, `[slots]` float32; and
       `logits` of this device's images, `[slots, B/D, num_classes]` float32.
     """
-    mode = recipe.eval_mode(phase)
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
+
+    def logits_of(images):
+        if not recipe.eval_mixture:
+            mode = recipe.eval_mode(phase)
+            return recipe.model.apply(variables, images, mode=mode, train=False)
+        logits, _ = recipe.model.apply(
+            variables,
+            images,
+            mode=Mode.DENSE,
+            train=True,
+            mutable=['batch_stats', 'guard'],
+            rngs={'gumbel': shared['key']},  # nothing is drawn
+        )
+        return logits
 
     def body(slot, sums):
         images, labels = _fetch(slot, batch, shared)
         weight = batch['weight'][slot]
-        logits = recipe.model.apply(variables, images, mode=mode, train=False)
+        logits = logits_of(images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         found = {
             'logits': logits,

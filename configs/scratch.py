@@ -35,5 +35,7 @@ def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
     config.init_from = config.genotype = None
     config.network = workdir
     config.warmup.epochs = config.search.epochs = config.growth.epochs = 0
+    config.search.freeze_epochs, config.search.early_stop = 0, False
+    config.search.selection = 'argmax'
     config.optimize.epochs = max(1, round(summary['train_flops'] / epoch))
     return config

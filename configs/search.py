@@ -106,6 +106,10 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         0.02,
         0.1,
     )  # weight steps of mixtures leave out operations by these; (1., 1., 0., 0., 0.): none
+    search.early_stop = False  # end search when alpha's Hessian gets a large eigenvalue (DARTS-ES):
+    search.stop_window = 5  # when the mean of the eigenvalues of so many epochs ...
+    search.stop_ratio = 0.75  # ... times this is more than the mean of as many before
+    search.selection = 'argmax'  # of alpha; 'perturbation': what accuracy misses most (DARTS-PT)
 
     config.growth = growth = ml_collections.ConfigDict()
     growth.epochs = 40

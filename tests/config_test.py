@@ -66,6 +66,10 @@ BAD = {
     'search.anneal_every': [0],
     'search.transition_noise': [-0.05],
     'search.thresholds': [(0.95, 0.8), (0.95, 0.8, 0.05, 0.02, 2.0)],
+    'search.early_stop': [1],
+    'search.stop_window': [0],
+    'search.stop_ratio': [0, 1.5],
+    'search.selection': ['alpha', None],
     'growth.epochs': [-40],
     'growth.kinds': [('length',), 'depth'],
     'growth.where': ['first'],
@@ -190,6 +194,15 @@ def test_missing_field_is_named():
         ({'search.estimator': 'reinmax'}, r"'reinmax' needs at least 1.0; set search.tau_start"),
         ({'random_cells': 3}, r'random_cells=3: .* set seeds'),
         ({'optimize.auxiliary': 0.4}, r'optimize.auxiliary=0.4: only networks that are trained'),
+        ({'search.early_stop': True}, r'alpha would go on in growth; set growth.epochs=0'),
+        (
+            {'search.early_stop': True, 'growth.epochs': 0, 'search.freeze_epochs': 21},
+            r'search.stop_window=5: .* there are 9 epochs of search in which alpha moves',
+        ),
+        (
+            {'search.selection': 'perturbation', 'genotype': 'a'},
+            r"search.selection='perturbation': genotype names what is chosen already",
+        ),
         ({'network': 'a'}, r"network='a': a derived network can only be optimized"),
         (
             {f'{p}.epochs': 0 for p in ('warmup', 'search', 'growth', 'optimize')},

@@ -41,6 +41,8 @@ LEVELS = {
     'devices': 4,
     'session': 5,
     'growing': 5,
+    'curvature': 5,
+    'selection': 5,
     'loop': 6,
     'start': 6,
     'results': 6,

@@ -114,3 +114,13 @@ def test_alpha_rests_in_the_frozen_epochs_and_tau_with_it():
 
 def turns_of(plan, start, stop):
     return [bool(plan.is_alpha_turn(step)) for step in range(start, stop)]
+
+
+def test_plan_of_a_search_that_ended_early_is_that_of_fewer_epochs():
+    """But for tau, which has gone its way already."""
+    planned = phases.make_plan({**EPOCHS, Phase.SEARCH: 7}, 10, freeze_epochs=4)
+    ended = phases.make_plan(EPOCHS, 10, freeze_epochs=4).with_search_until(20 + 7 * 15)
+    assert ended.spans == planned.spans
+    assert ended.with_search_until(20 + 7 * 15) == ended
+    for count in ('alpha_updates', 'weight_updates'):
+        assert getattr(ended, count)(ended.steps) == getattr(planned, count)(planned.steps)
