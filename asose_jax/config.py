@@ -133,6 +133,8 @@ RULES: dict[str, Rule] = {
     'search.tau_floor': _POSITIVE,
     'search.anneal_every': _optional(_integers(1)),
     'search.transition_noise': _NOT_NEGATIVE,
+    'search.auxiliary_skip': _BOOL,
+    'search.partial_channels': _integers(1),
     'search.thresholds': Rule(
         'five numbers in [0, 1]: alone, dominant, beside_dominant, minor, least_sum',
         _thresholds,
@@ -225,12 +227,19 @@ def _contradictions(config, devices):
             f'model.primitives={tuple(model["primitives"])}: the space {model["space"]!r} needs '
             f'{", ".join(sorted(missing))}'
         )
+    partial = search['partial_channels']
+    divisor = partial * space.channels_divisor
     for field in ('channels', 'max_channels'):
-        if model[field] % space.channels_divisor:
+        if model[field] % divisor:
             wrong.append(
-                f'model.{field}={model[field]}: the space {model["space"]!r} needs a multiple of '
-                f'{space.channels_divisor}'
+                f'model.{field}={model[field]}: the space {model["space"]!r} with '
+                f'search.partial_channels={partial} needs a multiple of {divisor}'
             )
+    if config['growth']['epochs'] and config['growth']['kinds'] and partial > 1:
+        wrong.append(
+            f'search.partial_channels={partial}: networks of partial channels do not grow; set '
+            'growth.epochs=0 or growth.kinds=()'
+        )
     if config['growth']['epochs'] and config['growth']['kinds'] and not space.grows:
         wrong.append(
             f'growth.kinds={tuple(config["growth"]["kinds"])}: networks of the space '
@@ -290,6 +299,8 @@ def _contradictions(config, devices):
             f'{begins[0]}={config[begins[0]]!r}: a derived network can only be optimized; set the '
             'epochs of warmup, search and growth to 0, as configs/scratch.py does'
         )
+    if search['auxiliary_skip'] and not search['epochs'] and not begins:
+        wrong.append('search.auxiliary_skip=True: it fades over search; set search.epochs above 0')
     if not any(config[phase]['epochs'] for phase in phases):
         wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')
     return wrong

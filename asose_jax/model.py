@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from asose_jax import spaces
+from asose_jax.forward import Forward, Mode, SearchSettings
 from asose_jax.genotype import NetSpec
-from asose_jax.mixed import Forward, Mode, SearchSettings
 from asose_jax.norm import Norm
 
 Array = jax.Array
@@ -34,10 +34,17 @@ class SuperNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Array, tau: Array | float = 1.0, *, mode: Mode, train: bool
+        self,
+        images: Array,
+        tau: Array | float = 1.0,
+        *,
+        beta: Array | float = 0.0,
+        mode: Mode,
+        train: bool,
     ) -> Array:
         """Logits `[B, num_classes]` float32 of normalised images `[B, H, W, C]`."""
-        forward = Forward(Norm(self.dtype, self.synced_over), self.settings, mode, train, tau)
+        norm, partial = Norm(self.dtype, self.synced_over), self.spec.partial
+        forward = Forward(norm, self.settings, mode, train, tau, beta, partial)
         body = spaces.SPACES[self.spec.SPACE].body
         *_, x = body(self.spec, forward, images.astype(self.dtype))
         x = x.astype(jnp.float32).mean((1, 2))

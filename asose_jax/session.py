@@ -36,7 +36,7 @@ from asose_jax.phases import Phase, Plan, Span
 logger = logging.getLogger('asose_jax')
 
 # Uses of the run's key, told apart.
-STEPS, INIT, TRANSITION, GROWTH = 0, 1, 2, 3
+STEPS, INIT, TRANSITION, GROWTH, DERIVATION = 0, 1, 2, 3, 4
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
@@ -76,6 +76,7 @@ class Setup:
             noise=c.search.noise,
             thresholds=gumbel.Thresholds(*c.search.thresholds),
             remat=c.model.remat,
+            auxiliary_skip=c.search.auxiliary_skip,
         )
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 

@@ -119,6 +119,7 @@ def train_step(
             {**trainable, 'batch_stats': state.batch_stats},
             images,
             recipe.plan.tau(state.step),
+            beta=recipe.plan.beta(state.step),
             mode=mode,
             train=True,
             mutable=['batch_stats', 'guard'],
@@ -224,11 +225,12 @@ def eval_steps(
     """
     mode = recipe.eval_mode(phase)
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
+    beta = recipe.plan.beta(state.step)
 
     def body(slot, sums):
         images, labels = _fetch(slot, batch, shared)
         weight = batch['weight'][slot]
-        logits = recipe.model.apply(variables, images, mode=mode, train=False)
+        logits = recipe.model.apply(variables, images, beta=beta, mode=mode, train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         found = {
             'logits': logits,

@@ -97,6 +97,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.tau_floor = 0.1
     search.anneal_every = config_dict.placeholder(int)  # alpha updates per decay; default: spread
     search.transition_noise = 0.05  # added to alpha when the search begins
+    search.auxiliary_skip = False  # a skip beside every mixed operation, fading in search: DARTS-
+    search.partial_channels = 1  # K: candidates see one of K channels, as in PC-DARTS; 1: all
     search.thresholds = (
         0.95,
         0.8,

@@ -65,6 +65,8 @@ BAD = {
     'search.tau_floor': [0],
     'search.anneal_every': [0],
     'search.transition_noise': [-0.05],
+    'search.auxiliary_skip': [1, None],
+    'search.partial_channels': [0, 2.0, True],
     'search.thresholds': [(0.95, 0.8), (0.95, 0.8, 0.05, 0.02, 2.0)],
     'growth.epochs': [-40],
     'growth.kinds': [('length',), 'depth'],
@@ -170,6 +172,19 @@ def test_missing_field_is_named():
             r"networks with \['sep_conv_3x3'\] in the space 'nasbench201'",
         ),
         ({'model.space': 'darts', 'model.max_channels': 9}, r'model.max_channels=9: .* of 2'),
+        (
+            {'search.partial_channels': 3, 'growth.epochs': 0},
+            r'model.channels=16: .*partial_channels=3 needs a multiple of 3',
+        ),
+        (
+            {'model.space': 'darts', 'search.partial_channels': 4, 'model.channels': 12},
+            r'model.channels=12: .*partial_channels=4 needs a multiple of 8',
+        ),
+        ({'search.partial_channels': 4}, r'partial channels do not grow; set growth.epochs=0'),
+        (
+            {'search.auxiliary_skip': True, 'search.epochs': 0},
+            r'search.auxiliary_skip=True: it fades over search; set search.epochs above 0',
+        ),
         ({'search.estimator': 'softmax', 'arch.samples': 2}, r'arch.samples=2: .* draws nothing'),
         ({'search.freeze_epochs': 30}, r'search.freeze_epochs=30: must be less than'),
         ({'search.estimator': 'reinmax'}, r"'reinmax' needs at least 1.0; set search.tau_start"),

@@ -106,3 +106,17 @@ def test_alpha_rests_in_the_frozen_epochs_and_tau_with_it():
 
 def turns_of(plan, start, stop):
     return [bool(plan.is_alpha_turn(step)) for step in range(start, stop)]
+
+
+def test_beta_is_one_through_warmup_falls_linearly_over_search_and_stays_at_zero():
+    betas = np.array([PLAN.beta(step) for step in range(PLAN.steps + 1)])
+    np.testing.assert_array_equal(betas[:20], 1.0)
+    np.testing.assert_allclose(betas[20:621], np.linspace(1, 0, 601))
+    np.testing.assert_array_equal(betas[620:], 0.0)
+    traced = jax.vmap(PLAN.beta)(jnp.arange(PLAN.steps + 1))
+    np.testing.assert_allclose(traced, betas, rtol=1e-6)  # float32 on the device
+
+
+def test_beta_is_zero_without_a_search():
+    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 0}, 10)
+    assert plan.beta(0) == plan.beta(plan.steps) == 0
