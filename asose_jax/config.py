@@ -140,6 +140,8 @@ RULES: dict[str, Rule] = {
     'search.tau_floor': _POSITIVE,
     'search.anneal_every': _optional(_integers(1)),
     'search.transition_noise': _NOT_NEGATIVE,
+    'search.auxiliary_skip': _BOOL,
+    'search.partial_channels': _integers(1),
     'search.thresholds': Rule(
         'five numbers in [0, 1]: alone, dominant, beside_dominant, minor, least_sum',
         _thresholds,
@@ -169,7 +171,7 @@ RULES: dict[str, Rule] = {
     'growth.max_params': _optional(_integers(1)),
     'optimize.epochs': _integers(0),
     'optimize.drop_path': _SHARE,
-    'optimize.auxiliary': _NOT_NEGATIVE,
+    'optimize.second_head': _NOT_NEGATIVE,
     'retrain.epochs': _integers(1),
     'retrain.batch_size': _integers(1),
     'retrain.channels': _optional(_integers(1)),
@@ -180,7 +182,7 @@ RULES: dict[str, Rule] = {
     'retrain.clip': _optional(_POSITIVE),
     'retrain.cutout': _integers(0),
     'retrain.drop_path': _SHARE,
-    'retrain.auxiliary': _NOT_NEGATIVE,
+    'retrain.second_head': _NOT_NEGATIVE,
     'guard.max_consecutive': _integers(0),
     'alarm.skip_share': _between(0, 1),
     'alarm.fall': _between(0, 1),
@@ -249,12 +251,19 @@ def _contradictions(config, devices):
             f'model.primitives={tuple(model["primitives"])}: the space {model["space"]!r} needs '
             f'{", ".join(sorted(missing))}'
         )
+    partial = search['partial_channels']
+    divisor = partial * space.channels_divisor
     for field in ('channels', 'max_channels'):
-        if model[field] % space.channels_divisor:
+        if model[field] % divisor:
             wrong.append(
-                f'model.{field}={model[field]}: the space {model["space"]!r} needs a multiple of '
-                f'{space.channels_divisor}'
+                f'model.{field}={model[field]}: the space {model["space"]!r} with '
+                f'search.partial_channels={partial} needs a multiple of {divisor}'
             )
+    if config['growth']['epochs'] and config['growth']['kinds'] and partial > 1:
+        wrong.append(
+            f'search.partial_channels={partial}: networks of partial channels do not grow; set '
+            'growth.epochs=0 or growth.kinds=()'
+        )
     if config['growth']['epochs'] and config['growth']['kinds'] and not space.grows:
         wrong.append(
             f'growth.kinds={tuple(config["growth"]["kinds"])}: networks of the space '
@@ -313,10 +322,11 @@ def _contradictions(config, devices):
             f'growth.where={config["growth"]["where"]!r}: growth.kinds={config["growth"]["kinds"]} '
             "compares scores, which needs 'score'"
         )
-    if config['optimize']['auxiliary'] and not (config['network'] or config['genotype']):
+    second = config['optimize']['second_head']
+    if second and not (config['network'] or config['genotype']):
         wrong.append(
-            f'optimize.auxiliary={config["optimize"]["auxiliary"]}: only networks that are trained '
-            'from scratch have a second head; set network or genotype, or use --mode=retrain'
+            f'optimize.second_head={second}: only networks that are trained from scratch have one; '
+            'set network or genotype, or use --mode=retrain'
         )
     if config['random_cells'] and not config['seeds']:
         wrong.append(
@@ -337,6 +347,8 @@ def _contradictions(config, devices):
             f'search.selection={search["selection"]!r}: {begins[0]} names what is chosen already; '
             'set search.selection=argmax'
         )
+    if search['auxiliary_skip'] and not search['epochs'] and not begins:
+        wrong.append('search.auxiliary_skip=True: it fades over search; set search.epochs above 0')
     if not any(config[phase]['epochs'] for phase in phases):
         wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')
     return wrong

@@ -22,6 +22,8 @@ _INPUT_GRADIENT = 1
 def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
     """Floating-point operations of one image's forward pass; a multiply-add counts as two.
 
+    With partial channels, candidates count as they are computed, for their part of the channels.
+
     Args:
       spec: of the network.
       rows: how much of each candidate is computed, `[K]` per row of alpha: probabilities give
@@ -35,8 +37,10 @@ def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
     total = _around(spec)
     for (group, member, candidates), row in zip(spec.rows(), rows, strict=True):
         for place in spec.places(group, member):
+            *size, channels = place.shape
+            seen = (*size, channels // spec.partial)
             total += sum(
-                share * _operation(name, place.shape, place.stride)
+                share * _operation(name, seen, place.stride)
                 for name, share in zip(candidates, row, strict=True)
             )
     return float(total)
@@ -50,7 +54,7 @@ def training_flops(
     weight_images: int,
     alpha_images: int,
 ) -> float:
-    """What training cost, in the mean over draws.
+    """What training cost, in the mean over draws. Auxiliary skips are not counted.
 
     Args:
       spec: of the network.

@@ -71,7 +71,9 @@ def largest_eigenvalue(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def eigenvalue(net: SuperNet, variables: Any, images: Array, labels: Array, key: Array) -> Array:
+def eigenvalue(
+    net: SuperNet, variables: Any, beta: Array | float, images: Array, labels: Array, key: Array
+) -> Array:
     """The largest eigenvalue of the Hessian of the loss with respect to all rows of alpha.
 
     The loss is that of the mixture of all candidates by softmax(alpha), with the statistics of the
@@ -81,6 +83,7 @@ def eigenvalue(net: SuperNet, variables: Any, images: Array, labels: Array, key:
     Args:
       net: the supernet; static.
       variables: `params`, `arch` and `batch_stats`.
+      beta: weight of the auxiliary skips, if it has any.
       images: normalised, `[B, H, W, C]`.
       labels: `[B]` int32.
       key: of the vector that the iteration starts from.
@@ -95,6 +98,7 @@ def eigenvalue(net: SuperNet, variables: Any, images: Array, labels: Array, key:
         logits, _ = mixture.apply(
             {**variables, 'arch': unravel(alpha)},
             images,
+            beta=beta,
             mode=Mode.DENSE,
             train=True,
             mutable=['batch_stats', 'guard'],
@@ -193,6 +197,7 @@ def _measure(setup, current):
         eigenvalue(
             setup.model(current.spec).clone(dtype='float32', synced_over=None),
             {**held.trainable, 'batch_stats': held.batch_stats},
+            setup.plan.beta(current.step),
             *session.normalised(setup, chosen),
             setup.key(session.CURVATURE),
         )

@@ -121,6 +121,17 @@ class Plan:
                 done = done / span.epochs
         return done
 
+    def beta(self, step):
+        """Weight of the auxiliary skips at `step`: 1, falls to 0 over search, and stays there.
+
+        Linear, as DARTS- has it (Chu et al. 2021, arXiv:2009.01027); 0 throughout without search.
+        """
+        for span in self.spans:
+            if span.phase is Phase.SEARCH:
+                length = span.stop - span.start
+                return _clip(span.stop - step, length) / length
+        return 0.0
+
     def reported_tau(self, step: int) -> float | None:
         """What logs show: no tau in warmup, the limit in optimize."""
         phase = self.span_at(step).phase

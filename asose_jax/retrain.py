@@ -18,7 +18,7 @@ _TARGETS = {
     'clip': 'weights.clip',
     'cutout': 'data.cutout',
     'drop_path': 'optimize.drop_path',
-    'auxiliary': 'optimize.auxiliary',
+    'second_head': 'optimize.second_head',
 }
 _MAY_BE_NONE = ('clip',)  # elsewhere, None leaves the field as it is
 
@@ -44,6 +44,8 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         'search.epochs': 0,
         'search.early_stop': False,
         'search.selection': 'argmax',
+        'search.auxiliary_skip': False,
+        'search.partial_channels': 1,
         'growth.epochs': 0,
     }
     for name, target in _TARGETS.items():

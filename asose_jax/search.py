@@ -295,7 +295,11 @@ def _derive(setup, current):
         chosen = selection.by_perturbation(setup, current)
     else:
         chosen = genotype.most_likely(current.spec, current.state.arch)
-    derived = state.derive_state(current.state, current.spec, chosen, setup.tx)
-    current.spec = genotype.derive(current.spec, chosen)
+    spec, fresh = genotype.derive(current.spec, chosen), None
+    if current.spec.partial > 1:
+        logger.info('the chosen operations begin anew: so far they saw some of the channels only')
+        fresh = state.init_state(setup.model(spec), setup.tx, setup.key(session.DERIVATION))
+    derived = state.derive_state(current.state, current.spec, chosen, setup.tx, fresh)
+    current.spec = spec
     current.state = devices.replicated(derived)
     start.log_network(setup, current.spec)

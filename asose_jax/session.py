@@ -30,13 +30,13 @@ from asose_jax import (
     steps,
 )
 from asose_jax.data import Data
-from asose_jax.model import AUXILIARY, Mode, SearchSettings, SuperNet
+from asose_jax.model import SECOND_HEAD, Mode, SearchSettings, SuperNet
 from asose_jax.phases import Phase, Plan, Span
 
 logger = logging.getLogger('asose_jax')
 
 # Uses of the run's key, told apart.
-STEPS, INIT, TRANSITION, GROWTH, CURVATURE, SELECTION = range(6)
+STEPS, INIT, TRANSITION, GROWTH, CURVATURE, SELECTION, DERIVATION = range(7)
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
@@ -77,7 +77,8 @@ class Setup:
             thresholds=gumbel.Thresholds(*c.search.thresholds),
             remat=c.model.remat,
             drop_path=c.optimize.drop_path,
-            auxiliary=c.optimize.auxiliary,
+            second_head=c.optimize.second_head,
+            auxiliary_skip=c.search.auxiliary_skip,
         )
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 
@@ -274,5 +275,5 @@ def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> float:
 
 def count_parameters(current: Current) -> int:
     """Numbers in `params` of the current network, without a head that only training has."""
-    used = {name: tree for name, tree in current.state.params.items() if name != AUXILIARY}
+    used = {name: tree for name, tree in current.state.params.items() if name != SECOND_HEAD}
     return sum(leaf.size for leaf in jax.tree.leaves(used))

@@ -122,17 +122,18 @@ def train_step(
             {**trainable, 'batch_stats': state.batch_stats},
             images,
             recipe.plan.tau(state.step),
+            beta=recipe.plan.beta(state.step),
             mode=mode,
             train=True,
             optimized=recipe.plan.optimized(state.step),
             positions=positions,
-            mutable=['batch_stats', 'guard', 'auxiliary'],
+            mutable=['batch_stats', 'guard', 'second_head'],
             rngs={'gumbel': draw_key, 'drop_path': draw_key},
         )
         value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        for others in jax.tree.leaves(changed.get('auxiliary', {})):
+        for others in jax.tree.leaves(changed.get('second_head', {})):
             beside = optax.softmax_cross_entropy_with_integer_labels(others, labels).mean()
-            value += recipe.model.settings.auxiliary * beside
+            value += recipe.model.settings.second_head * beside
         correct = (logits.argmax(-1) == labels).sum()
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])
@@ -233,14 +234,16 @@ def eval_steps(
       `logits` of this device's images, `[slots, B/D, num_classes]` float32.
     """
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
+    beta = recipe.plan.beta(state.step)
 
     def logits_of(images):
         if not recipe.eval_mixture:
             mode = recipe.eval_mode(phase)
-            return recipe.model.apply(variables, images, mode=mode, train=False)
+            return recipe.model.apply(variables, images, beta=beta, mode=mode, train=False)
         logits, _ = recipe.model.apply(
             variables,
             images,
+            beta=beta,
             mode=Mode.DENSE,
             train=True,
             mutable=['batch_stats', 'guard'],

@@ -99,6 +99,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.tau_floor = 0.1
     search.anneal_every = config_dict.placeholder(int)  # alpha updates per decay; default: spread
     search.transition_noise = 0.05  # added to alpha when the search begins
+    search.auxiliary_skip = False  # a skip beside every mixed operation, fading in search: DARTS-
+    search.partial_channels = 1  # K: candidates see one of K channels, as in PC-DARTS; 1: all
     search.thresholds = (
         0.95,
         0.8,
@@ -130,7 +132,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.optimize = optimize = ml_collections.ConfigDict()
     optimize.epochs = 20
     optimize.drop_path = 0.0  # share of images that an operation is left out for, at the end
-    optimize.auxiliary = 0.0  # weight of a second head's loss, in networks trained from scratch
+    optimize.second_head = 0.0  # weight of a second head's loss, in networks trained from scratch
 
     config.retrain = retrain = (
         ml_collections.ConfigDict()
@@ -145,7 +147,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     retrain.clip = 5.0
     retrain.cutout = 16  # of data
     retrain.drop_path = 0.2  # of optimize
-    retrain.auxiliary = 0.4
+    retrain.second_head = 0.4
 
     config.guard = guard = ml_collections.ConfigDict()
     guard.max_consecutive = 10  # steps in a row with a gradient that is not finite, then stop
@@ -190,7 +192,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.epochs = 40
         retrain.batch_size = 64
         retrain.cutout = 0  # it would cover a digit
-        retrain.drop_path = retrain.auxiliary = 0.0
+        retrain.drop_path = retrain.second_head = 0.0
 
     if preset in ('nasbench201', 'darts'):
         model.channels = 16
@@ -215,7 +217,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.lr = 0.1
         retrain.clip = None
         retrain.cutout = 0
-        retrain.drop_path = retrain.auxiliary = 0.0
+        retrain.drop_path = retrain.second_head = 0.0
     if preset == 'darts':  # the search network of arXiv:1806.09055
         config.batch_size = 64
         model.space = 'darts'

@@ -1,5 +1,7 @@
 """FLOPs agree with what one counts by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -66,3 +68,10 @@ def test_training_counts_each_kind_of_step(estimator, weights, alpha):
     assert cost.training_flops(spec, Mode.SKIP, row, rows, 20, 0) == pytest.approx(60 * skip)
     told = cost.training_flops(spec, Mode.UNIFORM, row, [np.eye(4)[2]] * 2, 20, 0)
     assert told == pytest.approx(60 * passes[0])
+
+
+def test_candidates_of_partial_channels_count_for_their_channels():
+    spec = dataclasses.replace(_chain(NAMES), partial=4)
+    convolution, nothing = (cost.forward_flops(spec, [np.eye(4)[k]] * 2) for k in (2, 0))
+    by_hand = cost._operation(NAMES[2], (8, 8, 4), 1) + cost._operation(NAMES[2], (4, 4, 8), 1)
+    assert convolution - nothing == pytest.approx(by_hand)

@@ -81,7 +81,7 @@ def test_eigenvalue_is_that_of_the_whole_hessian_of_the_mixtures_loss():
     steps = 3e-3 * np.eye(len(alpha), dtype=np.float32)
     hessian = np.stack([gradient(alpha + d) - gradient(alpha - d) for d in steps]) / 6e-3
     expected = np.linalg.eigvalsh((hessian + hessian.T) / 2)[-1]
-    found = curvature.eigenvalue(net, variables, IMAGES, LABELS, jax.random.key(3))
+    found = curvature.eigenvalue(net, variables, 0.0, IMAGES, LABELS, jax.random.key(3))
     assert expected > 1e-3
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 

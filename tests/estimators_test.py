@@ -15,6 +15,7 @@ import pytest
 
 from asose_jax import estimators, mixed, norm
 from asose_jax.estimators import ESTIMATORS
+from asose_jax.forward import Forward, Mode, SearchSettings
 
 ALPHAS = (jnp.array([0.4, -0.3, 0.1]), jnp.array([-0.2, 0.5, 0.0]))
 DRAWS = 20_000
@@ -152,16 +153,14 @@ def test_mixed_operation_gives_alpha_the_gradient_of_its_estimator(name):
     row, key, alpha = ESTIMATORS[name], jax.random.key(5), jnp.array([0.1, 0.4, -0.2, 0.3])
 
     def forward(mode):
-        return mixed.Forward(
-            norm.Norm('float32', None), mixed.SearchSettings(estimator=name), mode, True
-        )
+        return Forward(norm.Norm('float32', None), SearchSettings(estimator=name), mode, True)
 
     def outputs(index):
-        op = mixed.MixedOp((names[index],), 3, forward(mixed.Mode.ARGMAX))
+        op = mixed.MixedOp((names[index],), 3, forward(Mode.ARGMAX))
         return op.apply({}, x, None)
 
     def ours(weights):
-        y = mixed.MixedOp(names, 3, forward(mixed.Mode.ALPHA)).apply({}, x, weights)
+        y = mixed.MixedOp(names, 3, forward(Mode.ALPHA)).apply({}, x, weights)
         return (y * g).sum()
 
     weights = row.weights(alpha, key, 0.7, 'unit')

@@ -24,6 +24,7 @@ LEVELS = {
     'config': 3,
     'data': 1,
     'batches': 1,
+    'forward': 1,
     'mixed': 1,
     'chain': 1,
     'nasbench201': 1,
@@ -76,6 +77,7 @@ def test_every_room_has_its_level_and_its_test(root):
     assert rooms - tested == {
         'errors',
         'chain',
+        'forward',
         'results',
         'session',
         'loop',
