@@ -11,7 +11,7 @@ from search_test import lines_of, summary_of
 from asose_jax import config as rules
 from asose_jax import darts, genotype, retrain, search
 from asose_jax.errors import UserError
-from asose_jax.mixed import SearchSettings
+from asose_jax.forward import SearchSettings
 from asose_jax.model import SECOND_HEAD, Mode, SuperNet
 from configs.search import get_config
 
