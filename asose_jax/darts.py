@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax import ops
-from asose_jax.genotype import Genotype, NetSpec, Place, widths
+from asose_jax.genotype import NONE, Genotype, NetSpec, Place, widths
 from asose_jax.mixed import Forward, MixedOp, shared_draws
 
 Array = jax.Array
@@ -35,7 +35,7 @@ NODES = 4  # of a cell, but for its inputs
 INPUTS = 2
 KEPT = 2  # edges of a node, when derived
 STEM_MULTIPLIER = 3
-NONE = 'none'  # an edge that is left out
+_LEAST = 1e-12  # where a node has no two edges with anything but none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,24 @@ class DartsSpec(NetSpec):
             for rank, row, names in zip(ranks, sure, edges, strict=True):
                 left_out = names.index(NONE) if NONE in names else 0
                 found.append(xp.where(rank < KEPT, row.argmax(), left_out))
+        return found
+
+    def shares(self, rows: Sequence[Any]) -> list[Any]:
+        """Of a node, two edges stay: each pair with a probability that is as the product of their
+        strengths, the largest probability of an operation other than `none`. What stays is one of
+        its operations other than `none`, as their probabilities are. A genotype has shares of 1.
+        """
+        xp = np if isinstance(rows[0], np.ndarray) else jnp
+        found, left = [], iter(rows)
+        for edges in self.groups():
+            sure = [xp.where(np.array(names) == NONE, 0.0, next(left)) for names in edges]
+            strengths = xp.maximum(xp.stack([row.max() for row in sure]), _LEAST)
+            others = (1.0 - np.eye(len(edges), dtype=np.float32)) @ strengths
+            pairs = strengths * others
+            kept = KEPT * pairs / pairs.sum()
+            found += [
+                k * row / xp.maximum(row.sum(), _LEAST) for k, row in zip(kept, sure, strict=True)
+            ]
         return found
 
     def used(self, genotype: Genotype) -> list[str]:

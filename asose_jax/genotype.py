@@ -12,6 +12,7 @@ import numpy as np
 
 SCHEMA = 2  # of genotype.json
 SAFE = 'skip_connect'  # what a guarded row of alpha uses, and all of warmup if not told otherwise
+NONE = 'none'  # the operation of an edge that is left out
 
 
 class Row(NamedTuple):
@@ -73,6 +74,19 @@ class NetSpec:
           An integer for each, of the same kind.
         """
         return [row.argmax() for row in rows]
+
+    def shares(self, rows: Sequence[Any]) -> list[Any]:
+        """How likely each candidate is in a network that is derived by chance.
+
+        As `choose` takes the likeliest network, this weighs all of them, and is smooth in `rows`.
+
+        Args:
+          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
+
+        Returns:
+          `[K]` for each, of the same kind. The shares of `none` mean nothing.
+        """
+        return list(rows)
 
     def used(self, genotype: 'Genotype') -> list[str]:
         """The chosen operations, without what stands for an edge that is left out."""
@@ -147,22 +161,26 @@ def probabilities(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray]:
 
 def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:
     """The genotype that alpha says, by the rule of the space."""
-    chosen: list[list[str]] = [[] for _ in spec.groups()]
-    picked = spec.choose(probabilities(spec, arch))
-    for (group, _, candidates), index in zip(spec.rows(), picked, strict=True):
-        chosen[group].append(candidates[int(index)])
-    return Genotype(tuple(tuple(group) for group in chosen))
+    return chosen(spec, probabilities(spec, arch))
+
+
+def chosen(spec: NetSpec, rows: Sequence[np.ndarray]) -> Genotype:
+    """What the space chooses by `rows`, `[K]` for each of `spec.rows()`."""
+    found: list[list[str]] = [[] for _ in spec.groups()]
+    for (group, _, candidates), index in zip(spec.rows(), spec.choose(rows), strict=True):
+        found[group].append(candidates[int(index)])
+    return Genotype(tuple(tuple(group) for group in found))
 
 
 def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
     """The plain network of the chosen operations: one candidate left in every row."""
-    chosen = tuple(tuple((name,) for name in group) for group in genotype.operations)
-    if [len(group) for group in chosen] != [len(group) for group in spec.groups()]:
+    groups = tuple(tuple((name,) for name in group) for group in genotype.operations)
+    if [len(group) for group in groups] != [len(group) for group in spec.groups()]:
         raise ValueError(
-            f'the genotype has groups of {[len(group) for group in chosen]} operations, the '
+            f'the genotype has groups of {[len(group) for group in groups]} operations, the '
             f'network of {[len(group) for group in spec.groups()]}'
         )
-    return spec.with_groups(chosen)
+    return spec.with_groups(groups)
 
 
 def widths(

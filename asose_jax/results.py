@@ -53,6 +53,8 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
         'phases': current.told['phases'],
         'growth': current.told['growth'],
     }
+    if setup.budget is not None:
+        summary['cost'] = setup.budget.summary(current.spec, setup.writes)
     files = {'genotype.json': chosen.dumps(current.spec)}
     text = spaces.text_of(current.spec, chosen)
     if text is not None and setup.table is not None:

@@ -5,6 +5,7 @@ One call runs many steps, as many as the batch says, so that the host has time t
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ class Recipe:
       arch_micro_batches: parts that an alpha step's images are cut into, one after another, to save
         memory; its gradient is their mean, and BatchNorm normalises each part by itself.
       arch_samples: draws in an alpha step; its gradient is their mean.
+      penalty: of alpha alone; alpha steps add its gradient, and log the loss without it.
     """
 
     model: SuperNet
@@ -42,6 +44,7 @@ class Recipe:
     warmup_mode: Mode = Mode.SKIP
     arch_micro_batches: int = 1
     arch_samples: int = 1
+    penalty: Callable[[Any], jax.Array] | None = None
 
     def weight_mode(self, phase: Phase) -> Mode:
         """How weight steps of a phase use the candidates."""
@@ -174,6 +177,8 @@ def train_step(
         guarded, value, grads = _mean_over(
             lambda key: _mean_over(functools.partial(of, key), parts), keys
         )
+        if recipe.penalty is not None:
+            grads = optax.tree.add(grads, jax.grad(recipe.penalty)(state.arch))
         moved = Totals.zeros().replace(
             arch_loss=value, arch_steps=jnp.int32(1), guarded_rows=guarded
         )
