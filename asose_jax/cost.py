@@ -202,7 +202,8 @@ def _params(part):
 
 def _meter(of):
     return Meter(
-        functools.cache(lambda *what: of(operation(*what))), lambda spec: of(network(spec))
+        functools.cache(lambda *what: of(operation(*what))),
+        functools.lru_cache(maxsize=16)(lambda spec: of(network(spec))),
     )
 
 

@@ -101,6 +101,7 @@ class DartsSpec(NetSpec):
         for edges in self.groups():
             sure = [xp.where(np.array(names) == NONE, 0.0, next(left)) for names in edges]
             strengths = xp.maximum(xp.stack([row.max() for row in sure]), _LEAST)
+            strengths = strengths / strengths.max()
             others = (1.0 - np.eye(len(edges), dtype=np.float32)) @ strengths
             pairs = strengths * others
             kept = KEPT * pairs / pairs.sum()

@@ -2,8 +2,8 @@
 
     weight * |E[cost] / target - 1|
 
-is the absolute value reward of TuNAS (Bender et al. 2020, arXiv:2008.06120, section 3.2, there with
-the other sign and of one drawn network). Costs are sums over parts, so that the mean over all
+is the absolute value reward of TuNAS (Bender et al. 2020, arXiv:2008.06120), there with the other
+sign and the cost of one drawn network. Costs are sums over parts, so that the mean over all
 networks is exact and differentiable, and nothing need be drawn.
 """
 
@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -66,17 +66,22 @@ class Budget:
         """
         return cost.table(spec, self.meter).total(spec.shares(rows))
 
-    def penalty(self, spec: NetSpec, arch: Any) -> jax.Array:
-        """The term for alpha's loss, float32; a row that is not finite counts as skip_connect."""
-        rows = []
-        for group, member, candidates in spec.rows():
-            if len(candidates) == 1:
-                rows.append(jnp.ones(1))
-                continue
-            alpha = genotype.at(arch, spec.alpha_path(group, member))['alpha']
-            row, _ = gumbel.guarded_weights(alpha, jax.nn.softmax, fallback=candidates.index(SAFE))
-            rows.append(row)
-        return self.weight * jnp.abs(self.expected(spec, rows) / self.target - 1)
+    def penalty(self, spec: NetSpec) -> Callable[[Any], jax.Array]:
+        """The term for alpha's loss, float32, as a function of the tree of alpha.
+
+        A row that is not finite counts as skip_connect, and gets no gradient.
+        """
+        table = cost.table(spec, self.meter)  # now, since this measures and what is traced cannot
+
+        def of(arch):
+            rows = []
+            for group, member, candidates in spec.rows():
+                alpha = genotype.at(arch, spec.alpha_path(group, member))['alpha']
+                safe = candidates.index(SAFE)
+                rows.append(gumbel.guarded_weights(alpha, jax.nn.softmax, fallback=safe)[0])
+            return self.weight * jnp.abs(table.total(spec.shares(rows)) / self.target - 1)
+
+        return of
 
     def reach(self, spec: NetSpec) -> tuple[float, float]:
         """What the cheapest and the dearest of the networks cost that can be derived."""

@@ -15,22 +15,21 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from asose_jax import cost, devices, workdir
 from asose_jax.cost import Part
 from asose_jax.errors import UserError
-from asose_jax.genotype import NONE, NetSpec
+from asose_jax.genotype import NetSpec
 
 logger = logging.getLogger('asose_jax')
 
-_WARM, _RUNS = 3, 30
+_PASSES = 10  # in one call
+_WARM, _RUNS, _SECONDS = 2, 10, 0.1  # calls first, at least so many, and for so long
 
 
 class Latencies:
     """What one batch takes on the first device of this machine, at inference.
-
-    A call of an operation counts without what a call of `none` takes with the same shapes: the host
-    starts a network once, not every operation. A network counts with it.
 
     Args:
       path: of the file; what it holds need not be measured.
@@ -54,14 +53,13 @@ class Latencies:
 
     def operation(self, name: str, shape: tuple[int, int, int], stride: int) -> float:
         """Milliseconds of an operation, for inputs of `shape`, `(H, W, C)`."""
-        taken, nothing = (
-            self._of(
-                f'{each} {"x".join(map(str, shape))} stride {stride}',
-                cost.operation(each, shape, stride, self._images, self._dtype),
-            )
-            for each in (name, NONE)
+        part = cost.operation(name, shape, stride, self._images, self._dtype)
+        nothing = Part(lambda key, x: {}, lambda _, x: x[:, ::stride, ::stride], part.x)
+        taken, idle = (
+            self._of(f'{what} {"x".join(map(str, shape))} stride {stride}', each)
+            for what, each in ((name, part), ('nothing', nothing))
         )
-        return max(0.0, taken - nothing)
+        return max(0.0, taken - idle)
 
     def network(self, spec: NetSpec) -> float:
         """Milliseconds of a derived network."""
@@ -109,19 +107,31 @@ class Latencies:
 
 
 def measured(part: Part) -> float:
-    """Median milliseconds of a call on the first device, when it is warm."""
+    """Milliseconds of a pass on the first device: the median of some calls with many passes each.
+
+    One after another, since what starting a program takes would hide what small ones take. A pass
+    waits for the one before: its input has a number of that one's output added, times 0.
+    """
+
+    def passes(variables, x):
+        def one(_, before):
+            y = lax.optimization_barrier(part.call(variables, x + before))
+            return 0 * y.reshape(-1)[0]
+
+        return lax.fori_loop(0, _PASSES, one, jnp.zeros((), x.dtype))
+
     key = jax.random.key(0)
     # Runs once: time spent on optimizing this program would not come back.
     start = jax.jit(part.start, compiler_options={'xla_backend_optimization_level': 0})
     x = jax.random.normal(key, part.x.shape, jnp.float32).astype(part.x.dtype)
     variables = start(key, x)
-    call = devices.optimized(jax.jit(part.call).lower(variables, x))
+    call = devices.optimized(jax.jit(passes).lower(variables, x))
     taken = []
-    for _ in range(_WARM + _RUNS):
+    while len(taken) < _WARM + _RUNS or sum(taken) < _SECONDS:
         begun = time.perf_counter()
         jax.block_until_ready(call(variables, x))
         taken.append(time.perf_counter() - begun)
-    return 1000 * float(np.median(taken[_WARM:]))
+    return 1000 * float(np.median(taken[_WARM:])) / _PASSES
 
 
 def _checksum(content):

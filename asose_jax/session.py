@@ -3,7 +3,6 @@
 import concurrent.futures
 import copy
 import dataclasses
-import functools
 import itertools
 import logging
 import math
@@ -92,7 +91,7 @@ class Setup:
             warmup_mode=Mode(self.config.warmup.operations),
             arch_micro_batches=a.micro_batches,
             arch_samples=a.samples,
-            penalty=None if budget is None else functools.partial(budget.penalty, spec),
+            penalty=budget.penalty(spec) if budget and not spec.is_derived() else None,
         )
 
     def settle(self, spec: genotype.NetSpec) -> None:
