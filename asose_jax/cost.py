@@ -66,6 +66,7 @@ def table(spec: NetSpec, meter: Meter) -> Table:
     sure = [np.array([1.0, 0.0])] * len(skips.rows())
     skips = genotype.derive(skips, genotype.chosen(skips, sure))
     around = meter.network(skips) - sum(float(row.sum()) for row in _rows(skips, meter))
+    # What is measured may take longer alone than in the network.
     return Table(max(0.0, around), _rows(spec, meter))
 
 

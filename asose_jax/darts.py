@@ -92,9 +92,11 @@ class DartsSpec(NetSpec):
         return found
 
     def shares(self, rows: Sequence[Any]) -> list[Any]:
-        """Of a node, two edges stay: each pair with a probability that is as the product of their
-        strengths, the largest probability of an operation other than `none`. What stays is one of
-        its operations other than `none`, as their probabilities are. A genotype has shares of 1.
+        """By chance, a node keeps two edges, and an edge one operation that is not `none`.
+
+        A pair of edges is as likely as the product of what they derive by, their largest
+        probabilities of such an operation; the operations of an edge that stays are as likely as
+        their probabilities. Where alpha is sure of a genotype, its operations have shares of 1.
         """
         xp = np if isinstance(rows[0], np.ndarray) else jnp
         found, left = [], iter(rows)

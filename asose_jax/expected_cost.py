@@ -30,7 +30,7 @@ logger = logging.getLogger('asose_jax')
 UNITS = {
     'flops': 'floating-point operations of one image, forward; a multiply-add counts as two',
     'params': 'numbers in params',
-    'latency': 'milliseconds of one batch of cost.batch_size images, forward',
+    'latency': 'milliseconds of one batch of cost.batch_size images (or 1), forward',
 }
 LATENCY = 'latency.json'
 COSTS = 'costs.json'

@@ -84,7 +84,7 @@ class NetSpec:
           rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
 
         Returns:
-          `[K]` for each, of the same kind. The shares of `none` mean nothing.
+          `[K]` for each, of the same kind. That of `none` has no meaning: it costs nothing.
         """
         return list(rows)
 
