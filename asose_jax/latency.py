@@ -77,8 +77,14 @@ class Latencies:
 
     def _of(self, key, part):
         if key not in self._known:
-            self._known[key] = measured(part)
+            low, self._known[key], high = measured(part)
             logger.info('latency of %s: %.3f ms', key, self._known[key])
+            if high > 2 * low:
+                logger.warning(
+                    'latency of %s: %.3f to %.3f ms, so something else is at work on this machine; '
+                    'let it rest, delete %s if it is there, and start again',
+                    *(key, low, high, self._path),
+                )
         return self._known[key]
 
     def _read(self):
@@ -106,8 +112,8 @@ class Latencies:
         return known
 
 
-def measured(part: Part) -> float:
-    """Milliseconds of a pass on the first device: the median of some calls with many passes each.
+def measured(part: Part) -> tuple[float, float, float]:
+    """Milliseconds of a pass on the first device: quartiles of some calls with many passes each.
 
     One after another, since what starting a program takes would hide what small ones take. A pass
     waits for the one before: its input has a number of that one's output added, times 0.
@@ -131,7 +137,8 @@ def measured(part: Part) -> float:
         begun = time.perf_counter()
         jax.block_until_ready(call(variables, x))
         taken.append(time.perf_counter() - begun)
-    return 1000 * float(np.median(taken[_WARM:])) / _PASSES
+    low, median, high = np.quantile(taken[_WARM:], (0.25, 0.5, 0.75)) * 1000 / _PASSES
+    return float(low), float(median), float(high)
 
 
 def _checksum(content):

@@ -1,6 +1,7 @@
 """Latencies: measured once, kept in a file, and never taken from a wrong one."""
 
 import json
+import logging
 
 import pytest
 
@@ -19,7 +20,7 @@ def clock(monkeypatch):
 
     def measured(part):
         taken.append(part)
-        return float(len(taken))
+        return (float(len(taken)),) * 3
 
     monkeypatch.setattr(latency, 'measured', measured)
     return taken
@@ -57,6 +58,13 @@ def test_what_is_in_the_file_is_not_measured_again(clock, tmp_path):
         'sep_conv_3x3', (8, 8, 4), 1
     )
     assert len(clock) == 3
+
+
+def test_a_busy_machine_is_told(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr(latency, 'measured', lambda part: (1.0, 1.5, 2.5))
+    with caplog.at_level(logging.WARNING, 'asose_jax'):
+        assert Latencies(tmp_path / 'file', 1, 'float32').network(SPEC) == 1.5
+    assert '1.000 to 2.500 ms, so something else is at work' in caplog.text
 
 
 def _other_number(text):
