@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from asose_jax import growth, ops, spaces
+from asose_jax import expected_cost, growth, ops, spaces
 from asose_jax.errors import UserError
 from asose_jax.estimators import ESTIMATORS
 
@@ -187,6 +187,10 @@ RULES: dict[str, Rule] = {
     'alarm.skip_share': _between(0, 1),
     'alarm.fall': _between(0, 1),
     'benchmark.table': _optional(_TEXT),
+    'cost.kind': _optional(_one_of(*expected_cost.UNITS)),
+    'cost.target': _optional(_POSITIVE),
+    'cost.weight': _POSITIVE,
+    'cost.batch_size': _optional(_integers(1)),
     'checkpoint.every_seconds': _NOT_NEGATIVE,
     'checkpoint.keep': _integers(1),
 }
@@ -300,6 +304,7 @@ def _contradictions(config, devices):
             f'arch.samples={config["arch"]["samples"]}: search.estimator={search["estimator"]!r} '
             'draws nothing, so all samples would be alike; set it to 1'
         )
+    wrong += expected_cost.contradictions(config)
     if search['tau_floor'] < estimator.least_tau:
         wrong.append(
             f'search.tau_floor={search["tau_floor"]}: search.estimator={search["estimator"]!r} '

@@ -40,6 +40,7 @@ NODES = 4  # of a cell, but for its inputs
 INPUTS = 2
 KEPT = 2  # edges of a node, when derived
 STEM_MULTIPLIER = 3
+_LEAST = 1e-12  # where a node has no two edges with anything but none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,27 @@ class DartsSpec(NetSpec):
             for rank, row, names in zip(_ranks(strengths), sure, members, strict=True):
                 left_out = names.index(NONE) if NONE in names else 0
                 found.append(xp.where(rank < KEPT, row.argmax(), left_out))
+        return found
+
+    def shares(self, rows: Sequence[Any]) -> list[Any]:
+        """By chance, a node keeps two edges, and an edge one operation that is not `none`.
+
+        A pair of edges is as likely as the product of what they derive by, their largest
+        probabilities of such an operation; the operations of an edge that stays are as likely as
+        their probabilities. Where alpha is sure of a genotype, its operations have shares of 1.
+        """
+        xp = np if isinstance(rows[0], np.ndarray) else jnp
+        found, left = [], iter(rows)
+        for edges in self.groups():
+            sure = [xp.where(np.array(names) == NONE, 0.0, next(left)) for names in edges]
+            strengths = xp.maximum(xp.stack([row.max() for row in sure]), _LEAST)
+            strengths = strengths / strengths.max()
+            others = (1.0 - np.eye(len(edges), dtype=np.float32)) @ strengths
+            pairs = strengths * others
+            kept = KEPT * pairs / pairs.sum()
+            found += [
+                k * row / xp.maximum(row.sum(), _LEAST) for k, row in zip(kept, sure, strict=True)
+            ]
         return found
 
     def used(self, genotype: Genotype) -> list[str]:

@@ -87,6 +87,19 @@ class NetSpec:
         del edges
         return [row.argmax() for row in rows]
 
+    def shares(self, rows: Sequence[Any]) -> list[Any]:
+        """How likely each candidate is in a network that is derived by chance.
+
+        As `choose` takes the likeliest network, this weighs all of them, and is smooth in `rows`.
+
+        Args:
+          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
+
+        Returns:
+          `[K]` for each, of the same kind. That of `none` has no meaning: it costs nothing.
+        """
+        return list(rows)
+
     def used(self, genotype: 'Genotype') -> list[str]:
         """The chosen operations, without what stands for an edge that is left out."""
         return [name for group in genotype.operations for name in group]

@@ -94,6 +94,7 @@ def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> Non
     if pending is None:
         return
     spec = growth.grown_spec(current.spec, Growth.from_json(pending['growth']))
+    setup.settle(spec)
 
     def work():
         programs = session.compiled(setup, spec, Phase.GROWTH, batch)

@@ -152,6 +152,10 @@ def _record(setup, current, span, figures, metrics, sums):
         int(totals.images),
         int(totals.arch_steps) * setup.config.batch_size * setup.config.arch.samples,
     )
+    expected = {}
+    if setup.budget is not None:
+        rows = genotype.probabilities(current.spec, arch)
+        expected['cost/expected'] = float(setup.budget.expected(current.spec, rows))
     analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'])
     current.told['genotype'] = analysis['genotype']
     row = current.row
@@ -174,6 +178,7 @@ def _record(setup, current, span, figures, metrics, sums):
         'valid/loss': loss,
         'valid/accuracy': valid_accuracy,
         **analysis,
+        **expected,
         'params': session.count_parameters(current),
         'train_flops': current.told['train_flops'],
     }

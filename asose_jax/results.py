@@ -55,6 +55,8 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
         'halted': current.told['halted'],
         'selection': current.told['selection'],
     }
+    if setup.budget is not None:
+        summary['cost'] = setup.budget.summary(current.spec, setup.writes)
     files = {'genotype.json': chosen.dumps(current.spec)}
     text = spaces.text_of(current.spec, chosen)
     if text is not None and setup.table is not None:

@@ -46,6 +46,9 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         'search.selection': 'argmax',
         'search.auxiliary_skip': False,
         'search.partial_channels': 1,
+        'cost.kind': None,
+        'cost.target': None,
+        'cost.batch_size': None,
         'growth.epochs': 0,
     }
     for name, target in _TARGETS.items():

@@ -21,6 +21,7 @@ from asose_jax import (
     checkpoint,
     data,
     devices,
+    expected_cost,
     genotype,
     interrupt,
     loop,
@@ -72,6 +73,9 @@ def run(
         plan = make_plan(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')
         origin = None if started else start.origin(config, images, plan)
+        budget = expected_cost.budget(config, workdir, started)
+        if budget is not None and origin is not None:
+            budget.require_reach(origin.spec, bool(config.growth.epochs and config.growth.kinds))
         known = config.benchmark.table
         space = spaces.SPACES[config.model.space]
         table = None
@@ -82,7 +86,7 @@ def run(
             if writes:
                 place.write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
             try:
-                return _run(config, workdir, console, images, plan, origin, asked, table)
+                return _run(config, workdir, console, images, plan, origin, asked, table, budget)
             except jax.errors.JaxRuntimeError as error:
                 told = _explained(error)
                 if told is None:
@@ -106,7 +110,7 @@ def _explained(error):
     return None
 
 
-def _run(config, workdir, console, images, plan, origin, asked, table):
+def _run(config, workdir, console, images, plan, origin, asked, table, budget):
     milestones = [span.stop for span in plan.spans]
     c = config.checkpoint
     with checkpoint.Checkpoints(
@@ -124,9 +128,11 @@ def _run(config, workdir, console, images, plan, origin, asked, table):
             asked=asked,
             table=table,
             writes=jax.process_index() == 0,
+            budget=budget,
         )
         started = checkpoints.latest() is not None
         current = start.resume(setup) if started else start.begin(setup, origin)
+        setup.settle(current.spec)
         log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
         setup = _as_halted(setup, current)
         while current.step < setup.plan.steps:

@@ -23,6 +23,7 @@ from asose_jax import (
     checkpoint,
     cost,
     devices,
+    expected_cost,
     genotype,
     gumbel,
     interrupt,
@@ -60,6 +61,7 @@ class Setup:
     asked: interrupt.Interrupt
     table: benchmark.Table | None
     writes: bool  # of the processes on many hosts, one does
+    budget: expected_cost.Budget | None = None
 
     def key(self, use: int) -> jax.Array:
         """The run's key for one of its uses."""
@@ -83,7 +85,7 @@ class Setup:
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 
     def recipe(self, spec: genotype.NetSpec) -> steps.Recipe:
-        d, a = self.config.data, self.config.arch
+        d, a, budget = self.config.data, self.config.arch, self.budget
         return steps.Recipe(
             model=self.model(spec),
             tx=self.tx,
@@ -92,7 +94,13 @@ class Setup:
             warmup_mode=Mode(self.config.warmup.operations),
             arch_micro_batches=a.micro_batches,
             arch_samples=a.samples,
+            penalty=budget.penalty(spec) if budget and not spec.is_derived() else None,
         )
+
+    def settle(self, spec: genotype.NetSpec) -> None:
+        """Measures what the budget needs for `spec`; the devices must be idle."""
+        if self.budget is not None and not spec.is_derived():
+            self.budget.settle(spec, self.workdir, self.writes)
 
     def slots(self) -> int:
         """Steps that one compiled call has room for."""

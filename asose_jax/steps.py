@@ -5,6 +5,7 @@ One call runs many steps, as many as the batch says, so that the host has time t
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ class Recipe:
       arch_samples: draws in an alpha step; its gradient is their mean.
       eval_mixture: evaluations do not use `eval_mode` but Mode.DENSE, with the statistics of each
         batch; the model is a `model.mixture_of`.
+      penalty: of alpha alone; alpha steps add its gradient, and log the loss without it.
     """
 
     model: SuperNet
@@ -45,6 +47,7 @@ class Recipe:
     arch_micro_batches: int = 1
     arch_samples: int = 1
     eval_mixture: bool = False
+    penalty: Callable[[Any], jax.Array] | None = None
 
     def weight_mode(self, phase: Phase) -> Mode:
         """How weight steps of a phase use the candidates."""
@@ -183,6 +186,8 @@ def train_step(
         guarded, value, grads = _mean_over(
             lambda key: _mean_over(functools.partial(of, key), parts), keys
         )
+        if recipe.penalty is not None:
+            grads = optax.tree.add(grads, jax.grad(recipe.penalty)(state.arch))
         moved = Totals.zeros().replace(
             arch_loss=value, arch_steps=jnp.int32(1), guarded_rows=guarded
         )

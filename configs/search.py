@@ -159,6 +159,12 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.benchmark = benchmark = ml_collections.ConfigDict()
     benchmark.table = config_dict.placeholder(str)  # CSV: arch, accuracies; told, never chosen by
 
+    config.cost = cost = ml_collections.ConfigDict()  # what the derived network may cost
+    cost.kind = config_dict.placeholder(str)  # 'flops', 'params', 'latency'; default: no matter
+    cost.target = config_dict.placeholder(float)  # FLOPs of an image, parameters, or milliseconds
+    cost.weight = 0.1  # in alpha's loss, of how far the expected cost is from the target
+    cost.batch_size = config_dict.placeholder(int)  # images that latency is measured with; or 1
+
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_seconds = 60  # besides the ends of phases and growths; 0: after every call
     checkpoint.keep = 2  # newest ones to keep, besides the end of each phase

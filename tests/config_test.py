@@ -107,6 +107,10 @@ BAD = {
     'alarm.fall': [0],
     'arch.micro_batches': [0],
     'benchmark.table': ['', 1],
+    'cost.kind': ['energy', ''],
+    'cost.target': [0, -1.0, float('inf')],
+    'cost.weight': [0.0, None],
+    'cost.batch_size': [0, 1.5],
     'checkpoint.every_seconds': [-1, float('inf')],
     'checkpoint.keep': [0],
 }
@@ -205,6 +209,21 @@ def test_missing_field_is_named():
             r'search.auxiliary_skip=True: it fades over search; set search.epochs above 0',
         ),
         ({'search.estimator': 'softmax', 'arch.samples': 2}, r'arch.samples=2: .* draws nothing'),
+        ({'cost.kind': 'flops'}, r"cost.kind='flops', cost.target=None: set both or neither"),
+        ({'cost.target': 1.0}, r'cost.kind=None, cost.target=1.0: set both or neither'),
+        (
+            {'cost.kind': 'params', 'cost.target': 1.0, 'cost.batch_size': 8},
+            r"cost.batch_size=8: only cost.kind='latency' measures",
+        ),
+        (
+            {
+                'cost.kind': 'params',
+                'cost.target': 1.0,
+                'search.epochs': 0,
+                'growth.epochs': 0,
+            },
+            r"cost.kind='params': nothing is chosen",
+        ),
         ({'search.freeze_epochs': 30}, r'search.freeze_epochs=30: must be less than'),
         ({'search.estimator': 'reinmax'}, r"'reinmax' needs at least 1.0; set search.tau_start"),
         ({'random_cells': 3}, r'random_cells=3: .* set seeds'),
