@@ -73,5 +73,5 @@ def test_training_counts_each_kind_of_step(estimator, weights, alpha):
 def test_candidates_of_partial_channels_count_for_their_channels():
     spec = dataclasses.replace(_chain(NAMES), partial=4)
     convolution, nothing = (cost.forward_flops(spec, [np.eye(4)[k]] * 2) for k in (2, 0))
-    by_hand = cost._operation(NAMES[2], (8, 8, 4), 1) + cost._operation(NAMES[2], (4, 4, 8), 1)
+    by_hand = sum(cost.FLOPS.operation(NAMES[2], shape, 1) for shape in ((8, 8, 4), (4, 4, 8)))
     assert convolution - nothing == pytest.approx(by_hand)
