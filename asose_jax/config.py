@@ -93,10 +93,7 @@ RULES: dict[str, Rule] = {
     'model.space': Rule(_one_of(*spaces.SPACES).allowed, lambda v: v in tuple(spaces.SPACES)),
     'model.channels': _integers(1),
     'model.depth': _integers(1),
-    'model.reductions': Rule(
-        'a tuple of distinct block numbers, from 0',
-        _block_numbers,
-    ),
+    'model.reductions': Rule('a tuple of distinct block numbers, from 0', _block_numbers),
     'model.max_channels': _integers(1),
     'model.primitives': Rule(
         f'distinct names, at least two, with skip_connect, out of {", ".join(ops.PRIMITIVES)}',
@@ -111,6 +108,7 @@ RULES: dict[str, Rule] = {
     'weights.clip': _optional(_POSITIVE),
     'arch.micro_batches': _integers(1),
     'arch.samples': _integers(1),
+    'arch.anchor': _NOT_NEGATIVE,
     'arch.init_std': _NOT_NEGATIVE,
     'arch.none_bias': _FINITE,
     'arch.skip_bias': _FINITE,
@@ -127,6 +125,7 @@ RULES: dict[str, Rule] = {
     'search.arch_data': _one_of('valid', 'train'),
     'search.freeze_epochs': _integers(0),
     'search.estimator': _one_of(*ESTIMATORS),
+    'search.second_order': _BOOL,
     'search.noise': _one_of('unit', 'temperature'),
     'search.tau_start': _POSITIVE,
     'search.tau_rate': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
@@ -258,6 +257,17 @@ def _contradictions(config, devices):
         wrong.append(
             f'arch.samples={config["arch"]["samples"]}: search.estimator={search["estimator"]!r} '
             'draws nothing, so all samples would be alike; set it to 1'
+        )
+    if config['arch']['anchor'] and not estimator.anchored:
+        wrong.append(
+            f'arch.anchor={config["arch"]["anchor"]}: a regulariser of Dirichlet draws; set '
+            'search.estimator=drnas, or arch.anchor=0'
+        )
+    if search['second_order'] and (estimator.one_hot or search['arch_data'] != 'valid'):
+        mixed = ' or '.join(name for name, row in ESTIMATORS.items() if not row.one_hot)
+        wrong.append(
+            f'search.second_order=True: needs search.estimator={mixed} (weight steps of the others '
+            'train what was drawn, and say nothing of the rest) and search.arch_data=valid'
         )
     if search['tau_floor'] < estimator.least_tau:
         wrong.append(

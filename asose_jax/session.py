@@ -89,6 +89,8 @@ class Setup:
             warmup_mode=Mode(self.config.warmup.operations),
             arch_micro_batches=a.micro_batches,
             arch_samples=a.samples,
+            arch_anchor=a.anchor,
+            second_order=self.config.search.second_order,
         )
 
     def slots(self) -> int:

@@ -5,6 +5,7 @@ One call runs many steps, as many as the batch says, so that the host has time t
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from asose_jax import batches
+from asose_jax import batches, estimators, optim, unrolled
 from asose_jax.model import Mode, SuperNet
 from asose_jax.phases import Phase, Plan
 from asose_jax.state import SearchState, Totals
@@ -33,6 +34,9 @@ class Recipe:
       arch_micro_batches: parts that an alpha step's images are cut into, one after another, to save
         memory; its gradient is their mean, and BatchNorm normalises each part by itself.
       arch_samples: draws in an alpha step; its gradient is their mean.
+      arch_anchor: weight of `estimators.anchor_distance` in what alpha steps minimise.
+      second_order: whether alpha steps look one weight step ahead, see `unrolled.gradient`; then
+        chunks hold one batch more than steps, and each part of images a part of the next.
     """
 
     model: SuperNet
@@ -42,6 +46,8 @@ class Recipe:
     warmup_mode: Mode = Mode.SKIP
     arch_micro_batches: int = 1
     arch_samples: int = 1
+    arch_anchor: float = 0.0
+    second_order: bool = False
 
     def weight_mode(self, phase: Phase) -> Mode:
         """How weight steps of a phase use the candidates."""
@@ -74,7 +80,8 @@ def train_steps(
 
     def body(slot, state):
         images, labels = _fetch(slot, batch, shared)
-        return train_step(recipe, phase, state, images, labels, shared['key'])
+        following = functools.partial(_fetch, slot + 1, batch, shared)
+        return train_step(recipe, phase, state, images, labels, shared['key'], following)
 
     state = lax.fori_loop(0, batch['steps'], body, state)
     metrics = {
@@ -92,6 +99,7 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
+    following: Callable[[], tuple[jax.Array, jax.Array]],
 ) -> SearchState:
     """One update, of the weights or of alpha (spec section 3).
 
@@ -105,16 +113,22 @@ def train_step(
       images: this device's, `[B/D, H, W, C]`, normalised float32.
       labels: `[B/D]` int32.
       key: of the run. The draw of operations is the same on all devices.
+      following: images and labels of the step after this one; asked for in second order only.
 
     Returns:
       The state after the step.
     """
-    draw_key, image_key = jax.random.split(jax.random.fold_in(key, state.step))
-    positions = lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
-    images = batches.augment(images, image_key, positions, recipe.augmentation)
 
-    def loss(part, group, mode, draw_key, images, labels):
-        trainable = {**state.trainable, group: part}
+    def prepared(step, images, labels):
+        """Key of the draw, augmented images, labels."""
+        draw_key, image_key = jax.random.split(jax.random.fold_in(key, step))
+        positions = lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
+        images = batches.augment(images, image_key, positions, recipe.augmentation)
+        return draw_key, images, labels
+
+    draw_key, images, labels = prepared(state.step, images, labels)
+
+    def loss(trainable, mode, draw_key, images, labels):
         logits, changed = recipe.model.apply(
             {**trainable, 'batch_stats': state.batch_stats},
             images,
@@ -127,14 +141,18 @@ def train_step(
         value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         correct = (logits.argmax(-1) == labels).sum()
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
+        if mode is Mode.ALPHA and recipe.arch_anchor:
+            rows = jax.tree.leaves(trainable['arch'])
+            value += recipe.arch_anchor * sum(map(estimators.anchor_distance, rows))
         return value, (correct, guarded, changed['batch_stats'])
 
     def gradient(group, mode, draw_key, images, labels):
         """Gradient of one group, the mean over devices."""
-        differentiate = jax.value_and_grad(loss, has_aux=True)
-        (value, aux), grads = differentiate(
-            state.trainable[group], group, mode, draw_key, images, labels
-        )
+
+        def of(part):
+            return loss({**state.trainable, group: part}, mode, draw_key, images, labels)
+
+        (value, aux), grads = jax.value_and_grad(of, has_aux=True)(state.trainable[group])
         # The gradient is that of a device's own mean, so it is averaged after differentiation, and
         # pmap leaves it at that. Under shard_map the transpose sums over devices by itself: there
         # the mean belongs inside the loss, and this line would make the gradient D times too large.
@@ -159,20 +177,42 @@ def train_step(
         )
         return value, alone('params', grads), batch_stats, moved
 
+    def after_next(valid, train):
+        """Gradient of alpha after the weight step that comes next: its images, its draw."""
+
+        def at(params, arch, *batch):
+            return loss({'params': params, 'arch': arch}, Mode.ALPHA, *batch)
+
+        def stepped(grads):
+            grads = alone('params', grads)
+            opt_state, trainable = state.opt_state, state.trainable
+            updates, _ = recipe.tx.update(grads, opt_state, trainable, step=optim.BEFORE)
+            return optax.apply_updates(state.params, updates['params'])
+
+        mean = functools.partial(lax.pmean, axis_name=AXIS)
+        return unrolled.gradient(at, stepped, state.params, state.arch, valid, train, mean)
+
     def alpha_turn():
         # BatchNorm normalises with this batch but leaves its running statistics alone.
-        def of(key, part):
-            value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA, key, *part)
+        def of(keys, parts):
+            seen = [(key, *part) for key, part in zip(keys, parts, strict=True)]
+            if recipe.second_order:
+                value, (_, guarded, _), grads = after_next(*seen)
+            else:
+                value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA, *seen[0])
             return guarded, value, grads
 
+        keys, parts = [draw_key], [(images, labels)]
+        if recipe.second_order:
+            key, *part = prepared(state.step + 1, *following())
+            keys, parts = [*keys, key], [*parts, tuple(part)]
         parts = jax.tree.map(
-            lambda a: a.reshape(recipe.arch_micro_batches, -1, *a.shape[1:]), (images, labels)
+            lambda a: a.reshape(recipe.arch_micro_batches, -1, *a.shape[1:]), parts
         )
-        keys = draw_key[None]
-        if recipe.arch_samples > 1:
-            keys = jax.random.split(draw_key, recipe.arch_samples)
+        many = functools.partial(jax.random.split, num=recipe.arch_samples)
+        keys = [many(key) if recipe.arch_samples > 1 else key[None] for key in keys]
         guarded, value, grads = _mean_over(
-            lambda key: _mean_over(functools.partial(of, key), parts), keys
+            lambda keys: _mean_over(functools.partial(of, keys), parts), keys
         )
         moved = Totals.zeros().replace(
             arch_loss=value, arch_steps=jnp.int32(1), guarded_rows=guarded

@@ -18,6 +18,7 @@ LEVELS = {
     'ops': 0,
     'gumbel': 0,
     'estimators': 0,
+    'unrolled': 0,
     'benchmark': 0,
     'genotype': 0,
     'phases': 0,
