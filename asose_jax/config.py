@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from asose_jax import growth, ops, spaces
+from asose_jax import growth, nats, ops, spaces
 from asose_jax.errors import UserError
 from asose_jax.estimators import ESTIMATORS
 
@@ -247,11 +247,13 @@ def _contradictions(config, devices):
             f'search.epochs={search["epochs"]}, or alpha never moves in search'
         )
     strangers = sorted(set(model['primitives']) - set(space.primitives))
-    if config['benchmark']['table'] is not None and (space.dumps is None or strangers):
+    table = config['benchmark']['table']
+    known = space.dumps and (model['space'] == nats.SPACE or not nats.is_named(table))
+    if table is not None and (strangers or not known):
         whose = f'{strangers} in the space' if strangers else 'the space'
         wrong.append(
-            f'benchmark.table={config["benchmark"]["table"]!r}: there is no text by which a table '
-            f'could name networks with {whose} {model["space"]!r}'
+            f'benchmark.table={table!r}: there is no text by which this table could name networks '
+            f'with {whose} {model["space"]!r}'
         )
     if config['arch']['samples'] > 1 and not estimator.draws:
         wrong.append(

@@ -23,6 +23,7 @@ from asose_jax import (
     genotype,
     interrupt,
     loop,
+    nats,
     optim,
     phases,
     report,
@@ -70,11 +71,7 @@ def run(
         plan = make_plan(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')
         origin = None if started else start.origin(config, images, plan)
-        known = config.benchmark.table
-        space = spaces.SPACES[config.model.space]
-        table = None
-        if known is not None:
-            table = benchmark.Table.read(known, lambda text: space.dumps(space.loads(text)))
+        table = _table(config)
         writes = jax.process_index() == 0
         with place.claimed(workdir, writes):
             if writes:
@@ -86,6 +83,16 @@ def run(
                 if told is None:
                     raise
                 raise told from error
+
+
+def _table(config):
+    """What others measured, if `config` names it."""
+    known, space = config.benchmark.table, spaces.SPACES[config.model.space]
+    if nats.is_named(known):
+        return nats.NatsBench(known)
+    if known is None:
+        return None
+    return benchmark.Table.read(known, lambda text: space.dumps(space.loads(text)))
 
 
 def _explained(error):

@@ -26,6 +26,7 @@ from asose_jax import (
     genotype,
     gumbel,
     interrupt,
+    nats,
     state,
     steps,
 )
@@ -58,7 +59,7 @@ class Setup:
     shared: dict[str, jax.Array]
     checkpoints: checkpoint.Checkpoints
     asked: interrupt.Interrupt
-    table: benchmark.Table | None
+    table: benchmark.Table | nats.NatsBench | None
     writes: bool  # of the processes on many hosts, one does
 
     def key(self, use: int) -> jax.Array:

@@ -134,7 +134,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     alarm.fall = 0.75  # warn when search starts below this share of warmup's accuracy
 
     config.benchmark = benchmark = ml_collections.ConfigDict()
-    benchmark.table = config_dict.placeholder(str)  # CSV: arch, accuracies; told, never chosen by
+    benchmark.table = config_dict.placeholder(str)  # CSV or nats_bench[:DIR]; never chosen by
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_seconds = 60  # besides the ends of phases and growths; 0: after every call

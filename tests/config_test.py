@@ -164,6 +164,15 @@ def test_missing_field_is_named():
         ({'benchmark.table': 'a'}, r"networks with the space 'chain'"),
         (
             {
+                'model.space': 'darts',
+                'growth.epochs': 0,
+                'benchmark.table': 'nats_bench',
+                'model.primitives': ('none', 'skip_connect'),
+            },
+            r"networks with the space 'darts'",
+        ),
+        (
+            {
                 'model.space': 'nasbench201',
                 'growth.epochs': 0,
                 'benchmark.table': 'a',

@@ -20,6 +20,7 @@ LEVELS = {
     'estimators': 0,
     'unrolled': 0,
     'benchmark': 0,
+    'nats': 0,
     'genotype': 0,
     'phases': 0,
     'config': 3,
