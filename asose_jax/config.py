@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from asose_jax import expected_cost, growth, ops, spaces
+from asose_jax import expected_cost, growth, nats, ops, spaces
 from asose_jax.errors import UserError
 from asose_jax.estimators import ESTIMATORS
 
@@ -118,6 +118,7 @@ RULES: dict[str, Rule] = {
     'weights.clip': _optional(_POSITIVE),
     'arch.micro_batches': _integers(1),
     'arch.samples': _integers(1),
+    'arch.anchor': _NOT_NEGATIVE,
     'arch.init_std': _NOT_NEGATIVE,
     'arch.none_bias': _FINITE,
     'arch.skip_bias': _FINITE,
@@ -134,6 +135,7 @@ RULES: dict[str, Rule] = {
     'search.arch_data': _one_of('valid', 'train'),
     'search.freeze_epochs': _integers(0),
     'search.estimator': _one_of(*ESTIMATORS),
+    'search.second_order': _BOOL,
     'search.noise': _one_of('unit', 'temperature'),
     'search.tau_start': _POSITIVE,
     'search.tau_rate': _INSIDE,
@@ -293,11 +295,13 @@ def _contradictions(config, devices):
     if search['early_stop'] and config['growth']['epochs']:
         wrong.append('search.early_stop=True: alpha would go on in growth; set growth.epochs=0')
     strangers = sorted(set(model['primitives']) - set(space.primitives))
-    if config['benchmark']['table'] is not None and (space.dumps is None or strangers):
+    table = config['benchmark']['table']
+    known = space.dumps and (model['space'] == nats.SPACE or not nats.is_named(table))
+    if table is not None and (strangers or not known):
         whose = f'{strangers} in the space' if strangers else 'the space'
         wrong.append(
-            f'benchmark.table={config["benchmark"]["table"]!r}: there is no text by which a table '
-            f'could name networks with {whose} {model["space"]!r}'
+            f'benchmark.table={table!r}: there is no text by which this table could name networks '
+            f'with {whose} {model["space"]!r}'
         )
     if config['arch']['samples'] > 1 and not estimator.draws:
         wrong.append(
@@ -305,6 +309,17 @@ def _contradictions(config, devices):
             'draws nothing, so all samples would be alike; set it to 1'
         )
     wrong += expected_cost.contradictions(config)
+    if config['arch']['anchor'] and not estimator.anchored:
+        wrong.append(
+            f'arch.anchor={config["arch"]["anchor"]}: a regulariser of Dirichlet draws; set '
+            'search.estimator=drnas, or arch.anchor=0'
+        )
+    if search['second_order'] and (estimator.one_hot or search['arch_data'] != 'valid'):
+        mixed = ' or '.join(name for name, row in ESTIMATORS.items() if not row.one_hot)
+        wrong.append(
+            f'search.second_order=True: needs search.estimator={mixed} (weight steps of the others '
+            'train what was drawn, and say nothing of the rest) and search.arch_data=valid'
+        )
     if search['tau_floor'] < estimator.least_tau:
         wrong.append(
             f'search.tau_floor={search["tau_floor"]}: search.estimator={search["estimator"]!r} '

@@ -23,6 +23,9 @@ from asose_jax.norm import Norm
 # The gradients of a layer's input and of its weights cost about as much as the layer, each.
 _TRAINING = 3
 _INPUT_GRADIENT = 1
+# Both gradients in training and in validation, and alpha's gradient with its derivative along the
+# weights: of a product, forwards and backwards, that is the product and two more.
+_SECOND_ORDER = 2 * _TRAINING + 3 * (1 + _INPUT_GRADIENT)
 
 
 class Meter(NamedTuple):
@@ -112,6 +115,7 @@ def training_flops(
     probabilities: list[np.ndarray],
     weight_images: int,
     alpha_images: int,
+    second_order: bool = False,
 ) -> float:
     """What training cost, in the mean over draws. Auxiliary skips are not counted.
 
@@ -123,6 +127,8 @@ def training_flops(
       probabilities: softmax(alpha) of every row.
       weight_images: seen by weight steps: forward, and both gradients of what was drawn.
       alpha_images: seen by alpha steps: all candidates forward, and the gradient of what was drawn.
+      second_order: whether alpha steps look ahead, see `unrolled.gradient`; they see as many images
+        to train on beside those.
 
     Returns:
       Floating-point operations.
@@ -136,6 +142,8 @@ def training_flops(
     if mode is Mode.DRAW and not estimator.one_hot:
         drawn = everything
     alpha = (everything if estimator.dense else drawn) + _INPUT_GRADIENT * drawn
+    if second_order:
+        alpha = _SECOND_ORDER * everything
     return _TRAINING * drawn * weight_images + alpha * alpha_images
 
 

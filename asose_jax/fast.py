@@ -5,6 +5,9 @@ GPU and TPU have native kernels, and get them. XLA's CPU backend does not, or no
 * grouped convolution is 20-100 times slower than a sum of shifted slices, fused into one loop;
 * the weight gradient of a convolution is slow, and 30-100 times slower *inside a loop or a
   conditional* than outside. Sums over blocks of images that stay in the cache are fast everywhere.
+
+A gradient of its own is differentiated once more where alpha looks a step ahead, by `jax.jvp`: its
+rules call no function that has such a gradient, which would know no derivative forwards.
 """
 
 import functools

@@ -29,14 +29,21 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
     """
     span = setup.plan.span_at(current.step)
     step, slots, length = current.step, setup.slots(), 1
+    ahead = int(setup.config.search.second_order)  # batches of steps to come that a step looks at
     stream = batches.stream(
-        setup.data.images, lambda s: devices.own_part(indices_at(setup, span, s)), step, span.stop
+        setup.data.images,
+        lambda s: devices.own_part(indices_at(setup, span, s)),
+        step,
+        span.stop + ahead,
     )
+    read = []  # from the stream, for steps that are still to be sent
 
     def next_chunk(first):
         end = min(first + length, span.epoch_end(first))
-        taken = list(itertools.islice(stream, end - first))
-        return end, devices.send(batches.chunk(taken, slots, jax.local_device_count()))
+        read.extend(itertools.islice(stream, end - first + ahead - len(read)))
+        chunk = batches.chunk(read, slots + ahead, jax.local_device_count(), ahead)
+        del read[: end - first]
+        return end, devices.send(chunk)
 
     end, batch = next_chunk(step)
     session.compile_programs(setup, current, span.phase, batch)
@@ -103,11 +110,14 @@ def _look(setup, current, span, progress, step, metrics, sums):
 
 
 def indices_at(setup: Setup, span: Span, step: int) -> np.ndarray:
-    """Which images `step` sees: of `valid` when alpha learns there, of `train` otherwise."""
+    """Which images `step` sees: of `valid` when alpha learns there, of `train` otherwise.
+
+    A step after the last of `span` is the weights', as far as that one can see ahead.
+    """
     c, plan = setup.config, setup.plan
     if c.search.arch_data == 'train':
         pool, tag, number = setup.data.train, _TRAIN, step
-    elif span.phase.searches and plan.is_alpha_turn(step):
+    elif span.phase.searches and step < span.stop and plan.is_alpha_turn(step):
         pool, tag, number = setup.data.valid, _VALID, plan.alpha_updates(step)
     else:
         pool, tag, number = setup.data.train, _TRAIN, plan.weight_updates(step)
@@ -151,6 +161,7 @@ def _record(setup, current, span, figures, metrics, sums):
         genotype.probabilities(current.spec, arch),
         int(totals.images),
         int(totals.arch_steps) * setup.config.batch_size * setup.config.arch.samples,
+        setup.config.search.second_order,
     )
     expected = {}
     if setup.budget is not None:

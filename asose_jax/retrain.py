@@ -46,6 +46,8 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         'search.selection': 'argmax',
         'search.auxiliary_skip': False,
         'search.partial_channels': 1,
+        'search.second_order': False,
+        'arch.anchor': 0.0,
         'cost.kind': None,
         'cost.target': None,
         'cost.batch_size': None,

@@ -25,6 +25,7 @@ from asose_jax import (
     genotype,
     interrupt,
     loop,
+    nats,
     optim,
     phases,
     report,
@@ -76,11 +77,7 @@ def run(
         budget = expected_cost.budget(config, workdir, started)
         if budget is not None and origin is not None:
             budget.require_reach(origin.spec, bool(config.growth.epochs and config.growth.kinds))
-        known = config.benchmark.table
-        space = spaces.SPACES[config.model.space]
-        table = None
-        if known is not None:
-            table = benchmark.Table.read(known, lambda text: space.dumps(space.loads(text)))
+        table = _table(config)
         writes = jax.process_index() == 0
         with place.claimed(workdir, writes):
             if writes:
@@ -92,6 +89,16 @@ def run(
                 if told is None:
                     raise
                 raise told from error
+
+
+def _table(config):
+    """What others measured, if `config` names it."""
+    known, space = config.benchmark.table, spaces.SPACES[config.model.space]
+    if nats.is_named(known):
+        return nats.NatsBench(known)
+    if known is None:
+        return None
+    return benchmark.Table.read(known, lambda text: space.dumps(space.loads(text)))
 
 
 def _explained(error):

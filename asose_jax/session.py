@@ -23,10 +23,12 @@ from asose_jax import (
     checkpoint,
     cost,
     devices,
+    estimators,
     expected_cost,
     genotype,
     gumbel,
     interrupt,
+    nats,
     state,
     steps,
 )
@@ -59,7 +61,7 @@ class Setup:
     shared: dict[str, jax.Array]
     checkpoints: checkpoint.Checkpoints
     asked: interrupt.Interrupt
-    table: benchmark.Table | None
+    table: benchmark.Table | nats.NatsBench | None
     writes: bool  # of the processes on many hosts, one does
     budget: expected_cost.Budget | None = None
 
@@ -85,7 +87,7 @@ class Setup:
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 
     def recipe(self, spec: genotype.NetSpec) -> steps.Recipe:
-        d, a, budget = self.config.data, self.config.arch, self.budget
+        d, a = self.config.data, self.config.arch
         return steps.Recipe(
             model=self.model(spec),
             tx=self.tx,
@@ -94,8 +96,26 @@ class Setup:
             warmup_mode=Mode(self.config.warmup.operations),
             arch_micro_batches=a.micro_batches,
             arch_samples=a.samples,
-            penalty=budget.penalty(spec) if budget and not spec.is_derived() else None,
+            penalty=self._penalty(spec),
+            second_order=self.config.search.second_order,
         )
+
+    def _penalty(self, spec):
+        """What alpha pays besides its loss, a function of its tree; `None` if nothing."""
+        anchor, terms = self.config.arch.anchor, []
+        if spec.is_derived():
+            return None
+        if self.budget is not None:
+            terms.append(self.budget.penalty(spec))
+        if anchor:
+            paths = [spec.alpha_path(row.group, row.member) for row in spec.rows()]
+            terms.append(
+                lambda arch: (
+                    anchor
+                    * sum(estimators.anchor_distance(genotype.at(arch, p)['alpha']) for p in paths)
+                )
+            )
+        return (lambda arch: sum(term(arch) for term in terms)) if terms else None
 
     def settle(self, spec: genotype.NetSpec) -> None:
         """Measures what the budget needs for `spec`; the devices must be idle."""

@@ -80,6 +80,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     arch.b1 = 0.5
     arch.b2 = 0.999
     arch.weight_decay = 1e-3
+    arch.anchor = 0.0  # drnas: weight of its regulariser; take arch.weight_decay=0 with it
     arch.samples = 1  # draws in an alpha step, whose gradients are averaged
     arch.micro_batches = 1  # parts of a batch, one after another, in alpha steps: less memory
 
@@ -93,6 +94,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.turn_period = 3  # one of so many steps moves alpha, the others the weights
     search.arch_data = 'valid'  # what alpha learns on: 'valid', or 'train' as the reference does
     search.estimator = 'straight_through'  # or gdas, reinmax; mixtures: gumbel, softmax, drnas
+    search.second_order = False  # alpha steps of mixtures look one weight step ahead: exact, slower
     search.noise = 'unit'  # 'unit': draws follow softmax(alpha); 'temperature': softmax(alpha/tau)
     search.tau_start = 0.8
     search.tau_rate = 0.98  # factor of one decay
@@ -157,7 +159,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     alarm.fall = 0.75  # warn when search starts below this share of warmup's accuracy
 
     config.benchmark = benchmark = ml_collections.ConfigDict()
-    benchmark.table = config_dict.placeholder(str)  # CSV: arch, accuracies; told, never chosen by
+    benchmark.table = config_dict.placeholder(str)  # CSV or nats_bench[:DIR]; never chosen by
 
     config.cost = cost = ml_collections.ConfigDict()  # what the derived network may cost
     cost.kind = config_dict.placeholder(str)  # 'flops', 'params', 'latency'; default: no matter

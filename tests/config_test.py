@@ -58,7 +58,9 @@ BAD = {
     'search.arch_data': ['test'],
     'search.freeze_epochs': [-1, None],
     'search.estimator': ['darts', None],
+    'search.second_order': ['yes', 1],
     'arch.samples': [0, 1.5],
+    'arch.anchor': [-1e-3, None],
     'search.noise': ['none'],
     'search.tau_start': [0],
     'search.tau_rate': [1.0, 0],
@@ -187,6 +189,15 @@ def test_missing_field_is_named():
         ({'benchmark.table': 'a'}, r"networks with the space 'chain'"),
         (
             {
+                'model.space': 'darts',
+                'growth.epochs': 0,
+                'benchmark.table': 'nats_bench',
+                'model.primitives': ('none', 'skip_connect'),
+            },
+            r"networks with the space 'darts'",
+        ),
+        (
+            {
                 'model.space': 'nasbench201',
                 'growth.epochs': 0,
                 'benchmark.table': 'a',
@@ -223,6 +234,16 @@ def test_missing_field_is_named():
                 'growth.epochs': 0,
             },
             r"cost.kind='params': nothing is chosen",
+        ),
+        ({'arch.anchor': 1e-3}, r'arch.anchor=0.001: .* set search.estimator=drnas'),
+        ({'search.second_order': True}, r'needs search.estimator=gumbel or softmax or drnas'),
+        (
+            {
+                'search.second_order': True,
+                'search.estimator': 'softmax',
+                'search.arch_data': 'train',
+            },
+            r'second_order=True: .* and search.arch_data=valid',
         ),
         ({'search.freeze_epochs': 30}, r'search.freeze_epochs=30: must be less than'),
         ({'search.estimator': 'reinmax'}, r"'reinmax' needs at least 1.0; set search.tau_start"),

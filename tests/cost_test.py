@@ -64,6 +64,9 @@ def test_training_counts_each_kind_of_step(estimator, weights, alpha):
     passes = [cost.forward_flops(spec, rows), cost.forward_flops(spec, [np.ones(4)] * 2)]
     told = cost.training_flops(spec, Mode.DRAW, row, rows, 20, 10)
     assert told == pytest.approx(20 * np.dot(weights, passes) + 10 * np.dot(alpha, passes))
+    if not row.one_hot:  # both gradients twice, and a derivative of forward and input gradient
+        told = cost.training_flops(spec, Mode.DRAW, row, rows, 0, 10, second_order=True)
+        assert told == pytest.approx(10 * (3 + 3 + 3 * 2) * passes[1])
     skip = cost.forward_flops(spec, [np.eye(4)[1]] * 2)
     assert cost.training_flops(spec, Mode.SKIP, row, rows, 20, 0) == pytest.approx(60 * skip)
     told = cost.training_flops(spec, Mode.UNIFORM, row, [np.eye(4)[2]] * 2, 20, 0)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate, stats
 
 from asose_jax import estimators, mixed, norm
 from asose_jax.estimators import ESTIMATORS
@@ -143,6 +144,27 @@ def test_dirichlet_has_the_mean_of_its_concentrations():
     concentration = np.where(ALPHAS[0] > 0, ALPHAS[0] + 1, np.exp(ALPHAS[0]))
     found = draw(jax.random.split(jax.random.key(0), DRAWS)).mean(0)
     np.testing.assert_allclose(found, concentration / concentration.sum(), atol=0.01)
+
+
+def test_distance_from_the_anchor_is_the_divergence_of_the_distributions():
+    """KL of Dirichlet(beta) to Dirichlet(1), whose density is (K - 1)!: integral and draws."""
+    pair, row = jnp.array([0.7, 1.6]), jnp.array([0.4, -0.3, 1.5])
+    a, b = (np.asarray(jax.nn.elu(alpha), float) + 1 for alpha in (pair, row))
+    density = stats.beta(*a)
+    exact, _ = integrate.quad(lambda p: density.pdf(p) * density.logpdf(p), 0, 1)
+    np.testing.assert_allclose(estimators.anchor_distance(pair), exact, atol=1e-5)
+    draws = stats.dirichlet(b).rvs(DRAWS, np.random.default_rng(0))
+    mean = (stats.dirichlet(b).logpdf(draws.T) - np.log(2)).mean()
+    np.testing.assert_allclose(estimators.anchor_distance(row), mean, atol=0.02)
+
+
+def test_anchor_is_where_nothing_is_preferred_and_a_bad_row_is_not_pulled():
+    value, slope = jax.value_and_grad(estimators.anchor_distance)(jnp.zeros(5))
+    np.testing.assert_allclose([value, *slope], 0, atol=1e-5)
+    value, slope = jax.value_and_grad(estimators.anchor_distance)(jnp.array([0.5, jnp.nan]))
+    np.testing.assert_allclose([value, *slope], 0, atol=1e-5)
+    for alpha in (3.0, -3.0):  # a step downhill leads back
+        assert (alpha * jax.grad(estimators.anchor_distance)(jnp.full(3, alpha)) > 0).all()
 
 
 @pytest.mark.parametrize('name', ESTIMATORS)

@@ -18,7 +18,9 @@ LEVELS = {
     'ops': 0,
     'gumbel': 0,
     'estimators': 0,
+    'unrolled': 0,
     'benchmark': 0,
+    'nats': 0,
     'genotype': 0,
     'phases': 0,
     'data': 1,
@@ -37,6 +39,7 @@ LEVELS = {
     'cost': 3,
     'growth': 3,
     'candidates': 3,
+    'recipe': 3,
     'steps': 3,
     'devices': 4,
     'latency': 4,
@@ -86,6 +89,7 @@ def test_every_room_has_its_level_and_its_test(root):
         'start',
         'devices',
         'process',
+        'recipe',
     }  # in other tests
 
 
