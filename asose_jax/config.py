@@ -79,6 +79,7 @@ _NOT_NEGATIVE = Rule(
 )
 _FINITE = Rule('a finite number', lambda v: _number(v) and abs(v) < float('inf'))
 _SHARE = Rule('a number in [0, 1)', _share)
+_FRACTION = Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1)
 
 _BLOCKS = Rule('a tuple of distinct block numbers, from 0', _block_numbers)
 
@@ -97,8 +98,9 @@ RULES: dict[str, Rule] = {
     'data.dir': _optional(_TEXT),
     'data.train_split': _TEXT,
     'data.test_split': _TEXT,
+    'data.test_fraction': _optional(Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1)),
     'data.image_size': _optional(_integers(1)),
-    'data.valid_fraction': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
+    'data.valid_fraction': _FRACTION,
     'data.crop_padding': _integers(0),
     'data.flip': _BOOL,
     'data.cutout': _integers(0),
@@ -139,7 +141,7 @@ RULES: dict[str, Rule] = {
     'search.estimator': _one_of(*ESTIMATORS),
     'search.noise': _one_of('unit', 'temperature'),
     'search.tau_start': _POSITIVE,
-    'search.tau_rate': Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1),
+    'search.tau_rate': _FRACTION,
     'search.tau_floor': _POSITIVE,
     'search.anneal_every': _optional(_integers(1)),
     'search.transition_noise': _NOT_NEGATIVE,
@@ -234,7 +236,14 @@ def _contradictions(config, devices):
             f'arch.micro_batches={config["arch"]["micro_batches"]}: must divide the '
             f'{config["batch_size"] // devices} images of a batch that each device gets'
         )
-    model, search = config['model'], config['search']
+    data, model, search = config['data'], config['model'], config['search']
+    if data['name'] == 'folder' and data['dir'] is None:
+        wrong.append("data.dir=None: data.name='folder' needs the folder, --config.data.dir=DIR")
+    if data['name'] != 'folder' and data['test_fraction'] is not None:
+        wrong.append(
+            f'data.test_fraction={data["test_fraction"]}: is of folders of pictures; '
+            f'{data["name"]!r} has its test images, see data.test_split'
+        )
     beyond = [i for i in model['reductions'] if i >= model['depth']]
     if beyond:
         wrong.append(

@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from asose_jax import data
+from asose_jax import data, images
 from asose_jax.errors import UserError
 
 WHERE = "'set', split 'train'"
@@ -61,19 +61,6 @@ def test_empty_part_is_an_error(fraction):
         _digits(valid_fraction=fraction)
 
 
-def test_sets_in_a_row_keep_their_own_images():
-    def numbered(first, count):
-        pixels = np.arange(first, first + count, dtype=np.uint8).reshape(-1, 1, 1, 1)
-        return data.ImageSet.of_arrays(pixels, pixels.reshape(-1).astype(np.int32))
-
-    first, second = numbered(0, 3), numbered(3, 4)
-    streamed = data.ImageSet(3, first.read).followed_by(data.ImageSet(4, second.read))
-    for both in (first.followed_by(second), streamed):
-        assert both.size == 7
-        for part in (np.array([2, 0]), np.array([3, 6])):
-            np.testing.assert_array_equal(both.read(part)[1], part)
-
-
 @pytest.fixture
 def missing(tmp_path, monkeypatch):
     """The message for a set that is not there, found without asking any network."""
@@ -101,7 +88,7 @@ def test_set_that_is_not_prepared_is_an_error_with_the_command(missing, tmp_path
 
 def test_unknown_set_is_an_error_with_a_suggestion(missing):
     message = missing('cifar11')
-    assert "data.name='cifar11' is neither 'digits' nor a TFDS image set" in message
+    assert "data.name='cifar11' is neither 'digits' nor 'folder' nor a TFDS image set" in message
     assert 'Did you mean' in message
     assert 'cifar10' in message
 
@@ -208,7 +195,7 @@ def test_examples_that_are_no_images_are_an_error(tmp_path, monkeypatch, shape, 
 
 
 def test_one_class_is_an_error(monkeypatch):
-    alike = data.ImageSet.of_arrays(np.zeros((20, 4, 4, 1), np.uint8), np.zeros(20, np.int32))
+    alike = images.ImageSet.of_arrays(np.zeros((20, 4, 4, 1), np.uint8), np.zeros(20, np.int32))
     monkeypatch.setattr(data, '_digits', lambda _: (alike, alike, ('a', 'b')))
     with pytest.raises(UserError, match='has images of 1 class; to tell classes apart takes two'):
         _digits()

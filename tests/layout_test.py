@@ -22,6 +22,8 @@ LEVELS = {
     'genotype': 0,
     'phases': 0,
     'config': 3,
+    'images': 0,
+    'folder': 1,
     'data': 1,
     'batches': 1,
     'mixed': 1,
