@@ -329,7 +329,7 @@ def test_part_that_is_not_read_is_told(pets, caplog, monkeypatch):
 
 def _config(directory, **changes):
     config = get_config('folder')
-    fields = {**TINY, 'batch_size': 8, 'search.epochs': 1, 'growth.epochs': 0}
+    fields = {**TINY, 'batch_size': 8, **{f'{p}.epochs': 0 for p in ('warmup', 'search', 'growth')}}
     fields |= {'data.valid_fraction': 0.4, 'data.dir': str(directory), **changes}
     config.update_from_flattened_dict(fields)
     return config
