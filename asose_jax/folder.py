@@ -87,6 +87,8 @@ def load(
 
 def _parts(root, train, test):
     """The folders that have class folders: those to learn from, and that of the test, if any."""
+    if train == test:
+        raise UserError(f'data.train_split and data.test_split are both {train!r}')
     inside = _folders(root)
     has = f'{root} has the folders {_several(inside)}' if inside else f'{root} has no folders'
     if train not in inside or not _folders(root / train):

@@ -233,7 +233,7 @@ def load_data(config: ml_collections.ConfigDict) -> data.Data:
         most = max(1, len(images.train) // jax.device_count()) * jax.device_count()
         raise UserError(
             f'batch_size={config.batch_size}: there are only {len(images.train)} images to train '
-            f'on. Take at most --config.batch_size={most}, or more images.'
+            f'on. Take at most {most} (--mode=retrain: in retrain.batch_size), or more images.'
         )
     smallest = 2 ** len(config.model.reductions)
     if min(images.image_shape[:2]) < smallest:

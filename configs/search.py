@@ -200,6 +200,9 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         growth.epochs = 20
         growth.patience = 3
         optimize.epochs = 30
+        retrain.epochs = 100
+        retrain.batch_size = 64
+        retrain.cutout = 0  # a good side for it depends on the pictures
 
     if preset in ('nasbench201', 'darts'):
         model.channels = 16

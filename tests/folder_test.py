@@ -272,6 +272,7 @@ def test_folder_that_is_not_there_is_an_error(tmp_path):
         (['a/1.png', 'b/1.txt'], {}, "'a' (1), 'b' (0). Add pictures, or remove the folder."),
         (['a/1.txt', 'b/1.txt'], {}, 'there are no pictures (.png, .jpg, .jpeg)'),
         (['train/1.png', 'test/2.png'], {}, 'train has no folders of classes, only files'),
+        (['train/a/1.png'], {'test_split': 'train'}, 'data.test_split are both'),
         (
             ['Train/a/1.png', 'Test/a/1.png'],
             {},
@@ -347,8 +348,6 @@ def test_class_names_come_through_to_the_summary_as_they_are(tmp_path):
 
 def test_fewer_images_than_a_batch_are_an_error_before_training(pets, tmp_path):
     config = _config(pets, **{'batch_size': 64})
-    with pytest.raises(
-        UserError, match=r'batch_size=64: there are only 14 .* --config.batch_size=8'
-    ):
+    with pytest.raises(UserError, match=r'batch_size=64: there are only 14 .* Take at most 8 '):
         search.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
