@@ -4,9 +4,10 @@ Or one folder of such a kind for each part: `DIR/train/<class>`, `DIR/test/<clas
 """
 
 import logging
+import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -77,7 +78,7 @@ def load(
     except OSError as error:
         raise UserError(f'data.dir={directory!r}: {error}') from error
     shape = _shape([*paths, *test[0]], image_size)
-    streamed = (len(paths) + len(test[0])) * int(np.prod(shape)) > limit
+    streamed = (len(paths) + len(test[0])) * math.prod(shape) > limit
     sets = [_image_set(*part, shape, image_size, streamed) for part in ((paths, labels), test)]
     return *sets, tuple(names)
 
@@ -233,7 +234,7 @@ def _image_set(paths, labels, shape, image_size, streamed):
 
 
 def _of_each(
-    work: Callable[[str], Any], paths: Iterable[str], mapped: Callable[..., Any] = map
+    work: Callable[[str], Any], paths: Sequence[str], mapped: Callable[..., Any] = map
 ) -> list[Any]:
     """What `work` gives for each picture; one error names all that it fails for."""
 
