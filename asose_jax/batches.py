@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax.data import ImageSet
+from asose_jax.images import ImageSet
 
 
 @functools.lru_cache(maxsize=8)

@@ -94,6 +94,7 @@ RULES: dict[str, Rule] = {
     'data.dir': _optional(_TEXT),
     'data.train_split': _TEXT,
     'data.test_split': _TEXT,
+    'data.test_fraction': _optional(_INSIDE),
     'data.image_size': _optional(_integers(1)),
     'data.valid_fraction': _INSIDE,
     'data.crop_padding': _integers(0),
@@ -243,7 +244,14 @@ def _contradictions(config, devices):
             f'arch.micro_batches={config["arch"]["micro_batches"]}: must divide the '
             f'{config["batch_size"] // devices} images of a batch that each device gets'
         )
-    model, search = config['model'], config['search']
+    data, model, search = config['data'], config['model'], config['search']
+    if data['name'] == 'folder' and data['dir'] is None:
+        wrong.append("data.dir=None: data.name='folder' needs the folder, --config.data.dir=DIR")
+    if data['name'] != 'folder' and data['test_fraction'] is not None:
+        wrong.append(
+            f'data.test_fraction={data["test_fraction"]}: is of folders of pictures; '
+            f'{data["name"]!r} has its test images, see data.test_split'
+        )
     beyond = [i for i in model['reductions'] if i >= model['depth']]
     if beyond:
         wrong.append(

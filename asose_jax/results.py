@@ -42,6 +42,7 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
         'multiply_adds': cost.multiply_adds(current.spec),
         'train_flops': current.told['train_flops'],
         'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
+        'classes': list(setup.data.class_names),  # in the order of the network's outputs
         'genotype': chosen.to_json(),
         'seed': setup.config.seed,
         'versions': {

@@ -232,6 +232,7 @@ def load_data(config: ml_collections.ConfigDict) -> data.Data:
         data_dir=d.dir,
         train_split=d.train_split,
         test_split=d.test_split,
+        test_fraction=d.test_fraction,
         image_size=d.image_size,
         resident_megabytes=d.resident_megabytes,
     )
@@ -245,6 +246,12 @@ def load_data(config: ml_collections.ConfigDict) -> data.Data:
         len(images.class_names),
         'streamed' if images.images.arrays is None else 'resident on the device',
     )
+    if len(images.train) < config.batch_size:
+        most = max(1, len(images.train) // jax.device_count()) * jax.device_count()
+        raise UserError(
+            f'batch_size={config.batch_size}: there are only {len(images.train)} images to train '
+            f'on. Take at most {most} (--mode=retrain: in retrain.batch_size), or more images.'
+        )
     smallest = 2 ** len(config.model.reductions)
     if min(images.image_shape[:2]) < smallest:
         raise UserError(

@@ -2,6 +2,7 @@
 
     python main.py --config=configs/search.py --workdir=DIR             CIFAR-10 through TFDS
     python main.py --config=configs/search.py:digits --workdir=DIR      scikit-learn's digits
+    python main.py --config=configs/search.py:folder --config.data.dir=PICTURES --workdir=DIR
     python main.py --config=configs/search.py:nasbench201 --workdir=DIR   NAS-Bench-201's cell
     python main.py --config=configs/search.py:darts --workdir=DIR       the cells of DARTS
 
@@ -12,7 +13,7 @@ The cifar10 preset is made for one accelerator; on two CPU cores take 16 channel
 import ml_collections
 from ml_collections import config_dict
 
-PRESETS = ('cifar10', 'digits', 'nasbench201', 'darts')
+PRESETS = ('cifar10', 'digits', 'folder', 'nasbench201', 'darts')
 
 
 def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
@@ -31,11 +32,12 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.genotype = config_dict.placeholder(str)  # its choices only, or a space's own text
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = 'cifar10'  # 'digits' or any image classification set of TFDS
+    data.name = 'cifar10'  # 'digits', 'folder', or any image classification set of TFDS
     data.dir = config_dict.placeholder(str)  # default: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    data.train_split = 'train'  # TFDS split to learn from
-    data.test_split = 'test'  # TFDS split that is looked at once, at the end
-    data.image_size = config_dict.placeholder(int)  # resize; needed where images differ in size
+    data.train_split = 'train'  # TFDS split, or folder in data.dir, to learn from
+    data.test_split = 'test'  # likewise; looked at once, at the end
+    data.test_fraction = config_dict.placeholder(float)  # of a folder without that; default: 0.2
+    data.image_size = config_dict.placeholder(int)  # side of the middle square, scaled to this
     data.valid_fraction = 0.2  # of the training split: moves alpha, decides
     data.crop_padding = 4  # random crops of the image padded by so many pixels; 0: none
     data.flip = True  # random left-right flips
@@ -201,6 +203,20 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.batch_size = 64
         retrain.cutout = 0  # it would cover a digit
         retrain.drop_path = retrain.second_head = 0.0
+
+    if preset == 'folder':  # hundreds to some ten thousand pictures of 32 to 96 pixels a side
+        config.batch_size = 64  # small sets need steps more than wide batches
+        data.name = 'folder'
+        model.channels = 32
+        model.depth = 4
+        model.reductions = (1, 2, 3)  # pooled from an eighth of the side
+        warmup.epochs = 5
+        growth.epochs = 20
+        growth.patience = 3
+        optimize.epochs = 30
+        retrain.epochs = 100
+        retrain.batch_size = 64
+        retrain.cutout = 0  # a good side for it depends on the pictures
 
     if preset in ('nasbench201', 'darts'):
         model.channels = 16

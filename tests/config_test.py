@@ -18,6 +18,7 @@ BAD = {
     'data.dir': [''],
     'data.train_split': [''],
     'data.test_split': [None],
+    'data.test_fraction': [0, 1, '0.2'],
     'data.image_size': [0],
     'data.valid_fraction': [0, 1, -0.1, float('nan'), '0.2'],
     'data.crop_padding': [-1],
@@ -132,7 +133,10 @@ def _with(**fields):
 
 @pytest.mark.parametrize('preset', search.PRESETS)
 def test_presets_are_right(preset):
-    rules.validate(search.get_config(preset), devices=1)
+    config = search.get_config(preset)
+    if preset == 'folder':
+        config.data.dir = 'pictures'
+    rules.validate(config, devices=1)
 
 
 def test_every_field_has_a_rule_and_every_rule_a_wrong_value():
@@ -175,6 +179,8 @@ def test_missing_field_is_named():
             {'growth.kinds': ('auto',), 'growth.where': 'last'},
             r"growth.where='last': growth.kinds=\('auto',\) compares scores",
         ),
+        ({'data.name': 'folder'}, r"data.dir=None: data.name='folder' needs the folder"),
+        ({'data.test_fraction': 0.1}, r"data.test_fraction=0.1: is of folders .* 'digits' has its"),
         ({'network': 'a', 'init_from': 'b'}, r'network, init_from: set one of them'),
         ({'model.space': 'nasbench201'}, r"networks of the space 'nasbench201' do not grow"),
         (

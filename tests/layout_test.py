@@ -23,6 +23,8 @@ LEVELS = {
     'nats': 0,
     'genotype': 0,
     'phases': 0,
+    'images': 0,
+    'folder': 1,
     'data': 1,
     'batches': 1,
     'forward': 1,

@@ -391,8 +391,8 @@ def test_unreadable_checkpoint_is_an_error(tmp_path):
         ({'search.turn_period': 1}, 'search.turn_period=1: must be an integer of at least 2'),
         ({'data.valid_fraction': 0.999}, 'data.valid_fraction=0.999 splits 1437'),
         ({'model.depth': 5, 'model.reductions': (0, 1, 2, 3)}, 'images of 8x8 are too small'),
-        ({'data.name': 'digitz'}, "neither 'digits' nor a TFDS image set"),
         ({**CELLS, 'benchmark.table': 'nats_bench:nowhere'}, 'pip install nats_bench'),
+        ({'data.name': 'digitz'}, "neither 'digits' nor 'folder' nor a TFDS image set"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_no_workdir(tmp_path, changes, message):
