@@ -7,7 +7,18 @@ import logging
 import jax
 import numpy as np
 
-from asose_jax import batches, cost, devices, genotype, growing, report, session, state
+from asose_jax import (
+    batches,
+    chain,
+    cost,
+    devices,
+    genotype,
+    growing,
+    page,
+    report,
+    session,
+    state,
+)
 from asose_jax.errors import Stopped, UserError
 from asose_jax.estimators import ESTIMATORS
 from asose_jax.phases import Phase, Span
@@ -20,7 +31,7 @@ _TRAIN, _VALID = 0, 1
 _CALL_SECONDS = 2.0  # of training in one call, at most
 
 
-def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
+def train_phase(setup: Setup, current: Current, log: report.MetricsLog, drawn: page.Page) -> None:
     """Goes from the current step to the end of its phase.
 
     What a chunk or an evaluation came to is looked at when the next chunk is queued, so that the
@@ -67,13 +78,17 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
                 if record is None:
                     continue
                 record['growth'] = growing.consider(setup, current, span, record, batch)
+                if record['growth']:
+                    record['grown'] = _grown(current)
                 log.write(record)
+                drawn.draw(at_once=bool(record['growth']) or record['step'] == span.stop)
                 if record['growth']:
                     saves = True
                     progress.resume()
             if saves:
                 setup.checkpoints.save(step, current.state, current.meta())
     if stops and step < setup.plan.steps:
+        drawn.draw()
         setup.checkpoints.finish()
         raise Stopped(f'stopped and saved at step {step} of {setup.plan.steps} ({span.phase})')
 
@@ -95,6 +110,7 @@ def _look(setup, current, span, progress, step, metrics, sums):
     current.row['seconds'] += progress.update(step, figures)
     if record is not None:
         record['images_per_second'] = progress.images_per_second
+        record |= {key: current.row[key] for key in ('seconds', 'compile_seconds')}
         progress.evaluated(step, record)
     return record
 
@@ -138,9 +154,9 @@ def _figures(setup, step, metrics):
 
 
 def _record(setup, current, span, figures, metrics, sums):
-    """One line of metrics. Warns of a collapse."""
+    """One line of metrics. Warns of a collapse, and of a fall."""
     loss, valid_accuracy = session.means(sums)
-    arch, totals = devices.on_host((metrics['arch'], metrics['totals']))
+    arch, totals, gates = devices.on_host((metrics['arch'], metrics['totals'], metrics['gates']))
     current.told['train_flops'] += cost.training_flops(
         current.spec,
         setup.recipe(current.spec).weight_mode(span.phase),
@@ -151,19 +167,17 @@ def _record(setup, current, span, figures, metrics, sums):
     )
     analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'])
     current.told['genotype'] = analysis['genotype']
-    row = current.row
+    row, alarms, network = current.row, [], {}
     if row['valid_accuracy_first'] is None:
         row['valid_accuracy_first'] = valid_accuracy
-        _warn_of_fall(setup, current.told['phases'])
+        alarms += _fall(setup, current.told['phases'])
+        network = {'network': current.spec.to_json()}
     row['valid_accuracy_last'] = valid_accuracy
     idle = analysis['arch/skip_fraction'] + analysis['arch/none_fraction']
     if span.phase is not Phase.WARMUP and idle > setup.config.alarm.skip_share:
-        logger.warning(
-            'collapse: %.0f %% of the genotype is skip_connect or none (epoch %d of %s)',
-            100 * idle,
-            span.epoch_at(figures['step']),
-            span.phase,
-        )
+        alarms.append(f'collapse: {100 * idle:.0f} % of the genotype is skip_connect or none')
+    for alarm in alarms:
+        logger.warning('%s (epoch %d of %s)', alarm, span.epoch_at(figures['step']), span.phase)
     return {
         **figures,
         'epoch': span.epoch_at(figures['step']),
@@ -173,19 +187,31 @@ def _record(setup, current, span, figures, metrics, sums):
         **analysis,
         'params': session.count_parameters(current),
         'train_flops': current.told['train_flops'],
+        'alarms': alarms,
+        'gates': report.rounded(gates),
+        **network,
     }
 
 
-def _warn_of_fall(setup, rows):
+def _grown(current):
+    """The network after a growth, for the log."""
+    arch, gates = jax.device_get((current.state.arch, chain.gates(current.state.params)))
+    analysis = report.architecture_analysis(arch, current.spec)
+    return {
+        'network': current.spec.to_json(),
+        'gates': report.rounded(gates),
+        **{key: analysis[key] for key in ('genotype', 'arch/probabilities')},
+    }
+
+
+def _fall(setup, rows):
     """The ancestor's crisis: accuracy falls when the search begins (spec section 7)."""
     if len(rows) < 2 or rows[-2]['name'] != Phase.WARMUP:
-        return
+        return []
     before, after = rows[-2]['valid_accuracy_last'], rows[-1]['valid_accuracy_first']
-    if after < setup.config.alarm.fall * before:
-        logger.warning(
-            'fall: validation accuracy went from %.1f %% at the end of warmup to %.1f %% at the '
-            'first evaluation of %s',
-            100 * before,
-            100 * after,
-            rows[-1]['name'],
-        )
+    if after >= setup.config.alarm.fall * before:
+        return []
+    return [
+        f'fall: validation accuracy went from {100 * before:.1f} % at the end of warmup to '
+        f'{100 * after:.1f} % at the first evaluation of {rows[-1]["name"]}'
+    ]

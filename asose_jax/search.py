@@ -24,6 +24,7 @@ from asose_jax import (
     interrupt,
     loop,
     optim,
+    page,
     phases,
     report,
     results,
@@ -126,12 +127,19 @@ def _run(config, workdir, console, images, plan, origin, asked, table):
         started = checkpoints.latest() is not None
         current = start.resume(setup) if started else start.begin(setup, origin)
         log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
+        if setup.writes:
+            text = json.dumps(results.surroundings(setup), indent=2) + '\n'
+            place.write_atomically(workdir / 'run.json', text)
+        drawn = page.Page(workdir, setup.writes)
+        drawn.draw()
         while current.step < plan.steps:
             _enter(setup, current)
-            loop.train_phase(setup, current, log)
+            loop.train_phase(setup, current, log, drawn)
         if not current.spec.is_derived():
             _derive(setup, current)
-        return results.write(setup, current)
+        summary = results.write(setup, current)
+        drawn.draw()
+        return summary
 
 
 def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:

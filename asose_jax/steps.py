@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from asose_jax import batches
+from asose_jax import batches, chain
 from asose_jax.model import Mode, SuperNet
 from asose_jax.phases import Phase, Plan
 from asose_jax.state import SearchState, Totals
@@ -69,7 +69,7 @@ def train_steps(
 
     Returns:
       The new state, the same on every device; and per device what the host wants to look at: the
-      totals since the last evaluation, the longest streak of skipped steps, and alpha.
+      totals since the last evaluation, the longest streak of skipped steps, alpha, and the gates.
     """
 
     def body(slot, state):
@@ -81,6 +81,7 @@ def train_steps(
         'totals': state.totals,
         'longest_streak': state.longest_streak,
         'arch': state.arch,
+        'gates': chain.gates(state.params),
     }
     return state, metrics
 
