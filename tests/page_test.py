@@ -95,7 +95,9 @@ def test_page_says_what_the_run_came_to(runs):
     found = Parsed(text_of(runs['chain']))
     assert f'{100 * summary["test_accuracy"]:.1f} %' in found.sections['numbers']
     assert 'G1: a new block 2, after evaluation 27' in found.sections['growth']
-    assert found.sections['growth'].count('before: 3 blocks') == 2  # heading and title of the drawing
+    assert (
+        found.sections['growth'].count('before: 3 blocks') == 2
+    )  # heading and title of the drawing
     assert 'collapse: 83 % of the genotype is skip_connect' in found.sections['alarms']
     assert '(evaluations 8–9, 12)' in found.sections['alarms']
     assert 'block 1, branch 1' in found.sections['alpha']
