@@ -135,7 +135,7 @@ def lines(
         'rows': [{'y': y(value), 'label': label(value)} for value in bounds],
         'lines': [{'path': _path(line.values, box, y), 'style': line.style} for line in given],
         'point': None if point is None else {'x': box.right, 'y': y(point)},
-        'empty': not known,
+        'empty': not any(v is not None for line in given for v in line.values),
     }
 
 

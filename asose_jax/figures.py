@@ -67,12 +67,13 @@ def curves(record: Record) -> dict[str, Any]:
         series = [
             Line(name, _searched(record, key), style)
             for (key, name), style in zip(names.items(), _STYLES, strict=False)
+            if record.last(key) is not None
         ]
         told = ''.join(words.course(line.name, line.values, show) for line in series)
         chart = charts.lines(record, title, f'{title}. {told}', series, **how)
         chart['legend'] = [(line.style, line.name) for line in series]
         made.append(chart)
-        if len(series) == 1:
+        if len(names) == 1 and series:
             columns[title] = (series[0].values, show)
     return {'charts': made, 'table': words.table(record, columns)}
 
@@ -156,9 +157,8 @@ def networks(record: Record) -> dict[str, Any] | None:
     newest = record.newest_network()
     if newest is None:
         return None
-    role = '' if record.summary else 'so far'
     return {
-        'drawings': drawing.draw(newest, role=role),
+        'drawings': drawing.draw(newest),
         'modules': drawing.modules(newest.spec),
         'derived': newest.spec.is_derived(),
     }

@@ -17,10 +17,10 @@ def head(record: Record) -> dict[str, Any]:
         state = f'Not finished: {last["phase"]}, epoch {last.get("epoch", "?")} of {planned}.'
     if record.unread:
         state += f' {record.unread} lines of metrics.jsonl cannot be read and are left out.'
-    known = ('data.name', 'model.space', 'search.estimator', 'seed')
-    facts = [(key, words.shown(c[key])) for key in known if key in c]
-    searched = any(stretch.name != 'optimize' for stretch in record.stretches)
-    kind = 'architecture search' if searched or not lines else 'training from scratch'
+    searches = not lines or any(stretch.name != 'optimize' for stretch in record.stretches)
+    known = ('data.name', 'model.space', 'search.estimator' if searches else 'genotype', 'seed')
+    facts = [(key, words.shown(c[key])) for key in known if c.get(key) is not None]
+    kind = 'architecture search' if searches else 'training from scratch'
     return {'name': record.name, 'state': state, 'facts': facts, 'kind': kind}
 
 
@@ -44,8 +44,6 @@ def numbers(record: Record) -> list[dict[str, str]]:
             'of the network',
         ),
         ('Multiply-adds', plain(adds), 'for one image' if s else 'at the end'),
-        ('Entropy of α', plain(sure), 'nats, while it was searched'),
-        ('Growths', str(len(record.growths)), 'in depth, width or branches'),
         (
             'Training',
             seconds(spent) if rows else NOTHING,
@@ -57,6 +55,10 @@ def numbers(record: Record) -> list[dict[str, str]]:
             'floating-point operations',
         ),
     ]
+    if sure is not None:
+        given.append(('Entropy of α', plain(sure), 'nats, while it was searched'))
+    if record.growths:
+        given.append(('Growths', str(len(record.growths)), 'in depth, width or branches'))
     return [{'name': name, 'value': value, 'note': note} for name, value, note in given]
 
 

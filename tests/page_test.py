@@ -24,7 +24,7 @@ SECTIONS = (
 SHORT = {'warmup.epochs': 2, 'search.epochs': 3, 'optimize.epochs': 2}
 RUNS = {
     'chain': {},
-    'begun': {'finished': False, **SHORT},
+    'begun': {'finished': False, **SHORT, 'growth.epochs': 2},
     'nasbench201': {'preset': 'nasbench201', **SHORT},
     'darts': {'preset': 'darts', **SHORT},
     'retrained': {'preset': 'darts', 'warmup.epochs': 0, 'search.epochs': 0, 'optimize.epochs': 4},
@@ -95,16 +95,14 @@ def test_page_says_what_the_run_came_to(runs):
     found = Parsed(text_of(runs['chain']))
     assert f'{100 * summary["test_accuracy"]:.1f} %' in found.sections['numbers']
     assert 'G1: a new block 2, after evaluation 27' in found.sections['growth']
-    assert (
-        found.sections['growth'].count('before: 3 blocks') == 2
-    )  # heading and title of the drawing
+    assert {'before: 3 blocks', 'after: 4 blocks'} <= set(found.sections['growth'].splitlines())
     assert 'collapse: 83 % of the genotype is skip_connect' in found.sections['alarms']
     assert '(evaluations 8–9, 12)' in found.sections['alarms']
     assert 'block 1, branch 1' in found.sections['alpha']
     assert 'gate 0.75' in found.sections['network']
     assert '5 of 5' in found.sections['time']
     assert 'jax 0.10.2' in found.sections['setup']
-    assert 'Not finished: search, epoch 1 of 3.' in Parsed(text_of(runs['begun'])).text
+    assert 'Not finished: search, epoch 2 of 3.' in Parsed(text_of(runs['begun'])).text
 
 
 def test_page_loads_nothing_and_runs_no_script(runs):
