@@ -1,7 +1,7 @@
 """Runs a search: python main.py --config=configs/search.py[:digits] --workdir=DIR.
 
 --mode=retrain --config.genotype=FILE trains from scratch what was found; --config.seeds="(0, 1)"
-runs several searches.
+runs several searches; --mode=report --workdir=DIR draws the page of a run again.
 
 The same command again goes on where a stopped run was.
 """
@@ -17,7 +17,7 @@ import rich.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from asose_jax import many, process, retrain, search
+from asose_jax import many, page, process, retrain, search
 from asose_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,9 +26,9 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_enum(
     'mode',
     'search',
-    ['search', 'retrain'],
+    ['search', 'retrain', 'report'],
     'search: all phases. retrain: the network of --config.genotype from scratch, by the recipe in '
-    'config.retrain.',
+    'config.retrain. report: nothing is trained; report.html is drawn again from the workdir.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
@@ -43,10 +43,14 @@ _SILENT_SECONDS = 30  # after which a host counts as lost
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
-    _join_hosts()
+    if _MODE.value != 'report':
+        _join_hosts()
     console = rich.console.Console(stderr=True)
     logger = process.prepare(_handler(console))
     try:
+        if _MODE.value == 'report':
+            logger.info('%s', page.rebuild(_WORKDIR.value))
+            return
         config = _CONFIG.value
         if _MODE.value == 'retrain':
             config = retrain.config_of(config)

@@ -139,6 +139,14 @@ class Block(nn.Module):
         return y
 
 
+def gates(params: Mapping[str, Any]) -> list[list[Any]]:
+    """The gates in `params`, scalars, by block and branch; empty in other spaces."""
+    found = []
+    while (block := params.get(f'block_{len(found)}')) is not None:
+        found.append([block[f'gate_{i}'] for i in range(sum('gate_' in name for name in block))])
+    return found
+
+
 def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
     """Stem and blocks, inside of the module that calls it: the features after each block."""
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)

@@ -7,7 +7,19 @@ import logging
 import jax
 import numpy as np
 
-from asose_jax import batches, cost, curvature, devices, genotype, growing, report, session, state
+from asose_jax import (
+    batches,
+    chain,
+    cost,
+    curvature,
+    devices,
+    genotype,
+    growing,
+    page,
+    report,
+    session,
+    state,
+)
 from asose_jax.errors import Stopped, UserError
 from asose_jax.estimators import ESTIMATORS
 from asose_jax.phases import Phase, Span
@@ -20,7 +32,7 @@ _TRAIN, _VALID = 0, 1
 _CALL_SECONDS = 2.0  # of training in one call, at most
 
 
-def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
+def train_phase(setup: Setup, current: Current, log: report.MetricsLog, drawn: page.Page) -> None:
     """Goes from the current step to the end of its phase, or of a search that ends early.
 
     What a chunk or an evaluation came to is looked at when the next chunk is queued, so that the
@@ -77,13 +89,18 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog) -> None:
                     continue
                 record['growth'] = growing.consider(setup, current, span, record, batch)
                 halted = curvature.consider(setup, current, span, record)
+                if record['growth']:
+                    record['grown'] = _grown(current)
                 log.write(record)
-                saves = saves or halted or bool(record['growth'])
+                ended = halted or bool(record['growth']) or record['step'] == span.stop
+                drawn.draw(at_once=ended)
+                saves = saves or ended
                 if record['growth'] or 'arch/eigenvalue' in record:
                     progress.resume()
             if saves:
                 setup.checkpoints.save(step, current.state, current.meta())
     if stops and step < setup.plan.steps:
+        drawn.draw()
         setup.checkpoints.finish()
         raise Stopped(f'stopped and saved at step {step} of {setup.plan.steps} ({span.phase})')
 
@@ -105,6 +122,7 @@ def _look(setup, current, span, progress, step, metrics, sums):
     current.row['seconds'] += progress.update(step, figures)
     if record is not None:
         record['images_per_second'] = progress.images_per_second
+        record |= {key: current.row[key] for key in ('seconds', 'compile_seconds')}
         progress.evaluated(step, record)
     return record
 
@@ -151,9 +169,9 @@ def _figures(setup, step, metrics):
 
 
 def _record(setup, current, span, figures, metrics, sums):
-    """One line of metrics. Warns of a collapse."""
+    """One line of metrics. Warns of a collapse, and of a fall."""
     loss, valid_accuracy = session.means(sums)
-    arch, totals = devices.on_host((metrics['arch'], metrics['totals']))
+    arch, totals, gates = devices.on_host((metrics['arch'], metrics['totals'], metrics['gates']))
     current.told['train_flops'] += cost.training_flops(
         current.spec,
         setup.recipe(current.spec).weight_mode(span.phase),
@@ -169,19 +187,17 @@ def _record(setup, current, span, figures, metrics, sums):
         expected['cost/expected'] = float(setup.budget.expected(current.spec, rows))
     analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'])
     current.told['genotype'] = analysis['genotype']
-    row = current.row
+    row, alarms, network = current.row, [], {}
     if row['valid_accuracy_first'] is None:
         row['valid_accuracy_first'] = valid_accuracy
-        _warn_of_fall(setup, current.told['phases'])
+        alarms += _fall(setup, current.told['phases'])
+        network = {'network': current.spec.to_json()}
     row['valid_accuracy_last'] = valid_accuracy
     idle = analysis['arch/skip_fraction'] + analysis['arch/none_fraction']
     if span.phase is not Phase.WARMUP and idle > setup.config.alarm.skip_share:
-        logger.warning(
-            'collapse: %.0f %% of the genotype is skip_connect or none (epoch %d of %s)',
-            100 * idle,
-            span.epoch_at(figures['step']),
-            span.phase,
-        )
+        alarms.append(f'collapse: {100 * idle:.0f} % of the genotype is skip_connect or none')
+    for alarm in alarms:
+        logger.warning('%s (epoch %d of %s)', alarm, span.epoch_at(figures['step']), span.phase)
     return {
         **figures,
         'epoch': span.epoch_at(figures['step']),
@@ -192,19 +208,31 @@ def _record(setup, current, span, figures, metrics, sums):
         **expected,
         'params': session.count_parameters(current),
         'train_flops': current.told['train_flops'],
+        'alarms': alarms,
+        'gates': report.rounded(gates),
+        **network,
     }
 
 
-def _warn_of_fall(setup, rows):
+def _grown(current):
+    """The network after a growth, for the log."""
+    arch, gates = jax.device_get((current.state.arch, chain.gates(current.state.params)))
+    analysis = report.architecture_analysis(arch, current.spec)
+    return {
+        'network': current.spec.to_json(),
+        'gates': report.rounded(gates),
+        **{key: analysis[key] for key in ('genotype', 'arch/probabilities')},
+    }
+
+
+def _fall(setup, rows):
     """The ancestor's crisis: accuracy falls when the search begins (spec section 7)."""
     if len(rows) < 2 or rows[-2]['name'] != Phase.WARMUP:
-        return
+        return []
     before, after = rows[-2]['valid_accuracy_last'], rows[-1]['valid_accuracy_first']
-    if after < setup.config.alarm.fall * before:
-        logger.warning(
-            'fall: validation accuracy went from %.1f %% at the end of warmup to %.1f %% at the '
-            'first evaluation of %s',
-            100 * before,
-            100 * after,
-            rows[-1]['name'],
-        )
+    if after >= setup.config.alarm.fall * before:
+        return []
+    return [
+        f'fall: validation accuracy went from {100 * before:.1f} % at the end of warmup to '
+        f'{100 * after:.1f} % at the first evaluation of {rows[-1]["name"]}'
+    ]

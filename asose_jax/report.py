@@ -38,8 +38,8 @@ def architecture_analysis(
       JSON values: `arch/entropy` (mean, nats) and `arch/entropies` (per row of alpha),
       `arch/confidence` (mean of the largest probabilities), `arch/skip_fraction`,
       `arch/none_fraction` and `arch/param_free_fraction` (of the operations that are used),
-      `arch/counts` (per operation), `arch/changed` (numbers of the blocks, or nodes of cells, whose
-      choice changed), `genotype`.
+      `arch/counts` (per operation), `arch/probabilities` (the rows, to four digits),
+      `arch/changed` (numbers of the blocks, or nodes of cells, whose choice changed), `genotype`.
     """
     rows = genotype.probabilities(spec, arch)
     chosen = genotype.most_likely(spec, arch)
@@ -58,9 +58,18 @@ def architecture_analysis(
         'arch/none_fraction': share({'none'}),
         'arch/param_free_fraction': share(ops.PARAMETER_FREE),
         'arch/counts': dict(collections.Counter(used)),
+        'arch/probabilities': [np.round(row.astype(float), 4).tolist() for row in rows],
         'arch/changed': [i for i, (now, then) in enumerate(pairs) if now != then],
         'genotype': chosen.to_json(),
     }
+
+
+def rounded(gates: list[list[Any]]) -> list[list[float | None]]:
+    """Gates as JSON, to four digits; `None` where one is not finite."""
+    return [
+        [round(float(gate), 4) if math.isfinite(gate) else None for gate in block]
+        for block in gates
+    ]
 
 
 class MetricsLog:

@@ -17,6 +17,21 @@ from asose_jax.session import Current, Setup
 logger = logging.getLogger('asose_jax')
 
 
+def surroundings(setup: Setup) -> dict[str, Any]:
+    """What a run is made of and with, as in run.json."""
+    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    return {
+        'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
+        'classes': list(setup.data.class_names),  # in the order of the network's outputs
+        'versions': {
+            'python': platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        'devices': [str(device) for device in jax.devices()],
+        'command': shlex.join(['python', *sys.argv]),
+    }
+
+
 def write(setup: Setup, current: Current) -> dict[str, Any]:
     """Evaluates the derived network, and writes genotype and summary.
 
@@ -33,7 +48,6 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
     test_accuracy = session.accuracy(setup, current, setup.data.test)
     valid_accuracy = session.accuracy(setup, current, setup.data.valid)
     chosen = genotype.most_likely(current.spec, {})
-    packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     summary = {
         'test_accuracy': test_accuracy,
         'valid_accuracy': valid_accuracy,
@@ -41,16 +55,9 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
         'flops_per_image': cost.forward_flops(current.spec),
         'multiply_adds': cost.multiply_adds(current.spec),
         'train_flops': current.told['train_flops'],
-        'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
-        'classes': list(setup.data.class_names),  # in the order of the network's outputs
         'genotype': chosen.to_json(),
         'seed': setup.config.seed,
-        'versions': {
-            'python': platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in packages},
-        },
-        'devices': [str(device) for device in jax.devices()],
-        'command': shlex.join(['python', *sys.argv]),
+        **surroundings(setup),
         'phases': current.told['phases'],
         'growth': current.told['growth'],
         'halted': current.told['halted'],

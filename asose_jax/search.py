@@ -27,6 +27,7 @@ from asose_jax import (
     loop,
     nats,
     optim,
+    page,
     phases,
     report,
     results,
@@ -68,7 +69,7 @@ def run(
         allocator.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
     flat = rules.flatten(config)
-    require_same_config(flat, workdir)
+    rules.require_same(flat, workdir)
     with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:
         images = load_data(config)
         plan = make_plan(config, len(images.train))
@@ -141,14 +142,21 @@ def _run(config, workdir, console, images, plan, origin, asked, table, budget):
         current = start.resume(setup) if started else start.begin(setup, origin)
         setup.settle(current.spec)
         log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
+        if setup.writes:
+            text = json.dumps(results.surroundings(setup), indent=2) + '\n'
+            place.write_atomically(workdir / 'run.json', text)
+        drawn = page.Page(workdir, setup.writes)
+        drawn.draw()
         setup = _as_halted(setup, current)
         while current.step < setup.plan.steps:
             _enter(setup, current)
-            loop.train_phase(setup, current, log)
+            loop.train_phase(setup, current, log, drawn)
             setup = _as_halted(setup, current)
         if not current.spec.is_derived():
             _derive(setup, current)
-        return results.write(setup, current)
+        summary = results.write(setup, current)
+        drawn.draw()
+        return summary
 
 
 def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
@@ -187,39 +195,6 @@ def make_optimizer(
         arch_b2=a.b2,
         arch_weight_decay=a.weight_decay,
     )
-
-
-def require_same_config(
-    flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ...] = ()
-) -> None:
-    """Refuses a workdir with a run of another config.
-
-    Args:
-      flat: the config, see `config.flatten`.
-      workdir: of the run.
-      but: fields that may differ.
-
-    Raises:
-      UserError: names the fields that differ.
-    """
-    path = workdir / 'config.json'
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text(encoding='utf-8'))
-        differing = [d for d in rules.differences(flat, before) if d.split(':')[0] not in but]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f'{path} cannot be read ({type(error).__name__}: {error}). If this command is that of '
-            'the run in there, delete the file; otherwise choose another --workdir.'
-        ) from error
-    if differing:
-        raise UserError(
-            f'{workdir} holds a run with another config:\n  '
-            + '\n  '.join(differing)
-            + '\nGo on with the old values, or choose another --workdir (--config.init_from='
-            f'{workdir} starts there from what this run has learned).'
-        )
 
 
 def load_data(config: ml_collections.ConfigDict) -> data.Data:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from asose_jax import batches, optim, unrolled
+from asose_jax import batches, chain, optim, unrolled
 from asose_jax.model import Mode
 from asose_jax.phases import Phase
 from asose_jax.recipe import AXIS, Recipe
@@ -33,7 +33,7 @@ def train_steps(
 
     Returns:
       The new state, the same on every device; and per device what the host wants to look at: the
-      totals since the last evaluation, the longest streak of skipped steps, and alpha.
+      totals since the last evaluation, the longest streak of skipped steps, alpha, and the gates.
     """
 
     def body(slot, state):
@@ -46,6 +46,7 @@ def train_steps(
         'totals': state.totals,
         'longest_streak': state.longest_streak,
         'arch': state.arch,
+        'gates': chain.gates(state.params),
     }
     return state, metrics
 

@@ -9,7 +9,18 @@ import chex
 import pytest
 from search_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
-from asose_jax import batches, devices, growing, growth, results, search, spaces, state
+from asose_jax import (
+    batches,
+    devices,
+    growing,
+    growth,
+    page,
+    record,
+    results,
+    search,
+    spaces,
+    state,
+)
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs import scratch
@@ -113,6 +124,21 @@ def test_run_grows_in_turn_and_tells_it_in_metrics_and_summary(grown):
     assert len(spec.blocks) == 3
     assert summary['train_flops'] == lines[-1]['train_flops'] > lines[-2]['train_flops'] > 0
     assert sum(growth.stage_channels(spec)) > 12
+
+
+def test_page_has_the_networks_before_and_after_each_growth(grown):
+    told = record.read(grown[0])
+    deeper, wider = told.growths
+    where = deeper.event['where']
+    assert len(deeper.after.spec.blocks) == len(deeper.before.spec.blocks) + 1
+    assert deeper.after.gates[where] == [0.0]  # the new block does nothing yet
+    assert [len(row) for row in deeper.after.probabilities] == [2, 2, 2]
+    assert growth.stage_channels(wider.after.spec) != growth.stage_channels(wider.before.spec)
+    assert wider.after.chosen == wider.before.chosen
+    text = (grown[0] / page.NAME).read_text(encoding='utf-8')
+    assert f'G1: a new block {where}' in text
+    for title in ('before: 2 blocks', 'after: 3 blocks', 'before: 3 blocks'):
+        assert title in text
 
 
 def test_each_grown_network_is_compiled_once(grown):

@@ -12,7 +12,7 @@ import chex
 import pytest
 from checkpoint_test import flip
 from command import FIELDS, Run, says
-from search_test import final_state, lines_of, summary_of, tiny
+from search_test import final_state, lines_of, page_of, summary_of, tiny
 
 
 @pytest.fixture(scope='module')
@@ -39,6 +39,7 @@ def _assert_same_end(workdir, whole):
     chex.assert_trees_all_equal(state[2], expected[2][2])
     texts = [(place / 'genotype.json').read_text() for place in (workdir, whole[0])]
     assert texts[0] == texts[1]
+    assert page_of(workdir) == page_of(whole[0])
 
 
 def _more(run):

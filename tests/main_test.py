@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import recorded
 
 from asose_jax import chain, norm, ops, search, spaces
 from configs.search import get_config
@@ -59,6 +60,14 @@ def test_missing_workdir_is_asked_for(root):
     done = _main(root, '--config=configs/search.py:digits')
     assert '--workdir' in done.stdout + done.stderr
     assert done.returncode != 0
+
+
+def test_page_of_a_run_is_drawn_again_by_one_command_without_a_config(root, tmp_path):
+    recorded.write(tmp_path / 'run', **{'search.epochs': 2})
+    done = _main(root, '--mode=report', f'--workdir={tmp_path / "run"}')
+    assert done.returncode == 0, done.stderr
+    assert str(tmp_path / 'run' / 'report.html') in done.stderr
+    assert (tmp_path / 'run' / 'report.html').read_text().startswith('<!DOCTYPE html>')
 
 
 @pytest.mark.slow

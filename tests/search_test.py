@@ -1,5 +1,6 @@
 """The whole program on digits: the workdir, stop-and-resume (law 10), alarms, errors."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -16,6 +17,8 @@ from asose_jax import (
     devices,
     genotype,
     model,
+    page,
+    record,
     search,
     session,
     spaces,
@@ -87,6 +90,13 @@ def summary_of(workdir):
     return summary
 
 
+def page_of(workdir):
+    """The page of a run if nothing took time, whatever the command and the directory."""
+    told = record.read(workdir)
+    told = dataclasses.replace(told, name='', lines=lines_of(workdir), summary=summary_of(workdir))
+    return page.render(dataclasses.replace(told, run={**told.run, 'command': ''}))
+
+
 def final_state(workdir, config):
     """The newest checkpoint, and its description."""
     with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
@@ -109,7 +119,11 @@ def whole(tmp_path_factory):
 def test_workdir_holds_what_was_promised(whole):
     workdir, summary = whole
     names = {path.name for path in workdir.iterdir()}
-    assert names == {'checkpoints', 'config.json', 'genotype.json', 'metrics.jsonl', 'summary.json'}
+    assert names == {
+        'checkpoints',
+        *('config.json', 'genotype.json', 'metrics.jsonl', 'report.html', 'run.json'),
+        'summary.json',
+    }
     assert json.loads((workdir / 'summary.json').read_text()) == summary
     promised = {'test_accuracy', 'valid_accuracy', 'params', 'genotype', 'seed', 'versions'}
     assert promised | {'command', 'phases'} <= set(summary)
@@ -144,6 +158,22 @@ def test_every_evaluation_writes_one_line(whole):
     assert [line['tau'] is None for line in lines] == [True, False, False, False, False]
     assert lines[-1]['params'] < lines[0]['params']
     assert lines[-1]['arch/entropy'] == 0
+
+
+def test_page_is_that_of_the_files_that_the_run_has_left(whole):
+    workdir, summary = whole
+    text = (workdir / page.NAME).read_text(encoding='utf-8')
+    assert text == page.render(record.read(workdir))
+    assert 'Finished.' in text
+    assert f'{100 * summary["test_accuracy"]:.1f} %' in text
+    told = record.read(workdir)
+    assert [network.spec.is_derived() for network in told.networks] == [False] * 4 + [True]
+    assert [(track.group, sorted(track.columns)) for track in told.tracks()] == [
+        (0, [0, 1, 2, 3]),
+        (1, [0, 1, 2, 3]),
+    ]
+    assert all(len(block) == 1 for network in told.networks for block in network.gates)
+    json.loads((workdir / 'run.json').read_text())['classes'].index('7')
 
 
 class Killed(BaseException):

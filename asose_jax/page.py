@@ -1,0 +1,107 @@
+"""report.html: all that a run has come to on one page, drawn from the files of its workdir.
+
+The page is a function of these files alone, so it can be drawn again at any time
+(`--mode=report`). It loads nothing and runs no script.
+"""
+
+import functools
+import logging
+import pathlib
+import time
+
+import jinja2
+
+from asose_jax import figures, record, sections, workdir
+from asose_jax.errors import UserError
+
+logger = logging.getLogger('asose_jax')
+
+NAME = 'report.html'
+_SHARE = 0.02  # of the time of a run, at most, goes into pages between the ends of phases
+
+
+class Page:
+    """The page of a run, drawn again while it runs. What goes wrong here never stops the run.
+
+    Args:
+      directory: the workdir.
+      writes: whether this process is the one, of those on many hosts, that writes.
+    """
+
+    def __init__(self, directory: pathlib.Path, writes: bool = True):
+        self._directory, self._writes = directory, writes
+        self._free = 0.0  # when the next page may be drawn
+
+    def draw(self, at_once: bool = True) -> None:
+        """Draws the page; unless `at_once`, only if the last one is old enough for its cost."""
+        start = time.monotonic()
+        if not self._writes or (start < self._free and not at_once):
+            return
+        try:
+            write(self._directory)
+        except Exception as error:  # a page is worth no run, whatever is wrong with it
+            logger.warning('%s was not drawn: %s: %s', NAME, type(error).__name__, error)
+        end = time.monotonic()
+        self._free = end + (end - start) / _SHARE
+
+
+def write(directory: pathlib.Path) -> None:
+    """Draws the page of the run in `directory`, and writes it there."""
+    workdir.write_atomically(directory / NAME, render(record.read(directory)))
+
+
+def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
+    """Draws the page of a run that is there already, which may be at work.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: there is no run, or there are several.
+    """
+    directory = pathlib.Path(directory).expanduser()
+    path = directory / 'config.json'
+    if not path.exists():
+        raise UserError(f'{directory} holds no run: there is no config.json. Name the --workdir.')
+    if record.read(directory).config.get('seeds'):
+        each = sorted(str(found.parent) for found in directory.glob('**/metrics.jsonl'))
+        raise UserError(
+            f'{directory} holds several runs; name one of them as --workdir:\n  '
+            + '\n  '.join(each)
+        )
+    try:
+        write(directory)
+    except OSError as error:
+        raise UserError(f'{error.filename or directory}: {error.strerror or error}') from error
+    return directory / NAME
+
+
+def render(told: record.Record) -> str:
+    """The page, as text."""
+    return _template().render(
+        head=sections.head(told),
+        numbers=sections.numbers(told),
+        accuracy=figures.accuracy(told),
+        curves=figures.curves(told),
+        choices=figures.choices(told),
+        counts=figures.counts(told),
+        networks=figures.networks(told),
+        growths=sections.growths(told),
+        alarms=sections.alarms(told),
+        guards=sections.guards(told),
+        phases=sections.phases(told),
+        setup=sections.setup(told),
+        legend=figures.legend(),
+    )
+
+
+@functools.cache
+def _template():
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template('report.html.jinja')
