@@ -204,16 +204,17 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.cutout = 0  # it would cover a digit
         retrain.drop_path = retrain.second_head = 0.0
 
-    if preset == 'folder':  # hundreds to some ten thousand pictures of 32 to 96 pixels a side
+    if preset == 'folder':  # from hundreds of pictures to some ten thousand, 32 to 96 pixels a side
         config.batch_size = 64  # small sets need steps more than wide batches
         data.name = 'folder'
         model.channels = 32
         model.depth = 4
         model.reductions = (1, 2, 3)  # pooled from an eighth of the side
-        warmup.epochs = 5
+        warmup.epochs = 15  # many short epochs: a thousand pictures make 12 steps
+        search.epochs = 45
         growth.epochs = 20
         growth.patience = 3
-        optimize.epochs = 30
+        optimize.epochs = 40
         retrain.epochs = 100
         retrain.batch_size = 64
         retrain.cutout = 0  # a good side for it depends on the pictures
