@@ -91,8 +91,8 @@ def summary_of(workdir):
 
 
 def page_of(workdir):
-    """The page of a run if nothing took time, whatever the command and the directory."""
-    told = record.read(workdir)
+    """The page of a run if nothing took time, whatever its command, directory and config are."""
+    told = dataclasses.replace(record.read(workdir), config={})
     told = dataclasses.replace(told, name='', lines=lines_of(workdir), summary=summary_of(workdir))
     return page.render(dataclasses.replace(told, run={**told.run, 'command': ''}))
 
