@@ -67,9 +67,9 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     config.weights = weights = ml_collections.ConfigDict()  # SGD
     weights.lr = 0.025  # at the start; one cosine over all weight updates of the run
-    weights.lr_end = 1e-4
-    weights.momentum = 0.9
-    weights.weight_decay = 3e-4
+    weights.lr_end = 1e-4  # at the end of the cosine
+    weights.momentum = 0.9  # of SGD
+    weights.weight_decay = 3e-4  # L2, added to the gradient
     weights.clip = config_dict.placeholder(float)  # largest norm of the gradient; default: any
 
     config.arch = arch = ml_collections.ConfigDict()  # alpha: its start, and Adam
@@ -77,17 +77,17 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     arch.none_bias = -2.0  # alpha of none at the start
     arch.skip_bias = 1.0  # alpha of skip_connect at the start
     arch.lr = config_dict.placeholder(float)  # at the start of one cosine; default: from the travel
-    arch.lr_end = 1e-5
+    arch.lr_end = 1e-5  # at the end of the cosine
     arch.travel = 4.0  # sum of the learning rates of the run: how far Adam can move a logit
-    arch.b1 = 0.5
-    arch.b2 = 0.999
-    arch.weight_decay = 1e-3
+    arch.b1 = 0.5  # decay of Adam's first moment
+    arch.b2 = 0.999  # and of its second
+    arch.weight_decay = 1e-3  # decoupled, as AdamW has it
     arch.anchor = 0.0  # drnas: weight of its regulariser; take arch.weight_decay=0 with it
     arch.samples = 1  # draws in an alpha step, whose gradients are averaged
     arch.micro_batches = 1  # parts of a batch, one after another, in alpha steps: less memory
 
     config.warmup = warmup = ml_collections.ConfigDict()
-    warmup.epochs = 10
+    warmup.epochs = 10  # weights only
     warmup.operations = 'skip'  # skip_connect only; 'uniform': any operation, all equally often
 
     config.search = search = ml_collections.ConfigDict()
@@ -98,9 +98,9 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.estimator = 'straight_through'  # or gdas, reinmax; mixtures: gumbel, softmax, drnas
     search.second_order = False  # alpha steps of mixtures look one weight step ahead: exact, slower
     search.noise = 'unit'  # 'unit': draws follow softmax(alpha); 'temperature': softmax(alpha/tau)
-    search.tau_start = 0.8
+    search.tau_start = 0.8  # temperature of the first draw
     search.tau_rate = 0.98  # factor of one decay
-    search.tau_floor = 0.1
+    search.tau_floor = 0.1  # lowest temperature
     search.anneal_every = config_dict.placeholder(int)  # alpha updates per decay; default: spread
     search.transition_noise = 0.05  # added to alpha when the search begins
     search.auxiliary_skip = False  # a skip beside every mixed operation, fading in search: DARTS-
@@ -118,7 +118,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.selection = 'argmax'  # of alpha; 'perturbation': what accuracy misses most (DARTS-PT)
 
     config.growth = growth = ml_collections.ConfigDict()
-    growth.epochs = 40
+    growth.epochs = 40  # of search in which the network grows
     growth.kinds = ('depth', 'width')  # in turn, also 'branch'; 'auto': best gain per parameter
     growth.where = 'score'  # where the gradient promises most; 'last' block or stage; 'random'
     growth.threshold = 0.02  # validation accuracy that is better by less does not count, ...
@@ -134,24 +134,22 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     growth.max_params = config_dict.placeholder(int)  # of the network that trains; default: any
 
     config.optimize = optimize = ml_collections.ConfigDict()
-    optimize.epochs = 20
+    optimize.epochs = 20  # of the derived network
     optimize.drop_path = 0.0  # share of images that an operation is left out for, at the end
     optimize.second_head = 0.0  # weight of a second head's loss, in networks trained from scratch
 
-    config.retrain = retrain = (
-        ml_collections.ConfigDict()
-    )  # what --mode=retrain sets, as DARTS does
+    config.retrain = retrain = ml_collections.ConfigDict()  # what --mode=retrain puts in place
     retrain.epochs = 600  # of optimize
-    retrain.batch_size = 96
+    retrain.batch_size = 96  # over all devices
     retrain.channels = config_dict.placeholder(int)  # of model; default: as they are
     retrain.depth = config_dict.placeholder(int)  # of model; default: as it is
     retrain.reductions = config_dict.placeholder(tuple)  # of model; default: as they are
     retrain.lr = 0.025  # of weights
-    retrain.lr_end = 0.0
-    retrain.clip = 5.0
+    retrain.lr_end = 0.0  # of weights
+    retrain.clip = 5.0  # of weights; None: none
     retrain.cutout = 16  # of data
     retrain.drop_path = 0.2  # of optimize
-    retrain.second_head = 0.4
+    retrain.second_head = 0.4  # of optimize
 
     config.guard = guard = ml_collections.ConfigDict()
     guard.max_consecutive = 10  # steps in a row with a gradient that is not finite, then stop

@@ -1,0 +1,116 @@
+"""docs/config.md, made from the program: PYTHONPATH=. python tests/docs_test.py writes it."""
+
+import ast
+import io
+import pathlib
+import re
+import tokenize
+
+from asose_jax import config as rules
+from configs import search
+
+# Where a default, or the field itself, comes from; fields without a line are this program's own.
+SOURCES = {
+    'data.cutout': '[cutout](https://arxiv.org/abs/1708.04552)',
+    'weights.lr': '[DARTS](https://arxiv.org/abs/1806.09055)',
+    'weights.momentum': '[DARTS](https://arxiv.org/abs/1806.09055)',
+    'weights.weight_decay': '[DARTS](https://arxiv.org/abs/1806.09055)',
+    'arch.b1': '[DARTS](https://arxiv.org/abs/1806.09055)',
+    'arch.b2': '[DARTS](https://arxiv.org/abs/1806.09055)',
+    'arch.weight_decay': '[DARTS](https://arxiv.org/abs/1806.09055)',
+    'warmup.operations': '[SPOS](https://arxiv.org/abs/1904.00420)',
+    'search.estimator': 'README, Estimators',
+    'search.second_order': '[DARTS](https://arxiv.org/abs/1806.09055)',
+    'arch.anchor': '[DrNAS](https://arxiv.org/abs/2006.10355)',
+    'search.auxiliary_skip': '[DARTS-](https://arxiv.org/abs/2009.01027)',
+    'search.partial_channels': '[PC-DARTS](https://arxiv.org/abs/1907.05737)',
+    'search.early_stop': '[R-DARTS](https://arxiv.org/abs/1909.09656)',
+    'search.stop_window': '[R-DARTS](https://arxiv.org/abs/1909.09656)',
+    'search.stop_ratio': '[R-DARTS](https://arxiv.org/abs/1909.09656)',
+    'search.selection': '[DARTS-PT](https://arxiv.org/abs/2108.04392)',
+    'cost': '[TuNAS](https://arxiv.org/abs/2008.06120)',
+    'search.noise': '[Gumbel-Softmax](https://arxiv.org/abs/1611.01144)',
+    'search.tau_start': '[Gumbel-Softmax](https://arxiv.org/abs/1611.01144)',
+    'search.tau_rate': '[Gumbel-Softmax](https://arxiv.org/abs/1611.01144)',
+    'growth.width_factor': '[Net2Net](https://arxiv.org/abs/1511.05641)',
+    'retrain': '[DARTS](https://arxiv.org/abs/1806.09055)',
+    'optimize.drop_path': '[FractalNet](https://arxiv.org/abs/1605.07648)',
+    'optimize.second_head': '[DARTS](https://arxiv.org/abs/1806.09055)',
+}
+
+
+def config_page(root: pathlib.Path) -> str:
+    """Every field of configs/search.py: default, what it may be, meaning, source."""
+    meanings = _comments((root / 'configs' / 'search.py').read_text(encoding='utf-8'))
+    lines = [
+        '# Every field of the config',
+        '',
+        'The defaults are those of the preset `cifar10`; `configs/search.py` has the others. Set any',
+        'field on the command line: `--config.search.epochs=2`, `--config.seed=1`.',
+    ]
+    group, defaults = None, rules.flatten(search.get_config())
+    for field in [name for name in meanings if name in defaults]:  # in the order of the file
+        default = defaults[field]
+        head = field.rpartition('.')[0]
+        if head != group:
+            group = head
+            what = f': {meanings[head]}' if head in meanings else ''
+            lines += ['', f'## {head or "The run"}{what}', '']
+            lines += ['| field | default | allowed | meaning | source |', '|---|---|---|---|---|']
+        source = SOURCES.get(field, SOURCES.get(head, ''))
+        cells = (
+            f'`{field}`',
+            f'`{default!r}`',
+            rules.RULES[field].allowed,
+            meanings[field],
+            source,
+        )
+        lines.append('| ' + ' | '.join(cell.replace('|', r'\|') for cell in cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+def _comments(text):
+    """What stands behind `#` in the statement that sets a field or a group, `{field: comment}`."""
+    told = [
+        (token.start[0], token.string.lstrip('# '))
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.COMMENT
+    ]
+    function = next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef))
+    found = {}
+    for node in function.body:  # what a preset sets is nested
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+            name = ast.unparse(node.targets[0]).removeprefix('config.')
+            within = [line for at, line in told if node.lineno <= at <= node.end_lineno]
+            if within:
+                found.setdefault(name, ' '.join(within))
+    return found
+
+
+def test_page_of_the_config_is_that_of_the_config(root):
+    assert (root / 'docs' / 'config.md').read_text(encoding='utf-8') == config_page(root), (
+        'write it anew: PYTHONPATH=. python tests/docs_test.py'
+    )
+
+
+def test_every_field_says_what_it_means(root):
+    meanings = _comments((root / 'configs' / 'search.py').read_text(encoding='utf-8'))
+    assert set(rules.flatten(search.get_config())) <= set(meanings)
+
+
+def test_messages_that_are_explained_are_messages_of_the_program(root):
+    """Each in one piece of text, or in pieces that follow each other."""
+    page = (root / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8')
+    told = re.findall(r'^\| `([^`]+)` \|', page, re.MULTILINE)
+    source = ' '.join(
+        path.read_text(encoding='utf-8') for path in (root / 'asose_jax').glob('*.py')
+    )
+    whole = re.sub(r"['\"]\s*\n\s*f?['\"]", '', source)
+    assert len(told) > 10
+    for message in told:
+        assert message in whole, message
+
+
+if __name__ == '__main__':
+    here = pathlib.Path(__file__).parent.parent
+    (here / 'docs' / 'config.md').write_text(config_page(here), encoding='utf-8')
