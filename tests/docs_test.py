@@ -45,7 +45,7 @@ def config_page(root: pathlib.Path) -> str:
     lines = [
         '# Every field of the config',
         '',
-        'The defaults are those of the preset `cifar10`; `configs/search.py` has the others. Set any',
+        'The defaults are those of the preset `cifar10`; `configs/search.py` has more. Set any',
         'field on the command line: `--config.search.epochs=2`, `--config.seed=1`.',
     ]
     group, defaults = None, rules.flatten(search.get_config())
