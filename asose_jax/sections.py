@@ -77,7 +77,7 @@ def growths(record: Record) -> list[dict[str, Any]]:
                 f'{percent(e.get("valid_accuracy_before"))} → '
                 f'{percent(e.get("valid_accuracy_after"))}',
             ),
-            ('largest change of a logit', f'{e.get("max_abs_logit_change") or 0:.1e}'),
+            ('largest change of a logit', f'{e.get("max_abs_logit_change") or 0:.1g}'),
             ('training waited', seconds(e.get('stall_seconds'))),
         ]
         drawings = []
