@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax.data import ImageSet
+from asose_jax.images import ImageSet
 
 
 @functools.lru_cache(maxsize=8)
@@ -64,18 +64,21 @@ def stream(
     )
 
 
-def chunk(batches: list[dict[str, np.ndarray]], slots: int, devices: int) -> dict[str, np.ndarray]:
+def chunk(
+    batches: list[dict[str, np.ndarray]], slots: int, devices: int, ahead: int = 0
+) -> dict[str, np.ndarray]:
     """Stacks up to `slots` batches for one compiled call.
 
     Args:
       batches: of consecutive steps, each `[B, ...]`.
-      slots: the fixed number of steps that the call has room for.
+      slots: the fixed number of batches that the call has room for.
       devices: D, a divisor of B.
+      ahead: how many of the last batches belong to steps after the call, which only looks at them.
 
     Returns:
-      Arrays `[D, slots, B/D, ...]`, unused slots zero, and `steps` `[D]`: how many are used.
+      Arrays `[D, slots, B/D, ...]`, unused slots zero, and `steps` `[D]`: how many to run.
     """
-    result = {'steps': np.full(devices, len(batches), np.int32)}
+    result = {'steps': np.full(devices, len(batches) - ahead, np.int32)}
     for key in batches[0]:
         used = np.stack([batch[key] for batch in batches])
         n, size = used.shape[:2]

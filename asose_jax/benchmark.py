@@ -6,6 +6,7 @@ told; nothing is ever chosen by them.
 
 import csv
 import dataclasses
+import io
 import math
 import pathlib
 from collections.abc import Callable
@@ -62,6 +63,15 @@ class Table:
                 'and one or more columns of accuracies.'
             ) from error
         return cls(columns)
+
+    def dumps(self) -> str:
+        """The file that `read` reads; every column has all cells."""
+        file = io.StringIO()
+        rows = csv.writer(file, lineterminator='\n')
+        rows.writerow([ARCH, *self.columns])
+        for arch in next(iter(self.columns.values())):
+            rows.writerow([arch, *(numbers[arch] for numbers in self.columns.values())])
+        return file.getvalue()
 
     def lookup(self, arch: str) -> dict[str, Any]:
         """What the table says of a cell.

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from asose_jax import ops
+from asose_jax.forward import Forward
 from asose_jax.genotype import NetSpec, Place, frozen, widths
-from asose_jax.mixed import Choice, Forward, MixedOp, scale
+from asose_jax.mixed import Choice, MixedOp, scale
 
 Array = jax.Array
 
@@ -89,8 +90,8 @@ class ChainSpec(NetSpec):
         blocks = tuple(
             BlockSpec(b['channels'], b['stride'], frozen(b['branches'])) for b in data['blocks']
         )
-        shape = tuple(data['image_shape'])
-        return cls(shape, data['num_classes'], data['stem_channels'], blocks)
+        shape, partial = tuple(data['image_shape']), data.get('partial', 1)
+        return cls(shape, data['num_classes'], data['stem_channels'], blocks, partial=partial)
 
 
 def build(

@@ -26,7 +26,7 @@ from asose_jax.state import SearchState
 
 logger = logging.getLogger('asose_jax')
 
-SCHEMA = 5
+SCHEMA = 6
 DAMAGED = 'damaged'  # where checkpoints go that cannot be read, beside the others
 
 T = TypeVar('T')
@@ -56,12 +56,11 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._every_seconds, self._saved = every_seconds, time.monotonic()
         policies = checkpoint_managers.preservation_policy
+        self._preserved = [policies.LatestN(keep), policies.CustomSteps(list(milestones))]
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [policies.LatestN(keep), policies.CustomSteps(list(milestones))]
-                ),
+                preservation_policy=policies.AnyPreservationPolicy(self._preserved),
             ),
             item_names=('state', 'meta'),
         )
@@ -76,6 +75,11 @@ class Checkpoints:
             return
         with contextlib.suppress(Exception):  # of what is wrong, the first thing is told
             self._manager.close()
+
+    def keep_for_good(self, steps: Sequence[int]) -> None:
+        """More milestones; from the next save on."""
+        policies = checkpoint_managers.preservation_policy
+        self._preserved.append(policies.CustomSteps(list(steps)))
 
     def latest(self) -> int | None:
         """The step of the newest checkpoint; `None` if there is none."""

@@ -3,6 +3,10 @@
 A cell has two inputs, the outputs of the two cells before it, and four nodes; a node is the sum of
 an operation on each input and on each node before it, and the output has the nodes side by side.
 Derived, a node keeps the two edges that are surest of an operation other than `none`.
+
+With partial channels, edges have weights as well: the softmax of a logit for each edge of a node,
+which multiplies what the edge gives, and what it is sure of. This is the edge normalization of
+PC-DARTS (Xu et al. 2020, arXiv:1907.05737, section 3.3).
 """
 
 import ast
@@ -16,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax import ops
-from asose_jax.genotype import Genotype, NetSpec, Place, widths
-from asose_jax.mixed import Forward, MixedOp, shared_draws
+from asose_jax.forward import Forward
+from asose_jax.genotype import NONE, Genotype, NetSpec, Place, widths
+from asose_jax.mixed import MixedOp, edge_weights, scale, shared_draws
 
 Array = jax.Array
 
@@ -35,7 +40,7 @@ NODES = 4  # of a cell, but for its inputs
 INPUTS = 2
 KEPT = 2  # edges of a node, when derived
 STEM_MULTIPLIER = 3
-NONE = 'none'  # an edge that is left out
+_LEAST = 1e-12  # where a node has no two edges with anything but none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +56,7 @@ class DartsSpec(NetSpec):
     """
 
     SPACE = 'darts'
+    EDGES_KEPT = KEPT
 
     stem_channels: int
     cells: tuple[tuple[int, int], ...]
@@ -67,6 +73,10 @@ class DartsSpec(NetSpec):
         kind = 'reduce' if group >= NODES else 'normal'
         return (f'{kind}_{group % NODES}_{member}',)
 
+    def edge_path(self, group: int) -> tuple[str, ...] | None:
+        kind = 'reduce' if group >= NODES else 'normal'
+        return (f'{kind}_{group % NODES}_edges',) if self.partial > 1 else None
+
     def places(self, group: int, member: int) -> list[Place]:
         (height, width, _), found = self.image_shape, []
         for i, (channels, stride) in enumerate(self.cells):
@@ -79,16 +89,39 @@ class DartsSpec(NetSpec):
             height, width = small
         return found
 
-    def choose(self, rows: Sequence[Any]) -> list[Any]:
+    def choose(self, rows: Sequence[Any], edges: Sequence[Any] | None = None) -> list[Any]:
+        xp = np if isinstance(rows[0], np.ndarray) else jnp
+        found, left = [], iter(rows)
+        for group, members in enumerate(self.groups()):
+            # A single candidate is none where an edge is left out already.
+            sure = [xp.where(np.array(names) == NONE, -1.0, next(left)) for names in members]
+            strengths = xp.stack([row.max() for row in sure])
+            if edges is not None and edges[group] is not None:
+                strengths = strengths * edges[group]
+            for rank, row, names in zip(_ranks(strengths), sure, members, strict=True):
+                left_out = names.index(NONE) if NONE in names else 0
+                found.append(xp.where(rank < KEPT, row.argmax(), left_out))
+        return found
+
+    def shares(self, rows: Sequence[Any]) -> list[Any]:
+        """By chance, a node keeps two edges, and an edge one operation that is not `none`.
+
+        A pair of edges is as likely as the product of what they derive by, their largest
+        probabilities of such an operation; the operations of an edge that stays are as likely as
+        their probabilities. Where alpha is sure of a genotype, its operations have shares of 1.
+        """
         xp = np if isinstance(rows[0], np.ndarray) else jnp
         found, left = [], iter(rows)
         for edges in self.groups():
-            # A single candidate is none where an edge is left out already.
-            sure = [xp.where(np.array(names) == NONE, -1.0, next(left)) for names in edges]
-            ranks = _ranks(xp.stack([row.max() for row in sure]))
-            for rank, row, names in zip(ranks, sure, edges, strict=True):
-                left_out = names.index(NONE) if NONE in names else 0
-                found.append(xp.where(rank < KEPT, row.argmax(), left_out))
+            sure = [xp.where(np.array(names) == NONE, 0.0, next(left)) for names in edges]
+            strengths = xp.maximum(xp.stack([row.max() for row in sure]), _LEAST)
+            strengths = strengths / strengths.max()
+            others = (1.0 - np.eye(len(edges), dtype=np.float32)) @ strengths
+            pairs = strengths * others
+            kept = KEPT * pairs / pairs.sum()
+            found += [
+                k * row / xp.maximum(row.sum(), _LEAST) for k, row in zip(kept, sure, strict=True)
+            ]
         return found
 
     def used(self, genotype: Genotype) -> list[str]:
@@ -141,7 +174,14 @@ class Cell(nn.Module):
     forward: Forward
 
     @nn.compact
-    def __call__(self, earlier: Array, later: Array, weights: list[list[Array | None]]) -> Array:
+    def __call__(
+        self,
+        earlier: Array,
+        later: Array,
+        weights: list[list[Array | None]],
+        shares: list[Array | None],
+    ) -> Array:
+        """`shares`: the weights of every node's edges, if they have any."""
         norm, train = self.forward.norm, self.forward.train
         if self.halves:
             first = ops.FactorizedReduce(self.channels, norm, name='input_0')(earlier, train)
@@ -159,23 +199,26 @@ class Cell(nn.Module):
                 mixed = MixedOp(
                     candidates, self.channels, self.forward, stride, name=f'edge_{g}_{m}'
                 )
-                total += mixed(states[m], weights[g][m])
+                y = mixed(states[m], weights[g][m])
+                total += y if shares[g] is None else scale(shares[g][m], y)
             states.append(total)
         return jnp.concatenate(states[INPUTS:], -1)
 
 
 def body(spec: DartsSpec, forward: Forward, x: Array) -> Iterator[Array]:
     """All but the head, inside of the module that calls it. Cells of a kind share their draws."""
-    weights = shared_draws(spec, forward)
+    shares = edge_weights(spec)
+    weights = shared_draws(spec, forward, shares)
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = forward.norm(use_running_average=not forward.train, name='stem_norm')(x)
     earlier, later, halves = x, x, False
     for i, (channels, stride) in enumerate(spec.cells):
-        edges, drawn = (spec.normal, weights[:NODES])
+        edges, own = spec.normal, slice(NODES)
         if stride == 2:
-            edges, drawn = (spec.reduce, weights[NODES:])
+            edges, own = spec.reduce, slice(NODES, None)
         cell = Cell(edges, channels, stride, halves, forward, name=f'cell_{i}')
-        earlier, later, halves = later, cell(earlier, later, drawn), stride == 2
+        y = cell(earlier, later, weights[own], shares[own])
+        earlier, later, halves = later, y, stride == 2
         yield later
 
 

@@ -7,50 +7,19 @@ import dataclasses
 import difflib
 import os
 import pathlib
-from collections.abc import Callable
+from concurrent import futures
 
 import numpy as np
 from PIL import Image
 from sklearn import model_selection
 
+from asose_jax import folder
 from asose_jax.errors import UserError
+from asose_jax.images import ImageSet, fitted
 
 _READ_AT_ONCE = 2000  # records per call when a set is loaded into memory
 _STATISTICS_FROM = 10_000  # training images that mean and deviation are taken from
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Labelled images with random access.
-
-    Attributes:
-      size: number of examples.
-      read: indices `[n]` to (images uint8 `[n, H, W, C]`, labels int32 `[n]`).
-      arrays: all of the above at once if the set is held in memory, else `None`.
-    """
-
-    size: int
-    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    arrays: tuple[np.ndarray, np.ndarray] | None = None
-
-    @classmethod
-    def of_arrays(cls, images: np.ndarray, labels: np.ndarray) -> 'ImageSet':
-        """A set held in memory."""
-        return cls(len(images), lambda i: (images[i], labels[i]), (images, labels))
-
-    def followed_by(self, other: 'ImageSet') -> 'ImageSet':
-        """Both sets in one; indices of `other` come after those of this one."""
-        if self.arrays is not None and other.arrays is not None:
-            joined = [np.concatenate(pair) for pair in zip(self.arrays, other.arrays, strict=True)]
-            return ImageSet.of_arrays(*joined)
-
-        def read(indices):
-            # A batch comes from one split only.
-            if indices.max() < self.size:
-                return self.read(indices)
-            return other.read(indices - self.size)
-
-        return ImageSet(self.size + other.size, read)
+_STATISTICS_AT_ONCE = 100  # of them per thread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,22 +54,26 @@ def load(
     data_dir: str | None = None,
     train_split: str = 'train',
     test_split: str = 'test',
+    test_fraction: float | None = None,
     image_size: int | None = None,
     resident_megabytes: int = 1024,
 ) -> Data:
     """Opens a data set and splits it.
 
     The split into train and valid depends on `seed` alone. It is stratified by label where the
-    labels are in memory, and a plain shuffle where the images are streamed.
+    labels are known, and a plain shuffle where images are streamed from TFDS.
 
     Args:
-      name: `'digits'` (comes with scikit-learn) or a TFDS name such as `'cifar10'`.
+      name: `'digits'` (comes with scikit-learn), `'folder'` (of pictures, see `folder.load`), or a
+        TFDS name such as `'cifar10'`.
       seed: of the split.
       valid_fraction: share of the training split that is held out as `valid`.
-      data_dir: where TFDS data lies; `None` means $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      train_split: TFDS split to learn from; slices such as `'train[:90%]'` work.
-      test_split: TFDS split to report on.
-      image_size: resize to this height and width; needed where images differ in size.
+      data_dir: of the pictures, or where TFDS data lies; `None` means $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
+      train_split: TFDS split or folder to learn from; slices such as `'train[:90%]'` work in TFDS.
+      test_split: TFDS split or folder to report on.
+      test_fraction: of a folder that has no such folder.
+      image_size: height and width, see `images.fitted`; needed where images differ in size.
       resident_megabytes: a larger set is streamed from disk instead of held on the device.
 
     Returns:
@@ -109,12 +82,16 @@ def load(
     Raises:
       UserError: no such set, not prepared, no such split, or a part would be empty.
     """
+    splits, limit = (train_split, test_split), resident_megabytes * 2**20
     if name == 'digits':
         learn, test, names = _digits(image_size)
+    elif name == 'folder':
+        learn, test, names = folder.load(
+            data_dir, splits, test_fraction=test_fraction, image_size=image_size, limit=limit
+        )
     else:
-        limit = resident_megabytes * 2**20
-        learn, test, names = _tfds(name, data_dir, (train_split, test_split), image_size, limit)
-    labels = None if learn.arrays is None else learn.arrays[1]
+        learn, test, names = _tfds(name, data_dir, splits, image_size, limit)
+    labels = learn.labels
     present = names if labels is None else np.unique(labels)
     if len(present) < 2:
         raise UserError(
@@ -136,7 +113,13 @@ def _split(size, labels, valid_fraction, seed):
         raise UserError(
             f'data.valid_fraction={valid_fraction} splits {size} training images into '
             f'{size - held_out} for train and {held_out} for valid, but each part needs at least '
-            f'{classes}. Choose a fraction that leaves both parts filled, e.g. 0.2.'
+            f'{classes}. Choose a fraction that leaves both parts filled, e.g. '
+            f'{0.2 if 0.2 * size >= classes else 0.5}.'
+        )
+    if labels is not None and 1 in np.bincount(labels):
+        raise UserError(
+            f'of the class with label {np.bincount(labels).tolist().index(1)} there is a single '
+            'training image; each class needs two, one for train and one for valid.'
         )
     parts = model_selection.train_test_split(
         np.arange(size), test_size=held_out, stratify=labels, random_state=seed
@@ -148,13 +131,15 @@ def _statistics(learn, train):
     """Mean and deviation per channel, from evenly spaced training images, in float64."""
     every = -(-len(train) // _STATISTICS_FROM)
     chosen = train[::every]
-    sums = squares = pixels = 0
-    for start in range(0, len(chosen), _READ_AT_ONCE):
-        images = learn.read(chosen[start : start + _READ_AT_ONCE])[0].astype(np.float64)
-        sums = sums + images.sum((0, 1, 2))
-        squares = squares + (images**2).sum((0, 1, 2))
-        pixels += images[..., 0].size
-    mean = sums / pixels
+
+    def sums(start):
+        images = learn.read(chosen[start : start + _STATISTICS_AT_ONCE])[0].astype(np.float64)
+        return images.sum((0, 1, 2)), (images**2).sum((0, 1, 2)), images[..., 0].size
+
+    with futures.ThreadPoolExecutor() as pool:
+        found = list(pool.map(sums, range(0, len(chosen), _STATISTICS_AT_ONCE)))
+    total, squares, pixels = (sum(parts) for parts in zip(*found, strict=True))
+    mean = total / pixels
     std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))
     return mean.astype(np.float32), std.astype(np.float32)
 
@@ -182,8 +167,8 @@ def _tfds(name, data_dir, splits, image_size, limit):
     root = root.expanduser()
     builder = tfds.builder_from_directory(_prepared(tfds, name, root))
     info = builder.info
-    keys = info.supervised_keys
-    if keys is None or not isinstance(info.features[keys[1]], tfds.features.ClassLabel):
+    keys = (info.supervised_keys or ())[:2]  # a third one would weigh examples
+    if not keys or not isinstance(info.features[keys[1]], tfds.features.ClassLabel):
         raise UserError(f'data.name={name!r} is not an image classification set: {info.features}')
     if info.file_format is not tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
         raise UserError(
@@ -253,7 +238,7 @@ def _resized(images, size):
     if size is None or images.shape[1:3] == (size, size):
         return images
     square = images.squeeze(-1) if images.shape[-1] == 1 else images
-    scaled = [np.asarray(Image.fromarray(i).resize((size, size), Image.BILINEAR)) for i in square]
+    scaled = [np.asarray(fitted(Image.fromarray(i), size)) for i in square]
     return np.stack(scaled).reshape(len(images), size, size, images.shape[-1])
 
 
@@ -267,11 +252,11 @@ def _prepared(tfds, name, root):
     known = tfds.list_builders(with_community_datasets=False)
     plain = path.split('/')[0]
     if plain not in known:
-        near = difflib.get_close_matches(plain, [*known, 'digits'], n=3)
+        near = difflib.get_close_matches(plain, [*known, 'digits', 'folder'], n=3)
         hint = f' Did you mean {" or ".join(near)}?' if near else ''
         raise UserError(
-            f"data.name={name!r} is neither 'digits' nor a TFDS image set, and nothing by that "
-            f'name is prepared under {root}.{hint}'
+            f"data.name={name!r} is neither 'digits' nor 'folder' nor a TFDS image set, and "
+            f'nothing by that name is prepared under {root}.{hint}'
         )
     raise UserError(
         f'{name!r} is not prepared under {root} (data.dir or $TFDS_DATA_DIR). On a machine with a '

@@ -149,8 +149,13 @@ def _compile(call, example):
     start = time.perf_counter()
     if jax.process_count() > 1:
         example = jax.tree.map(_concrete, example)
-    compiled = call.lower(*example).compile(compiler_options=_OPTIONS.get(jax.default_backend()))
+    compiled = optimized(call.lower(*example))
     return Program(compiled, time.perf_counter() - start, _peak_bytes(compiled))
+
+
+def optimized(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """The program, compiled as all of them are that run for long."""
+    return lowered.compile(compiler_options=_OPTIONS.get(jax.default_backend()))
 
 
 def _concrete(leaf):

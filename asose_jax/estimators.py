@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.special import digamma, gammaln
 
 from asose_jax.gumbel import gumbel_softmax
 
@@ -30,6 +31,7 @@ class Estimator(NamedTuple):
       tempered: whether `tau` changes anything.
       noisy: whether `noise` does.
       least_tau: below which its authors do not use it.
+      anchored: whether `anchor_distance` is its regulariser.
     """
 
     weights: Callable[[Array, Array, Array | float, str], Array]
@@ -39,6 +41,7 @@ class Estimator(NamedTuple):
     tempered: bool = True
     noisy: bool = False
     least_tau: float = 0.0
+    anchored: bool = False
 
 
 def straight_through(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
@@ -79,6 +82,26 @@ def dirichlet(logits: Array, key: Array, tau: Array | float, noise: str) -> Arra
     return jax.random.dirichlet(key, jax.nn.elu(logits) + 1)
 
 
+def anchor_distance(logits: Array) -> Array:
+    """KL(Dirichlet(beta), Dirichlet(1)) of a row `[K]`, beta = elu(alpha) + 1: DrNAS's regulariser.
+
+        log G(B) - log G(K) + sum_k ((beta_k - 1) (psi(beta_k) - psi(B)) - log G(beta_k))
+
+    with B = sum_k beta_k, G the gamma function and psi its logarithmic derivative: the distance d
+    of arXiv:2006.10355, in the form that its program calls kl. At the anchor, beta = 1, all
+    mixtures are equally likely; far above it all draws are alike, far below nearly one-hot. A row
+    that is not finite, which `gumbel.guarded_weights` takes out of the draw, counts as 0.
+    """
+    beta = jax.nn.elu(jnp.where(jnp.isfinite(logits).all(), logits, 0.0)) + 1
+    total = beta.sum()
+    slopes = digamma(beta) - digamma(total)
+    return (
+        gammaln(total)
+        - gammaln(jnp.float32(len(logits)))
+        + ((beta - 1) * slopes - gammaln(beta)).sum()
+    )
+
+
 ESTIMATORS: dict[str, Estimator] = {
     'straight_through': Estimator(straight_through, noisy=True),
     # The program of GDAS (arXiv:1910.04465): what was not drawn adds its weight as a number.
@@ -86,5 +109,5 @@ ESTIMATORS: dict[str, Estimator] = {
     'reinmax': Estimator(reinmax, least_tau=1.0),
     'gumbel': Estimator(gumbel, one_hot=False, noisy=True),
     'softmax': Estimator(softmax, one_hot=False, draws=False, tempered=False),
-    'drnas': Estimator(dirichlet, one_hot=False, tempered=False),
+    'drnas': Estimator(dirichlet, one_hot=False, tempered=False, anchored=True),
 }

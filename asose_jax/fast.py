@@ -5,6 +5,9 @@ GPU and TPU have native kernels, and get them. XLA's CPU backend does not, or no
 * grouped convolution is 20-100 times slower than a sum of shifted slices, fused into one loop;
 * the weight gradient of a convolution is slow, and 30-100 times slower *inside a loop or a
   conditional* than outside. Sums over blocks of images that stay in the cache are fast everywhere.
+
+A gradient of its own is differentiated once more where alpha looks a step ahead, by `jax.jvp`: its
+rules call no function that has such a gradient, which would know no derivative forwards.
 """
 
 import functools
@@ -71,6 +74,11 @@ def relu_depthwise_conv(
       `[B, ceil(H / stride), ceil(W / stride), C]` in the dtype of `x`; borders are filled with
       zeros, the same on both sides, and sums taken in float32.
     """
+    return _depthwise(x, kernel, dilation, stride)
+
+
+# Rules call what has no rules of its own: the gradient is differentiated forward (`curvature`).
+def _depthwise(x, kernel, dilation, stride):
     how = {'dilation': dilation, 'stride': stride}
     return lax.platform_dependent(
         x,
@@ -81,7 +89,7 @@ def relu_depthwise_conv(
 
 
 def _forward(x, kernel, dilation, stride):
-    return relu_depthwise_conv(x, kernel, dilation, stride), (x, kernel)
+    return _depthwise(x, kernel, dilation, stride), (x, kernel)
 
 
 def _backward(dilation, stride, residuals, g):
@@ -125,6 +133,10 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), F]` in the dtype of `x`.
     """
+    return _conv(x, kernel, stride)
+
+
+def _conv(x, kernel, stride):
     plain = functools.partial(_plain_conv, stride=stride)
     if kernel.size // kernel.shape[-1] <= _FEW_INPUTS:
         thin = functools.partial(_thin_conv, stride=stride)
@@ -150,7 +162,7 @@ def _thin_conv(x, kernel, stride):
 
 
 def _conv_forward(x, kernel, stride):
-    return conv(x, kernel, stride), (x, kernel)
+    return _conv(x, kernel, stride), (x, kernel)
 
 
 def _conv_backward(stride, residuals, g):
@@ -158,7 +170,7 @@ def _conv_backward(stride, residuals, g):
     dx = lax.platform_dependent(
         g,
         kernel,
-        cpu=lambda g, k: conv(spread(g, x.shape, stride), k[::-1, ::-1].swapaxes(2, 3)),
+        cpu=lambda g, k: _conv(spread(g, x.shape, stride), k[::-1, ::-1].swapaxes(2, 3), 1),
         default=lambda g, k: jax.vjp(lambda x: _plain_conv(x, k, stride), x)[1](g)[0],
     )
     blocked = functools.partial(_blocked_gradient, stride=stride)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 SCHEMA = 2  # of genotype.json
+NONE = 'none'  # an edge that is left out
 SAFE = 'skip_connect'  # what a guarded row of alpha uses, and all of warmup if not told otherwise
 
 
@@ -40,12 +41,16 @@ class NetSpec:
     Attributes:
       image_shape: `(H, W, C)`.
       num_classes: size of the output.
+      partial: K; one of K channels goes through the candidates of a mixed operation, see
+        `mixed.MixedOp`. 1 in a derived network.
     """
 
     SPACE: ClassVar[str]
+    EDGES_KEPT: ClassVar[int | None] = None  # rows of a group that do not choose NONE; None: any
 
     image_shape: tuple[int, int, int]
     num_classes: int
+    partial: int = dataclasses.field(default=1, kw_only=True)
 
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
         """The candidates of every row of alpha, by group and member."""
@@ -59,20 +64,41 @@ class NetSpec:
         """Where the row is in `arch`."""
         raise NotImplementedError
 
+    def edge_path(self, group: int) -> tuple[str, ...] | None:
+        """Where the group has a logit for each of its edges in `arch`, if edges have weights."""
+        del group
+        return None
+
     def places(self, group: int, member: int) -> list[Place]:
         """The mixed operations that the row decides on."""
         raise NotImplementedError
 
-    def choose(self, rows: Sequence[Any]) -> list[Any]:
+    def choose(self, rows: Sequence[Any], edges: Sequence[Any] | None = None) -> list[Any]:
         """The number of the candidate that each row chooses when the network is derived.
+
+        Args:
+          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
+          edges: the weights `[members]` of each group's edges, of the same kind; `None` for a group
+            without, or for all.
+
+        Returns:
+          An integer for each, of the same kind.
+        """
+        del edges
+        return [row.argmax() for row in rows]
+
+    def shares(self, rows: Sequence[Any]) -> list[Any]:
+        """How likely each candidate is in a network that is derived by chance.
+
+        As `choose` takes the likeliest network, this weighs all of them, and is smooth in `rows`.
 
         Args:
           rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
 
         Returns:
-          An integer for each, of the same kind.
+          `[K]` for each, of the same kind. That of `none` has no meaning: it costs nothing.
         """
-        return [row.argmax() for row in rows]
+        return list(rows)
 
     def used(self, genotype: 'Genotype') -> list[str]:
         """The chosen operations, without what stands for an edge that is left out."""
@@ -135,44 +161,62 @@ def probabilities(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray]:
         if len(candidates) == 1:
             found.append(np.ones(1, np.float32))
             continue
-        alpha = np.asarray(at(arch, spec.alpha_path(group, member))['alpha'], np.float32)
-        with np.errstate(invalid='ignore', over='ignore'):
-            scaled = np.exp(alpha - alpha.max())
-            row = scaled / scaled.sum()
-        if not np.isfinite(row).all():
-            row = np.eye(len(candidates), dtype=np.float32)[candidates.index(SAFE)]
-        found.append(row)
+        alpha = at(arch, spec.alpha_path(group, member))['alpha']
+        safe = np.eye(len(candidates), dtype=np.float32)[candidates.index(SAFE)]
+        found.append(_softmax(alpha, safe))
     return found
+
+
+def edge_weights(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray | None]:
+    """The weights of every group's edges, which sum to 1, float32; `None` where it has none.
+
+    Where they are not finite, all are alike, as in the guarded network.
+    """
+    found = []
+    for group, members in enumerate(spec.groups()):
+        path = spec.edge_path(group)
+        uniform = np.full(len(members), 1 / len(members), np.float32)
+        found.append(None if path is None else _softmax(at(arch, path)['logits'], uniform))
+    return found
+
+
+def _softmax(logits, otherwise):
+    """In float32; `otherwise` if that is not finite."""
+    logits = np.asarray(logits, np.float32)
+    with np.errstate(invalid='ignore', over='ignore'):
+        scaled = np.exp(logits - logits.max())
+        row = scaled / scaled.sum()
+    return row if np.isfinite(row).all() else otherwise
 
 
 def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:
     """The genotype that alpha says, by the rule of the space."""
-    return _chosen(spec, probabilities(spec, arch))
+    return of_rows(spec, spec.choose(probabilities(spec, arch), edge_weights(spec, arch)))
 
 
 def random(spec: NetSpec, generator: np.random.Generator) -> Genotype:
     """A genotype of the space, all alike likely."""
     rows = [generator.dirichlet(np.ones(len(row.candidates))) for row in spec.rows()]
-    return _chosen(spec, rows)
+    return of_rows(spec, spec.choose(rows))
 
 
-def _chosen(spec, rows):
+def of_rows(spec: NetSpec, picked: Sequence[Any]) -> Genotype:
+    """The genotype of these choices, the number of a candidate for each of `spec.rows()`."""
     chosen: list[list[str]] = [[] for _ in spec.groups()]
-    picked = spec.choose(rows)
     for (group, _, candidates), index in zip(spec.rows(), picked, strict=True):
         chosen[group].append(candidates[int(index)])
     return Genotype(tuple(tuple(group) for group in chosen))
 
 
 def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
-    """The plain network of the chosen operations: one candidate left in every row."""
+    """The plain network of the chosen operations: one candidate in every row, all channels."""
     chosen = tuple(tuple((name,) for name in group) for group in genotype.operations)
     if [len(group) for group in chosen] != [len(group) for group in spec.groups()]:
         raise ValueError(
             f'the genotype has groups of {[len(group) for group in chosen]} operations, the '
             f'network of {[len(group) for group in spec.groups()]}'
         )
-    return spec.with_groups(chosen)
+    return dataclasses.replace(spec.with_groups(chosen), partial=1)
 
 
 def widths(

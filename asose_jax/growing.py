@@ -94,6 +94,7 @@ def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> Non
     if pending is None:
         return
     spec = growth.grown_spec(current.spec, Growth.from_json(pending['growth']))
+    setup.settle(spec)
 
     def work():
         programs = session.compiled(setup, spec, Phase.GROWTH, batch)
@@ -170,8 +171,7 @@ def score_batches(setup: Setup, number: int) -> list[tuple[np.ndarray, np.ndarra
     result = []
     for each in range(number * n, (number + 1) * n):
         chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, each, size)
-        images, labels = setup.data.images.read(chosen)
-        result.append(((images - setup.data.mean) / setup.data.std, labels))
+        result.append(session.normalised(setup, chosen))
     return result
 
 

@@ -74,12 +74,21 @@ def guarded_weights(
     Returns:
       Weights `[..., K]` float32, and which rows were guarded `[...]` bool.
     """
-    logits = alpha.astype(jnp.float32)
-    probe = jax.nn.softmax(jax.lax.stop_gradient(logits / tau))
-    tripped = ~jnp.isfinite(probe).all(-1, keepdims=True)
-    weights = draw(jnp.where(tripped, 0.0, logits))
+    logits, tripped = guarded(alpha, tau)
+    weights = draw(logits)
     safe = jax.nn.one_hot(fallback, alpha.shape[-1], dtype=jnp.float32)
     return jnp.where(tripped, safe, weights), tripped[..., 0]
+
+
+def guarded(logits: jax.Array, tau: float | jax.Array = 1.0) -> tuple[jax.Array, jax.Array]:
+    """Logits `[..., K]` float32, zeros in rows whose softmax, with `tau`, is not finite.
+
+    Such a row gets no gradient. Which they are comes beside, `[..., 1]` bool.
+    """
+    logits = logits.astype(jnp.float32)
+    probe = jax.nn.softmax(jax.lax.stop_gradient(logits / tau))
+    tripped = ~jnp.isfinite(probe).all(-1, keepdims=True)
+    return jnp.where(tripped, 0.0, logits), tripped
 
 
 def _perturbed(logits, key, tau, noise):

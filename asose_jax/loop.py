@@ -11,6 +11,7 @@ from asose_jax import (
     batches,
     chain,
     cost,
+    curvature,
     devices,
     genotype,
     growing,
@@ -32,22 +33,29 @@ _CALL_SECONDS = 2.0  # of training in one call, at most
 
 
 def train_phase(setup: Setup, current: Current, log: report.MetricsLog, drawn: page.Page) -> None:
-    """Goes from the current step to the end of its phase.
+    """Goes from the current step to the end of its phase, or of a search that ends early.
 
     What a chunk or an evaluation came to is looked at when the next chunk is queued, so that the
-    devices need not wait for the host. They wait where the host has to decide (in growth), and
-    where the state is saved.
+    devices need not wait for the host. They wait where the host has to decide (in growth, and where
+    search may end early), and where the state is saved.
     """
     span = setup.plan.span_at(current.step)
     step, slots, length = current.step, setup.slots(), 1
+    ahead = int(setup.config.search.second_order)  # batches of steps to come that a step looks at
     stream = batches.stream(
-        setup.data.images, lambda s: devices.own_part(indices_at(setup, span, s)), step, span.stop
+        setup.data.images,
+        lambda s: devices.own_part(indices_at(setup, span, s)),
+        step,
+        span.stop + ahead,
     )
+    read = []  # from the stream, for steps that are still to be sent
 
     def next_chunk(first):
         end = min(first + length, span.epoch_end(first))
-        taken = list(itertools.islice(stream, end - first))
-        return end, devices.send(batches.chunk(taken, slots, jax.local_device_count()))
+        read.extend(itertools.islice(stream, end - first + ahead - len(read)))
+        chunk = batches.chunk(read, slots + ahead, jax.local_device_count(), ahead)
+        del read[: end - first]
+        return end, devices.send(chunk)
 
     end, batch = next_chunk(step)
     session.compile_programs(setup, current, span.phase, batch)
@@ -56,8 +64,8 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog, drawn: p
     bar = report.Progress(setup.console, span, step, setup.config.batch_size)
     with setup.asked.held(), bar as progress:
         queued = collections.deque()  # what has not been looked at
-        agreed, stops = devices.Agreement(2), 0
-        while step < span.stop and not stops:
+        agreed, stops, halted = devices.Agreement(2), 0, False
+        while step < span.stop and not stops and not halted:
             train = current.programs.train.call
             current.state, metrics = train(current.state, batch, setup.shared)
             step = end
@@ -69,7 +77,9 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog, drawn: p
             queued.append((step, metrics, sums))
             stops, due = agreed(setup.asked.wished, setup.checkpoints.due())
             saves = step == span.stop or stops or due
-            decides = sums is not None and growing.decides(setup, span)
+            decides = sums is not None and (
+                growing.decides(setup, span) or curvature.decides(setup, span)
+            )
             length = _length(setup, progress, length)
             if step < span.stop:
                 end, batch = next_chunk(step)
@@ -78,12 +88,14 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog, drawn: p
                 if record is None:
                     continue
                 record['growth'] = growing.consider(setup, current, span, record, batch)
+                halted = curvature.consider(setup, current, span, record)
                 if record['growth']:
                     record['grown'] = _grown(current)
                 log.write(record)
-                drawn.draw(at_once=bool(record['growth']) or record['step'] == span.stop)
-                if record['growth']:
-                    saves = True
+                ended = halted or bool(record['growth']) or record['step'] == span.stop
+                drawn.draw(at_once=ended)
+                saves = saves or ended
+                if record['growth'] or 'arch/eigenvalue' in record:
                     progress.resume()
             if saves:
                 setup.checkpoints.save(step, current.state, current.meta())
@@ -116,11 +128,14 @@ def _look(setup, current, span, progress, step, metrics, sums):
 
 
 def indices_at(setup: Setup, span: Span, step: int) -> np.ndarray:
-    """Which images `step` sees: of `valid` when alpha learns there, of `train` otherwise."""
+    """Which images `step` sees: of `valid` when alpha learns there, of `train` otherwise.
+
+    A step after the last of `span` is the weights', as far as that one can see ahead.
+    """
     c, plan = setup.config, setup.plan
     if c.search.arch_data == 'train':
         pool, tag, number = setup.data.train, _TRAIN, step
-    elif span.phase.searches and plan.is_alpha_turn(step):
+    elif span.phase.searches and step < span.stop and plan.is_alpha_turn(step):
         pool, tag, number = setup.data.valid, _VALID, plan.alpha_updates(step)
     else:
         pool, tag, number = setup.data.train, _TRAIN, plan.weight_updates(step)
@@ -164,7 +179,12 @@ def _record(setup, current, span, figures, metrics, sums):
         genotype.probabilities(current.spec, arch),
         int(totals.images),
         int(totals.arch_steps) * setup.config.batch_size * setup.config.arch.samples,
+        setup.config.search.second_order,
     )
+    expected = {}
+    if setup.budget is not None:
+        rows = genotype.probabilities(current.spec, arch)
+        expected['cost/expected'] = float(setup.budget.expected(current.spec, rows))
     analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'])
     current.told['genotype'] = analysis['genotype']
     row, alarms, network = current.row, [], {}
@@ -185,6 +205,7 @@ def _record(setup, current, span, figures, metrics, sums):
         'valid/loss': loss,
         'valid/accuracy': valid_accuracy,
         **analysis,
+        **expected,
         'params': session.count_parameters(current),
         'train_flops': current.told['train_flops'],
         'alarms': alarms,

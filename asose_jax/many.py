@@ -83,7 +83,7 @@ def run(
         rules.validate(_retrained(single, 'of a search'), 1)
     begun = functools.partial(_run_all, directory=directory, console=console)
     with interrupt.Interrupt(), workdir.claimed(directory):
-        search.require_same_config(flat, directory, but=('seeds', 'random_cells'))
+        rules.require_same(flat, directory, but=('seeds', 'random_cells'))
         workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
         places = _places()
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]

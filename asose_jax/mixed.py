@@ -4,8 +4,6 @@ A call costs what it uses. A weight step computes and differentiates the drawn c
 step computes all of them, and no gradient but that of alpha and of the image that came in.
 """
 
-import dataclasses
-import enum
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -15,82 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asose_jax import fast, gumbel, ops
+from asose_jax import fast, gumbel, ops, pooling
 from asose_jax.estimators import ESTIMATORS
+from asose_jax.forward import Forward, Mode
 from asose_jax.genotype import SAFE, NetSpec
 
 Array = jax.Array
 
-
-class Mode(enum.Enum):
-    """How a mixed operation uses its candidates. Static: each value is its own program."""
-
-    SKIP = 'skip'  # skip_connect, nothing else (warmup)
-    UNIFORM = 'uniform'  # a draw in which all are equally likely (warmup, if wanted)
-    DRAW = 'draw'  # a draw; only what it gives a weight is computed (weight steps)
-    ALPHA = (
-        'alpha'  # the same draw; every candidate computed for the gradient of alpha (alpha steps)
-    )
-    ARGMAX = 'argmax'  # the largest alpha, without noise (evaluation)
-    DENSE = 'dense'  # a draw; every candidate computed and differentiated: the plain definition
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchSettings:
-    """How alpha starts and how operations are drawn; all numbers come from the config.
-
-    Attributes:
-      init_std: standard deviation of alpha at the start.
-      none_bias: alpha of `none` at the start.
-      skip_bias: alpha of `skip_connect` at the start.
-      estimator: of `estimators.ESTIMATORS`: how alpha becomes weights and gets its gradient.
-      noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
-      thresholds: which operations weight steps leave out of a mixture, see `gumbel.drop_small`.
-      remat: the backward pass keeps nothing of an operation but its input.
-      drop_path: at which rate a derived network leaves operations out at the end of optimize.
-      auxiliary: weight of the loss of a second head, which only training has; 0: there is none.
-    """
-
-    init_std: float = 0.5
-    none_bias: float = -2.0
-    skip_bias: float = 1.0
-    estimator: str = 'straight_through'
-    noise: str = 'unit'
-    thresholds: gumbel.Thresholds = gumbel.Thresholds()
-    remat: bool = False
-    drop_path: float = 0.0
-    auxiliary: float = 0.0
-
-    def initial_alpha(self, key: Array, candidates: tuple[str, ...]) -> Array:
-        """One row `[K]`, float32: normal noise; `none` and `skip_connect` set (spec section 2)."""
-        alpha = self.init_std * jax.random.normal(key, (len(candidates),), jnp.float32)
-        for name, bias in (('none', self.none_bias), ('skip_connect', self.skip_bias)):
-            if name in candidates:
-                alpha = alpha.at[candidates.index(name)].set(bias)
-        return alpha
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Forward:
-    """One pass through a network: what is the same in all of its parts.
-
-    Attributes:
-      norm: BatchNorm factory handed to the operations; hashable.
-      settings: of the draws.
-      mode: how candidates are used.
-      train: whether BatchNorm uses and updates the statistics of the batch.
-      tau: temperature of the draws; this and what follows may change from step to step.
-      optimized: the share of optimize that is done.
-      positions: of the images in the batch of all devices, `[B]` int32; for what drops paths.
-    """
-
-    norm: Callable[..., nn.Module]
-    settings: SearchSettings
-    mode: Mode
-    train: bool
-    tau: Array | float = 1.0
-    optimized: Array | float = 0.0
-    positions: Array | None = None
+AUXILIARY = 'auxiliary'  # the skip beside the candidates, in `params` and `batch_stats`
 
 
 class Choice(nn.Module):
@@ -127,25 +57,59 @@ class Choice(nn.Module):
         weights, tripped = gumbel.guarded_weights(
             alpha.value, draw, fallback=self.candidates.index(SAFE), tau=tau
         )
-        caught = tripped.astype(jnp.int32)
-        self.sow('guard', 'rows', caught, init_fn=lambda: jnp.int32(0), reduce_fn=jnp.add)
+        _tell_caught(self, tripped)
         return weights
 
     def _initial_alpha(self):
         return self.forward.settings.initial_alpha(self.make_rng('arch'), self.candidates)
 
 
-def shared_draws(spec: NetSpec, forward: Forward) -> list[list[Array | None]]:
+class EdgeWeights(nn.Module):
+    """Logits of edges that are summed, and their softmax; zeros at the start.
+
+    Attributes:
+      count: of edges.
+    """
+
+    count: int
+
+    @nn.compact
+    def __call__(self) -> Array:
+        """Weights `[count]`, float32; all alike where a logit is not finite."""
+        logits = self.variable('arch', 'logits', jnp.zeros, (self.count,), jnp.float32)
+        safe, tripped = gumbel.guarded(logits.value)
+        _tell_caught(self, tripped[0])
+        return jax.nn.softmax(safe)
+
+
+def _tell_caught(module, tripped):
+    caught = tripped.astype(jnp.int32)
+    module.sow('guard', 'rows', caught, init_fn=lambda: jnp.int32(0), reduce_fn=jnp.add)
+
+
+def edge_weights(spec: NetSpec) -> list[Array | None]:
+    """The weights of every group's edges, `None` where it has none; see `shared_draws`."""
+    paths = [spec.edge_path(group) for group in range(len(spec.groups()))]
+    return [
+        EdgeWeights(len(members), name=path[0])() if path else None
+        for path, members in zip(paths, spec.groups(), strict=True)
+    ]
+
+
+def shared_draws(
+    spec: NetSpec, forward: Forward, edges: list[Array | None] | None = None
+) -> list[list[Array | None]]:
     """The weights of every row, by group and member, for mixed operations that share them.
 
-    ARGMAX follows the rule of the space. To be called inside of the module that owns alpha.
+    ARGMAX follows the rule of the space, to which `edges` are those of `edge_weights`. To be called
+    inside of the module that owns alpha.
     """
     rows = [
         Choice(row.candidates, forward, name=spec.alpha_path(row.group, row.member)[0])()
         for row in spec.rows()
     ]
     if forward.mode is Mode.ARGMAX and not spec.is_derived():
-        chosen = spec.choose(rows)
+        chosen = spec.choose(rows, edges)
         rows = [jax.nn.one_hot(k, len(row)) for k, row in zip(chosen, rows, strict=True)]
     left = iter(rows)
     return [[next(left) for _ in group] for group in spec.groups()]
@@ -153,6 +117,13 @@ def shared_draws(spec: NetSpec, forward: Forward) -> list[list[Array | None]]:
 
 class MixedOp(nn.Module):
     """All candidates side by side, weighted by a row of architecture weights.
+
+    Where there is a choice, two remedies against collapse, if they are asked for. Auxiliary skip:
+    `beta * skip(x)` is added, outside of the draw, so that the candidate skip_connect need not
+    help training along (Chu et al. 2021, arXiv:2009.01027). Partial channels: the candidates, and
+    that skip, see and give the first of K parts of the channels only; the others are handed on, at
+    stride 2 as the largest of 2x2 pixels, and a shuffle brings them to the front in what follows
+    (Xu et al. 2020, arXiv:1907.05737, section 3.2).
 
     Attributes:
       candidates: names from `ops.PRIMITIVES`.
@@ -167,11 +138,29 @@ class MixedOp(nn.Module):
     stride: int = 1
 
     def setup(self):
+        settings, norm = self.forward.settings, self.forward.norm
+        self.width = self.channels // self.forward.partial
+        self.has_auxiliary = settings.auxiliary_skip and len(self.candidates) > 1
         for name in self.candidates:
-            setattr(self, name, ops.make(name, self.channels, self.forward.norm, self.stride))
+            setattr(self, name, ops.make(name, self.width, norm, self.stride))
+        if self.has_auxiliary:
+            setattr(self, AUXILIARY, ops.make(SAFE, self.width, norm, self.stride))
 
     def __call__(self, x: Array, weights: Array | None) -> Array:
         """Images `[B, H, W, C]` to images; `weights` as `Choice` gives them."""
+        partial = self.forward.partial
+        seen = x if partial == 1 else x[..., : self.width]
+        y = self._weighted(seen, weights)
+        if self.has_auxiliary:
+            skip = getattr(self, AUXILIARY)(seen, self.forward.train)
+            y += scale(jnp.asarray(self.forward.beta), skip)
+        if partial == 1:
+            return y
+        rest = x[..., self.width :]
+        rest = pooling.max_pool_2x2(rest) if self.stride == 2 else rest
+        return shuffled(jnp.concatenate([y, rest], -1), partial)
+
+    def _weighted(self, x, weights):
         norm, settings = self.forward.norm, self.forward.settings
         mode, train, names = self.forward.mode, self.forward.train, self.candidates
         if self.is_initializing():
@@ -181,7 +170,7 @@ class MixedOp(nn.Module):
             names = (SAFE,)
         collections = [self.variables.get(name, {}) for name in ('params', 'batch_stats')]
         params, stats = ([tree.get(name, {}) for name in names] for tree in collections)
-        call = _program(names, self.channels, self.stride, norm, settings, mode, train)
+        call = _program(names, self.width, self.stride, norm, settings, mode, train)
         y, stats = call(params, stats, x, weights)
         if train and self.is_mutable_collection('batch_stats'):
             for name, tree in zip(names, stats, strict=True):
@@ -257,6 +246,11 @@ def _program(names, channels, stride, norm, settings, mode, train):
     if mode is Mode.DRAW and not estimator.one_hot:
         return fast.outlined(mixture)
     return fast.outlined(drawn)
+
+
+def shuffled(x: Array, parts: int) -> Array:
+    """Channels of `[B, H, W, C]` dealt anew: the first of every part, all the second ..."""
+    return x.reshape(*x.shape[:-1], parts, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
 def scale(weight: Array, y: Array) -> Array:

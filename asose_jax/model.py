@@ -1,9 +1,10 @@
 """The network of a description, supernet or derived: one module for every space.
 
 Collections: `params` (weights), `arch` (alpha, see `mixed.Choice`), `batch_stats`, `guard` (how
-many rows the weight guard caught in this call), and `auxiliary` (the logits of a second head).
+many rows the weight guard caught in this call), and `second_head` (its logits, in training).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -11,13 +12,13 @@ import jax
 import jax.numpy as jnp
 
 from asose_jax import ops, spaces
+from asose_jax.forward import Forward, Mode, SearchSettings
 from asose_jax.genotype import NetSpec
-from asose_jax.mixed import Forward, Mode, SearchSettings
 from asose_jax.norm import Norm
 
 Array = jax.Array
 
-AUXILIARY = 'auxiliary_head'  # in `params`; no part of the network that is used in the end
+SECOND_HEAD = 'second_head'  # in `params`; no part of the network that is used in the end
 
 
 class SuperNet(nn.Module):
@@ -44,27 +45,29 @@ class SuperNet(nn.Module):
         *,
         mode: Mode,
         train: bool,
+        beta: Array | float = 0.0,
         optimized: Array | float = 0.0,
         positions: Array | None = None,
     ) -> Array:
         """Logits `[B, num_classes]` float32 of normalised images `[B, H, W, C]`.
 
-        `tau`, `optimized` and `positions` are those of `mixed.Forward`.
+        What changes from step to step is described in `forward.Forward`.
         """
         norm = Norm(self.dtype, self.synced_over)
-        forward = Forward(norm, self.settings, mode, train, tau, optimized, positions)
+        now = {'tau': tau, 'beta': beta, 'optimized': optimized, 'positions': positions}
+        forward = Forward(norm, self.settings, mode, train, self.spec.partial, **now)
         body = spaces.SPACES[self.spec.SPACE].body
         features = list(body(self.spec, forward, images.astype(self.dtype)))
-        if self.settings.auxiliary and (train or self.is_initializing()):
-            head = AuxiliaryHead(self.spec.num_classes, norm, name=AUXILIARY)
+        if self.settings.second_head and (train or self.is_initializing()):
+            head = SecondHead(self.spec.num_classes, norm, name=SECOND_HEAD)
             logits = head(features[2 * len(features) // 3], train)
             if train:
-                self.sow('auxiliary', 'logits', logits)
+                self.sow('second_head', 'logits', logits)
         x = features[-1].astype(jnp.float32).mean((1, 2))
         return nn.Dense(self.spec.num_classes, name='head')(x)
 
 
-class AuxiliaryHead(nn.Module):
+class SecondHead(nn.Module):
     """The second head of the networks that DARTS trains on CIFAR (arXiv:1806.09055, section 3).
 
     Smaller images than its 8x8 are pooled whole.
@@ -84,3 +87,11 @@ class AuxiliaryHead(nn.Module):
         x = nn.Conv(768, kernel, padding='VALID', use_bias=False, dtype=x.dtype, name='conv_1')(x)
         x = nn.relu(self.norm(use_running_average=not train, name='norm_1')(x))
         return nn.Dense(self.num_classes, name='head')(x.astype(jnp.float32).mean((1, 2)))
+
+
+def mixture_of(net: SuperNet) -> SuperNet:
+    """The same network, in which Mode.DENSE mixes all candidates by softmax(alpha), without a draw.
+
+    What is trained with one-hot draws has never computed this mixture; it is asked all the same.
+    """
+    return net.clone(settings=dataclasses.replace(net.settings, estimator='softmax'))

@@ -9,6 +9,9 @@ import optax
 
 from asose_jax.phases import Plan
 
+# No turn of alpha in any plan: with this step, `update` tells what the weights would do.
+BEFORE = -1
+
 
 def lr_for_travel(travel: float, lr_end: float, updates: int) -> float:
     """The learning rate from which a cosine of `updates` steps to `lr_end` adds up to `travel`.

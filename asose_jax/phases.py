@@ -121,12 +121,33 @@ class Plan:
                 done = done / span.epochs
         return done
 
+    def beta(self, step):
+        """Weight of the auxiliary skips at `step`: 1, falls to 0 over search, and stays there.
+
+        Linear, as DARTS- has it (Chu et al. 2021, arXiv:2009.01027); 0 throughout without search.
+        """
+        for span in self.spans:
+            if span.phase is Phase.SEARCH:
+                length = span.stop - span.start
+                return _clip(span.stop - step, length) / length
+        return 0.0
+
     def reported_tau(self, step: int) -> float | None:
         """What logs show: no tau in warmup, the limit in optimize."""
         phase = self.span_at(step).phase
         if phase is Phase.WARMUP:
             return None
         return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
+
+    def with_search_until(self, step: int) -> 'Plan':
+        """The plan in which search ends at `step`, the end of an epoch, and what follows begins."""
+        spans, saved = [], 0
+        for span in self.spans:
+            start, stop, epochs = span.start - saved, span.stop - saved, span.epochs
+            if span.phase is Phase.SEARCH:
+                saved, stop, epochs = stop - step, step, span.epoch_at(step)
+            spans.append(Span(span.phase, start, stop, epochs))
+        return dataclasses.replace(self, spans=tuple(spans))
 
     def _searching(self):
         """Where alpha has its turns, as (start, stop)."""

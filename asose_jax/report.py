@@ -167,7 +167,7 @@ class Progress:
         return seconds
 
     def resume(self) -> None:
-        """What happened since the last update does not count: the network grew."""
+        """What happened since the last update does not count: the host had something to decide."""
         self._clock = time.monotonic()
 
     def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ def surroundings(setup: Setup) -> dict[str, Any]:
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
         'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
-        'classes': list(setup.data.class_names),
+        'classes': list(setup.data.class_names),  # in the order of the network's outputs
         'versions': {
             'python': platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
@@ -60,7 +60,11 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
         **surroundings(setup),
         'phases': current.told['phases'],
         'growth': current.told['growth'],
+        'halted': current.told['halted'],
+        'selection': current.told['selection'],
     }
+    if setup.budget is not None:
+        summary['cost'] = setup.budget.summary(current.spec, setup.writes)
     files = {'genotype.json': chosen.dumps(current.spec)}
     text = spaces.text_of(current.spec, chosen)
     if text is not None and setup.table is not None:

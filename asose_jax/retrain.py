@@ -18,7 +18,7 @@ _TARGETS = {
     'clip': 'weights.clip',
     'cutout': 'data.cutout',
     'drop_path': 'optimize.drop_path',
-    'auxiliary': 'optimize.auxiliary',
+    'second_head': 'optimize.second_head',
 }
 _MAY_BE_NONE = ('clip',)  # elsewhere, None leaves the field as it is
 
@@ -39,7 +39,20 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
             'genotype.json, the text of the space, or the workdir of a finished run'
         )
     made = copy.deepcopy(config)
-    changes = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
+    changes = {
+        'warmup.epochs': 0,
+        'search.epochs': 0,
+        'search.early_stop': False,
+        'search.selection': 'argmax',
+        'search.auxiliary_skip': False,
+        'search.partial_channels': 1,
+        'search.second_order': False,
+        'arch.anchor': 0.0,
+        'cost.kind': None,
+        'cost.target': None,
+        'cost.batch_size': None,
+        'growth.epochs': 0,
+    }
     for name, target in _TARGETS.items():
         if config.retrain[name] is not None or name in _MAY_BE_NONE:
             changes[target] = config.retrain[name]

@@ -4,6 +4,7 @@ A run is fixed by its config. Started again with the same config and workdir, it
 newest checkpoint, and ends as if it had never stopped.
 """
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -20,14 +21,17 @@ from asose_jax import (
     checkpoint,
     data,
     devices,
+    expected_cost,
     genotype,
     interrupt,
     loop,
+    nats,
     optim,
     page,
     phases,
     report,
     results,
+    selection,
     session,
     spaces,
     start,
@@ -65,28 +69,37 @@ def run(
         allocator.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
     flat = rules.flatten(config)
-    require_same_config(flat, workdir)
+    rules.require_same(flat, workdir)
     with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:
         images = load_data(config)
         plan = make_plan(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')
         origin = None if started else start.origin(config, images, plan)
-        known = config.benchmark.table
-        space = spaces.SPACES[config.model.space]
-        table = None
-        if known is not None:
-            table = benchmark.Table.read(known, lambda text: space.dumps(space.loads(text)))
+        budget = expected_cost.budget(config, workdir, started)
+        if budget is not None and origin is not None:
+            budget.require_reach(origin.spec, bool(config.growth.epochs and config.growth.kinds))
+        table = _table(config)
         writes = jax.process_index() == 0
         with place.claimed(workdir, writes):
             if writes:
                 place.write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
             try:
-                return _run(config, workdir, console, images, plan, origin, asked, table)
+                return _run(config, workdir, console, images, plan, origin, asked, table, budget)
             except jax.errors.JaxRuntimeError as error:
                 told = _explained(error)
                 if told is None:
                     raise
                 raise told from error
+
+
+def _table(config):
+    """What others measured, if `config` names it."""
+    known, space = config.benchmark.table, spaces.SPACES[config.model.space]
+    if nats.is_named(known):
+        return nats.NatsBench(known)
+    if known is None:
+        return None
+    return benchmark.Table.read(known, lambda text: space.dumps(space.loads(text)))
 
 
 def _explained(error):
@@ -105,7 +118,7 @@ def _explained(error):
     return None
 
 
-def _run(config, workdir, console, images, plan, origin, asked, table):
+def _run(config, workdir, console, images, plan, origin, asked, table, budget):
     milestones = [span.stop for span in plan.spans]
     c = config.checkpoint
     with checkpoint.Checkpoints(
@@ -123,18 +136,22 @@ def _run(config, workdir, console, images, plan, origin, asked, table):
             asked=asked,
             table=table,
             writes=jax.process_index() == 0,
+            budget=budget,
         )
         started = checkpoints.latest() is not None
         current = start.resume(setup) if started else start.begin(setup, origin)
+        setup.settle(current.spec)
         log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
         if setup.writes:
             text = json.dumps(results.surroundings(setup), indent=2) + '\n'
             place.write_atomically(workdir / 'run.json', text)
         drawn = page.Page(workdir, setup.writes)
         drawn.draw()
-        while current.step < plan.steps:
+        setup = _as_halted(setup, current)
+        while current.step < setup.plan.steps:
             _enter(setup, current)
             loop.train_phase(setup, current, log, drawn)
+            setup = _as_halted(setup, current)
         if not current.spec.is_derived():
             _derive(setup, current)
         summary = results.write(setup, current)
@@ -180,39 +197,6 @@ def make_optimizer(
     )
 
 
-def require_same_config(
-    flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ...] = ()
-) -> None:
-    """Refuses a workdir with a run of another config.
-
-    Args:
-      flat: the config, see `config.flatten`.
-      workdir: of the run.
-      but: fields that may differ.
-
-    Raises:
-      UserError: names the fields that differ.
-    """
-    path = workdir / 'config.json'
-    if not path.exists():
-        return
-    try:
-        before = json.loads(path.read_text(encoding='utf-8'))
-        differing = [d for d in rules.differences(flat, before) if d.split(':')[0] not in but]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f'{path} cannot be read ({type(error).__name__}: {error}). If this command is that of '
-            'the run in there, delete the file; otherwise choose another --workdir.'
-        ) from error
-    if differing:
-        raise UserError(
-            f'{workdir} holds a run with another config:\n  '
-            + '\n  '.join(differing)
-            + '\nGo on with the old values, or choose another --workdir (--config.init_from='
-            f'{workdir} starts there from what this run has learned).'
-        )
-
-
 def load_data(config: ml_collections.ConfigDict) -> data.Data:
     """The data set that `config` names; what it holds goes to the log."""
     d = config.data
@@ -223,6 +207,7 @@ def load_data(config: ml_collections.ConfigDict) -> data.Data:
         data_dir=d.dir,
         train_split=d.train_split,
         test_split=d.test_split,
+        test_fraction=d.test_fraction,
         image_size=d.image_size,
         resident_megabytes=d.resident_megabytes,
     )
@@ -236,6 +221,12 @@ def load_data(config: ml_collections.ConfigDict) -> data.Data:
         len(images.class_names),
         'streamed' if images.images.arrays is None else 'resident on the device',
     )
+    if len(images.train) < config.batch_size:
+        most = max(1, len(images.train) // jax.device_count()) * jax.device_count()
+        raise UserError(
+            f'batch_size={config.batch_size}: there are only {len(images.train)} images to train '
+            f'on. Take at most {most} (--mode=retrain: in retrain.batch_size), or more images.'
+        )
     smallest = 2 ** len(config.model.reductions)
     if min(images.image_shape[:2]) < smallest:
         raise UserError(
@@ -283,9 +274,27 @@ def _enter(setup, current):
     )
 
 
+def _as_halted(setup, current):
+    """The setup of a run whose search ended early: with the plan that had so many epochs of it."""
+    halted = current.told['halted']
+    plan = setup.plan if halted is None else setup.plan.with_search_until(halted['step'])
+    if plan == setup.plan:
+        return setup
+    setup.checkpoints.keep_for_good([span.stop for span in plan.spans])
+    return dataclasses.replace(setup, plan=plan, tx=make_optimizer(setup.config, plan))
+
+
 def _derive(setup, current):
-    chosen = genotype.most_likely(current.spec, current.state.arch)
-    derived = state.derive_state(current.state, current.spec, chosen, setup.tx)
-    current.spec = genotype.derive(current.spec, chosen)
+    current.told['selection'] = setup.config.search.selection
+    if current.told['selection'] == 'perturbation':
+        chosen = selection.by_perturbation(setup, current)
+    else:
+        chosen = genotype.most_likely(current.spec, current.state.arch)
+    spec, fresh = genotype.derive(current.spec, chosen), None
+    if current.spec.partial > 1:
+        logger.info('the chosen operations begin anew: so far they saw some of the channels only')
+        fresh = state.init_state(setup.model(spec), setup.tx, setup.key(session.DERIVATION))
+    derived = state.derive_state(current.state, current.spec, chosen, setup.tx, fresh)
+    current.spec = spec
     current.state = devices.replicated(derived)
     start.log_network(setup, current.spec)

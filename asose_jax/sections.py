@@ -119,7 +119,14 @@ def alarms(record: Record) -> list[str]:
         told = line.get('alarms')
         for alarm in told if isinstance(told, list) else ():
             found.setdefault(str(alarm), []).append(i + 1)
-    return [f'{alarm} ({words.spans(at)})' for alarm, at in found.items()]
+    made = [f'{alarm} ({words.spans(at)})' for alarm, at in found.items()]
+    halted = record.summary.get('halted')
+    if isinstance(halted, dict):
+        made.append(
+            f'search ended after epoch {halted.get("epoch")}, as its curvature in α had risen; α is '
+            f'that of epoch {halted.get("alpha_of_epoch")} again'
+        )
+    return made
 
 
 def guards(record: Record) -> dict[str, Any]:

@@ -23,20 +23,23 @@ from asose_jax import (
     checkpoint,
     cost,
     devices,
+    estimators,
+    expected_cost,
     genotype,
     gumbel,
     interrupt,
+    nats,
     state,
     steps,
 )
 from asose_jax.data import Data
-from asose_jax.model import AUXILIARY, Mode, SearchSettings, SuperNet
+from asose_jax.model import SECOND_HEAD, Mode, SearchSettings, SuperNet
 from asose_jax.phases import Phase, Plan, Span
 
 logger = logging.getLogger('asose_jax')
 
 # Uses of the run's key, told apart.
-STEPS, INIT, TRANSITION, GROWTH = 0, 1, 2, 3
+STEPS, INIT, TRANSITION, GROWTH, CURVATURE, SELECTION, DERIVATION = range(7)
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
@@ -58,8 +61,9 @@ class Setup:
     shared: dict[str, jax.Array]
     checkpoints: checkpoint.Checkpoints
     asked: interrupt.Interrupt
-    table: benchmark.Table | None
+    table: benchmark.Table | nats.NatsBench | None
     writes: bool  # of the processes on many hosts, one does
+    budget: expected_cost.Budget | None = None
 
     def key(self, use: int) -> jax.Array:
         """The run's key for one of its uses."""
@@ -77,7 +81,8 @@ class Setup:
             thresholds=gumbel.Thresholds(*c.search.thresholds),
             remat=c.model.remat,
             drop_path=c.optimize.drop_path,
-            auxiliary=c.optimize.auxiliary,
+            second_head=c.optimize.second_head,
+            auxiliary_skip=c.search.auxiliary_skip,
         )
         return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
 
@@ -91,7 +96,31 @@ class Setup:
             warmup_mode=Mode(self.config.warmup.operations),
             arch_micro_batches=a.micro_batches,
             arch_samples=a.samples,
+            penalty=self._penalty(spec),
+            second_order=self.config.search.second_order,
         )
+
+    def _penalty(self, spec):
+        """What alpha pays besides its loss, a function of its tree; `None` if nothing."""
+        anchor, terms = self.config.arch.anchor, []
+        if spec.is_derived():
+            return None
+        if self.budget is not None:
+            terms.append(self.budget.penalty(spec))
+        if anchor:
+            paths = [spec.alpha_path(row.group, row.member) for row in spec.rows()]
+            terms.append(
+                lambda arch: (
+                    anchor
+                    * sum(estimators.anchor_distance(genotype.at(arch, p)['alpha']) for p in paths)
+                )
+            )
+        return (lambda arch: sum(term(arch) for term in terms)) if terms else None
+
+    def settle(self, spec: genotype.NetSpec) -> None:
+        """Measures what the budget needs for `spec`; the devices must be idle."""
+        if self.budget is not None and not spec.is_derived():
+            self.budget.settle(spec, self.workdir, self.writes)
 
     def slots(self) -> int:
         """Steps that one compiled call has room for."""
@@ -156,6 +185,9 @@ _NOTHING_TOLD = {
     'train_flops': 0.0,  # of the run so far, see cost.py
     'growth': [],  # the growths that took place
     'growing': {'best': None, 'waited': 0, 'turn': 0, 'pending': None},  # see growing.py
+    'curvature': [],  # the evaluations that may still end the search, see curvature.py
+    'halted': None,  # where search ended early
+    'selection': None,  # how the operations were chosen
 }
 
 
@@ -243,6 +275,12 @@ def eval_chunks(setup: Setup, pool: np.ndarray) -> Iterator[dict[str, np.ndarray
         yield devices.send(batches.chunk(taken, slots, jax.local_device_count()))
 
 
+def normalised(setup: Setup, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The images of these indices, as networks see them, and their labels."""
+    images, labels = setup.data.images.read(chosen)
+    return (images - setup.data.mean) / setup.data.std, labels
+
+
 def evaluate(setup: Setup, current: Current, pool: np.ndarray) -> list[dict[str, jax.Array]]:
     """Queues an evaluation of the current network on all images of `pool`; does not wait for it."""
     call = current.programs.evaluate.call
@@ -265,5 +303,5 @@ def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> float:
 
 def count_parameters(current: Current) -> int:
     """Numbers in `params` of the current network, without a head that only training has."""
-    used = {name: tree for name, tree in current.state.params.items() if name != AUXILIARY}
+    used = {name: tree for name, tree in current.state.params.items() if name != SECOND_HEAD}
     return sum(leaf.size for leaf in jax.tree.leaves(used))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from asose_jax import chain, darts, nasbench201
-from asose_jax.genotype import SAFE, Genotype, NetSpec
+from asose_jax.genotype import NONE, SAFE, Genotype, NetSpec
 
 
 class Space(NamedTuple):
@@ -52,7 +52,7 @@ SPACES: dict[str, Space] = {
         darts.build,
         darts.body,
         darts.PRIMITIVES,
-        needs=frozenset({SAFE, darts.NONE}),
+        needs=frozenset({SAFE, NONE}),
         channels_divisor=2,
         dumps=darts.dumps,
         loads=darts.loads,

@@ -42,6 +42,12 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
         except checkpoint.DamagedError as error:
             raise UserError(f'init_from={config.init_from!r}: {error}') from error
         _require_same_space(found.spec, m.space, f'init_from={config.init_from!r}')
+        partial = config.search.partial_channels
+        if not found.spec.is_derived() and found.spec.partial != partial:
+            raise UserError(
+                f'init_from={config.init_from!r} holds a network of search.partial_channels='
+                f'{found.spec.partial}, this run has {partial}: set it to the same'
+            )
         return found
     if config.network is not None:
         spec = _read_network(config.network, images)
@@ -56,6 +62,7 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
         max_channels=m.max_channels,
         primitives=tuple(m.primitives),
     )
+    spec = dataclasses.replace(spec, partial=config.search.partial_channels)
     if not all(spec.places(row.group, row.member) for row in spec.rows()):
         raise UserError(
             f'model.reductions={tuple(m.reductions)}: with model.depth={m.depth} in the space '

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from asose_jax.genotype import Genotype, NetSpec
+from asose_jax.mixed import AUXILIARY
 from asose_jax.model import Mode, SuperNet
 
 
@@ -131,29 +132,39 @@ def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float = 0.
 
 
 def derive_state(
-    state: SearchState, spec: NetSpec, chosen: Genotype, tx: optax.GradientTransformation
+    state: SearchState,
+    spec: NetSpec,
+    chosen: Genotype,
+    tx: optax.GradientTransformation,
+    fresh: SearchState | None = None,
 ) -> SearchState:
     """The state of the derived network: what belongs to the chosen operations, as it was.
 
     Weights, BatchNorm statistics, momentum and the counts of the schedules are carried over; alpha
-    and the operations that were not chosen are left behind.
+    and the operations that were not chosen are left behind. Of a supernet with partial channels,
+    the chosen operations begin anew, since they get all channels now.
 
     Args:
       state: of the supernet.
       spec: of the supernet.
       chosen: the genotype.
       tx: the optimizer.
+      fresh: `init_state` of `genotype.derive(spec, chosen)`, needed with partial channels.
 
     Returns:
       A state with the tree structure of a fresh `init_state` of `genotype.derive(spec, chosen)`.
     """
     params = prune(state.params, spec, chosen)
-    return state.replace(
+    derived = state.replace(
         params=params,
         arch={},
         batch_stats=prune(state.batch_stats, spec, chosen),
         opt_state=adopt(tx.init({'params': params, 'arch': {}}), state.opt_state),
     )
+    if spec.partial == 1:
+        return derived
+    # Every array of an operation counts channels, so it has another shape than before.
+    return jax.tree.map(lambda new, old: old if old.shape == new.shape else new, fresh, derived)
 
 
 def restart(old: SearchState, tx: optax.GradientTransformation) -> SearchState:
@@ -175,10 +186,10 @@ def restart(old: SearchState, tx: optax.GradientTransformation) -> SearchState:
 
 
 def prune(tree: Any, spec: NetSpec, chosen: Genotype) -> Any:
-    """`params` or `batch_stats` without the subtrees of operations that were not chosen."""
+    """`params` or `batch_stats` without operations that were not chosen, and auxiliary skips."""
     tree = jax.tree.map(lambda leaf: leaf, tree)  # a copy of the dictionaries, not of the arrays
     for group, member, candidates in spec.rows():
-        unwanted = set(candidates) - {chosen.operations[group][member]}
+        unwanted = {*candidates, AUXILIARY} - {chosen.operations[group][member]}
         for place in spec.places(group, member):
             _drop(tree, place.path, unwanted)
     return tree

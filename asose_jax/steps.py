@@ -3,8 +3,8 @@
 One call runs many steps, as many as the batch says, so that the host has time to prepare the next.
 """
 
-import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,47 +12,11 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from asose_jax import batches, chain
-from asose_jax.model import Mode, SuperNet
-from asose_jax.phases import Phase, Plan
+from asose_jax import batches, chain, optim, unrolled
+from asose_jax.model import Mode
+from asose_jax.phases import Phase
+from asose_jax.recipe import AXIS, Recipe
 from asose_jax.state import SearchState, Totals
-
-AXIS = 'batch'
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Recipe:
-    """What is static in the compiled steps of one network.
-
-    Attributes:
-      model: with `synced_over=AXIS`.
-      tx: see `optim.make_optimizer`.
-      plan: phases, turns, tau.
-      augmentation: of training images.
-      warmup_mode: SKIP or UNIFORM.
-      arch_micro_batches: parts that an alpha step's images are cut into, one after another, to save
-        memory; its gradient is their mean, and BatchNorm normalises each part by itself.
-      arch_samples: draws in an alpha step; its gradient is their mean.
-    """
-
-    model: SuperNet
-    tx: optax.GradientTransformationExtraArgs
-    plan: Plan
-    augmentation: batches.Augmentation
-    warmup_mode: Mode = Mode.SKIP
-    arch_micro_batches: int = 1
-    arch_samples: int = 1
-
-    def weight_mode(self, phase: Phase) -> Mode:
-        """How weight steps of a phase use the candidates."""
-        if phase is Phase.WARMUP:
-            return self.warmup_mode
-        return Mode.DRAW if phase.searches else Mode.ARGMAX
-
-    def eval_mode(self, phase: Phase) -> Mode:
-        """How evaluations do: as warmup trained them all alike, or without noise."""
-        alike = phase is Phase.WARMUP and self.warmup_mode is Mode.SKIP
-        return Mode.SKIP if alike else Mode.ARGMAX
 
 
 def train_steps(
@@ -74,7 +38,8 @@ def train_steps(
 
     def body(slot, state):
         images, labels = _fetch(slot, batch, shared)
-        return train_step(recipe, phase, state, images, labels, shared['key'])
+        following = functools.partial(_fetch, slot + 1, batch, shared)
+        return train_step(recipe, phase, state, images, labels, shared['key'], following)
 
     state = lax.fori_loop(0, batch['steps'], body, state)
     metrics = {
@@ -93,6 +58,7 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
+    following: Callable[[], tuple[jax.Array, jax.Array]],
 ) -> SearchState:
     """One update, of the weights or of alpha (spec section 3).
 
@@ -106,41 +72,52 @@ def train_step(
       images: this device's, `[B/D, H, W, C]`, normalised float32.
       labels: `[B/D]` int32.
       key: of the run. The draw of operations is the same on all devices.
+      following: images and labels of the step after this one; asked for in second order only.
 
     Returns:
       The state after the step.
     """
-    draw_key, image_key = jax.random.split(jax.random.fold_in(key, state.step))
-    positions = lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
-    images = batches.augment(images, image_key, positions, recipe.augmentation)
 
-    def loss(part, group, mode, draw_key, images, labels):
-        trainable = {**state.trainable, group: part}
+    def places(labels):
+        """Of these images in the batch of all devices."""
+        return lax.axis_index(AXIS) * len(labels) + jnp.arange(len(labels))
+
+    def prepared(step, images, labels):
+        """Key of the draw, augmented images, labels."""
+        draw_key, image_key = jax.random.split(jax.random.fold_in(key, step))
+        images = batches.augment(images, image_key, places(labels), recipe.augmentation)
+        return draw_key, images, labels
+
+    draw_key, images, labels = prepared(state.step, images, labels)
+
+    def loss(trainable, mode, draw_key, images, labels):
         logits, changed = recipe.model.apply(
             {**trainable, 'batch_stats': state.batch_stats},
             images,
             recipe.plan.tau(state.step),
+            beta=recipe.plan.beta(state.step),
             mode=mode,
             train=True,
             optimized=recipe.plan.optimized(state.step),
-            positions=positions,
-            mutable=['batch_stats', 'guard', 'auxiliary'],
+            positions=places(labels),
+            mutable=['batch_stats', 'guard', 'second_head'],
             rngs={'gumbel': draw_key, 'drop_path': draw_key},
         )
         value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        for others in jax.tree.leaves(changed.get('auxiliary', {})):
+        for others in jax.tree.leaves(changed.get('second_head', {})):
             beside = optax.softmax_cross_entropy_with_integer_labels(others, labels).mean()
-            value += recipe.model.settings.auxiliary * beside
+            value += recipe.model.settings.second_head * beside
         correct = (logits.argmax(-1) == labels).sum()
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])
 
     def gradient(group, mode, draw_key, images, labels):
         """Gradient of one group, the mean over devices."""
-        differentiate = jax.value_and_grad(loss, has_aux=True)
-        (value, aux), grads = differentiate(
-            state.trainable[group], group, mode, draw_key, images, labels
-        )
+
+        def of(part):
+            return loss({**state.trainable, group: part}, mode, draw_key, images, labels)
+
+        (value, aux), grads = jax.value_and_grad(of, has_aux=True)(state.trainable[group])
         # The gradient is that of a device's own mean, so it is averaged after differentiation, and
         # pmap leaves it at that. Under shard_map the transpose sums over devices by itself: there
         # the mean belongs inside the loss, and this line would make the gradient D times too large.
@@ -165,21 +142,45 @@ def train_step(
         )
         return value, alone('params', grads), batch_stats, moved
 
+    def after_next(valid, train):
+        """Gradient of alpha after the weight step that comes next: its images, its draw."""
+
+        def at(params, arch, *batch):
+            return loss({'params': params, 'arch': arch}, Mode.ALPHA, *batch)
+
+        def stepped(grads):
+            grads = alone('params', grads)
+            opt_state, trainable = state.opt_state, state.trainable
+            updates, _ = recipe.tx.update(grads, opt_state, trainable, step=optim.BEFORE)
+            return optax.apply_updates(state.params, updates['params'])
+
+        mean = functools.partial(lax.pmean, axis_name=AXIS)
+        return unrolled.gradient(at, stepped, state.params, state.arch, valid, train, mean)
+
     def alpha_turn():
         # BatchNorm normalises with this batch but leaves its running statistics alone.
-        def of(key, part):
-            value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA, key, *part)
+        def of(keys, parts):
+            seen = [(key, *part) for key, part in zip(keys, parts, strict=True)]
+            if recipe.second_order:
+                value, (_, guarded, _), grads = after_next(*seen)
+            else:
+                value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA, *seen[0])
             return guarded, value, grads
 
+        keys, parts = [draw_key], [(images, labels)]
+        if recipe.second_order:
+            key, *part = prepared(state.step + 1, *following())
+            keys, parts = [*keys, key], [*parts, tuple(part)]
         parts = jax.tree.map(
-            lambda a: a.reshape(recipe.arch_micro_batches, -1, *a.shape[1:]), (images, labels)
+            lambda a: a.reshape(recipe.arch_micro_batches, -1, *a.shape[1:]), parts
         )
-        keys = draw_key[None]
-        if recipe.arch_samples > 1:
-            keys = jax.random.split(draw_key, recipe.arch_samples)
+        many = functools.partial(jax.random.split, num=recipe.arch_samples)
+        keys = [many(key) if recipe.arch_samples > 1 else key[None] for key in keys]
         guarded, value, grads = _mean_over(
-            lambda key: _mean_over(functools.partial(of, key), parts), keys
+            lambda keys: _mean_over(functools.partial(of, keys), parts), keys
         )
+        if recipe.penalty is not None:
+            grads = optax.tree.add(grads, jax.grad(recipe.penalty)(state.arch))
         moved = Totals.zeros().replace(
             arch_loss=value, arch_steps=jnp.int32(1), guarded_rows=guarded
         )
@@ -217,6 +218,8 @@ def eval_steps(
 ) -> dict[str, jax.Array]:
     """Evaluates the images of `batch['steps']` batches, without noise, with running statistics.
 
+    Or as a mixture, see `Recipe`.
+
     Args:
       recipe: static.
       phase: static; see `Recipe.eval_mode`.
@@ -228,13 +231,28 @@ def eval_steps(
       Per batch, summed over all devices: `loss`, `correct` and `images`, `[slots]` float32; and
       `logits` of this device's images, `[slots, B/D, num_classes]` float32.
     """
-    mode = recipe.eval_mode(phase)
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
+    beta = recipe.plan.beta(state.step)
+
+    def logits_of(images):
+        if not recipe.eval_mixture:
+            mode = recipe.eval_mode(phase)
+            return recipe.model.apply(variables, images, beta=beta, mode=mode, train=False)
+        logits, _ = recipe.model.apply(
+            variables,
+            images,
+            beta=beta,
+            mode=Mode.DENSE,
+            train=True,
+            mutable=['batch_stats', 'guard'],
+            rngs={'gumbel': shared['key']},  # nothing is drawn
+        )
+        return logits
 
     def body(slot, sums):
         images, labels = _fetch(slot, batch, shared)
         weight = batch['weight'][slot]
-        logits = recipe.model.apply(variables, images, mode=mode, train=False)
+        logits = logits_of(images)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         found = {
             'logits': logits,

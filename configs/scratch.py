@@ -34,6 +34,9 @@ def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
     epoch = _TRAINING * summary['flops_per_image'] * images
     config.init_from = config.genotype = None
     config.network = workdir
+    config.cost = search.get_config().cost  # there is no choice left that could cost less
     config.warmup.epochs = config.search.epochs = config.growth.epochs = 0
+    config.search.freeze_epochs, config.search.early_stop = 0, False
+    config.search.selection = 'argmax'
     config.optimize.epochs = max(1, round(summary['train_flops'] / epoch))
     return config

@@ -2,6 +2,7 @@
 
     python main.py --config=configs/search.py --workdir=DIR             CIFAR-10 through TFDS
     python main.py --config=configs/search.py:digits --workdir=DIR      scikit-learn's digits
+    python main.py --config=configs/search.py:folder --config.data.dir=PICTURES --workdir=DIR
     python main.py --config=configs/search.py:nasbench201 --workdir=DIR   NAS-Bench-201's cell
     python main.py --config=configs/search.py:darts --workdir=DIR       the cells of DARTS
 
@@ -12,7 +13,7 @@ The cifar10 preset is made for one accelerator; on two CPU cores take 16 channel
 import ml_collections
 from ml_collections import config_dict
 
-PRESETS = ('cifar10', 'digits', 'nasbench201', 'darts')
+PRESETS = ('cifar10', 'digits', 'folder', 'nasbench201', 'darts')
 
 
 def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
@@ -31,11 +32,12 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.genotype = config_dict.placeholder(str)  # its choices only, or a space's own text
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = 'cifar10'  # 'digits' or any image classification set of TFDS
+    data.name = 'cifar10'  # 'digits', 'folder', or any image classification set of TFDS
     data.dir = config_dict.placeholder(str)  # default: $TFDS_DATA_DIR or ~/tensorflow_datasets
-    data.train_split = 'train'  # TFDS split to learn from
-    data.test_split = 'test'  # TFDS split that is looked at once, at the end
-    data.image_size = config_dict.placeholder(int)  # resize; needed where images differ in size
+    data.train_split = 'train'  # TFDS split, or folder in data.dir, to learn from
+    data.test_split = 'test'  # likewise; looked at once, at the end
+    data.test_fraction = config_dict.placeholder(float)  # of a folder without that; default: 0.2
+    data.image_size = config_dict.placeholder(int)  # side of the middle square, scaled to this
     data.valid_fraction = 0.2  # of the training split: moves alpha, decides
     data.crop_padding = 4  # random crops of the image padded by so many pixels; 0: none
     data.flip = True  # random left-right flips
@@ -80,6 +82,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     arch.b1 = 0.5
     arch.b2 = 0.999
     arch.weight_decay = 1e-3
+    arch.anchor = 0.0  # drnas: weight of its regulariser; take arch.weight_decay=0 with it
     arch.samples = 1  # draws in an alpha step, whose gradients are averaged
     arch.micro_batches = 1  # parts of a batch, one after another, in alpha steps: less memory
 
@@ -93,12 +96,15 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.turn_period = 3  # one of so many steps moves alpha, the others the weights
     search.arch_data = 'valid'  # what alpha learns on: 'valid', or 'train' as the reference does
     search.estimator = 'straight_through'  # or gdas, reinmax; mixtures: gumbel, softmax, drnas
+    search.second_order = False  # alpha steps of mixtures look one weight step ahead: exact, slower
     search.noise = 'unit'  # 'unit': draws follow softmax(alpha); 'temperature': softmax(alpha/tau)
     search.tau_start = 0.8
     search.tau_rate = 0.98  # factor of one decay
     search.tau_floor = 0.1
     search.anneal_every = config_dict.placeholder(int)  # alpha updates per decay; default: spread
     search.transition_noise = 0.05  # added to alpha when the search begins
+    search.auxiliary_skip = False  # a skip beside every mixed operation, fading in search: DARTS-
+    search.partial_channels = 1  # K: candidates see one of K channels, as in PC-DARTS; 1: all
     search.thresholds = (
         0.95,
         0.8,
@@ -106,6 +112,10 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         0.02,
         0.1,
     )  # weight steps of mixtures leave out operations by these; (1., 1., 0., 0., 0.): none
+    search.early_stop = False  # end search when alpha's Hessian gets a large eigenvalue (DARTS-ES):
+    search.stop_window = 5  # when the mean of the eigenvalues of so many epochs ...
+    search.stop_ratio = 0.75  # ... times this is more than the mean of as many before
+    search.selection = 'argmax'  # of alpha; 'perturbation': what accuracy misses most (DARTS-PT)
 
     config.growth = growth = ml_collections.ConfigDict()
     growth.epochs = 40
@@ -126,7 +136,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.optimize = optimize = ml_collections.ConfigDict()
     optimize.epochs = 20
     optimize.drop_path = 0.0  # share of images that an operation is left out for, at the end
-    optimize.auxiliary = 0.0  # weight of a second head's loss, in networks trained from scratch
+    optimize.second_head = 0.0  # weight of a second head's loss, in networks trained from scratch
 
     config.retrain = retrain = (
         ml_collections.ConfigDict()
@@ -141,7 +151,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     retrain.clip = 5.0
     retrain.cutout = 16  # of data
     retrain.drop_path = 0.2  # of optimize
-    retrain.auxiliary = 0.4
+    retrain.second_head = 0.4
 
     config.guard = guard = ml_collections.ConfigDict()
     guard.max_consecutive = 10  # steps in a row with a gradient that is not finite, then stop
@@ -151,7 +161,13 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     alarm.fall = 0.75  # warn when search starts below this share of warmup's accuracy
 
     config.benchmark = benchmark = ml_collections.ConfigDict()
-    benchmark.table = config_dict.placeholder(str)  # CSV: arch, accuracies; told, never chosen by
+    benchmark.table = config_dict.placeholder(str)  # CSV or nats_bench[:DIR]; never chosen by
+
+    config.cost = cost = ml_collections.ConfigDict()  # what the derived network may cost
+    cost.kind = config_dict.placeholder(str)  # 'flops', 'params', 'latency'; default: no matter
+    cost.target = config_dict.placeholder(float)  # FLOPs of an image, parameters, or milliseconds
+    cost.weight = 0.1  # in alpha's loss, of how far the expected cost is from the target
+    cost.batch_size = config_dict.placeholder(int)  # images that latency is measured with; or 1
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_seconds = 60  # besides the ends of phases and growths; 0: after every call
@@ -186,7 +202,22 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.epochs = 40
         retrain.batch_size = 64
         retrain.cutout = 0  # it would cover a digit
-        retrain.drop_path = retrain.auxiliary = 0.0
+        retrain.drop_path = retrain.second_head = 0.0
+
+    if preset == 'folder':  # from hundreds of pictures to some ten thousand, 32 to 96 pixels a side
+        config.batch_size = 64  # small sets need steps more than wide batches
+        data.name = 'folder'
+        model.channels = 32
+        model.depth = 4
+        model.reductions = (1, 2, 3)  # pooled from an eighth of the side
+        warmup.epochs = 15  # many short epochs: a thousand pictures make 12 steps
+        search.epochs = 45
+        growth.epochs = 20
+        growth.patience = 3
+        optimize.epochs = 40
+        retrain.epochs = 100
+        retrain.batch_size = 64
+        retrain.cutout = 0  # a good side for it depends on the pictures
 
     if preset in ('nasbench201', 'darts'):
         model.channels = 16
@@ -211,7 +242,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.lr = 0.1
         retrain.clip = None
         retrain.cutout = 0
-        retrain.drop_path = retrain.auxiliary = 0.0
+        retrain.drop_path = retrain.second_head = 0.0
     if preset == 'darts':  # the search network of arXiv:1806.09055
         config.batch_size = 64
         model.space = 'darts'

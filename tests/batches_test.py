@@ -61,6 +61,14 @@ def test_chunk_cuts_the_global_batch_in_order_and_fills_unused_slots(devices):
     assert (chunk['index'][:, 3:] == 0).all()
 
 
+def test_chunk_holds_batches_that_are_only_looked_at():
+    steps = [{'index': np.full(4, s, np.int32)} for s in range(3)]
+    chunk = batches.chunk(steps, 5, 2, ahead=1)
+    assert (chunk['steps'] == 2).all()
+    assert chunk['index'].shape == (2, 5, 2)
+    assert (chunk['index'][:, 2] == 2).all()
+
+
 def test_augmentation_depends_on_the_place_in_the_global_batch_only():
     images = jax.random.normal(jax.random.key(0), (8, 6, 6, 2))
     both = Augmentation(2, True, cutout=3)

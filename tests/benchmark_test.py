@@ -32,6 +32,11 @@ def test_equals_share_the_better_rank_and_strangers_have_none(table):
     assert known.lookup('|d~0|') == {}
 
 
+def test_a_table_is_written_as_it_is_read(table):
+    known = Table.read(table(ROWS), str)
+    assert Table.read(table(known.dumps()), str) == known
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [

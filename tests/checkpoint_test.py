@@ -85,6 +85,15 @@ def test_newest_and_milestones_are_kept(tmp_path):
     assert kept == [2, 4, 5]
 
 
+def test_milestones_that_come_later_are_kept(tmp_path):
+    with checkpoint.Checkpoints(tmp_path, keep=1, milestones=[1]) as checkpoints:
+        for step in (1, 2, 3, 4):
+            if step == 3:
+                checkpoints.keep_for_good([2])
+            checkpoints.save(step, fresh(step), META)
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [1, 2, 4]
+
+
 def test_same_step_is_saved_once(tmp_path):
     _save(tmp_path, [3, 3])
     with checkpoint.Checkpoints(tmp_path) as checkpoints:

@@ -18,6 +18,7 @@ BAD = {
     'data.dir': [''],
     'data.train_split': [''],
     'data.test_split': [None],
+    'data.test_fraction': [0, 1, '0.2'],
     'data.image_size': [0],
     'data.valid_fraction': [0, 1, -0.1, float('nan'), '0.2'],
     'data.crop_padding': [-1],
@@ -58,14 +59,22 @@ BAD = {
     'search.arch_data': ['test'],
     'search.freeze_epochs': [-1, None],
     'search.estimator': ['darts', None],
+    'search.second_order': ['yes', 1],
     'arch.samples': [0, 1.5],
+    'arch.anchor': [-1e-3, None],
     'search.noise': ['none'],
     'search.tau_start': [0],
     'search.tau_rate': [1.0, 0],
     'search.tau_floor': [0],
     'search.anneal_every': [0],
     'search.transition_noise': [-0.05],
+    'search.auxiliary_skip': [1, None],
+    'search.partial_channels': [0, 2.0, True],
     'search.thresholds': [(0.95, 0.8), (0.95, 0.8, 0.05, 0.02, 2.0)],
+    'search.early_stop': [1],
+    'search.stop_window': [0],
+    'search.stop_ratio': [0, 1.5],
+    'search.selection': ['alpha', None],
     'growth.epochs': [-40],
     'growth.kinds': [('length',), 'depth'],
     'growth.where': ['first'],
@@ -84,7 +93,7 @@ BAD = {
     'random_cells': [-1, 0.5],
     'optimize.epochs': [None],
     'optimize.drop_path': [1.0, -0.1],
-    'optimize.auxiliary': [-0.4],
+    'optimize.second_head': [-0.4],
     'retrain.epochs': [0],
     'retrain.batch_size': [0],
     'retrain.channels': [0],
@@ -95,12 +104,16 @@ BAD = {
     'retrain.clip': [0],
     'retrain.cutout': [-1],
     'retrain.drop_path': [1.0],
-    'retrain.auxiliary': [-1.0],
+    'retrain.second_head': [-1.0],
     'guard.max_consecutive': [-1],
     'alarm.skip_share': [0, 1.1],
     'alarm.fall': [0],
     'arch.micro_batches': [0],
     'benchmark.table': ['', 1],
+    'cost.kind': ['energy', ''],
+    'cost.target': [0, -1.0, float('inf')],
+    'cost.weight': [0.0, None],
+    'cost.batch_size': [0, 1.5],
     'checkpoint.every_seconds': [-1, float('inf')],
     'checkpoint.keep': [0],
 }
@@ -120,7 +133,10 @@ def _with(**fields):
 
 @pytest.mark.parametrize('preset', search.PRESETS)
 def test_presets_are_right(preset):
-    rules.validate(search.get_config(preset), devices=1)
+    config = search.get_config(preset)
+    if preset == 'folder':
+        config.data.dir = 'pictures'
+    rules.validate(config, devices=1)
 
 
 def test_every_field_has_a_rule_and_every_rule_a_wrong_value():
@@ -163,6 +179,8 @@ def test_missing_field_is_named():
             {'growth.kinds': ('auto',), 'growth.where': 'last'},
             r"growth.where='last': growth.kinds=\('auto',\) compares scores",
         ),
+        ({'data.name': 'folder'}, r"data.dir=None: data.name='folder' needs the folder"),
+        ({'data.test_fraction': 0.1}, r"data.test_fraction=0.1: is of folders .* 'digits' has its"),
         ({'network': 'a', 'init_from': 'b'}, r'network, init_from: set one of them'),
         ({'model.space': 'nasbench201'}, r"networks of the space 'nasbench201' do not grow"),
         (
@@ -177,6 +195,15 @@ def test_missing_field_is_named():
         ({'benchmark.table': 'a'}, r"networks with the space 'chain'"),
         (
             {
+                'model.space': 'darts',
+                'growth.epochs': 0,
+                'benchmark.table': 'nats_bench',
+                'model.primitives': ('none', 'skip_connect'),
+            },
+            r"networks with the space 'darts'",
+        ),
+        (
+            {
                 'model.space': 'nasbench201',
                 'growth.epochs': 0,
                 'benchmark.table': 'a',
@@ -185,11 +212,61 @@ def test_missing_field_is_named():
             r"networks with \['sep_conv_3x3'\] in the space 'nasbench201'",
         ),
         ({'model.space': 'darts', 'model.max_channels': 9}, r'model.max_channels=9: .* of 2'),
+        (
+            {'search.partial_channels': 3, 'growth.epochs': 0},
+            r'model.channels=16: .*partial_channels=3 needs a multiple of 3',
+        ),
+        (
+            {'model.space': 'darts', 'search.partial_channels': 4, 'model.channels': 12},
+            r'model.channels=12: .*partial_channels=4 needs a multiple of 8',
+        ),
+        ({'search.partial_channels': 4}, r'partial channels do not grow; set growth.epochs=0'),
+        (
+            {'search.auxiliary_skip': True, 'search.epochs': 0},
+            r'search.auxiliary_skip=True: it fades over search; set search.epochs above 0',
+        ),
         ({'search.estimator': 'softmax', 'arch.samples': 2}, r'arch.samples=2: .* draws nothing'),
+        ({'cost.kind': 'flops'}, r"cost.kind='flops', cost.target=None: set both or neither"),
+        ({'cost.target': 1.0}, r'cost.kind=None, cost.target=1.0: set both or neither'),
+        (
+            {'cost.kind': 'params', 'cost.target': 1.0, 'cost.batch_size': 8},
+            r"cost.batch_size=8: only cost.kind='latency' measures",
+        ),
+        (
+            {
+                'cost.kind': 'params',
+                'cost.target': 1.0,
+                'search.epochs': 0,
+                'growth.epochs': 0,
+            },
+            r"cost.kind='params': nothing is chosen",
+        ),
+        ({'arch.anchor': 1e-3}, r'arch.anchor=0.001: .* set search.estimator=drnas'),
+        ({'search.second_order': True}, r'needs search.estimator=gumbel or softmax or drnas'),
+        (
+            {
+                'search.second_order': True,
+                'search.estimator': 'softmax',
+                'search.arch_data': 'train',
+            },
+            r'second_order=True: .* and search.arch_data=valid',
+        ),
         ({'search.freeze_epochs': 30}, r'search.freeze_epochs=30: must be less than'),
         ({'search.estimator': 'reinmax'}, r"'reinmax' needs at least 1.0; set search.tau_start"),
         ({'random_cells': 3}, r'random_cells=3: .* set seeds'),
-        ({'optimize.auxiliary': 0.4}, r'optimize.auxiliary=0.4: only networks that are trained'),
+        (
+            {'optimize.second_head': 0.4},
+            r'optimize.second_head=0.4: only networks that are trained',
+        ),
+        ({'search.early_stop': True}, r'alpha would go on in growth; set growth.epochs=0'),
+        (
+            {'search.early_stop': True, 'growth.epochs': 0, 'search.freeze_epochs': 21},
+            r'search.stop_window=5: .* there are 9 epochs of search in which alpha moves',
+        ),
+        (
+            {'search.selection': 'perturbation', 'genotype': 'a'},
+            r"search.selection='perturbation': genotype names what is chosen already",
+        ),
         ({'network': 'a'}, r"network='a': a derived network can only be optimized"),
         (
             {f'{p}.epochs': 0 for p in ('warmup', 'search', 'growth', 'optimize')},

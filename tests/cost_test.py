@@ -1,5 +1,7 @@
 """FLOPs agree with what one counts by hand."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -25,7 +27,7 @@ def _chain(names, channels=16):
 def test_convolutions_count_two_for_each_multiply_add():
     pixels = {'sep_conv_3x3': 2 * (9 * 16 + 16 * 16), 'conv_7x1_1x7': 2 * 7 * 16 * 16}
     for name, per_pixel in pixels.items():
-        counted = cost._operation(name, (8, 8, 16), 1)
+        counted = cost.FLOPS.operation(name, (8, 8, 16), 1)
         # Borders save a little, ReLU and BatchNorm add a little.
         assert counted == pytest.approx(2 * 64 * per_pixel, rel=0.25)
 
@@ -62,7 +64,17 @@ def test_training_counts_each_kind_of_step(estimator, weights, alpha):
     passes = [cost.forward_flops(spec, rows), cost.forward_flops(spec, [np.ones(4)] * 2)]
     told = cost.training_flops(spec, Mode.DRAW, row, rows, 20, 10)
     assert told == pytest.approx(20 * np.dot(weights, passes) + 10 * np.dot(alpha, passes))
+    if not row.one_hot:  # both gradients twice, and a derivative of forward and input gradient
+        told = cost.training_flops(spec, Mode.DRAW, row, rows, 0, 10, second_order=True)
+        assert told == pytest.approx(10 * (3 + 3 + 3 * 2) * passes[1])
     skip = cost.forward_flops(spec, [np.eye(4)[1]] * 2)
     assert cost.training_flops(spec, Mode.SKIP, row, rows, 20, 0) == pytest.approx(60 * skip)
     told = cost.training_flops(spec, Mode.UNIFORM, row, [np.eye(4)[2]] * 2, 20, 0)
     assert told == pytest.approx(60 * passes[0])
+
+
+def test_candidates_of_partial_channels_count_for_their_channels():
+    spec = dataclasses.replace(_chain(NAMES), partial=4)
+    convolution, nothing = (cost.forward_flops(spec, [np.eye(4)[k]] * 2) for k in (2, 0))
+    by_hand = sum(cost.FLOPS.operation(NAMES[2], shape, 1) for shape in ((8, 8, 4), (4, 4, 8)))
+    assert convolution - nothing == pytest.approx(by_hand)

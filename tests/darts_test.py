@@ -1,12 +1,16 @@
 """The cells of DARTS: published counts, exactly; which edges are kept; and its text."""
 
+import dataclasses
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from nasbench201_test import parameters
 
-from asose_jax import cost, darts, genotype
+from asose_jax import cost, darts, genotype, mixed
+from asose_jax.forward import Forward, Mode, SearchSettings
 
 # As their authors published them (genotypes.py of DARTS, PC-DARTS and GDAS; issue 7 of P-DARTS).
 V2 = (
@@ -126,3 +130,85 @@ def test_reduction_cells_halve_the_image_where_edges_come_from_the_inputs():
     assert [(p.shape, p.stride) for p in spec.places(5, 1)] == [((8, 8, 8), 2)]
     assert [(p.shape, p.stride) for p in spec.places(5, 2)] == [((4, 4, 8), 1)]
     assert [p.shape for p in spec.places(1, 1)] == [(8, 8, 4), (4, 4, 8)]
+
+
+# --- Edges with weights
+
+PARTIAL = dataclasses.replace(
+    darts.build((8, 8, 3), 10, channels=4, depth=2, reductions=(1,)), partial=2
+)
+
+
+def test_weight_of_an_edge_decides_with_its_operation_which_two_are_kept():
+    rows = _rows(PARTIAL, n1_0={'sep_conv_3x3': 0.9}, n1_1={'skip_connect': 0.5})
+    edges = [np.full(len(group), 1 / len(group), np.float32) for group in PARTIAL.groups()]
+    edges[1] = np.array([0.1, 0.6, 0.3], np.float32)  # 0.09, 0.3, and 0.3 / 8
+
+    def kept():
+        chosen = PARTIAL.choose(rows, edges)
+        names = [row.candidates[int(k)] for row, k in zip(PARTIAL.rows(), chosen, strict=True)]
+        return names[2:5]
+
+    assert kept() == ['sep_conv_3x3', 'skip_connect', 'none']
+    edges[1] = np.array([0.02, 0.6, 0.38], np.float32)
+    assert kept() == ['none', 'skip_connect', 'max_pool_3x3']
+
+
+class Draws(nn.Module):
+    """What a network of `PARTIAL` draws, without the network."""
+
+    @nn.compact
+    def __call__(self, mode=Mode.ARGMAX):
+        edges = mixed.edge_weights(PARTIAL)
+        forward = Forward(None, SearchSettings(init_std=0.5), mode, False)
+        return mixed.shared_draws(PARTIAL, forward, edges), edges
+
+
+def _random_arch(seed):
+    arch = jax.eval_shape(lambda: Draws().init(jax.random.key(0), Mode.SKIP))['arch']
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype('f'), arch)
+
+
+@pytest.mark.parametrize('broken', [None, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('seed', range(3))
+def test_supernet_and_genotype_choose_alike_also_where_an_edge_is_not_finite(seed, broken):
+    arch = _random_arch(seed)
+    if broken is not None:
+        arch['normal_2_edges']['logits'][1] = broken
+    (rows, edges), told = jax.jit(lambda: Draws().apply({'arch': arch}, mutable=['guard']))()
+    ours = genotype.edge_weights(PARTIAL, arch)
+    for theirs, weights in zip(edges, ours, strict=True):
+        np.testing.assert_allclose(theirs, weights, rtol=1e-5)
+        np.testing.assert_allclose(weights.sum(), 1, rtol=1e-5)
+    uniform = broken in (np.nan, np.inf)  # an edge of -inf is merely never taken
+    assert (ours[2] == 0.25).all() == uniform
+    assert sum(jax.tree.leaves(told)) == uniform
+    chosen = genotype.most_likely(PARTIAL, arch).operations
+    for names, group, drawn in zip(chosen, PARTIAL.groups(), rows, strict=True):
+        assert names == tuple(
+            members[int(row.argmax())] for members, row in zip(group, drawn, strict=True)
+        )
+
+
+def test_edge_that_is_not_finite_gets_no_gradient():
+    arch = _random_arch(0)
+    arch['normal_2_edges']['logits'][1] = np.nan
+
+    def first(arch):
+        (_, edges), _ = Draws().apply({'arch': arch}, mutable=['guard'])
+        return sum(weights[0] for weights in edges)
+
+    gradient = jax.jit(jax.grad(first))(arch)
+    assert (gradient['normal_2_edges']['logits'] == 0).all()
+    assert (gradient['normal_1_edges']['logits'] != 0).all()
+
+
+def test_edges_have_weights_in_supernets_of_partial_channels_only():
+    arch = jax.eval_shape(lambda: Draws().init(jax.random.key(0), Mode.SKIP))['arch']
+    assert len(arch) == len(PARTIAL.rows()) + len(PARTIAL.groups())
+    chosen = genotype.most_likely(PARTIAL, _random_arch(0))
+    derived = genotype.derive(PARTIAL, chosen)
+    for spec in (derived, dataclasses.replace(PARTIAL, partial=1)):
+        assert spec.partial == 1
+        assert genotype.edge_weights(spec, {}) == [None] * 8

@@ -1,12 +1,17 @@
 """Data sets: splits that hold what they promise, and errors that say what to do."""
 
+import io
+import json
 import socket
 import types
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
-from asose_jax import data
+from asose_jax import data, images
 from asose_jax.errors import UserError
 
 WHERE = "'set', split 'train'"
@@ -61,19 +66,6 @@ def test_empty_part_is_an_error(fraction):
         _digits(valid_fraction=fraction)
 
 
-def test_sets_in_a_row_keep_their_own_images():
-    def numbered(first, count):
-        pixels = np.arange(first, first + count, dtype=np.uint8).reshape(-1, 1, 1, 1)
-        return data.ImageSet.of_arrays(pixels, pixels.reshape(-1).astype(np.int32))
-
-    first, second = numbered(0, 3), numbered(3, 4)
-    streamed = data.ImageSet(3, first.read).followed_by(data.ImageSet(4, second.read))
-    for both in (first.followed_by(second), streamed):
-        assert both.size == 7
-        for part in (np.array([2, 0]), np.array([3, 6])):
-            np.testing.assert_array_equal(both.read(part)[1], part)
-
-
 @pytest.fixture
 def missing(tmp_path, monkeypatch):
     """The message for a set that is not there, found without asking any network."""
@@ -101,7 +93,7 @@ def test_set_that_is_not_prepared_is_an_error_with_the_command(missing, tmp_path
 
 def test_unknown_set_is_an_error_with_a_suggestion(missing):
     message = missing('cifar11')
-    assert "data.name='cifar11' is neither 'digits' nor a TFDS image set" in message
+    assert "data.name='cifar11' is neither 'digits' nor 'folder' nor a TFDS image set" in message
     assert 'Did you mean' in message
     assert 'cifar10' in message
 
@@ -176,6 +168,68 @@ def test_bad_records_of_a_streamed_set_are_an_error_when_they_are_met():
         images.read(np.array([2]))
 
 
+def _prepare(directory, channels, splits):
+    """Prepares the set 'own' as TFDS lays one out: keys `picture` and `kind`, PNGs of any size."""
+    home = directory / 'own' / '1.0.0'
+    home.mkdir(parents=True)
+    feature = 'tensorflow_datasets.core.features'
+    features = {
+        'picture': {
+            'pythonClassName': f'{feature}.image_feature.Image',
+            'image': {'dtype': 'uint8', 'shape': {'dimensions': ['-1', '-1', str(channels)]}},
+        },
+        'kind': {
+            'pythonClassName': f'{feature}.class_label_feature.ClassLabel',
+            'classLabel': {'numClasses': '2'},
+        },
+    }
+    layout = {
+        'pythonClassName': f'{feature}.features_dict.FeaturesDict',
+        'featuresDict': {'features': features},
+    }
+    (home / 'features.json').write_text(json.dumps(layout))
+    (home / 'kind.labels.txt').write_text('round\nsquare\n')
+    rows = []
+    for name, pictures in splits.items():
+        file = home / f'own-{name}.array_record-00000-of-00001'
+        writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
+        for i, picture in enumerate(pictures):
+            png = io.BytesIO()
+            picture.save(png, 'PNG')
+            example = tf_example_pb2.Example()
+            example.features.feature['picture'].bytes_list.value.append(png.getvalue())
+            example.features.feature['kind'].int64_list.value.append(i % 2)
+            writer.write(example.SerializeToString())
+        writer.close()
+        rows.append(
+            {
+                'name': name,
+                'shardLengths': [str(len(pictures))],
+                'numBytes': '1',
+                'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+            }
+        )
+    keys = {'tuple': {'items': [{'featureKey': key} for key in features]}}
+    about = {'name': 'own', 'version': '1.0.0', 'fileFormat': 'array_record', 'splits': rows}
+    (home / 'dataset_info.json').write_text(json.dumps({**about, 'supervisedKeys': keys}))
+
+
+@pytest.mark.parametrize(('mode', 'channels'), [('L', 1), ('RGB', 3)])
+def test_any_tfds_set_is_read_whatever_its_keys_sizes_and_channels(tmp_path, mode, channels):
+    pictures = [Image.new(mode, (9 + i, 8), 'white' if i % 2 else 'black') for i in range(12)]
+    _prepare(tmp_path, channels, {'train': pictures, 'validation': pictures[:4]})
+    options = {'seed': 0, 'valid_fraction': 0.5, 'data_dir': str(tmp_path), 'image_size': 6}
+    with pytest.raises(UserError, match=r"no split 'test' \(it has: train, validation\)"):
+        data.load('own', **options)
+    for megabytes in (1024, 0):
+        d = data.load('own', test_split='validation', resident_megabytes=megabytes, **options)
+        assert (d.image_shape, d.class_names) == ((6, 6, channels), ('round', 'square'))
+        assert (len(d.train), len(d.valid), len(d.test)) == (6, 6, 4)
+        for part in (d.train, d.valid, d.test):
+            images, labels = d.images.read(part)
+            np.testing.assert_array_equal(images[:, 3, 3, 0], 255 * labels)
+
+
 @pytest.mark.parametrize(
     ('shape', 'dtype', 'message'),
     [
@@ -207,8 +261,16 @@ def test_examples_that_are_no_images_are_an_error(tmp_path, monkeypatch, shape, 
         data.load('set', seed=0, valid_fraction=0.2, data_dir=str(tmp_path))
 
 
-def test_one_class_is_an_error(monkeypatch):
-    alike = data.ImageSet.of_arrays(np.zeros((20, 4, 4, 1), np.uint8), np.zeros(20, np.int32))
-    monkeypatch.setattr(data, '_digits', lambda _: (alike, alike, ('a', 'b')))
-    with pytest.raises(UserError, match='has images of 1 class; to tell classes apart takes two'):
+@pytest.mark.parametrize(
+    ('last', 'message'),
+    [
+        (0, 'has images of 1 class; to tell classes apart takes two'),
+        (1, 'of the class with label 1 there is a single training image'),
+    ],
+)
+def test_one_class_or_one_image_of_a_class_is_an_error(monkeypatch, last, message):
+    labels = np.array([0] * 19 + [last], np.int32)
+    learn = images.ImageSet.of_arrays(np.zeros((20, 4, 4, 1), np.uint8), labels)
+    monkeypatch.setattr(data, '_digits', lambda _: (learn, learn, ('a', 'b')))
+    with pytest.raises(UserError, match=message):
         _digits()

@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import integrate, stats
 
 from asose_jax import estimators, mixed, norm
 from asose_jax.estimators import ESTIMATORS
+from asose_jax.forward import Forward, Mode, SearchSettings
 
 ALPHAS = (jnp.array([0.4, -0.3, 0.1]), jnp.array([-0.2, 0.5, 0.0]))
 DRAWS = 20_000
@@ -144,6 +146,27 @@ def test_dirichlet_has_the_mean_of_its_concentrations():
     np.testing.assert_allclose(found, concentration / concentration.sum(), atol=0.01)
 
 
+def test_distance_from_the_anchor_is_the_divergence_of_the_distributions():
+    """KL of Dirichlet(beta) to Dirichlet(1), whose density is (K - 1)!: integral and draws."""
+    pair, row = jnp.array([0.7, 1.6]), jnp.array([0.4, -0.3, 1.5])
+    a, b = (np.asarray(jax.nn.elu(alpha), float) + 1 for alpha in (pair, row))
+    density = stats.beta(*a)
+    exact, _ = integrate.quad(lambda p: density.pdf(p) * density.logpdf(p), 0, 1)
+    np.testing.assert_allclose(estimators.anchor_distance(pair), exact, atol=1e-5)
+    draws = stats.dirichlet(b).rvs(DRAWS, np.random.default_rng(0))
+    mean = (stats.dirichlet(b).logpdf(draws.T) - np.log(2)).mean()
+    np.testing.assert_allclose(estimators.anchor_distance(row), mean, atol=0.02)
+
+
+def test_anchor_is_where_nothing_is_preferred_and_a_bad_row_is_not_pulled():
+    value, slope = jax.value_and_grad(estimators.anchor_distance)(jnp.zeros(5))
+    np.testing.assert_allclose([value, *slope], 0, atol=1e-5)
+    value, slope = jax.value_and_grad(estimators.anchor_distance)(jnp.array([0.5, jnp.nan]))
+    np.testing.assert_allclose([value, *slope], 0, atol=1e-5)
+    for alpha in (3.0, -3.0):  # a step downhill leads back
+        assert (alpha * jax.grad(estimators.anchor_distance)(jnp.full(3, alpha)) > 0).all()
+
+
 @pytest.mark.parametrize('name', ESTIMATORS)
 def test_mixed_operation_gives_alpha_the_gradient_of_its_estimator(name):
     """Against the definition, with every candidate written out."""
@@ -152,16 +175,14 @@ def test_mixed_operation_gives_alpha_the_gradient_of_its_estimator(name):
     row, key, alpha = ESTIMATORS[name], jax.random.key(5), jnp.array([0.1, 0.4, -0.2, 0.3])
 
     def forward(mode):
-        return mixed.Forward(
-            norm.Norm('float32', None), mixed.SearchSettings(estimator=name), mode, True
-        )
+        return Forward(norm.Norm('float32', None), SearchSettings(estimator=name), mode, True)
 
     def outputs(index):
-        op = mixed.MixedOp((names[index],), 3, forward(mixed.Mode.ARGMAX))
+        op = mixed.MixedOp((names[index],), 3, forward(Mode.ARGMAX))
         return op.apply({}, x, None)
 
     def ours(weights):
-        y = mixed.MixedOp(names, 3, forward(mixed.Mode.ALPHA)).apply({}, x, weights)
+        y = mixed.MixedOp(names, 3, forward(Mode.ALPHA)).apply({}, x, weights)
         return (y * g).sum()
 
     weights = row.weights(alpha, key, 0.7, 'unit')

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from asose_jax import chain, genotype, gumbel, mixed, model
-from asose_jax.mixed import Forward
+from asose_jax.forward import Forward
 from asose_jax.model import Mode, SearchSettings, SuperNet
 
 SPEC = chain.build((6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8)

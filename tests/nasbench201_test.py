@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from asose_jax import cost, genotype, nasbench201, norm
-from asose_jax.mixed import Forward, Mode, SearchSettings
+from asose_jax.forward import Forward, Mode, SearchSettings
 from asose_jax.model import SuperNet
 
 # FLOPs and parameters in millions, as NATS-Bench prints them (10 classes, 32x32), and for two of

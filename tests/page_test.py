@@ -163,6 +163,22 @@ def test_broken_lines_and_files_are_left_out(tmp_path):
     assert tuple(Parsed(text_of(workdir)).sections) == SECTIONS
 
 
+def test_page_shows_the_curvature_that_ended_a_search_and_the_cost(tmp_path):
+    workdir = recorded.write(tmp_path, 'nasbench201', **SHORT)
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line |= {'arch/eigenvalue': 0.1 * i, 'cost/expected': 1e6 - i}
+    (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    summary = json.loads((workdir / 'summary.json').read_text())
+    summary['halted'] = {'step': 60, 'epoch': 3, 'alpha_of_epoch': 2}
+    (workdir / 'summary.json').write_text(json.dumps(summary))
+    page.write(workdir)
+    found = Parsed(text_of(workdir)).sections
+    assert 'search ended after epoch 3' in found['alarms']
+    assert 'Curvature in α' in found['curves']
+    assert 'expected, of the network' in found['curves']
+
+
 def test_alpha_of_a_block_is_followed_through_growth(runs):
     """A new block 2 makes the old one block 3; its column goes on there."""
     told = record.read(runs['chain'])

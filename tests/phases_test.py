@@ -114,3 +114,27 @@ def test_alpha_rests_in_the_frozen_epochs_and_tau_with_it():
 
 def turns_of(plan, start, stop):
     return [bool(plan.is_alpha_turn(step)) for step in range(start, stop)]
+
+
+def test_plan_of_a_search_that_ended_early_is_that_of_fewer_epochs():
+    """But for tau, which has gone its way already."""
+    planned = phases.make_plan({**EPOCHS, Phase.SEARCH: 7}, 10, freeze_epochs=4)
+    ended = phases.make_plan(EPOCHS, 10, freeze_epochs=4).with_search_until(20 + 7 * 15)
+    assert ended.spans == planned.spans
+    assert ended.with_search_until(20 + 7 * 15) == ended
+    for count in ('alpha_updates', 'weight_updates'):
+        assert getattr(ended, count)(ended.steps) == getattr(planned, count)(planned.steps)
+
+
+def test_beta_is_one_through_warmup_falls_linearly_over_search_and_stays_at_zero():
+    betas = np.array([PLAN.beta(step) for step in range(PLAN.steps + 1)])
+    np.testing.assert_array_equal(betas[:20], 1.0)
+    np.testing.assert_allclose(betas[20:621], np.linspace(1, 0, 601))
+    np.testing.assert_array_equal(betas[620:], 0.0)
+    traced = jax.vmap(PLAN.beta)(jnp.arange(PLAN.steps + 1))
+    np.testing.assert_allclose(traced, betas, rtol=1e-6)  # float32 on the device
+
+
+def test_beta_is_zero_without_a_search():
+    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 0}, 10)
+    assert plan.beta(0) == plan.beta(plan.steps) == 0

@@ -11,8 +11,8 @@ from search_test import lines_of, summary_of
 from asose_jax import config as rules
 from asose_jax import darts, genotype, retrain, search
 from asose_jax.errors import UserError
-from asose_jax.mixed import SearchSettings
-from asose_jax.model import AUXILIARY, Mode, SuperNet
+from asose_jax.forward import SearchSettings
+from asose_jax.model import SECOND_HEAD, Mode, SuperNet
 from configs.search import get_config
 
 CELL = '|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|avg_pool_3x3~1|nor_conv_3x3~2|'
@@ -31,7 +31,7 @@ def _tiny(file):
             'retrain.epochs': 2,
             'retrain.batch_size': 64,
             'retrain.drop_path': 0.3,
-            'retrain.auxiliary': 0.4,
+            'retrain.second_head': 0.4,
         }
     )
     return retrain.config_of(config)
@@ -49,7 +49,7 @@ def test_darts_networks_are_trained_as_their_authors_do():
     assert (made.batch_size, made.data.cutout, made.weights.clip) == (96, 16, 5.0)
     assert (made.weights.lr, made.weights.lr_end) == (0.025, 0.0)
     assert (made.model.channels, made.model.depth, made.model.reductions) == (36, 20, (6, 13))
-    assert (made.optimize.drop_path, made.optimize.auxiliary) == (0.2, 0.4)
+    assert (made.optimize.drop_path, made.optimize.second_head) == (0.2, 0.4)
     assert config.optimize.epochs == 20  # the other one is a copy
 
 
@@ -77,16 +77,19 @@ def test_second_head_belongs_to_training_only():
         net = SuperNet(spec, settings)
         return net, net.init(jax.random.key(0), images, mode=Mode.ARGMAX, train=False)
 
-    (plain, without), (both, variables) = made(SearchSettings()), made(SearchSettings(auxiliary=1))
-    assert set(variables['params']) == {*without['params'], AUXILIARY}
-    kept = {name: tree for name, tree in variables['params'].items() if name != AUXILIARY}
+    (plain, without), (both, variables) = (
+        made(SearchSettings()),
+        made(SearchSettings(second_head=1)),
+    )
+    assert set(variables['params']) == {*without['params'], SECOND_HEAD}
+    kept = {name: tree for name, tree in variables['params'].items() if name != SECOND_HEAD}
     use = {'mode': Mode.ARGMAX, 'train': False}
     logits = both.apply(variables, images, **use)
     assert (logits == plain.apply({**variables, 'params': kept}, images, **use)).all()
     _, changed = both.apply(
-        variables, images, mode=Mode.ARGMAX, train=True, mutable=['auxiliary', 'batch_stats']
+        variables, images, mode=Mode.ARGMAX, train=True, mutable=['second_head', 'batch_stats']
     )
-    (others,) = jax.tree.leaves(changed['auxiliary'])
+    (others,) = jax.tree.leaves(changed['second_head'])
     assert others.shape == (2, 10)
     assert math.isfinite(float(others.sum()))
 

@@ -282,21 +282,27 @@ def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     assert (trained['genotype'], trained['params']) == (found['genotype'], found['params'])
 
 
-@pytest.mark.slow
-def test_cells_are_resumed_bit_for_bit_and_do_not_start_a_run_of_another_space(
-    tmp_path, monkeypatch
-):
-    fields = {
-        'model.space': 'nasbench201',
-        'model.depth': 2,
-        'model.primitives': ('none', 'skip_connect', 'nor_conv_1x1'),
-        'warmup.operations': 'uniform',
-        'growth.epochs': 0,
-    }
+CELLS = {
+    'model.space': 'nasbench201',
+    'model.depth': 2,
+    'model.primitives': ('none', 'skip_connect', 'nor_conv_1x1'),
+    'growth.epochs': 0,
+}
+AHEAD = {
+    'search.estimator': 'drnas',
+    'search.second_order': True,
+    'arch.anchor': 1e-3,
+    'arch.samples': 2,
+    'arch.micro_batches': 2,
+}
+
+
+def assert_resumed_as_the_whole(fields, step, tmp_path, monkeypatch):
+    """A run in long calls, and one that was killed between its calls of one step."""
     search.run(tiny(**fields), tmp_path / 'whole')
     config = tiny(**fields, **EVERY_STEP)
     with monkeypatch.context() as patch:
-        stop_after(patch, 9)
+        stop_after(patch, step)
         with pytest.raises(Killed):
             search.run(config, tmp_path / 'halves')
     batches._shuffled.cache_clear()
@@ -305,6 +311,21 @@ def test_cells_are_resumed_bit_for_bit_and_do_not_start_a_run_of_another_space(
     assert summary_of(tmp_path / 'halves') == summary_of(tmp_path / 'whole')
     ours, theirs = (final_state(tmp_path / name, config) for name in ('halves', 'whole'))
     chex.assert_trees_all_equal(ours[2], theirs[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('step', [9, 10], ids=['weight step next', 'alpha step next'])
+def test_search_that_looks_ahead_is_resumed_bit_for_bit(step, tmp_path, monkeypatch):
+    assert_resumed_as_the_whole({**CELLS, **AHEAD}, step, tmp_path, monkeypatch)
+    assert all(line['guard/grad'] == 0 for line in lines_of(tmp_path / 'whole'))
+
+
+@pytest.mark.slow
+def test_cells_are_resumed_bit_for_bit_and_do_not_start_a_run_of_another_space(
+    tmp_path, monkeypatch
+):
+    fields = {**CELLS, 'warmup.operations': 'uniform'}
+    assert_resumed_as_the_whole(fields, 9, tmp_path, monkeypatch)
     source = str(tmp_path / 'whole' / 'checkpoints' / '16')
     with pytest.raises(UserError, match=r"space 'nasbench201'; model\.space='chain'"):
         search.run(tiny(init_from=source), tmp_path / 'other')
@@ -400,7 +421,8 @@ def test_unreadable_checkpoint_is_an_error(tmp_path):
         ({'search.turn_period': 1}, 'search.turn_period=1: must be an integer of at least 2'),
         ({'data.valid_fraction': 0.999}, 'data.valid_fraction=0.999 splits 1437'),
         ({'model.depth': 5, 'model.reductions': (0, 1, 2, 3)}, 'images of 8x8 are too small'),
-        ({'data.name': 'digitz'}, "neither 'digits' nor a TFDS image set"),
+        ({**CELLS, 'benchmark.table': 'nats_bench:nowhere'}, 'pip install nats_bench'),
+        ({'data.name': 'digitz'}, "neither 'digits' nor 'folder' nor a TFDS image set"),
     ],
 )
 def test_bad_input_is_one_clear_error_and_leaves_no_workdir(tmp_path, changes, message):

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from asose_jax import cost, genotype, nasbench201, optim, phases, spaces, state
-from asose_jax.mixed import Mode, SearchSettings
+from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 from asose_jax.spaces import SPACES

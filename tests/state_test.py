@@ -1,5 +1,6 @@
 """What goes from phase to phase: nothing that was learned is lost."""
 
+import dataclasses
 import functools
 
 import chex
@@ -71,6 +72,25 @@ def test_derived_state_has_the_structure_of_a_fresh_one_and_the_values_of_the_ol
     old = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree.leaves_with_path(trained())}
     for path, leaf in jax.tree.leaves_with_path(derived):
         np.testing.assert_array_equal(leaf, old[jax.tree_util.keystr(path)])
+
+
+def test_chosen_operations_of_partial_channels_begin_anew_and_all_else_goes_on():
+    spec = dataclasses.replace(SPEC, partial=2)
+    held = state.init_state(SuperNet(spec), TX, jax.random.key(0))
+    held = jax.tree.map(lambda leaf: leaf + jnp.asarray(1, leaf.dtype), held)
+    chosen = Genotype((('sep_conv_3x3',), ('dil_conv_3x3',)))
+    fresh = state.init_state(SuperNet(genotype.derive(spec, chosen)), TX, jax.random.key(2))
+    derived = state.derive_state(held, spec, chosen, TX, fresh)
+    assert jax.tree.structure(derived) == jax.tree.structure(fresh)
+    assert _paths(derived) == _paths(fresh)
+    old, new = (
+        {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (held, fresh)
+    )
+    for path, leaf in jax.tree.leaves_with_path(derived):
+        name = jax.tree_util.keystr(path)
+        expected = new[name] if "'branch_0'" in name else old[name]
+        np.testing.assert_array_equal(leaf, expected)
 
 
 def test_deriving_leaves_the_supernet_as_it_was():

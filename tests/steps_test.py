@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from asose_jax import batches, chain, devices, optim, phases, state, steps
+from asose_jax import batches, chain, devices, estimators, optim, phases, state, steps
 from asose_jax.data import Data, ImageSet
 from asose_jax.genotype import Genotype, derive
 from asose_jax.model import Mode, SearchSettings, SuperNet
@@ -170,6 +170,19 @@ def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *each)
     for ours, expected in zip(found, jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(ours, (1 - 0.5) * expected, rtol=1e-3, atol=1e-6)
+
+
+def test_penalty_adds_its_gradient_to_that_of_alpha():
+    index, start = np.arange(16, dtype=np.int32), _fresh()
+
+    def half(arch):
+        return 0.5 * sum(map(estimators.anchor_distance, jax.tree.leaves(arch)))
+
+    free = _first_moment(STILL, index)
+    held = _first_moment(dataclasses.replace(STILL, penalty=half), index)
+    for before, after, alpha in zip(free, held, jax.tree.leaves(start.arch), strict=True):
+        pull = jax.grad(estimators.anchor_distance)(alpha)
+        np.testing.assert_allclose(after - before, (1 - 0.5) * 0.5 * pull, rtol=1e-3, atol=1e-6)
 
 
 # --- Law 9
