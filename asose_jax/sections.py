@@ -123,8 +123,8 @@ def alarms(record: Record) -> list[str]:
     halted = record.summary.get('halted')
     if isinstance(halted, dict):
         made.append(
-            f'search ended after epoch {halted.get("epoch")}, as its curvature in α had risen; α is '
-            f'that of epoch {halted.get("alpha_of_epoch")} again'
+            f'search ended after epoch {halted.get("epoch")}, as its curvature in α had risen; α '
+            f'is that of epoch {halted.get("alpha_of_epoch")} again'
         )
     return made
 
