@@ -22,7 +22,7 @@ _VIRIDIS = (
     (0xB5, 0xDE, 0x2B), (0xFD, 0xE7, 0x25),
 )  # fmt: skip
 _EMPTY = 255  # the colour that is none
-_LETTER, _GAP = 5.6, 22.0  # widths: of a letter in a label, of a label of a growth
+_LETTER, _GAP = 6.4, 22.0  # widths: of a letter in a label, of a label of a growth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def frame(record: Record, count: int, width: float, height: float, **margins: fl
         if stretch.first < count:
             first = made.x(stretch.first - 0.5)
             wide = made.x(min(stretch.last, count - 1) + 0.5) - first
-            fits = [t for t in (stretch.name, stretch.name[:1]) if len(t) * _LETTER + 4 < wide]
+            fits = [t for t in (stretch.name, stretch.name[:1]) if len(t) * _LETTER + 5 < wide]
             bands.append(
                 {
                     'x': first,
@@ -78,7 +78,7 @@ def frame(record: Record, count: int, width: float, height: float, **margins: fl
             x = made.x(grown.at + 0.5)
             marks.append({'x': x, 'label': f'G{i + 1}' if x >= free else ''})
             free = x + _GAP if x >= free else free
-    steps = [n for n in ticks(1, count, max(2, int(width / 75))) if n == int(n) and n >= 1]
+    steps = [n for n in ticks(1, count, max(2, int(width / 60))) if n == int(n) and n >= 1]
     numbers = sorted({1, *map(int, steps)}) if count else []
     return {
         'box': made,

@@ -60,6 +60,8 @@ def curves(record: Record) -> dict[str, Any]:
         ('Temperature τ', {'tau': 'of the draws'}, {'low': 0.0}),
         ('Images per second', {'images_per_second': 'in training'}, {'low': 0.0}),
         ('Parameters', {'params': 'of the network'}, {'low': 0.0}),
+        ('Curvature in α', {'arch/eigenvalue': 'largest eigenvalue of the Hessian'}, {'low': 0.0}),
+        ('Cost', {'cost/expected': 'expected, of the network'}, {'low': 0.0}),
     ]
     made, columns = [], {}
     for title, names, how in given:

@@ -77,7 +77,7 @@ def growths(record: Record) -> list[dict[str, Any]]:
                 f'{percent(e.get("valid_accuracy_before"))} → '
                 f'{percent(e.get("valid_accuracy_after"))}',
             ),
-            ('largest change of a logit', f'{e.get("max_abs_logit_change") or 0:.1e}'),
+            ('largest change of a logit', f'{e.get("max_abs_logit_change") or 0:.1g}'),
             ('training waited', seconds(e.get('stall_seconds'))),
         ]
         drawings = []
@@ -119,7 +119,14 @@ def alarms(record: Record) -> list[str]:
         told = line.get('alarms')
         for alarm in told if isinstance(told, list) else ():
             found.setdefault(str(alarm), []).append(i + 1)
-    return [f'{alarm} ({words.spans(at)})' for alarm, at in found.items()]
+    made = [f'{alarm} ({words.spans(at)})' for alarm, at in found.items()]
+    halted = record.summary.get('halted')
+    if isinstance(halted, dict):
+        made.append(
+            f'search ended after epoch {halted.get("epoch")}, as its curvature in α had risen; α '
+            f'is that of epoch {halted.get("alpha_of_epoch")} again'
+        )
+    return made
 
 
 def guards(record: Record) -> dict[str, Any]:

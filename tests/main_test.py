@@ -128,3 +128,4 @@ def test_readme_shows_a_space_that_works(root, monkeypatch, tmp_path):
     summary = search.run(config, tmp_path)
     assert summary['genotype'] in ([['skip_connect']], [['sep_conv_3x3']])
     assert json.loads((tmp_path / 'genotype.json').read_text())['network']['rungs'] == 3
+    assert 'choice 0.0' in (tmp_path / 'report.html').read_text()  # it is drawn as a list

@@ -94,7 +94,7 @@ def test_page_says_what_the_run_came_to(runs):
     summary = json.loads((runs['chain'] / 'summary.json').read_text())
     found = Parsed(text_of(runs['chain']))
     assert f'{100 * summary["test_accuracy"]:.1f} %' in found.sections['numbers']
-    assert 'G1: a new block 2, after evaluation 27' in found.sections['growth']
+    assert 'G1: a new block 2, after evaluation 23' in found.sections['growth']
     assert {'before: 3 blocks', 'after: 4 blocks'} <= set(found.sections['growth'].splitlines())
     assert 'collapse: 83 % of the genotype is skip_connect' in found.sections['alarms']
     assert '(evaluations 8–9, 12)' in found.sections['alarms']
@@ -163,6 +163,22 @@ def test_broken_lines_and_files_are_left_out(tmp_path):
     assert tuple(Parsed(text_of(workdir)).sections) == SECTIONS
 
 
+def test_page_shows_the_curvature_that_ended_a_search_and_the_cost(tmp_path):
+    workdir = recorded.write(tmp_path, 'nasbench201', **SHORT)
+    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line |= {'arch/eigenvalue': 0.1 * i, 'cost/expected': 1e6 - i}
+    (workdir / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    summary = json.loads((workdir / 'summary.json').read_text())
+    summary['halted'] = {'step': 60, 'epoch': 3, 'alpha_of_epoch': 2}
+    (workdir / 'summary.json').write_text(json.dumps(summary))
+    page.write(workdir)
+    found = Parsed(text_of(workdir)).sections
+    assert 'search ended after epoch 3' in found['alarms']
+    assert 'Curvature in α' in found['curves']
+    assert 'expected, of the network' in found['curves']
+
+
 def test_alpha_of_a_block_is_followed_through_growth(runs):
     """A new block 2 makes the old one block 3; its column goes on there."""
     told = record.read(runs['chain'])
@@ -170,10 +186,10 @@ def test_alpha_of_a_block_is_followed_through_growth(runs):
     assert list(tracks) == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)]
     searched = told.stretches[-2].last + 1
     firsts = {key: min(track.columns) for key, track in tracks.items()}
-    assert firsts == {(0, 0): 0, (1, 0): 0, (3, 0): 0, (2, 0): 27, (1, 1): 30}
+    assert firsts == {(0, 0): 0, (1, 0): 0, (3, 0): 0, (2, 0): 23, (1, 1): 26}
     assert all(max(track.columns) == searched - 1 for track in tracks.values())
-    assert tracks[3, 0].columns[26] == told.lines[26]['arch/probabilities'][2]
-    assert tracks[3, 0].columns[27] == told.lines[27]['arch/probabilities'][3]
+    assert tracks[3, 0].columns[22] == told.lines[22]['arch/probabilities'][2]
+    assert tracks[3, 0].columns[23] == told.lines[23]['arch/probabilities'][3]
     assert [grown.event['kind'] for grown in told.growths] == ['depth', 'width', 'branch']
 
 
@@ -322,7 +338,8 @@ _OVERLAPS = """() => {
       boxes.slice(i + 1).forEach((b, j) => {
         const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
         const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-        if (w > 1 && h > 3)
+        const gap = texts[i].matches('.phase') && texts[i + 1 + j].matches('.phase') ? -2 : 1;
+        if (w > gap && h > 3)
           found.push(texts[i].textContent + ' / ' + texts[i + 1 + j].textContent);
       });
     });

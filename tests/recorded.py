@@ -17,9 +17,9 @@ CHAIN = {
     'model.depth': 3,
     'model.reductions': (1, 2),
     'warmup.epochs': 5,
-    'search.epochs': 20,
+    'search.epochs': 16,
     'growth.epochs': 8,
-    'optimize.epochs': 10,
+    'optimize.epochs': 8,
 }
 
 

@@ -35,6 +35,7 @@ def test_analysis_by_hand():
     assert told['arch/param_free_fraction'] == 1
     assert told['arch/counts'] == {'skip_connect': 1, 'none': 1}
     assert told['arch/changed'] == [0]
+    assert told['arch/probabilities'] == [[0, 0, 0, 1, 0, 0, 0, 0, 0, 0], [0.1] * 10]
     json.dumps(told)
 
 
@@ -61,6 +62,11 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
     path = tmp_path / 'metrics.jsonl'
     report.MetricsLog(path, 0).write({'step': 1, 'valid/loss': float('nan'), 'x': float('inf')})
     assert path.read_text() == '{"step": 1, "valid/loss": null, "x": null}\n'
+
+
+def test_gates_are_rounded_and_null_where_they_are_no_numbers():
+    gates = [[jnp.float32(1 / 3)], [jnp.float32(0), jnp.float32(jnp.nan)]]
+    assert report.rounded(gates) == [[0.3333], [0.0, None]]
 
 
 def _console(terminal):
