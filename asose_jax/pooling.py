@@ -25,10 +25,12 @@ def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
     """Largest of every 2x2 pixels of `[B, H, W, C]`: half the size, rounded up."""
-    b, h, w, c = x.shape
-    border = ((0, 0), (0, h % 2), (0, w % 2), (0, 0))
-    squares = jnp.pad(x, border, constant_values=-jnp.inf).reshape(b, -(-h // 2), 2, -1, 2, c)
-    return squares.max((2, 4))
+    border = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
+    padded = jnp.pad(x, border, constant_values=-jnp.inf)
+    corners = [padded[:, i::2, j::2] for i in range(2) for j in range(2)]
+    # Not `max` over axes: its gradient looks for the largest number, and is NaN where the compiler
+    # has computed x twice, not quite alike.
+    return functools.reduce(jnp.maximum, corners)
 
 
 def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:

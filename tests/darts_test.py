@@ -164,6 +164,11 @@ class Draws(nn.Module):
         return mixed.shared_draws(PARTIAL, forward, edges), edges
 
 
+@jax.jit
+def _drawn(arch):
+    return Draws().apply({'arch': arch}, mutable=['guard'])
+
+
 def _random_arch(seed):
     arch = jax.eval_shape(lambda: Draws().init(jax.random.key(0), Mode.SKIP))['arch']
     random = np.random.default_rng(seed)
@@ -176,7 +181,7 @@ def test_supernet_and_genotype_choose_alike_also_where_an_edge_is_not_finite(see
     arch = _random_arch(seed)
     if broken is not None:
         arch['normal_2_edges']['logits'][1] = broken
-    (rows, edges), told = jax.jit(lambda: Draws().apply({'arch': arch}, mutable=['guard']))()
+    (rows, edges), told = _drawn(arch)
     ours = genotype.edge_weights(PARTIAL, arch)
     for theirs, weights in zip(edges, ours, strict=True):
         np.testing.assert_allclose(theirs, weights, rtol=1e-5)
@@ -196,7 +201,7 @@ def test_edge_that_is_not_finite_gets_no_gradient():
     arch['normal_2_edges']['logits'][1] = np.nan
 
     def first(arch):
-        (_, edges), _ = Draws().apply({'arch': arch}, mutable=['guard'])
+        (_, edges), _ = _drawn(arch)
         return sum(weights[0] for weights in edges)
 
     gradient = jax.jit(jax.grad(first))(arch)

@@ -36,6 +36,16 @@ def test_max_pool_is_the_plain_pooling(shape, dtype, stride):
     np.testing.assert_allclose(ours(g)[0].astype(jnp.float32), want, atol=tolerance)
 
 
+@pytest.mark.parametrize('shape', SHAPES)
+def test_max_pool_2x2_is_the_plain_pooling_also_at_odd_borders(shape):
+    x, g = (jax.random.normal(jax.random.key(k), shape) for k in range(2))
+    g = g[:, ::2, ::2]
+    y, ours = jax.vjp(pooling.max_pool_2x2, x)
+    expected, plain = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2), 'SAME'), x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(ours(g)[0], plain(g)[0])
+
+
 def test_max_pool_gives_a_gradient_to_one_of_equals():
     gradient = jax.grad(lambda x: pooling.max_pool(x).sum())(jnp.ones((1, 3, 3, 1)))
     np.testing.assert_allclose(gradient.sum(), 9)

@@ -282,6 +282,33 @@ def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     assert (trained['genotype'], trained['params']) == (found['genotype'], found['params'])
 
 
+@pytest.mark.parametrize('space', ['nasbench201', pytest.param('darts', marks=pytest.mark.slow)])
+def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
+    space, tmp_path, caplog
+):
+    fields = {
+        'model.space': space,
+        'model.depth': 2,
+        'model.primitives': ('none', 'skip_connect', 'nor_conv_1x1'),
+        'search.auxiliary_skip': True,
+        'search.partial_channels': 2,
+        'growth.epochs': 0,
+    }
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        summary = search.run(tiny(**fields), tmp_path / 'run')
+    assert 'the chosen operations begin anew' in caplog.text
+    assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
+    lines = lines_of(tmp_path / 'run')
+    assert all(line['guard/arch'] == line['guard/grad'] == 0 for line in lines)
+    written = json.loads((tmp_path / 'run' / 'genotype.json').read_text())
+    assert written['network']['partial'] == 1
+    source = str(tmp_path / 'run' / 'checkpoints' / '4')
+    with pytest.raises(UserError, match=r'search.partial_channels=2, this run has 1'):
+        search.run(
+            tiny(**{**fields, 'search.partial_channels': 1, 'init_from': source}), tmp_path / 'two'
+        )
+
+
 CELLS = {
     'model.space': 'nasbench201',
     'model.depth': 2,

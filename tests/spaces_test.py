@@ -1,5 +1,6 @@
 """What holds in every search space, on networks of it that are as small as can be."""
 
+import dataclasses
 import functools
 import json
 
@@ -48,12 +49,36 @@ def _spec(space):
     return SPACES[space].build((6, 6, 2), 3, channels=4, max_channels=8, **SIZES[space])
 
 
+# Both remedies against collapse, and operations that are quickly compiled.
+PLAIN = ('none', 'skip_connect', 'max_pool_3x3')
+REMEDIES = SearchSettings(auxiliary_skip=True)
+
+
+def _partial(space):
+    sizes = {**SIZES[space], 'primitives': PLAIN}
+    spec = SPACES[space].build((6, 6, 2), 3, channels=4, max_channels=8, **sizes)
+    return dataclasses.replace(spec, partial=2)
+
+
+def _logits(spec, variables, mode, beta=0.0):
+    net = SuperNet(spec, REMEDIES)
+    keys = {'gumbel': jax.random.key(3)}
+    return net.apply(variables, IMAGES, TAU, beta=beta, mode=mode, train=False, rngs=keys)
+
+
 @functools.cache
 def _variables(space):
-    """Fresh weights, with BatchNorm statistics and scales that are not trivial."""
+    return _shaken(SuperNet(_spec(space), SearchSettings()))
+
+
+def _begun(net):
     keys = {'params': jax.random.key(1), 'arch': jax.random.key(2)}
-    net = SuperNet(_spec(space), SearchSettings())
-    made = jax.jit(lambda: net.init(keys, IMAGES[:1], mode=Mode.SKIP, train=False))()
+    return net.init(keys, IMAGES[:1], mode=Mode.SKIP, train=False)
+
+
+def _shaken(net):
+    """Fresh weights, with BatchNorm statistics and scales that are not trivial."""
+    made = jax.jit(lambda: _begun(net))()
     random = np.random.default_rng(0)
 
     def shaken(leaf):
@@ -218,3 +243,50 @@ def test_random_cells_are_of_the_space_and_use_all_of_it(space):
             assert {each.operations[g][m] for each in drawn} == set(candidates)
     for each in drawn[:20]:
         assert genotype.most_likely(genotype.derive(spec, each), {}) == each
+
+
+# --- Remedies against collapse
+
+
+@a_cell
+def test_remedies_leave_alpha_and_edges_the_gradient_of_the_dense_form(space):
+    spec = _partial(space)
+    made = _shaken(SuperNet(spec, REMEDIES))
+
+    def gradient(mode):
+        def loss(arch):
+            return (_logits(spec, {**made, 'arch': arch}, mode, 0.4) ** 2).sum()
+
+        return jax.jit(jax.grad(loss))(made['arch'])
+
+    ours = gradient(Mode.ALPHA)
+    chex.assert_trees_all_close(ours, gradient(Mode.DENSE), atol=1e-5, rtol=1e-3)
+    assert all((leaf != 0).all() for leaf in jax.tree.leaves(ours))
+
+
+@every_space
+def test_auxiliary_skips_at_weight_zero_leave_no_trace_in_the_derived_network(space):
+    spec = dataclasses.replace(_partial(space), partial=1)
+    made = _shaken(SuperNet(spec, REMEDIES))
+    chosen = genotype.most_likely(spec, made['arch'])
+    pruned = {g: state.prune(made[g], spec, chosen) for g in ('params', 'batch_stats')}
+    derived = genotype.derive(spec, chosen)
+    fresh = jax.eval_shape(lambda: _begun(SuperNet(derived)))
+    chex.assert_trees_all_equal_shapes(pruned, {g: fresh[g] for g in pruned})
+    before, faded = (_logits(spec, made, Mode.ARGMAX, beta) for beta in (0.5, 0.0))
+    logits = _logits(derived, pruned, Mode.ARGMAX)
+    np.testing.assert_allclose(logits, faded, rtol=1e-5, atol=1e-5 * abs(faded).max())
+    assert abs(before - faded).max() > 1e-2
+
+
+@every_space
+def test_without_remedies_arrays_are_what_they_were(space):
+    spec = _spec(space)
+    assert spec.partial == 1
+    held = jax.eval_shape(lambda: _begun(SuperNet(spec)))
+    names = {key.key for path, _ in jax.tree.leaves_with_path(held) for key in path}
+    assert not names & {'auxiliary', 'logits'}
+    old = {k: v for k, v in spec.to_json().items() if k != 'partial'}  # as it was written before
+    assert spaces.spec_from_json(json.loads(json.dumps(old))) == spec
+    partial = dataclasses.replace(spec, partial=2)
+    assert spaces.spec_from_json(json.loads(json.dumps(partial.to_json()))) == partial

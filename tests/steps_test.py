@@ -185,6 +185,44 @@ def test_penalty_adds_its_gradient_to_that_of_alpha():
         np.testing.assert_allclose(after - before, (1 - 0.5) * 0.5 * pull, rtol=1e-3, atol=1e-6)
 
 
+def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their_step():
+    net = SuperNet(SPEC, SearchSettings(auxiliary_skip=True), synced_over=steps.AXIS)
+    recipe, index = dataclasses.replace(STILL, model=net), np.arange(16, dtype=np.int32)
+    shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
+    shared['key'] = KEY
+    images, labels = _data().images.read(index)
+    held = _fresh(0)
+    counted = batches.chunk([{'index': index, 'weight': np.ones(16, np.float32)}], 1, 1)
+    evaluate = jax.pmap(
+        functools.partial(steps.eval_steps, recipe, Phase.WARMUP),
+        axis_name=steps.AXIS,
+        in_axes=(None, 0, None),
+        devices=jax.devices()[:1],
+    )
+
+    @functools.partial(jax.jit, static_argnames='train')
+    def loss(beta, train):
+        alone = SuperNet(SPEC, SearchSettings(auxiliary_skip=True))
+        logits, _ = alone.apply(
+            {**held.trainable, 'batch_stats': held.batch_stats},
+            (images - np.float32(100)) / np.float32(50),
+            beta=beta,
+            mode=Mode.SKIP,
+            train=train,
+            mutable=['batch_stats'],
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    middle = (PLAN.spans[1].start + PLAN.spans[1].stop) // 2
+    for step, beta in ((0, 1.0), (middle, 0.5), (PLAN.spans[1].stop, 0.0)):
+        found = evaluate(_fresh(step), counted, shared)['loss'][0, 0] / 16
+        np.testing.assert_allclose(found, loss(beta, False), rtol=1e-5)
+    chunk = batches.chunk([{'index': index}], 8, 1)
+    after, _ = _call(Phase.WARMUP, 1, recipe)(held, chunk, shared)
+    np.testing.assert_allclose(after.totals.loss, loss(1.0, True), rtol=1e-5)
+    assert abs(loss(1.0, True) - loss(0.0, True)) > 1e-3
+
+
 # --- Law 9
 
 
