@@ -6,7 +6,8 @@ arXiv:2108.04392). Here the supernet is asked: what is its accuracy without one 
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -130,17 +131,18 @@ def by_perturbation(setup: Setup, current: Current) -> Genotype:
     )
 
     def accuracy(rows):
-        state = current.state.replace(arch=devices.replicated(logits_of(spec, rows)))
+        state = current.state.replace(arch=devices.replicated(logits_of(spec, rows, held)))
         chunks = session.eval_chunks(setup, setup.data.valid)
         return session.means([program.call(state, chunk, setup.shared) for chunk in chunks])[1]
 
-    rows = genotype.probabilities(spec, current.state.arch)
+    held = jax.device_get(current.state.arch)
+    rows = genotype.probabilities(spec, held)
     return select(spec, rows, accuracy, setup.key(session.SELECTION))
 
 
-def logits_of(spec: NetSpec, rows: Rows) -> dict[str, dict]:
-    """The alpha tree whose softmax has these ratios, exactly 0 where a row has 0."""
-    found = {}
+def logits_of(spec: NetSpec, rows: Rows, arch: Mapping[str, Any]) -> dict[str, dict]:
+    """`arch` with alphas whose softmax has these ratios, exactly 0 where a row has 0."""
+    found = flax.traverse_util.flatten_dict(arch)
     for (group, member, names), row in zip(spec.rows(), rows, strict=True):
         if len(names) > 1:
             logits = np.where(row > 0, np.log(np.maximum(row, np.finfo(row.dtype).tiny)), _NEVER)

@@ -120,7 +120,11 @@ def test_darts_with_nothing_but_skip_and_none_asks_for_edges_only():
 def test_logits_are_finite_and_their_softmax_has_the_ratios():
     spec = _spec('chain', NAMES)
     rows = [np.array(row, 'f') for row in ([0.0, 1.0, 0.0], [0.2, 0.0, 0.6], [1e-42, 0.5, 0.5])]
-    tree = selection.logits_of(spec, rows)
+    arch = {f'block_{b}': {'choice_0': {'alpha': np.zeros(3, 'f')}} for b in range(3)}
+    arch['edges'] = {'logits': np.arange(2.0)}
+    tree = selection.logits_of(spec, rows, arch)
+    assert jax.tree.structure(tree) == jax.tree.structure(arch)
+    assert tree['edges']['logits'] is arch['edges']['logits']  # weights of edges stay
     for (group, member, _), row in zip(spec.rows(), rows, strict=True):
         block, choice = spec.alpha_path(group, member)
         logits = tree[block][choice]['alpha']
