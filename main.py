@@ -17,7 +17,7 @@ import rich.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from asose_jax import many, page, process, retrain, search
+from asose_jax import many, page, pipeline, process, retrain
 from asose_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
         logger.info(
             'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
         )
-        search.run(config, _WORKDIR.value, console)
+        pipeline.run(config, _WORKDIR.value, console)
     except Stopped as stopped:
         logger.info('%s; to go on: %s', stopped, shlex.join(['python', *sys.argv]))
         if jax.distributed.is_initialized():

@@ -28,7 +28,7 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from asose_jax import comparison, genotype, interrupt, process, retrain, search, spaces, workdir
+from asose_jax import comparison, genotype, interrupt, pipeline, process, retrain, spaces, workdir
 from asose_jax import config as rules
 from asose_jax.errors import Stopped, UserError
 
@@ -242,7 +242,7 @@ def _work(job: Job, directory: pathlib.Path, place: Place) -> None:
     child_logger = process.prepare(handler, cache)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        search.run(job.config, directory, rich.console.Console(file=log))
+        pipeline.run(job.config, directory, rich.console.Console(file=log))
     except Stopped as stopped:
         child_logger.info('%s', stopped)
         process.leave(1)

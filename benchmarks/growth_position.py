@@ -25,7 +25,7 @@ from asose_jax import (
     growing,
     growth,
     loop,
-    search,
+    pipeline,
     session,
     start,
 )
@@ -53,9 +53,9 @@ def _config(run: pathlib.Path, epochs: int):
 def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float, float]]:
     """(score, validation loss, validation accuracy) of every position."""
     config = _config(checkpoint.parent.parent, epochs)
-    images = search.load_data(config)
-    plan = search.make_plan(config, len(images.train))
-    tx = search.make_optimizer(config, plan)
+    images = pipeline.load_data(config)
+    plan = pipeline.make_plan(config, len(images.train))
+    tx = pipeline.make_optimizer(config, plan)
     shared = devices.shared_arrays(images, session.key_for(config.seed, session.STEPS))
     setup = session.Setup(
         config=config,

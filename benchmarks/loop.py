@@ -35,7 +35,7 @@ def main() -> None:
 
     import jax
 
-    from asose_jax import devices, search
+    from asose_jax import devices, pipeline
     from asose_jax.phases import Phase
     from benchmarks import ours
     from configs import search as presets
@@ -60,8 +60,8 @@ def main() -> None:
     bare = ours.Network(size, Phase.SEARCH, slots=slots)
     zeros = jax.tree.map(jax.numpy.zeros_like, bare.state.arch)
     bare.state = bare.state.replace(arch=devices.replicated(zeros))
-    images = search.load_data(config)
-    epoch = search.make_plan(config, len(images.train)).spans[0].epoch_steps
+    images = pipeline.load_data(config)
+    epoch = pipeline.make_plan(config, len(images.train)).spans[0].epoch_steps
     full, rest = bare.chunk(slots), bare.chunk(epoch % slots)
     evaluation = bare.evaluation(len(images.valid))
 
@@ -78,7 +78,7 @@ def main() -> None:
 
     def whole_program():
         with tempfile.TemporaryDirectory() as workdir:
-            search.run(config, workdir)
+            pipeline.run(config, workdir)
             lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
         ends = [json.loads(lines[number]) for number in (FIRST - 1, -1)]
         seconds = [line['step'] * options.batch / line['images_per_second'] for line in ends]

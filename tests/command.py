@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 import growing_test
-from search_test import CHEAP, TINY
+from pipeline_test import CHEAP, TINY
 
 # Every phase and both kinds of growth: 4 + 12 + 36 + 4 steps, and a checkpoint after each call.
 FIELDS = {

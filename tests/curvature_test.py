@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from search_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
+from pipeline_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
-from asose_jax import batches, checkpoint, curvature, devices, ops, search, state, steps
+from asose_jax import batches, checkpoint, curvature, devices, ops, pipeline, state, steps
 from asose_jax import config as rules
-from asose_jax.mixed import Mode, SearchSettings
+from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SuperNet, mixture_of
 from asose_jax.norm import Norm
 from asose_jax.spaces import SPACES
@@ -154,7 +154,7 @@ def halted(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curvature, '_measure', remembered)
-        summary = search.run(tiny(**FIELDS, **{'checkpoint.every_seconds': 0}), workdir)
+        summary = pipeline.run(tiny(**FIELDS, **{'checkpoint.every_seconds': 0}), workdir)
     return workdir, summary, alphas
 
 
@@ -185,7 +185,7 @@ def test_search_ends_with_the_alpha_of_before_and_the_next_phase_begins(halted):
 
 def _like(spec):
     config = tiny(**FIELDS)
-    tx = search.make_optimizer(config, search.make_plan(config, 287))
+    tx = pipeline.make_optimizer(config, pipeline.make_plan(config, 287))
     return state.abstract_state(SuperNet(spec, synced_over=steps.AXIS), tx, devices.everywhere())
 
 
@@ -203,9 +203,9 @@ def test_stopped_and_resumed_run_ends_its_search_alike(halted, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Killed):
-            search.run(config, tmp_path)
+            pipeline.run(config, tmp_path)
     batches._shuffled.cache_clear()
-    search.run(config, tmp_path)
+    pipeline.run(config, tmp_path)
     assert lines_of(tmp_path) == lines_of(halted[0])
     assert summary_of(tmp_path) == summary_of(halted[0])
     ours, theirs = final_state(tmp_path, config), final_state(halted[0], config)
@@ -215,10 +215,10 @@ def test_stopped_and_resumed_run_ends_its_search_alike(halted, tmp_path, monkeyp
 
 def test_run_that_ended_its_search_is_as_long_as_one_that_planned_it(halted):
     config = tiny(**FIELDS)
-    plan = search.make_plan(config, 287).with_search_until(30)
+    plan = pipeline.make_plan(config, 287).with_search_until(30)
     assert plan.steps == 34
     assert plan == plan.with_search_until(30)
-    assert plan.spans == search.make_plan(tiny(**{**FIELDS, 'search.epochs': 5}), 287).spans
+    assert plan.spans == pipeline.make_plan(tiny(**{**FIELDS, 'search.epochs': 5}), 287).spans
     _, _, state = final_state(halted[0], config)
     counts = [
         leaf
@@ -240,7 +240,7 @@ def test_control_of_a_run_with_remedies_is_no_contradiction(tmp_path):
 def test_run_with_both_remedies_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     never = {'search.epochs': 4, 'search.stop_window': 1, 'search.stop_ratio': 1e-9}
     fields = {**FIELDS, **never, 'search.selection': 'perturbation'}
-    search.run(tiny(**fields), tmp_path / 'whole')
+    pipeline.run(tiny(**fields), tmp_path / 'whole')
     values = [line['arch/eigenvalue'] for line in lines_of(tmp_path / 'whole')[:-1]]
     assert all(value >= 0 for value in values)
     assert len(set(values)) == len(values) == 4
@@ -248,8 +248,8 @@ def test_run_with_both_remedies_is_resumed_bit_for_bit(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         stop_after(patch, 11)
         with pytest.raises(Killed):
-            search.run(config, tmp_path / 'halves')
-    search.run(config, tmp_path / 'halves')
+            pipeline.run(config, tmp_path / 'halves')
+    pipeline.run(config, tmp_path / 'halves')
     assert lines_of(tmp_path / 'halves') == lines_of(tmp_path / 'whole')
     summary = json.loads((tmp_path / 'whole' / 'summary.json').read_text())
     assert (summary['halted'], summary['selection']) == (None, 'perturbation')

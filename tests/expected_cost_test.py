@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import steps_test
+from pipeline_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 from scipy import optimize
-from search_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
-from asose_jax import batches, cost, darts, genotype, latency, search, steps
+from asose_jax import batches, cost, darts, genotype, latency, pipeline, steps
 from asose_jax.errors import UserError
 from asose_jax.expected_cost import Budget
 from asose_jax.model import Mode, SuperNet
@@ -219,7 +219,7 @@ def test_a_small_target_ends_in_a_cheaper_network_than_a_large_one(tmp_path):
     for target in (9e3, 28e3):
         price = {'cost.kind': 'flops', 'cost.weight': 30.0, 'cost.target': target}
         found.append(
-            search.run(tiny(**SHORT, **price, **{'arch.travel': 30.0}), tmp_path / str(target))
+            pipeline.run(tiny(**SHORT, **price, **{'arch.travel': 30.0}), tmp_path / str(target))
         )
         tables.append(json.loads((tmp_path / str(target) / 'costs.json').read_text()))
     small, large = found
@@ -242,7 +242,7 @@ def test_a_small_target_ends_in_a_cheaper_network_than_a_large_one(tmp_path):
 def test_target_out_of_reach_is_one_clear_error_with_the_range(tmp_path, target):
     price = {'cost.kind': 'flops', 'cost.target': target, 'growth.kinds': ()}
     with pytest.raises(UserError, match=r'cost.target=.*: networks .* from 7527 to 31203'):
-        search.run(tiny(**price), tmp_path / 'run')
+        pipeline.run(tiny(**price), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -264,16 +264,16 @@ LATENCY = {'cost.kind': 'latency', 'cost.target': 0.5, 'cost.weight': 3.0}
 
 def _stopped_and_resumed(tmp_path, monkeypatch, clock, step, fields):
     """Two workdirs: of a run that was never stopped, and of one that was, after `step`."""
-    search.run(tiny(**LATENCY, **fields), tmp_path / 'whole')
+    pipeline.run(tiny(**LATENCY, **fields), tmp_path / 'whole')
     clock.clear()  # the other run measures the same, but not when it goes on
     config = tiny(**LATENCY, **fields, **EVERY_STEP)
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Killed):
-            search.run(config, tmp_path / 'halves')
+            pipeline.run(config, tmp_path / 'halves')
     cost.table.cache_clear()  # as in a new process
     batches._shuffled.cache_clear()
-    search.run(config, tmp_path / 'halves')
+    pipeline.run(config, tmp_path / 'halves')
     return config
 
 
@@ -297,7 +297,7 @@ def test_what_was_measured_is_kept_and_a_resumed_run_ends_bit_for_bit(tmp_path, 
     file = tmp_path / 'halves' / 'latency.json'
     file.write_text(file.read_text()[:-9])
     with pytest.raises(UserError, match=r'latency.json cannot be read'):
-        search.run(config, tmp_path / 'halves')
+        pipeline.run(config, tmp_path / 'halves')
 
 
 @pytest.mark.slow

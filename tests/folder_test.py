@@ -7,9 +7,9 @@ import chex
 import numpy as np
 import pytest
 from PIL import Image
-from search_test import TINY
+from pipeline_test import TINY
 
-from asose_jax import data, search
+from asose_jax import data, pipeline
 from asose_jax.errors import UserError
 from configs.search import get_config
 
@@ -340,7 +340,7 @@ def test_class_names_come_through_to_the_summary_as_they_are(tmp_path):
     for i in range(30):
         _picture(tmp_path / 'set' / HOSTILE[i % 3] / f'{i}.png', seed=i)
     config = _config(tmp_path / 'set', **{'data.resident_megabytes': 0})
-    search.run(config, tmp_path / 'run')
+    pipeline.run(config, tmp_path / 'run')
     summary = json.loads((tmp_path / 'run' / 'summary.json').read_text())
     assert summary['classes'] == sorted(HOSTILE)
     assert summary['images'] == {'train': 14, 'valid': 10, 'test': 6}
@@ -349,5 +349,5 @@ def test_class_names_come_through_to_the_summary_as_they_are(tmp_path):
 def test_fewer_images_than_a_batch_are_an_error_before_training(pets, tmp_path):
     config = _config(pets, **{'batch_size': 64})
     with pytest.raises(UserError, match=r'batch_size=64: there are only 14 .* Take at most 8 '):
-        search.run(config, tmp_path / 'run')
+        pipeline.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()

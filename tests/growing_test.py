@@ -7,7 +7,7 @@ import weakref
 
 import chex
 import pytest
-from search_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
+from pipeline_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
 from asose_jax import (
     batches,
@@ -15,9 +15,9 @@ from asose_jax import (
     growing,
     growth,
     page,
+    pipeline,
     record,
     results,
-    search,
     spaces,
     state,
 )
@@ -59,7 +59,7 @@ def grown(tmp_path_factory):
             'compile_train',
             lambda *a: (compiled.append((a[0].model.spec, a[1])), original(*a))[1],
         )
-        summary = search.run(growing_config(), workdir)
+        summary = pipeline.run(growing_config(), workdir)
     return workdir, summary, compiled
 
 
@@ -79,7 +79,7 @@ def test_programs_of_earlier_networks_are_let_go(tmp_path, monkeypatch):
 
     monkeypatch.setattr(devices, 'compile_train', compile_train)
     monkeypatch.setattr(results, 'write', at_the_end)
-    search.run(growing_config(), tmp_path)
+    pipeline.run(growing_config(), tmp_path)
     assert len(made) == 5  # warmup, search, two growths, optimize
     assert alive == [made[-1]()]
 
@@ -186,9 +186,9 @@ def test_growing_run_stopped_and_resumed_ends_bit_for_bit_as_the_whole_one(
     with monkeypatch.context() as patch:
         stop(patch, step)
         with pytest.raises(Killed):
-            search.run(config, tmp_path)
+            pipeline.run(config, tmp_path)
     batches._shuffled.cache_clear()  # as in a new process
-    search.run(config, tmp_path)
+    pipeline.run(config, tmp_path)
     assert lines_of(tmp_path) == lines_of(grown[0])
     assert summary_of(tmp_path) == summary_of(grown[0])
     ours, theirs = final_state(tmp_path, config), final_state(grown[0], growing_config())
@@ -200,7 +200,7 @@ def test_optimizer_counts_and_totals_go_on_through_growth(grown):
     """57 + 4 steps, no matter through how many networks."""
     config = growing_config()
     step, _, final = final_state(grown[0], config)
-    plan = search.make_plan(config, 287)
+    plan = pipeline.make_plan(config, 287)
     assert step == int(final.step) == plan.steps
     counts = {int(leaf) for leaf in _counts(final.opt_state)}
     assert counts == {plan.weight_updates(step), plan.alpha_updates(step)}
@@ -224,7 +224,7 @@ def _counts(tree):
 )
 def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        summary = search.run(growing_config(**{'optimize.epochs': 0, **changes}), tmp_path)
+        summary = pipeline.run(growing_config(**{'optimize.epochs': 0, **changes}), tmp_path)
     assert summary['growth'] == []
     refusals = [r.getMessage() for r in caplog.records if 'not possible' in r.getMessage()]
     if told is None:
@@ -239,7 +239,7 @@ def test_control_trains_the_same_network_for_as_many_flops(grown, tmp_path):
     config = scratch.get_config(str(workdir))
     assert config.growth.epochs == config.search.epochs == config.warmup.epochs == 0
     epoch = 3 * summary['flops_per_image'] * 4 * 64  # 4 whole batches of 64 images
-    control = search.run(config, tmp_path / 'run')
+    control = pipeline.run(config, tmp_path / 'run')
     assert control['genotype'] == summary['genotype']
     assert control['params'] == summary['params']
     assert control['flops_per_image'] == summary['flops_per_image']
@@ -253,7 +253,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
     for phase in ('warmup', 'search', 'growth'):
         config[phase].epochs = 0
     with pytest.raises(UserError, match=r'genotype.json cannot be read as a network'):
-        search.run(config, tmp_path / 'run')
+        pipeline.run(config, tmp_path / 'run')
 
 
 @pytest.mark.slow
@@ -267,7 +267,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
     ids=['branch-random', 'last-at-once', 'auto'],
 )
 def test_other_ways_to_grow_run_through(tmp_path, changes, kinds):
-    summary = search.run(growing_config(**changes), tmp_path)
+    summary = pipeline.run(growing_config(**changes), tmp_path)
     assert len(summary['growth']) >= 2
     if kinds is not None:
         assert [event['kind'] for event in summary['growth']] == kinds

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 from command import Run, says
-from search_test import lines_of, streamed
+from pipeline_test import lines_of, streamed
 
 from asose_jax import devices
 

@@ -12,7 +12,7 @@ import chex
 import pytest
 from checkpoint_test import flip
 from command import FIELDS, Run, says
-from search_test import final_state, lines_of, page_of, summary_of, tiny
+from pipeline_test import final_state, lines_of, page_of, summary_of, tiny
 
 
 @pytest.fixture(scope='module')

@@ -55,7 +55,7 @@ LEVELS = {
     'loop': 6,
     'start': 6,
     'results': 6,
-    'search': 7,
+    'pipeline': 7,
     'process': 0,
     'retrain': 0,
     'comparison': 3,
@@ -127,7 +127,7 @@ def test_rooms_of_a_level_do_not_import_each_other_in_a_circle(root):
 
 def test_entrance_and_configs_stay_outside(root):
     rooms, _ = _imported(root / 'main.py')
-    assert rooms == {'search', 'many', 'page', 'retrain', 'process', 'errors'}
+    assert rooms == {'pipeline', 'many', 'page', 'retrain', 'process', 'errors'}
     for path in (root / 'configs').glob('*.py'):
         assert _imported(path)[1] <= {'ml_collections', 'configs', 'json', 'pathlib'}
 

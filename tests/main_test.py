@@ -9,7 +9,7 @@ import sys
 import pytest
 import recorded
 
-from asose_jax import chain, norm, ops, search, spaces
+from asose_jax import chain, norm, ops, pipeline, spaces
 from configs.search import get_config
 
 
@@ -125,7 +125,7 @@ def test_readme_shows_a_space_that_works(root, monkeypatch, tmp_path):
             'optimize.epochs': 1,
         }
     )
-    summary = search.run(config, tmp_path)
+    summary = pipeline.run(config, tmp_path)
     assert summary['genotype'] in ([['skip_connect']], [['sep_conv_3x3']])
     assert json.loads((tmp_path / 'genotype.json').read_text())['network']['rungs'] == 3
     assert 'choice 0.0' in (tmp_path / 'report.html').read_text()  # it is drawn as a list

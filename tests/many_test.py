@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from search_test import lines_of
+from pipeline_test import lines_of
 
 from asose_jax import many
 from asose_jax.errors import UserError

@@ -6,10 +6,10 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
-from search_test import lines_of, summary_of
+from pipeline_test import lines_of, summary_of
 
 from asose_jax import config as rules
-from asose_jax import darts, genotype, retrain, search
+from asose_jax import darts, genotype, pipeline, retrain
 from asose_jax.errors import UserError
 from asose_jax.forward import SearchSettings
 from asose_jax.model import SECOND_HEAD, Mode, SuperNet
@@ -98,10 +98,12 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
     file = tmp_path / 'cell.txt'
     file.write_text(CELL)
     config = _tiny(file)
-    whole = search.run(config, tmp_path / 'whole')
+    whole = pipeline.run(config, tmp_path / 'whole')
     assert [phase['name'] for phase in whole['phases']] == ['optimize']
     assert (tmp_path / 'whole' / 'genotype.txt').read_text().strip() == CELL
-    spec = search.start.origin(config, search.load_data(config), search.make_plan(config, 287)).spec
+    spec = pipeline.start.origin(
+        config, pipeline.load_data(config), pipeline.make_plan(config, 287)
+    ).spec
     fresh = jax.eval_shape(
         lambda key: SuperNet(spec).init(key, jnp.ones((1, 8, 8, 1)), mode=Mode.ARGMAX, train=False),
         jax.random.key(0),
@@ -109,13 +111,13 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
     assert whole['params'] == sum(leaf.size for leaf in jax.tree.leaves(fresh['params']))
 
     stopped = tmp_path / 'stopped'
-    search.run(config, stopped)
+    pipeline.run(config, stopped)
     last = max((stopped / 'checkpoints').iterdir(), key=lambda path: int(path.name))
     for path in sorted(last.rglob('*'), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     last.rmdir()
     (stopped / 'summary.json').unlink()
-    search.run(config, stopped)
+    pipeline.run(config, stopped)
     assert lines_of(stopped) == lines_of(tmp_path / 'whole')
     assert summary_of(stopped) == summary_of(tmp_path / 'whole')
     assert json.loads((stopped / 'config.json').read_text())['optimize.drop_path'] == 0.3

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from search_test import NAMES_OF, Killed, lines_of, summary_of, tiny
+from pipeline_test import NAMES_OF, Killed, lines_of, summary_of, tiny
 
-from asose_jax import darts, search, selection, session
+from asose_jax import darts, pipeline, selection, session
 from asose_jax.spaces import SPACES
 
 KEY = jax.random.key(0)
@@ -145,7 +145,7 @@ FIELDS = {
 
 def test_selection_that_is_killed_begins_again_and_finds_the_same(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        summary = search.run(tiny(**FIELDS), tmp_path / 'whole')
+        summary = pipeline.run(tiny(**FIELDS), tmp_path / 'whole')
     told = [record.getMessage() for record in caplog.records]
     assert sum('selection: choice' in line for line in told) == 2
     assert summary['selection'] == 'perturbation'
@@ -160,8 +160,8 @@ def test_selection_that_is_killed_begins_again_and_finds_the_same(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(session, 'means', means)
         with pytest.raises(Killed):
-            search.run(tiny(**FIELDS), tmp_path / 'halves')
-    search.run(tiny(**FIELDS), tmp_path / 'halves')
+            pipeline.run(tiny(**FIELDS), tmp_path / 'halves')
+    pipeline.run(tiny(**FIELDS), tmp_path / 'halves')
     assert lines_of(tmp_path / 'halves') == lines_of(tmp_path / 'whole')
     assert summary_of(tmp_path / 'halves') == summary_of(tmp_path / 'whole')
 
@@ -179,7 +179,7 @@ def test_evaluation_is_of_the_mixture_that_the_rows_say(tmp_path, monkeypatch):
 
     monkeypatch.setattr(selection, 'select', spied)
     with pytest.raises(Killed):
-        search.run(tiny(**FIELDS), tmp_path)
+        pipeline.run(tiny(**FIELDS), tmp_path)
     assert all(0 < value < 1 for value in seen.values())
     assert seen['skip_connect'] != seen['sep_conv_3x3']
     assert seen['scaled'] == seen['all']

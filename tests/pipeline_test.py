@@ -18,8 +18,8 @@ from asose_jax import (
     genotype,
     model,
     page,
+    pipeline,
     record,
-    search,
     session,
     spaces,
     state,
@@ -104,7 +104,7 @@ def final_state(workdir, config):
         meta = checkpoints.describe(step)
         spec = spaces.spec_from_json(meta['spec'])
         net = model.SuperNet(spec, synced_over=steps.AXIS)
-        tx = search.make_optimizer(config, search.make_plan(config, 287))
+        tx = pipeline.make_optimizer(config, pipeline.make_plan(config, 287))
         like = state.abstract_state(net, tx, devices.everywhere())
         return step, spec, jax.device_get(checkpoints.restore(step, like))
 
@@ -113,7 +113,7 @@ def final_state(workdir, config):
 def whole(tmp_path_factory):
     """A run that was never stopped."""
     workdir = tmp_path_factory.mktemp('whole') / 'run'
-    return workdir, search.run(tiny(), workdir)
+    return workdir, pipeline.run(tiny(), workdir)
 
 
 def test_workdir_holds_what_was_promised(whole):
@@ -210,10 +210,10 @@ def test_stopped_and_resumed_run_ends_bit_for_bit_as_the_whole_one(
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Killed):
-            search.run(config, tmp_path)
+            pipeline.run(config, tmp_path)
     assert not (tmp_path / 'summary.json').exists()
     batches._shuffled.cache_clear()  # as in a new process
-    search.run(config, tmp_path)
+    pipeline.run(config, tmp_path)
     assert lines_of(tmp_path) == lines_of(whole[0])
     assert summary_of(tmp_path) == summary_of(whole[0])
     ours, theirs = final_state(tmp_path, config), final_state(whole[0], tiny())
@@ -224,7 +224,7 @@ def test_stopped_and_resumed_run_ends_bit_for_bit_as_the_whole_one(
 def test_finished_run_started_again_changes_nothing(whole):
     workdir, summary = whole
     lines = (workdir / 'metrics.jsonl').read_text()
-    again = search.run(tiny(), workdir)
+    again = pipeline.run(tiny(), workdir)
     assert again['test_accuracy'] == summary['test_accuracy']
     assert (workdir / 'metrics.jsonl').read_text() == lines
 
@@ -233,7 +233,7 @@ def test_finished_run_started_again_changes_nothing(whole):
 def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
     changes = {'search.estimator': 'gumbel', 'model.dtype': 'bfloat16', 'search.arch_data': 'train'}
     config = tiny(**changes, **{'search.noise': 'temperature', 'growth.epochs': 0})
-    summary = search.run(config, tmp_path / 'run')
+    summary = pipeline.run(config, tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     for line in lines_of(tmp_path / 'run'):
         assert line['guard/grad'] == 0
@@ -268,17 +268,19 @@ def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     skips = spaces.SPACES[space].dumps(genotype.Genotype(SKIPS[space]))
     table.write_text(f'arch,cifar10\n{csv_text(skips)},90\n')
     search_it = tiny(**fields, **{'benchmark.table': str(table)})
-    found = search.run(search_it, tmp_path / 'found')
+    found = pipeline.run(search_it, tmp_path / 'found')
     assert [row['name'] for row in found['phases']] == ['warmup', 'search', 'optimize']
     assert found['benchmark'] == {}
     text = (tmp_path / 'found' / 'genotype.txt').read_text()
     table.write_text(f'arch,cifar10\n{csv_text(text.strip())},91.5\n{csv_text(skips)},90\n')
-    told = search.run(search_it, tmp_path / 'found')['benchmark']  # finished: only looks it up
+    told = pipeline.run(search_it, tmp_path / 'found')['benchmark']  # finished: only looks it up
     assert told == {'cifar10': {'accuracy': 91.5, 'rank': 1, 'of': 2}}
     assert spaces.SPACES[space].loads(text).to_json() == found['genotype']
     alone = {**fields, 'warmup.epochs': 0, 'search.epochs': 0}
     name = {'nasbench201': 'genotype.txt', 'darts': 'genotype.json'}[space]
-    trained = search.run(tiny(**alone, genotype=str(tmp_path / 'found' / name)), tmp_path / 'alone')
+    trained = pipeline.run(
+        tiny(**alone, genotype=str(tmp_path / 'found' / name)), tmp_path / 'alone'
+    )
     assert (trained['genotype'], trained['params']) == (found['genotype'], found['params'])
 
 
@@ -295,7 +297,7 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
         'growth.epochs': 0,
     }
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        summary = search.run(tiny(**fields), tmp_path / 'run')
+        summary = pipeline.run(tiny(**fields), tmp_path / 'run')
     assert 'the chosen operations begin anew' in caplog.text
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     lines = lines_of(tmp_path / 'run')
@@ -304,7 +306,7 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
     assert written['network']['partial'] == 1
     source = str(tmp_path / 'run' / 'checkpoints' / '4')
     with pytest.raises(UserError, match=r'search.partial_channels=2, this run has 1'):
-        search.run(
+        pipeline.run(
             tiny(**{**fields, 'search.partial_channels': 1, 'init_from': source}), tmp_path / 'two'
         )
 
@@ -326,14 +328,14 @@ AHEAD = {
 
 def assert_resumed_as_the_whole(fields, step, tmp_path, monkeypatch):
     """A run in long calls, and one that was killed between its calls of one step."""
-    search.run(tiny(**fields), tmp_path / 'whole')
+    pipeline.run(tiny(**fields), tmp_path / 'whole')
     config = tiny(**fields, **EVERY_STEP)
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Killed):
-            search.run(config, tmp_path / 'halves')
+            pipeline.run(config, tmp_path / 'halves')
     batches._shuffled.cache_clear()
-    search.run(config, tmp_path / 'halves')
+    pipeline.run(config, tmp_path / 'halves')
     assert lines_of(tmp_path / 'halves') == lines_of(tmp_path / 'whole')
     assert summary_of(tmp_path / 'halves') == summary_of(tmp_path / 'whole')
     ours, theirs = (final_state(tmp_path / name, config) for name in ('halves', 'whole'))
@@ -355,13 +357,13 @@ def test_cells_are_resumed_bit_for_bit_and_do_not_start_a_run_of_another_space(
     assert_resumed_as_the_whole(fields, 9, tmp_path, monkeypatch)
     source = str(tmp_path / 'whole' / 'checkpoints' / '16')
     with pytest.raises(UserError, match=r"space 'nasbench201'; model\.space='chain'"):
-        search.run(tiny(init_from=source), tmp_path / 'other')
+        pipeline.run(tiny(init_from=source), tmp_path / 'other')
 
 
 def test_choices_that_decide_on_nothing_are_one_clear_error(tmp_path):
     darts = {'model.space': 'darts', 'growth.epochs': 0, 'model.reductions': ()}
     with pytest.raises(UserError, match='some choices would decide on nothing'):
-        search.run(tiny(**darts), tmp_path / 'run')
+        pipeline.run(tiny(**darts), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -389,13 +391,13 @@ def test_genotype_that_does_not_fit_is_one_clear_error(text, message, tmp_path):
         file.write_text(text)
     alone = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
     with pytest.raises(UserError, match=message):
-        search.run(tiny(genotype=str(file), **alone), tmp_path / 'run')
+        pipeline.run(tiny(genotype=str(file), **alone), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.slow
 def test_streamed_images_run_through(cifar_dir, tmp_path):
-    summary = search.run(tiny(**streamed(cifar_dir)), tmp_path / 'run')
+    summary = pipeline.run(tiny(**streamed(cifar_dir)), tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     assert all(line['guard/grad'] == 0 for line in lines_of(tmp_path / 'run'))
 
@@ -403,7 +405,7 @@ def test_streamed_images_run_through(cifar_dir, tmp_path):
 def test_search_starts_from_the_end_of_another_runs_warmup(whole, tmp_path):
     source = whole[0] / 'checkpoints' / '4'
     changes = {'warmup.epochs': 0, 'growth.epochs': 0, 'init_from': str(source)}
-    summary = search.run(tiny(**changes, **{'search.epochs': 1}), tmp_path / 'run')
+    summary = pipeline.run(tiny(**changes, **{'search.epochs': 1}), tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['search', 'optimize']
     first = lines_of(tmp_path / 'run')[0]
     assert (first['step'], first['phase']) == (6, 'search')
@@ -411,19 +413,19 @@ def test_search_starts_from_the_end_of_another_runs_warmup(whole, tmp_path):
 
 def test_derived_network_cannot_be_searched(whole, tmp_path):
     with pytest.raises(UserError, match='holds a derived network'):
-        search.run(tiny(init_from=str(whole[0])), tmp_path / 'run')
+        pipeline.run(tiny(init_from=str(whole[0])), tmp_path / 'run')
 
 
 def test_source_of_other_images_is_an_error(whole, tmp_path):
     config = tiny(**{'init_from': str(whole[0]), 'data.image_size': 12})
     with pytest.raises(UserError, match=r'was trained on images \(8, 8, 1\)'):
-        search.run(config, tmp_path / 'run')
+        pipeline.run(config, tmp_path / 'run')
 
 
 def test_workdir_of_another_config_is_an_error_that_names_the_fields(whole):
     workdir, _ = whole
     with pytest.raises(UserError) as error:
-        search.run(tiny(**{'seed': 5, 'weights.lr': 0.1}), workdir)
+        pipeline.run(tiny(**{'seed': 5, 'weights.lr': 0.1}), workdir)
     message = str(error.value)
     assert 'holds a run with another config' in message
     assert 'seed: 0 -> 5' in message
@@ -432,12 +434,12 @@ def test_workdir_of_another_config_is_an_error_that_names_the_fields(whole):
 
 def test_unreadable_checkpoint_is_an_error(tmp_path):
     config = tiny(**{'search.epochs': 0, 'growth.epochs': 0, 'optimize.epochs': 0})
-    search.run(config, tmp_path)
+    pipeline.run(config, tmp_path)
     for path in (tmp_path / 'checkpoints').rglob('*'):
         if path.is_file() and path.parent.name == 'd':
             path.write_bytes(b'broken')
     with pytest.raises(UserError, match=r'(?s)no checkpoint can be read:.*checkpoints/4/state'):
-        search.run(config, tmp_path)
+        pipeline.run(config, tmp_path)
     assert (tmp_path / 'checkpoints' / '4').is_dir()  # nothing was deleted or moved
 
 
@@ -454,7 +456,7 @@ def test_unreadable_checkpoint_is_an_error(tmp_path):
 )
 def test_bad_input_is_one_clear_error_and_leaves_no_workdir(tmp_path, changes, message):
     with pytest.raises(UserError) as error:
-        search.run(tiny(**changes), tmp_path / 'run')
+        pipeline.run(tiny(**changes), tmp_path / 'run')
     assert message in str(error.value)
     assert not (tmp_path / 'run').exists()
 
@@ -506,14 +508,14 @@ def test_network_that_does_not_fit_is_one_clear_error(whole, tmp_path, change, m
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     epochs = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
     with pytest.raises(UserError, match=message):
-        search.run(tiny(network=str(file), **epochs), tmp_path / 'run')
+        pipeline.run(tiny(network=str(file), **epochs), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
 def test_broken_config_of_a_run_is_an_error(tmp_path):
     (tmp_path / 'config.json').write_text('{"seed": 0')
     with pytest.raises(UserError, match=r'config.json cannot be read .*delete the file'):
-        search.run(tiny(), tmp_path)
+        pipeline.run(tiny(), tmp_path)
 
 
 @pytest.mark.parametrize('field', config_test.BAD)
@@ -523,7 +525,7 @@ def test_bad_field_is_an_error_before_anything_is_written(tmp_path, field):
         with config.ignore_type():
             config.update_from_flattened_dict({field: value})
         with pytest.raises(UserError, match=re.escape(f'{field}=')):
-            search.run(config, tmp_path / 'run')
+            pipeline.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -532,7 +534,7 @@ def test_no_disk_is_an_error_before_training(tmp_path, monkeypatch):
         checkpoint.shutil, 'disk_usage', lambda _: type('Usage', (), {'free': 1000})
     )
     with pytest.raises(UserError, match='no room for checkpoints'):
-        search.run(tiny(), tmp_path / 'run')
+        pipeline.run(tiny(), tmp_path / 'run')
 
 
 def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, monkeypatch):
@@ -543,7 +545,7 @@ def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, mon
 
     monkeypatch.setattr(devices, 'shared_arrays', poisoned)
     with pytest.raises(UserError) as error:
-        search.run(tiny(**{'warmup.epochs': 4, 'checkpoint.every_seconds': 0}), tmp_path)
+        pipeline.run(tiny(**{'warmup.epochs': 4, 'checkpoint.every_seconds': 0}), tmp_path)
     message = str(error.value)
     assert 'warmup: before step 12, more than 10 steps in a row' in message
     assert f'the last good checkpoint is {tmp_path / "checkpoints" / "8"}' in message
@@ -558,7 +560,7 @@ def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):
     honest = session.means
     monkeypatch.setattr(session, 'means', lambda sums: (honest(sums)[0], next(accuracies, 0.6)))
     with caplog.at_level(logging.WARNING, 'asose_jax'):
-        search.run(tiny(), tmp_path)
+        pipeline.run(tiny(), tmp_path)
     told = [record.getMessage() for record in caplog.records]
     assert sum('collapse: 100 % of the genotype' in line for line in told) == 4
     falls = [line for line in told if line.startswith('fall:')]
