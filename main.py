@@ -1,7 +1,7 @@
 """Runs a search: python main.py --config=configs/search.py[:digits] --workdir=DIR.
 
 --mode=retrain --config.genotype=FILE trains from scratch what was found; --config.seeds="(0, 1)"
-runs several searches; --mode=report --workdir=DIR draws the page of a run again.
+runs several searches. --mode=evaluate, export or report, with --workdir=DIR, is for finished runs.
 
 The same command again goes on where a stopped run was.
 """
@@ -17,7 +17,7 @@ import rich.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from asose_jax import many, page, pipeline, process, retrain
+from asose_jax import many, page, process, retrain, trained
 from asose_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -26,9 +26,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_enum(
     'mode',
     'search',
-    ['search', 'retrain', 'report'],
+    ['search', 'retrain', 'evaluate', 'export', 'report'],
     'search: all phases. retrain: the network of --config.genotype from scratch, by the recipe in '
-    'config.retrain. report: nothing is trained; report.html is drawn again from the workdir.',
+    'config.retrain. Of a finished run, by its --workdir alone: evaluate: test accuracy, by class, '
+    'and confusion.png. export: a StableHLO file that needs jax only. report: report.html again.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
@@ -43,26 +44,21 @@ _SILENT_SECONDS = 30  # after which a host counts as lost
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
-    if _MODE.value != 'report':
+    finished = {'report': page.rebuild, 'evaluate': trained.evaluate, 'export': trained.export}
+    if _MODE.value not in finished:
         _join_hosts()
     console = rich.console.Console(stderr=True)
     logger = process.prepare(_handler(console))
     try:
-        if _MODE.value == 'report':
-            logger.info('%s', page.rebuild(_WORKDIR.value))
+        if _MODE.value in finished:
+            finished[_MODE.value](_WORKDIR.value)
             return
         config = _CONFIG.value
         if _MODE.value == 'retrain':
             config = retrain.config_of(config)
-        if config.seeds:
-            many.run(config, _WORKDIR.value, console)
-            return
-        if jax.process_index():
-            logger.setLevel(logging.WARNING)  # the first host speaks for all
-        logger.info(
-            'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
-        )
-        pipeline.run(config, _WORKDIR.value, console)
+        if not config.seeds:  # many searches leave the devices to their own processes
+            _tell_devices(logger)
+        many.search(config, _WORKDIR.value, console)
     except Stopped as stopped:
         logger.info('%s; to go on: %s', stopped, shlex.join(['python', *sys.argv]))
         if jax.distributed.is_initialized():
@@ -71,6 +67,14 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         logger.error('%s', error)
         process.leave(2)
+
+
+def _tell_devices(logger: logging.Logger) -> None:
+    if jax.process_index():
+        logger.setLevel(logging.WARNING)  # the first host speaks for all
+    logger.info(
+        'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
+    )
 
 
 def _join_hosts() -> None:

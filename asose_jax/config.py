@@ -5,6 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import ml_collections
+
 from asose_jax import expected_cost, nats, spaces
 from asose_jax.errors import UserError
 from asose_jax.estimators import ESTIMATORS
@@ -20,6 +22,18 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The inverse of `flatten`, also after a trip through a JSON file."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, last = name.split('.')
+        inner = nested
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = tuple(value) if isinstance(value, list) else value
+    return ml_collections.ConfigDict(nested)
 
 
 def validate(config: Mapping[str, Any], devices: int) -> None:

@@ -55,6 +55,30 @@ class Place:
     core: int | None = None
 
 
+def search(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Searches as `config` says, once or with each of `seeds`; goes on where it was stopped.
+
+    Args:
+      config: see `configs/search.py`.
+      workdir: for checkpoints and results.
+      console: where a progress bar may be drawn.
+
+    Returns:
+      What summary.json holds: see `results.write`, and `comparison.compare` for many seeds.
+
+    Raises:
+      UserError: something the user can put right; nothing was lost.
+      Stopped: after SIGTERM or Ctrl-C; what was done is saved.
+    """
+    if config.seeds:
+        return run(config, workdir, console)
+    return pipeline.run(config, workdir, console)
+
+
 def run(
     config: ml_collections.ConfigDict,
     directory: str | pathlib.Path,

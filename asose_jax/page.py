@@ -73,6 +73,7 @@ def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
         write(directory)
     except OSError as error:
         raise UserError(f'{error.filename or directory}: {error.strerror or error}') from error
+    logger.info('%s', directory / NAME)
     return directory / NAME
 
 

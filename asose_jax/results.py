@@ -23,6 +23,8 @@ def surroundings(setup: Setup) -> dict[str, Any]:
     return {
         'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
         'classes': list(setup.data.class_names),  # in the order of the network's outputs
+        'mean': setup.data.mean.tolist(),  # of pixels, per channel: what images are normalised by
+        'std': setup.data.std.tolist(),
         'versions': {
             'python': platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},

@@ -48,6 +48,26 @@ def key_for(seed: int, use: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
+def model_of(
+    config: ml_collections.ConfigDict, spec: genotype.NetSpec, skip_bias: float | None = None
+) -> SuperNet:
+    """The network as a run with this config trains it; see `Setup.model`."""
+    c = config
+    settings = SearchSettings(
+        init_std=c.arch.init_std,
+        none_bias=c.arch.none_bias,
+        skip_bias=c.arch.skip_bias if skip_bias is None else skip_bias,
+        estimator=c.search.estimator,
+        noise=c.search.noise,
+        thresholds=gumbel.Thresholds(*c.search.thresholds),
+        remat=c.model.remat,
+        drop_path=c.optimize.drop_path,
+        second_head=c.optimize.second_head,
+        auxiliary_skip=c.search.auxiliary_skip,
+    )
+    return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Setup:
     """What does not change during a run."""
@@ -71,20 +91,7 @@ class Setup:
 
     def model(self, spec: genotype.NetSpec, skip_bias: float | None = None) -> SuperNet:
         """The network; `skip_bias`, if given, is where alpha of `skip_connect` starts."""
-        c = self.config
-        settings = SearchSettings(
-            init_std=c.arch.init_std,
-            none_bias=c.arch.none_bias,
-            skip_bias=c.arch.skip_bias if skip_bias is None else skip_bias,
-            estimator=c.search.estimator,
-            noise=c.search.noise,
-            thresholds=gumbel.Thresholds(*c.search.thresholds),
-            remat=c.model.remat,
-            drop_path=c.optimize.drop_path,
-            second_head=c.optimize.second_head,
-            auxiliary_skip=c.search.auxiliary_skip,
-        )
-        return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
+        return model_of(self.config, spec, skip_bias)
 
     def recipe(self, spec: genotype.NetSpec) -> steps.Recipe:
         d, a = self.config.data, self.config.arch

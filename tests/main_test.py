@@ -85,6 +85,12 @@ def test_digits_are_searched_to_95_percent_by_the_command_of_the_readme(root, tm
         assert part in done.stderr
 
 
+def _code(root, part):
+    """The Python in the README that has `part` in it."""
+    text = (root / 'README.md').read_text()
+    return next(c for c in re.findall(r'```python\n(.*?)```', text, re.DOTALL) if part in c)
+
+
 def test_readme_shows_a_primitive_that_works(root, monkeypatch):
     """The code in the README, as it stands there, gives an operation that can be searched."""
     import jax
@@ -92,7 +98,7 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
 
     from asose_jax.model import Mode, SuperNet
 
-    code = re.findall(r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL)[0]
+    code = _code(root, 'class Pointwise')
     monkeypatch.setattr(ops, 'PRIMITIVES', dict(ops.PRIMITIVES))
     exec(code, vars(ops) | {'PRIMITIVES': ops.PRIMITIVES})
     names = ('skip_connect', 'conv_1x1')
@@ -109,7 +115,7 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
 
 def test_readme_shows_a_space_that_works(root, monkeypatch, tmp_path):
     """The code in the README, as it stands there, is searched and derived."""
-    code = re.findall(r'```python\n(.*?)```', (root / 'README.md').read_text(), re.DOTALL)[1]
+    code = _code(root, 'class LadderSpec')
     monkeypatch.setattr(spaces, 'SPACES', dict(spaces.SPACES))
     exec(code, {'__name__': 'ladder'})
     config = get_config('digits')
