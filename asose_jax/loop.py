@@ -3,6 +3,7 @@
 import collections
 import itertools
 import logging
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from asose_jax import (
     cost,
     curvature,
     devices,
+    events,
     genotype,
     growing,
     page,
@@ -32,7 +34,15 @@ _TRAIN, _VALID = 0, 1
 _CALL_SECONDS = 2.0  # of training in one call, at most
 
 
-def train_phase(setup: Setup, current: Current, log: report.MetricsLog, drawn: page.Page) -> None:
+class Outlets(NamedTuple):
+    """Where evaluations go: metrics.jsonl, report.html, TensorBoard."""
+
+    log: report.MetricsLog
+    page: page.Page
+    events: events.Events
+
+
+def train_phase(setup: Setup, current: Current, outlets: Outlets) -> None:
     """Goes from the current step to the end of its phase, or of a search that ends early.
 
     What a chunk or an evaluation came to is looked at when the next chunk is queued, so that the
@@ -87,20 +97,22 @@ def train_phase(setup: Setup, current: Current, log: report.MetricsLog, drawn: p
                 record = _look(setup, current, span, progress, *queued.popleft())
                 if record is None:
                     continue
+                spec = current.spec
                 record['growth'] = growing.consider(setup, current, span, record, batch)
                 halted = curvature.consider(setup, current, span, record)
                 if record['growth']:
                     record['grown'] = _grown(current)
-                log.write(record)
+                outlets.log.write(record)
                 ended = halted or bool(record['growth']) or record['step'] == span.stop
-                drawn.draw(at_once=ended)
+                outlets.page.draw(at_once=ended)
+                outlets.events.write(record, spec, picture=ended)
                 saves = saves or ended
                 if record['growth'] or 'arch/eigenvalue' in record:
                     progress.resume()
             if saves:
                 setup.checkpoints.save(step, current.state, current.meta())
     if stops and step < setup.plan.steps:
-        drawn.draw()
+        outlets.page.draw()
         setup.checkpoints.finish()
         raise Stopped(f'stopped and saved at step {step} of {setup.plan.steps} ({span.phase})')
 

@@ -4,6 +4,7 @@ A run is fixed by its config. Started again with the same config and workdir, it
 newest checkpoint, and ends as if it had never stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -21,6 +22,7 @@ from asose_jax import (
     checkpoint,
     data,
     devices,
+    events,
     expected_cost,
     genotype,
     interrupt,
@@ -145,17 +147,18 @@ def _run(config, workdir, console, images, plan, origin, asked, table, budget):
         if setup.writes:
             text = json.dumps(results.surroundings(setup), indent=2) + '\n'
             place.write_atomically(workdir / 'run.json', text)
-        drawn = page.Page(workdir, setup.writes)
-        drawn.draw()
-        setup = _as_halted(setup, current)
-        while current.step < setup.plan.steps:
-            _enter(setup, current)
-            loop.train_phase(setup, current, log, drawn)
+        with contextlib.closing(events.Events(workdir, current.step, setup.writes)) as told:
+            outlets = loop.Outlets(log, page.Page(workdir, setup.writes), told)
+            outlets.page.draw()
             setup = _as_halted(setup, current)
+            while current.step < setup.plan.steps:
+                _enter(setup, current)
+                loop.train_phase(setup, current, outlets)
+                setup = _as_halted(setup, current)
         if not current.spec.is_derived():
             _derive(setup, current)
         summary = results.write(setup, current)
-        drawn.draw()
+        outlets.page.draw()
         return summary
 
 

@@ -53,6 +53,7 @@ LEVELS = {
     'curvature': 5,
     'selection': 5,
     'loop': 6,
+    'events': 5,
     'start': 6,
     'results': 6,
     'pipeline': 7,

@@ -121,7 +121,7 @@ def test_workdir_holds_what_was_promised(whole):
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         'checkpoints',
-        *('config.json', 'genotype.json', 'metrics.jsonl', 'report.html', 'run.json'),
+        *('config.json', 'events', 'genotype.json', 'metrics.jsonl', 'report.html', 'run.json'),
         'summary.json',
     }
     assert json.loads((workdir / 'summary.json').read_text()) == summary
