@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import io
 import json
 import logging
 import math
@@ -11,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import rich.box
 import rich.console
 import rich.progress
+import rich.table
 from scipy import stats
 
 from asose_jax import genotype, ops, workdir
@@ -21,6 +24,8 @@ from asose_jax.phases import Span
 
 logger = logging.getLogger('asose_jax')
 
+_WIDE = 100  # columns that the bar takes with all that it can show
+_LONGEST = 99 * 24 * 3600  # seconds that are left, at most
 _SECONDS_BETWEEN_LINES = 60  # of progress, where no bar can be drawn
 
 
@@ -127,6 +132,7 @@ class Progress:
         self._clock = self._last_line = time.monotonic()
         self._valid = ''
         self._bar = None
+        self._narrow = console.width < _WIDE
         if console.is_terminal:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn('{task.description}'),
@@ -157,7 +163,7 @@ class Progress:
         seconds, self._clock = now - self._clock, now
         self._busy += seconds
         self.steps_per_second = (step - self._first) / max(self._busy, 1e-9)
-        figures = self._figures(step, metrics)
+        figures = self._figures(step, metrics, brief=bool(self._bar) and self._narrow)
         if self._bar:
             done = step - self._span.start
             self._bar.update(self._task, completed=done, figures=figures)
@@ -177,12 +183,34 @@ class Progress:
         logger.info('%s %s%s', self._span.phase, self._figures(step, metrics), entropy)
         self._last_line = time.monotonic()
 
-    def _figures(self, step, metrics):
+    def _figures(self, step, metrics, brief=False):
+        loss = '' if brief else f'loss {metrics["train/loss"]:.3f} '
         tau = '' if metrics['tau'] is None else f' tau {metrics["tau"]:.2f}'
         rate = self.images_per_second
-        left = round((self._span.stop - step) * self._batch_size / max(rate, 1e-9))
+        left = min(round((self._span.stop - step) * self._batch_size / max(rate, 1e-9)), _LONGEST)
         return (
-            f'{self._span.epoch_at(step)}/{self._span.epochs} loss {metrics["train/loss"]:.3f} '
+            f'{self._span.epoch_at(step)}/{self._span.epochs} {loss}'
             f'train {metrics["train/accuracy"]:.1%}{self._valid}{tau} {rate:.0f} images/s '
             f'ETA {datetime.timedelta(seconds=left)}'
         )
+
+
+def final_table(summary: Mapping[str, Any]) -> str:
+    """What a run came to, as a table of at most 80 columns."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=True)
+    seconds = sum(row['seconds'] for row in summary['phases'])
+    compiled = sum(row['compile_seconds'] for row in summary['phases'])
+    table.add_column('phase', 'test')
+    table.add_column('epochs', '', justify='right')
+    table.add_column('first valid', '', justify='right')
+    table.add_column('last valid', f'{summary["test_accuracy"]:.2%}', justify='right')
+    table.add_column('seconds', f'{seconds:.1f}', justify='right')
+    table.add_column('compiling', f'{compiled:.1f}', justify='right')
+    for row in summary['phases']:
+        accuracies = (row['valid_accuracy_first'], row['valid_accuracy_last'])
+        shown = ['' if share is None else f'{share:.2%}' for share in accuracies]
+        times = (f'{row["seconds"]:.1f}', f'{row["compile_seconds"]:.1f}')
+        table.add_row(row['name'], str(row['epochs']), *shown, *times)
+    page = io.StringIO()
+    rich.console.Console(file=page, width=80, force_terminal=False).print(table)
+    return '\n'.join(line.rstrip() for line in page.getvalue().splitlines() if line.strip())

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from asose_jax import cost, genotype, session, spaces, workdir
+from asose_jax import cost, genotype, report, session, spaces, workdir
 from asose_jax.phases import Phase
 from asose_jax.session import Current, Setup
 
@@ -78,6 +78,7 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
     for name, content in files.items():
         if setup.writes:
             workdir.write_atomically(setup.workdir / name, content)
+    logger.info('\n%s', report.final_table(summary))
     logger.info(
         'test accuracy %.2f %%, validation %.2f %%, %d parameters',
         100 * test_accuracy,

@@ -20,6 +20,7 @@ _TARGETS = {
     'drop_path': 'optimize.drop_path',
     'second_head': 'optimize.second_head',
 }
+_SIZES = ('channels', 'depth', 'reductions')
 _MAY_BE_NONE = ('clip',)  # elsewhere, None leaves the field as it is
 
 
@@ -37,6 +38,13 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         raise UserError(
             '--mode=retrain trains a network that was found: name it by --config.genotype=FILE, a '
             'genotype.json, the text of the space, or the workdir of a finished run'
+        )
+    fixed = config.model.space == 'chain' or config.network is not None
+    sizes = [name for name in _SIZES if config.retrain[name] is not None]
+    if fixed and sizes:
+        raise UserError(
+            f'retrain.{sizes[0]}={config.retrain[sizes[0]]!r}: the sizes are those of the network in '
+            f'{config.network or config.genotype}; leave it out'
         )
     made = copy.deepcopy(config)
     changes = {

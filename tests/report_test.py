@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import re
 
 import jax.numpy as jnp
 import pytest
@@ -69,8 +70,8 @@ def test_gates_are_rounded_and_null_where_they_are_no_numbers():
     assert report.rounded(gates) == [[0.3333], [0.0, None]]
 
 
-def _console(terminal):
-    return rich.console.Console(file=io.StringIO(), force_terminal=terminal, width=120)
+def _console(terminal, width=120):
+    return rich.console.Console(file=io.StringIO(), force_terminal=terminal, width=width)
 
 
 def test_without_a_terminal_there_are_plain_lines(caplog):
@@ -94,6 +95,31 @@ def test_in_a_terminal_there_is_a_bar():
     assert 'warmup' in drawn
     assert '5/10' in drawn
     assert 'tau' not in drawn
+
+
+def test_all_that_the_bar_says_fits_80_columns():
+    console = _console(True, width=80)
+    with report.Progress(console, Span(Phase.OPTIMIZE, 0, 10_000, 100), 0, 128) as progress:
+        progress.evaluated(100, {**FIGURES, 'valid/accuracy': 0.5, 'arch/entropy': 0.0})
+        progress.update(9950, FIGURES)
+    drawn = console.file.getvalue()
+    for part in ('optimize', '100/100', 'train 25.0%', 'valid 50.0%', 'tau 0.50', 'images/s'):
+        assert part in drawn
+    assert re.search(r'ETA \d+:\d\d:\d\d', drawn)
+
+
+def test_the_last_table_has_every_phase_and_fits_80_columns():
+    row = {'seconds': 3000.0, 'compile_seconds': 12.0, 'epochs': 100}
+    phases = [
+        {**row, 'name': name, 'valid_accuracy_first': 0.25, 'valid_accuracy_last': 0.5}
+        for name in Phase
+    ]
+    phases[0]['valid_accuracy_last'] = None  # it was stopped before it was evaluated
+    drawn = report.final_table({'phases': phases, 'test_accuracy': 0.512}).splitlines()
+    assert max(map(len, drawn)) <= 80
+    assert [line.split()[0] for line in drawn[2:]] == [*Phase, 'test']
+    assert '51.20%' in drawn[-1]
+    assert '12000.0' in drawn[-1]
 
 
 def test_edges_that_are_left_out_are_no_collapse():

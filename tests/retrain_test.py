@@ -61,6 +61,13 @@ def test_a_grown_network_is_taken_as_it_is_and_unset_sizes_are_those_of_model():
     assert made.model == config.model
 
 
+def test_sizes_of_a_network_that_is_given_are_not_asked_for_again():
+    config = get_config('digits')
+    config.genotype, config.retrain.channels = 'found', 64
+    with pytest.raises(UserError, match=r'retrain.channels=64: .* network in found; leave it out'):
+        retrain.config_of(config)
+
+
 def test_without_a_network_it_says_what_to_name():
     with pytest.raises(UserError, match=r'--config.genotype=FILE'):
         retrain.config_of(get_config('darts'))
