@@ -43,8 +43,8 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     sizes = [name for name in _SIZES if config.retrain[name] is not None]
     if fixed and sizes:
         raise UserError(
-            f'retrain.{sizes[0]}={config.retrain[sizes[0]]!r}: the sizes are those of the network in '
-            f'{config.network or config.genotype}; leave it out'
+            f'retrain.{sizes[0]}={config.retrain[sizes[0]]!r}: the sizes are those of the network '
+            f'in {config.network or config.genotype}; leave it out'
         )
     made = copy.deepcopy(config)
     changes = {

@@ -19,7 +19,7 @@ SOURCES = {
     'arch.b2': '[DARTS](https://arxiv.org/abs/1806.09055)',
     'arch.weight_decay': '[DARTS](https://arxiv.org/abs/1806.09055)',
     'warmup.operations': '[SPOS](https://arxiv.org/abs/1904.00420)',
-    'search.estimator': 'README, Estimators',
+    'search.estimator': '[methods.md](methods.md#estimators)',
     'search.second_order': '[DARTS](https://arxiv.org/abs/1806.09055)',
     'arch.anchor': '[DrNAS](https://arxiv.org/abs/2006.10355)',
     'search.auxiliary_skip': '[DARTS-](https://arxiv.org/abs/2009.01027)',
