@@ -148,9 +148,10 @@ def gates(params: Mapping[str, Any]) -> list[list[Any]]:
 
 
 def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
-    """Stem and blocks, inside of the module that calls it: the features after each block."""
+    """Stem and blocks, inside of the module that calls it: the features after each."""
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = nn.relu(forward.norm(use_running_average=not forward.train, name='stem_norm')(x))
+    yield x
     for i, block in enumerate(spec.blocks):
         x = Block(block, forward, name=f'block_{i}')(x)
         yield x

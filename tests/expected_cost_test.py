@@ -196,6 +196,7 @@ def test_alpha_steps_add_its_gradient_and_the_logged_loss_stays():
         assert added.any()
 
 
+@pytest.mark.slow
 def test_phases_that_move_no_alpha_have_the_same_program_with_and_without():
     def program(recipe, phase):
         batch = {'index': np.zeros((1, 1, 16), np.int32), 'steps': np.ones(1, np.int32)}
@@ -214,6 +215,7 @@ def test_phases_that_move_no_alpha_have_the_same_program_with_and_without():
 SHORT = {'warmup.epochs': 0, 'growth.epochs': 0, 'optimize.epochs': 0}
 
 
+@pytest.mark.slow
 def test_a_small_target_ends_in_a_cheaper_network_than_a_large_one(tmp_path):
     found, tables = [], []
     for target in (9e3, 28e3):
@@ -287,6 +289,7 @@ def _assert_same(tmp_path, config):
     chex.assert_trees_all_equal(ours[2], theirs[2])
 
 
+@pytest.mark.slow
 def test_what_was_measured_is_kept_and_a_resumed_run_ends_bit_for_bit(tmp_path, monkeypatch, clock):
     fields = {**SHORT, 'search.epochs': 1, 'growth.epochs': 0}
     config = _stopped_and_resumed(tmp_path, monkeypatch, clock, 3, fields)

@@ -284,7 +284,8 @@ def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     assert (trained['genotype'], trained['params']) == (found['genotype'], found['params'])
 
 
-@pytest.mark.parametrize('space', ['nasbench201', pytest.param('darts', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('space', ['nasbench201', 'darts'])
 def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
     space, tmp_path, caplog
 ):

@@ -101,6 +101,7 @@ def test_second_head_belongs_to_training_only():
     assert math.isfinite(float(others.sum()))
 
 
+@pytest.mark.slow
 def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
     file = tmp_path / 'cell.txt'
     file.write_text(CELL)

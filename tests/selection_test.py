@@ -143,6 +143,7 @@ FIELDS = {
 }
 
 
+@pytest.mark.slow
 def test_selection_that_is_killed_begins_again_and_finds_the_same(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, 'asose_jax'):
         summary = pipeline.run(tiny(**FIELDS), tmp_path / 'whole')

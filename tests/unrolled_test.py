@@ -222,6 +222,7 @@ def test_alpha_step_takes_the_gradient_behind_the_weight_step_to_come(alone):
         jax.tree.map(np.testing.assert_array_equal, getattr(alone, name), getattr(start, name))
 
 
+@pytest.mark.slow
 def test_four_devices_with_streamed_images_are_one_device_with_resident_ones(alone):
     four = _after(RECIPE, 4, streamed=True)
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(four), strict=True):
