@@ -189,6 +189,7 @@ def _like(spec):
     return state.abstract_state(SuperNet(spec, synced_over=steps.AXIS), tx, devices.everywhere())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'step',
     [

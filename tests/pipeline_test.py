@@ -256,7 +256,8 @@ def csv_text(text):
     return '"' + text.replace('"', '""') + '"'
 
 
-@pytest.mark.parametrize('space', ['nasbench201', pytest.param('darts', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('space', ['nasbench201', 'darts'])
 def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     fields = {
         'model.space': space,
