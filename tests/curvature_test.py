@@ -194,8 +194,8 @@ def _like(spec):
     'step',
     [
         pytest.param(29, id='before'),
-        pytest.param(30, id='at-the-end-of-search', marks=pytest.mark.slow),
-        pytest.param(32, id='mid-optimize', marks=pytest.mark.slow),
+        pytest.param(30, id='at-the-end-of-search'),
+        pytest.param(32, id='mid-optimize'),
     ],
 )
 def test_stopped_and_resumed_run_ends_its_search_alike(halted, tmp_path, monkeypatch, step):
