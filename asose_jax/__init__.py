@@ -6,10 +6,14 @@ model = asose_jax.load(workdir)
 model.predict(images)                        # probabilities
 """
 
-from asose_jax.errors import Stopped, UserError
-from asose_jax.genotype import Genotype
-from asose_jax.many import search
-from asose_jax.trained import Trained, evaluate, export, load
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from asose_jax.errors import Stopped, UserError
+    from asose_jax.genotype import Genotype
+    from asose_jax.many import search
+    from asose_jax.trained import Trained, evaluate, export, load
 
 __all__ = [
     'Genotype',
@@ -21,3 +25,12 @@ __all__ = [
     'load',
     'search',
 ]
+
+_ROOMS = {'Genotype': 'genotype', 'Stopped': 'errors', 'UserError': 'errors', 'search': 'many'}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for only then: whoever wants one room need not wait for jax."""
+    if name not in __all__:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    return getattr(importlib.import_module(f'{__name__}.{_ROOMS.get(name, "trained")}'), name)

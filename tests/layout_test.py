@@ -1,6 +1,8 @@
 """The house: who may import whom, and how large a room may be."""
 
 import ast
+import subprocess
+import sys
 
 import pytest
 
@@ -132,6 +134,11 @@ def test_entrance_and_configs_stay_outside(root):
     assert rooms == {'many', 'page', 'retrain', 'trained', 'process', 'errors'}
     for path in (root / 'configs').glob('*.py'):
         assert _imported(path)[1] <= {'ml_collections', 'configs', 'json', 'pathlib'}
+
+
+def test_package_by_itself_does_not_start_jax(root):
+    code = 'import sys, asose_jax; assert not {"jax", "flax"} & sys.modules.keys()'
+    subprocess.run([sys.executable, '-c', code], cwd=root, check=True)
 
 
 def test_only_one_room_maps_over_devices(root):
