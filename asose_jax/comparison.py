@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from asose_jax import genotype, ops, spaces
-from asose_jax.genotype import SAFE, Genotype
+from asose_jax.genotype import NONE, SAFE, Genotype
 
 
 def compare(
@@ -59,7 +59,7 @@ def _row(directory, name, skip_share):
     spec = spaces.spec_from_json(json.loads(text)['network'])
     chosen = Genotype(genotype.frozen(summary['genotype']))
     used = spec.used(chosen)
-    idle = sum(op in (SAFE, 'none') for op in used)
+    skips, nothing = used.count(SAFE), used.count(NONE)
     return {
         'name': name,
         'genotype': spaces.text_of(spec, chosen) or summary['genotype'],
@@ -67,10 +67,10 @@ def _row(directory, name, skip_share):
         'valid_accuracy': summary['valid_accuracy'],
         'params': summary['params'],
         'operations': len(used),
-        'skip_connect': used.count(SAFE),
-        'none': used.count('none'),
+        'skip_connect': skips,
+        'none': nothing,
         'parameter_free': sum(op in ops.PARAMETER_FREE for op in used),
-        'collapsed': idle > skip_share * len(used),
+        'collapsed': skips + nothing > skip_share * len(used),
         'seconds': sum(phase['seconds'] for phase in summary['phases']),
     }
 

@@ -1,6 +1,5 @@
 """TensorBoard event files: the scalars of metrics.jsonl, alpha as histograms, pictures of it."""
 
-import math
 import pathlib
 import time
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from asose_jax import charts
 from asose_jax.genotype import NetSpec
+from asose_jax.record import number
 
 FOLDER = 'events'
 _CELL, _LABEL, _LINE = (96, 22), 110, 16  # pixels: of a probability, of a row's name, of the head
@@ -51,7 +51,7 @@ class Events:
         told = [
             summary.scalar(name, value)
             for name, value in record.items()
-            if name != 'step' and _is_number(value)
+            if name != 'step' and number(value) is not None
         ]
         rows = [np.array(row) for row in record['arch/probabilities']]
         told += [
@@ -70,11 +70,6 @@ class Events:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
-
-
-def _is_number(value):
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return real and math.isfinite(value)
 
 
 def choices(spec: NetSpec, rows: list[np.ndarray], chosen: list[list[str]]) -> np.ndarray:
