@@ -50,6 +50,7 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     changes = {
         'warmup.epochs': 0,
         'search.epochs': 0,
+        'search.freeze_epochs': 0,
         'search.early_stop': False,
         'search.selection': 'argmax',
         'search.auxiliary_skip': False,

@@ -68,6 +68,25 @@ def test_sizes_of_a_network_that_is_given_are_not_asked_for_again():
         retrain.config_of(config)
 
 
+def test_what_a_search_was_like_does_not_stand_in_the_way():
+    config = get_config('nasbench201')
+    config.genotype = 'found'
+    config.update_from_flattened_dict(
+        {
+            'search.freeze_epochs': 3,
+            'search.early_stop': True,
+            'search.selection': 'perturbation',
+            'search.auxiliary_skip': True,
+            'search.estimator': 'drnas',
+            'search.second_order': True,
+            'arch.anchor': 1e-3,
+            'cost.kind': 'flops',
+            'cost.target': 1e6,
+        }
+    )
+    rules.validate(retrain.config_of(config), 1)
+
+
 def test_without_a_network_it_says_what_to_name():
     with pytest.raises(UserError, match=r'--config.genotype=FILE'):
         retrain.config_of(get_config('darts'))
