@@ -1,10 +1,12 @@
 """What a run tells."""
 
 import io
+import itertools
 import json
 import logging
 import math
 import re
+import types
 
 import jax.numpy as jnp
 import pytest
@@ -97,7 +99,9 @@ def test_in_a_terminal_there_is_a_bar():
     assert 'tau' not in drawn
 
 
-def test_all_that_the_bar_says_fits_80_columns():
+def test_all_that_the_bar_says_fits_80_columns(monkeypatch):
+    clock = types.SimpleNamespace(monotonic=itertools.count(0, 60).__next__)
+    monkeypatch.setattr(report, 'time', clock)
     console = _console(True, width=80)
     with report.Progress(console, Span(Phase.OPTIMIZE, 0, 10_000, 100), 0, 128) as progress:
         progress.evaluated(100, {**FIGURES, 'valid/accuracy': 0.5, 'arch/entropy': 0.0})
