@@ -11,41 +11,46 @@ from asose_jax.genotype import NONE, SAFE, Genotype
 
 
 def compare(
-    directory: pathlib.Path,
-    searches: list[str],
-    found: list[str],
-    controls: list[str],
-    skip_share: float,
+    directory: pathlib.Path, runs: dict[str, list[str]], skip_share: float
 ) -> dict[str, Any]:
     """Reads what finished runs have left, and compares.
 
     Args:
       directory: of all runs.
-      searches: names of the searches, directories below it.
-      found: of the runs that trained what these found, from scratch, in the same order; may be [].
-      controls: of the runs that trained random cells likewise.
+      runs: names of runs, directories below it: `searches`; `found`, which trained from scratch
+        what these found, in the same order; and what was trained likewise: `random` cells, and
+        networks of one operation by its name. All but `searches` may be missing or empty.
       skip_share: a search has collapsed if more of its operations are `skip_connect` or `none`.
 
     Returns:
       JSON: `searches` (a row each: genotype, accuracies, operations without weights, collapse),
-      `searched`, `found` and `random` (statistics of test accuracies), `collapsed` (how many
-      searches), `above_random_median` (how many of what they found).
+      `searched`, `found`, `random`, `plain` by operation (statistics of test accuracies),
+      `collapsed` (how many searches), `above_random_median` (how many of what they found).
     """
-    trained = [_summary(directory / name)['test_accuracy'] for name in found]
-    random = [_summary(directory / name)['test_accuracy'] for name in controls]
-    rows = [_row(directory / name, name, skip_share) for name in searches]
-    for row, accuracy in zip(rows, trained, strict=False):
+    trained = {
+        group: [_summary(directory / name)['test_accuracy'] for name in names]
+        for group, names in runs.items()
+        if group != 'searches' and names
+    }
+    rows = [_row(directory / name, name, skip_share) for name in runs['searches']]
+    found, random = trained.pop('found', []), trained.pop('random', [])
+    for row, accuracy in zip(rows, found, strict=False):
         row['retrained'] = accuracy
-        row['rank_among_random'] = 1 + sum(other > accuracy for other in random)
-        row['above_random_median'] = bool(accuracy > np.median(random))
+        if random:
+            row['rank_among_random'] = 1 + sum(other > accuracy for other in random)
+            row['above_random_median'] = bool(accuracy > np.median(random))
     made = {
         'searches': rows,
         'collapsed': sum(row['collapsed'] for row in rows),
         'searched': _statistics([row['test_accuracy'] for row in rows]),
     }
+    if found:
+        made['found'] = _statistics(found)
     if random:
-        made['found'], made['random'] = _statistics(trained), _statistics(random)
+        made['random'] = _statistics(random)
         made['above_random_median'] = sum(row['above_random_median'] for row in rows)
+    if trained:
+        made['plain'] = {name: _statistics(accuracies) for name, accuracies in trained.items()}
     return made
 
 
@@ -94,11 +99,8 @@ def table(summary: dict[str, Any]) -> str:
         '|---|---|---|---|---|---|---|---|',
     ]
     for row in summary['searches']:
-        scratch, rank = (
-            ('', '')
-            if 'retrained' not in row
-            else (_percent(row['retrained']), row['rank_among_random'])
-        )
+        scratch = _percent(row['retrained']) if 'retrained' in row else ''
+        rank = row.get('rank_among_random', '')
         collapsed = ' (collapsed)' if row['collapsed'] else ''
         cell = row['genotype'] if isinstance(row['genotype'], str) else json.dumps(row['genotype'])
         lines.append(
@@ -112,14 +114,12 @@ def table(summary: dict[str, Any]) -> str:
         '|---|---|---|---|---|---|',
     ]
     titles = {'searched': 'as searched', 'found': 'found, from scratch', 'random': 'random cells'}
-    for key, title in titles.items():
-        if key in summary:
-            found = summary[key]
-            spread = '' if found['std'] is None else f' ± {100 * found["std"]:.2f}'
-            rest = ' | '.join(_percent(found[name]) for name in ('median', 'best', 'worst'))
-            lines.append(
-                f'| {title} | {found["count"]} | {_percent(found["mean"])}{spread} | {rest} |'
-            )
+    groups = {title: summary[key] for key, title in titles.items() if key in summary}
+    groups |= {f'{name} everywhere': told for name, told in summary.get('plain', {}).items()}
+    for title, found in groups.items():
+        spread = '' if found['std'] is None else f' ± {100 * found["std"]:.2f}'
+        rest = ' | '.join(_percent(found[name]) for name in ('median', 'best', 'worst'))
+        lines.append(f'| {title} | {found["count"]} | {_percent(found["mean"])}{spread} | {rest} |')
     count = len(summary['searches'])
     lines += ['', f'Collapsed: {summary["collapsed"]} of {count}.']
     if 'random' in summary:

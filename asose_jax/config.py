@@ -53,12 +53,12 @@ def validate(config: Mapping[str, Any], devices: int) -> None:
         if not RULES[key].holds(flat[key]):
             wrong.append(f'{key}={flat[key]!r}: must be {RULES[key].allowed}')
     if not wrong:
-        wrong = _contradictions(config, devices)
+        wrong = _contradictions(config, flat, devices)
     if wrong:
         raise UserError('the config is wrong:\n  ' + '\n  '.join(sorted(wrong)))
 
 
-def _contradictions(config, devices):
+def _contradictions(config, flat, devices):
     wrong = []
     if config['batch_size'] % devices:
         wrong.append(
@@ -154,6 +154,15 @@ def _contradictions(config, devices):
             f'search.second_order=True: needs search.estimator={mixed} (weight steps of the others '
             'train what was drawn, and say nothing of the rest) and search.arch_data=valid'
         )
+    if search['turns'] == 'together':
+        alone = {'search.arch_data': 'train', 'search.second_order': False}
+        alone |= {'arch.micro_batches': 1, 'arch.samples': 1}
+        wrong += [
+            f'search.turns=together: one batch and one draw move alpha and the weights; set '
+            f'{field}={value}'
+            for field, value in alone.items()
+            if flat[field] != value
+        ]
     if search['tau_floor'] < estimator.least_tau:
         wrong.append(
             f'search.tau_floor={search["tau_floor"]}: search.estimator={search["estimator"]!r} '
@@ -182,11 +191,14 @@ def _contradictions(config, devices):
             f'optimize.second_head={second}: only networks that are trained from scratch have one; '
             'set network or genotype, or use --mode=retrain'
         )
-    if config['random_cells'] and not config['seeds']:
-        wrong.append(
-            f'random_cells={config["random_cells"]}: is what several searches are compared with; '
-            'set seeds'
-        )
+    for field in ('random_cells', 'plain_cells'):
+        if config[field] and not config['seeds']:
+            wrong.append(
+                f'{field}={config[field]}: is what several searches are compared with; set seeds'
+            )
+    unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
+    if unknown:
+        wrong.append(f'plain_cells: {", ".join(unknown)} is not in model.primitives')
     phases = ('warmup', 'search', 'growth', 'optimize')
     begins = [field for field in ('network', 'genotype', 'init_from') if config[field] is not None]
     if len(begins) > 1:

@@ -116,6 +116,7 @@ def training_flops(
     weight_images: int,
     alpha_images: int,
     second_order: bool = False,
+    together: bool = False,
 ) -> float:
     """What training cost, in the mean over draws. Auxiliary skips are not counted.
 
@@ -129,6 +130,7 @@ def training_flops(
       alpha_images: seen by alpha steps: all candidates forward, and the gradient of what was drawn.
       second_order: whether alpha steps look ahead, see `unrolled.gradient`; they see as many images
         to train on beside those.
+      together: whether steps of alpha are weight steps as well, and so among `weight_images`.
 
     Returns:
       Floating-point operations.
@@ -141,7 +143,8 @@ def training_flops(
     everything, drawn = forward_flops(spec), forward_flops(spec, probabilities)
     if mode is Mode.DRAW and not estimator.one_hot:
         drawn = everything
-    alpha = (everything if estimator.dense else drawn) + _INPUT_GRADIENT * drawn
+    alpha = everything if estimator.dense else drawn
+    alpha += -drawn if together else _INPUT_GRADIENT * drawn
     if second_order:
         alpha = _SECOND_ORDER * everything
     return _TRAINING * drawn * weight_images + alpha * alpha_images

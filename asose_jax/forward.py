@@ -39,6 +39,7 @@ class SearchSettings:
       thresholds: which operations weight steps leave out of a mixture, see `gumbel.drop_small`.
       remat: the backward pass keeps nothing of an operation but its input.
       auxiliary_skip: whether mixed operations have a skip beside their candidates, see `MixedOp`.
+      guard: whether rows of alpha that are not finite act as `skip_connect`.
       drop_path: at which rate a derived network leaves operations out at the end of optimize.
       second_head: weight of the loss of a head that only training has; 0: there is none.
     """
@@ -51,6 +52,7 @@ class SearchSettings:
     thresholds: gumbel.Thresholds = gumbel.Thresholds()
     remat: bool = False
     auxiliary_skip: bool = False
+    guard: bool = True
     drop_path: float = 0.0
     second_head: float = 0.0
 

@@ -200,6 +200,12 @@ def random(spec: NetSpec, generator: np.random.Generator) -> Genotype:
     return of_rows(spec, spec.choose(rows))
 
 
+def plain(spec: NetSpec, name: str) -> Genotype:
+    """The genotype that has one operation wherever it has any."""
+    rows = [np.float32([other == name for other in row.candidates]) for row in spec.rows()]
+    return of_rows(spec, spec.choose(rows))
+
+
 def of_rows(spec: NetSpec, picked: Sequence[Any]) -> Genotype:
     """The genotype of these choices, the number of a candidate for each of `spec.rows()`."""
     chosen: list[list[str]] = [[] for _ in spec.groups()]

@@ -192,6 +192,7 @@ def _record(setup, current, span, figures, metrics, sums):
         int(totals.images),
         int(totals.arch_steps) * setup.config.batch_size * setup.config.arch.samples,
         setup.config.search.second_order,
+        setup.plan.together,
     )
     expected = {}
     if setup.budget is not None:

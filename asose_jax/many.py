@@ -84,12 +84,12 @@ def run(
     directory: str | pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
-    """Searches with each of `seeds`; with `random_cells`, trains what was found, and random cells.
+    """Searches with each of `seeds`; if asked to, trains what was found, and controls, alike.
 
     Args:
       config: see `configs/search.py`.
-      directory: of all runs: `seed_N`, `found/seed_N`, `random/N`. Finished ones are not repeated,
-        so that seeds and random cells may be added later.
+      directory: of all runs: `seed_N`, `found/seed_N`, `random/N`, `plain/OPERATION/seed_N`.
+        Finished ones are not repeated, so that seeds and controls may be added later.
       console: where a progress bar may be drawn.
 
     Returns:
@@ -101,26 +101,32 @@ def run(
     """
     directory, flat = pathlib.Path(directory).expanduser(), rules.flatten(config)
     single = copy.deepcopy(config)
-    single.seeds, single.random_cells = (), 0
+    single.seeds, single.random_cells, single.plain_cells = (), 0, ()
     rules.validate(config, 1)
-    if config.random_cells:
+    compares = bool(config.random_cells or config.plain_cells)
+    if compares:
         rules.validate(_retrained(single, 'of a search'), 1)
-    begun = functools.partial(_run_all, directory=directory, console=console)
+    begun = functools.partial(run_all, directory=directory, console=console)
     with interrupt.Interrupt(), workdir.claimed(directory):
-        rules.require_same(flat, directory, but=('seeds', 'random_cells'))
+        rules.require_same(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
         workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
-        places = _places()
+        machine = places()
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
-        begun(searches, places)
-        found, controls = [], []
-        if config.random_cells:
+        begun(searches, machine)
+        found, random, plain = [], [], {}
+        if compares:
             found = [_found(single, directory, seed) for seed in config.seeds]
-            controls = [
+            random = [
                 _random(single, directory, config.seeds, i) for i in range(config.random_cells)
             ]
-            begun(found + controls, places)
-        names = [[job.name for job in jobs] for jobs in (searches, found, controls)]
-        summary = comparison.compare(directory, *names, config.alarm.skip_share)
+            plain = {
+                name: [_plain(single, directory, name, seed) for seed in config.seeds]
+                for name in config.plain_cells
+            }
+            begun(found + random + [job for jobs in plain.values() for job in jobs], machine)
+        groups = {'searches': searches, 'found': found, 'random': random, **plain}
+        names = {name: [job.name for job in jobs] for name, jobs in groups.items()}
+        summary = comparison.compare(directory, names, config.alarm.skip_share)
         text = comparison.table(summary)
         workdir.write_atomically(directory / 'summary.md', text)
         workdir.write_atomically(directory / 'summary.json', json.dumps(summary, indent=2) + '\n')
@@ -145,21 +151,37 @@ def _found(config, directory, seed):
 def _random(config, directory, seeds, number):
     """A cell drawn uniformly, in the network that one of the searches ended with."""
     seed = seeds[number % len(seeds)]
+    supernet = _supernet(config, directory, seed)
+    chosen = genotype.random(supernet, np.random.default_rng([_RANDOM, config.seed, number]))
+    return _control(config, directory, f'random/{number}', supernet, chosen, seed)
+
+
+def _plain(config, directory, name, seed):
+    """One operation everywhere, in the network that this search ended with."""
+    supernet = _supernet(config, directory, seed)
+    chosen = genotype.plain(supernet, name)
+    return _control(config, directory, f'plain/{name}/seed_{seed}', supernet, chosen, seed)
+
+
+def _supernet(config, directory, seed):
+    """What a search ended with, with all candidates again."""
     text = (directory / f'seed_{seed}' / 'genotype.json').read_text(encoding='utf-8')
     derived = spaces.spec_from_json(json.loads(text)['network'])
     names = tuple(config.model.primitives)
-    supernet = derived.with_groups(tuple(tuple(names for _ in group) for group in derived.groups()))
-    chosen = genotype.random(supernet, np.random.default_rng([_RANDOM, config.seed, number]))
-    file = directory / 'random' / f'{number}.json'
-    file.parent.mkdir(exist_ok=True)
+    return derived.with_groups(tuple(tuple(names for _ in group) for group in derived.groups()))
+
+
+def _control(config, directory, name, supernet, chosen, seed):
+    file = directory / f'{name}.json'
+    file.parent.mkdir(parents=True, exist_ok=True)
     workdir.write_atomically(file, chosen.dumps(genotype.derive(supernet, chosen)))
-    return Job(f'random/{number}', _retrained(config, file, seed=seed))
+    return Job(name, _retrained(config, file, seed=seed))
 
 
 # --- Processes
 
 
-def _places() -> list[Place]:
+def places() -> list[Place]:
     """One for each device of this machine. A process of its own looks, since looking claims them.
 
     On a CPU, each run has a core. Searches are not vmapped: a switch under vmap computes all of its
@@ -184,8 +206,23 @@ def _devices():
     return found[0].platform, len(chips)
 
 
-def _run_all(jobs, places, directory, console):
-    """Runs what is not finished yet, on each place one after another."""
+def run_all(
+    jobs: list[Job],
+    places: list[Place],
+    directory: pathlib.Path,
+    console: rich.console.Console | None = None,
+) -> None:
+    """Runs what is not finished yet, on each place one after another.
+
+    Args:
+      jobs: in this order, as places become free.
+      places: see `places`.
+      directory: of all runs, each in a directory called like it.
+      console: where a progress bar may be drawn.
+
+    Raises:
+      UserError: a run failed; its log is quoted. The others were told to stop, and saved.
+    """
     waiting = collections.deque(
         j for j in jobs if not (directory / j.name / 'summary.json').exists()
     )

@@ -54,6 +54,8 @@ class Choice(nn.Module):
         if mode is not Mode.ARGMAX:
             key, weights_of = self.make_rng('gumbel'), ESTIMATORS[settings.estimator].weights
             draw = functools.partial(weights_of, key=key, tau=tau, noise=settings.noise)
+        if not settings.guard:
+            return draw(alpha.value)
         weights, tripped = gumbel.guarded_weights(
             alpha.value, draw, fallback=self.candidates.index(SAFE), tau=tau
         )

@@ -78,11 +78,14 @@ def make_optimizer(
         weight_decay=arch_weight_decay,
     )
 
-    def alphas(step):
+    def turn_of_weights(step):
+        return jnp.asarray(plan.is_weight_turn(step))
+
+    def turn_of_alpha(step):
         return jnp.asarray(plan.is_alpha_turn(step))
 
     return optax.multi_transform(
-        {'weights': _in_turn(weights, lambda step: ~alphas(step)), 'arch': _in_turn(arch, alphas)},
+        {'weights': _in_turn(weights, turn_of_weights), 'arch': _in_turn(arch, turn_of_alpha)},
         {'params': 'weights', 'arch': 'arch'},
     )
 

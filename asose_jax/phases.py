@@ -73,6 +73,7 @@ class Plan:
     turn_period: int
     temperature: Temperature
     frozen_steps: int = 0  # at the start of search, in which alpha rests
+    together: bool = False  # steps of alpha move the weights as well
 
     @property
     def steps(self) -> int:
@@ -93,6 +94,10 @@ class Plan:
             turn = turn | (inside & ((step - start) % self.turn_period == 0))
         return turn
 
+    def is_weight_turn(self, step):
+        """Whether `step` updates the weights."""
+        return (self.is_alpha_turn(step) ^ True) | self.together
+
     def alpha_updates(self, step):
         """How many of the steps before `step` update alpha."""
         total = 0
@@ -103,7 +108,7 @@ class Plan:
 
     def weight_updates(self, step):
         """How many of the steps before `step` update the weights."""
-        return step - self.alpha_updates(step)
+        return step if self.together else step - self.alpha_updates(step)
 
     def tau(self, step):
         """Temperature at `step` of a search span (spec section 3)."""
@@ -168,11 +173,13 @@ def make_plan(
     tau_floor: float = 0.1,
     anneal_every: int | None = None,
     freeze_epochs: int = 0,
+    together: bool = False,
 ) -> Plan:
     """Lays the phases out.
 
     An epoch is one pass of the weights over the training part: `train_steps` weight updates. Search
-    and growth have the steps that move alpha in addition, which go to the weights in frozen epochs.
+    and growth have the steps that move alpha in addition, which go to the weights in frozen epochs;
+    none where both move together.
 
     Args:
       epochs: of each phase; 0 leaves a phase out.
@@ -184,6 +191,7 @@ def make_plan(
       anneal_every: alpha updates per decay; `None` spreads the decays that lead from start to floor
         over the search phase.
       freeze_epochs: of search, its first ones, in which all steps move the weights.
+      together: steps of alpha move the weights as well.
 
     Returns:
       The plan.
@@ -193,7 +201,7 @@ def make_plan(
         if not epochs[phase]:
             continue
         steps = train_steps
-        if phase.searches:
+        if phase.searches and not together:
             steps = math.ceil(train_steps * turn_period / (turn_period - 1))
         if phase is Phase.SEARCH:
             frozen = steps * freeze_epochs
@@ -212,7 +220,7 @@ def make_plan(
         )
         pace = (needed, updates) if updates else (1, 1)
     temperature = Temperature(tau_start, tau_rate, tau_floor, pace)
-    return Plan(tuple(spans), turn_period, temperature, frozen)
+    return Plan(tuple(spans), turn_period, temperature, frozen, together)
 
 
 def _clip(value, high):

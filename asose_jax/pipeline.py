@@ -174,6 +174,7 @@ def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
         tau_floor=s.tau_floor,
         anneal_every=s.anneal_every,
         freeze_epochs=s.freeze_epochs,
+        together=s.turns == 'together',
     )
 
 

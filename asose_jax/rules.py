@@ -39,10 +39,14 @@ def _one_of(*values: str) -> Rule:
     return Rule(' or '.join(repr(v) for v in values), lambda v: v in values)
 
 
+def _distinct_primitives(value):
+    if not isinstance(value, tuple | list) or len(set(value)) != len(value):
+        return False
+    return all(name in ops.PRIMITIVES for name in value)
+
+
 def _primitives(value):
-    names = list(value) if isinstance(value, tuple | list) else []
-    known = all(name in ops.PRIMITIVES for name in names)
-    return len(names) >= 2 and known and len(set(names)) == len(names) and 'skip_connect' in names
+    return _distinct_primitives(value) and len(value) >= 2 and 'skip_connect' in value
 
 
 def _block_numbers(value):
@@ -84,6 +88,7 @@ RULES: dict[str, Rule] = {
     'seed': Rule('an integer in [0, 2**32)', _is_seed),
     'seeds': Rule('a tuple of distinct integers in [0, 2**32)', _seeds),
     'random_cells': _integers(0),
+    'plain_cells': Rule('a tuple of distinct names of primitives', _distinct_primitives),
     'batch_size': _integers(1),
     'chunk_steps': _integers(1),
     'init_from': _optional(_TEXT),
@@ -132,6 +137,7 @@ RULES: dict[str, Rule] = {
     'warmup.operations': _one_of('skip', 'uniform'),
     'search.epochs': _integers(0),
     'search.turn_period': _integers(2),
+    'search.turns': _one_of('alternate', 'together'),
     'search.arch_data': _one_of('valid', 'train'),
     'search.freeze_epochs': _integers(0),
     'search.estimator': _one_of(*ESTIMATORS),
@@ -185,6 +191,7 @@ RULES: dict[str, Rule] = {
     'retrain.cutout': _integers(0),
     'retrain.drop_path': _SHARE,
     'retrain.second_head': _NOT_NEGATIVE,
+    'guard.alpha': _BOOL,
     'guard.max_consecutive': _integers(0),
     'alarm.skip_share': _between(0, 1),
     'alarm.fall': _between(0, 1),

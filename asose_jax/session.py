@@ -61,6 +61,7 @@ def model_of(
         noise=c.search.noise,
         thresholds=gumbel.Thresholds(*c.search.thresholds),
         remat=c.model.remat,
+        guard=c.guard.alpha,
         drop_path=c.optimize.drop_path,
         second_head=c.optimize.second_head,
         auxiliary_skip=c.search.auxiliary_skip,

@@ -60,7 +60,7 @@ def train_step(
     key: jax.Array,
     following: Callable[[], tuple[jax.Array, jax.Array]],
 ) -> SearchState:
-    """One update, of the weights or of alpha (spec section 3).
+    """One update, of the weights or of alpha (spec section 3), or of both where they move together.
 
     Only the gradient whose turn it is gets computed. A step whose gradient is not finite changes
     nothing but counters (spec section 4).
@@ -111,26 +111,27 @@ def train_step(
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])
 
-    def gradient(group, mode, draw_key, images, labels):
-        """Gradient of one group, the mean over devices."""
+    def gradient(groups, mode, draw_key, images, labels):
+        """Gradient of these groups, the mean over devices."""
 
-        def of(part):
-            return loss({**state.trainable, group: part}, mode, draw_key, images, labels)
+        def of(parts):
+            return loss({**state.trainable, **parts}, mode, draw_key, images, labels)
 
-        (value, aux), grads = jax.value_and_grad(of, has_aux=True)(state.trainable[group])
+        moving = {group: state.trainable[group] for group in groups}
+        (value, aux), grads = jax.value_and_grad(of, has_aux=True)(moving)
         # The gradient is that of a device's own mean, so it is averaged after differentiation, and
         # pmap leaves it at that. Under shard_map the transpose sums over devices by itself: there
         # the mean belongs inside the loss, and this line would make the gradient D times too large.
         value, grads = lax.pmean((value, grads), AXIS)
         return value, aux, grads
 
-    def alone(group, grads):
-        return {**optax.tree.zeros_like(state.trainable), group: grads}
+    def whole(grads):
+        return {**optax.tree.zeros_like(state.trainable), **grads}
 
-    def weight_turn():
-        mode = recipe.weight_mode(phase)
+    def weight_turn(groups=('params',), mode=None):
+        mode = mode or recipe.weight_mode(phase)
         value, (correct, guarded, batch_stats), grads = gradient(
-            'params', mode, draw_key, images, labels
+            groups, mode, draw_key, images, labels
         )
         correct = lax.psum(correct, AXIS)
         moved = Totals.zeros().replace(
@@ -140,7 +141,17 @@ def train_step(
             weight_steps=jnp.int32(1),
             guarded_rows=guarded,
         )
-        return value, alone('params', grads), batch_stats, moved
+        return value, whole(grads), batch_stats, moved
+
+    def turn_of_both():
+        value, grads, batch_stats, moved = weight_turn(('params', 'arch'), Mode.ALPHA)
+        grads['arch'] = penalised(grads['arch'])
+        return value, grads, batch_stats, moved.replace(arch_loss=value, arch_steps=jnp.int32(1))
+
+    def penalised(grads):
+        if recipe.penalty is None:
+            return grads
+        return optax.tree.add(grads, jax.grad(recipe.penalty)(state.arch))
 
     def after_next(valid, train):
         """Gradient of alpha after the weight step that comes next: its images, its draw."""
@@ -149,7 +160,7 @@ def train_step(
             return loss({'params': params, 'arch': arch}, Mode.ALPHA, *batch)
 
         def stepped(grads):
-            grads = alone('params', grads)
+            grads = whole({'params': grads})
             opt_state, trainable = state.opt_state, state.trainable
             updates, _ = recipe.tx.update(grads, opt_state, trainable, step=optim.BEFORE)
             return optax.apply_updates(state.params, updates['params'])
@@ -164,7 +175,8 @@ def train_step(
             if recipe.second_order:
                 value, (_, guarded, _), grads = after_next(*seen)
             else:
-                value, (_, guarded, _), grads = gradient('arch', Mode.ALPHA, *seen[0])
+                value, (_, guarded, _), grads = gradient(('arch',), Mode.ALPHA, *seen[0])
+                grads = grads['arch']
             return guarded, value, grads
 
         keys, parts = [draw_key], [(images, labels)]
@@ -179,16 +191,15 @@ def train_step(
         guarded, value, grads = _mean_over(
             lambda keys: _mean_over(functools.partial(of, keys), parts), keys
         )
-        if recipe.penalty is not None:
-            grads = optax.tree.add(grads, jax.grad(recipe.penalty)(state.arch))
         moved = Totals.zeros().replace(
             arch_loss=value, arch_steps=jnp.int32(1), guarded_rows=guarded
         )
-        return value, alone('arch', grads), state.batch_stats, moved
+        return value, whole({'arch': penalised(grads)}), state.batch_stats, moved
 
     if phase.searches:
         is_alpha_turn = recipe.plan.is_alpha_turn(state.step)
-        value, grads, batch_stats, moved = lax.cond(is_alpha_turn, alpha_turn, weight_turn)
+        moves_alpha = turn_of_both if recipe.plan.together else alpha_turn
+        value, grads, batch_stats, moved = lax.cond(is_alpha_turn, moves_alpha, weight_turn)
     else:
         value, grads, batch_stats, moved = weight_turn()
     updates, opt_state = recipe.tx.update(grads, state.opt_state, state.trainable, step=state.step)

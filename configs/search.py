@@ -6,6 +6,7 @@
     python main.py --config=configs/search.py:nasbench201 --workdir=DIR   NAS-Bench-201's cell
     python main.py --config=configs/search.py:nasbench201_small --workdir=DIR   in minutes on a CPU
     python main.py --config=configs/search.py:darts --workdir=DIR       the cells of DARTS
+    python main.py --config=configs/search.py:seed --workdir=DIR        as ASO-SE was first written
 
 Any field can be set on the command line: --config.search.epochs=2 --config.model.channels=16.
 The cifar10 preset is made for one accelerator; on two CPU cores take 16 channels and a few epochs.
@@ -14,7 +15,7 @@ The cifar10 preset is made for one accelerator; on two CPU cores take 16 channel
 import ml_collections
 from ml_collections import config_dict
 
-PRESETS = ('cifar10', 'digits', 'folder', 'nasbench201', 'nasbench201_small', 'darts')
+PRESETS = ('cifar10', 'digits', 'folder', 'nasbench201', 'nasbench201_small', 'darts', 'seed')
 
 
 def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
@@ -26,6 +27,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.seed = 0  # of everything random: split, weights, alpha, draws, augmentation
     config.seeds = ()  # of several searches: each runs in WORKDIR/seed_N, see the README
     config.random_cells = 0  # trained beside what those find, both as `retrain` says
+    config.plain_cells = ()  # likewise, with each seed: networks of nothing but this operation
     config.batch_size = 128  # over all devices; a multiple of their number
     config.chunk_steps = 20  # steps per compiled call, at most
     config.init_from = config_dict.placeholder(str)  # workdir (or .../checkpoints/STEP)
@@ -95,6 +97,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.epochs = 30  # passes of the weights over train; alpha steps come on top
     search.freeze_epochs = 0  # the first of them, in which only the weights move
     search.turn_period = 3  # one of so many steps moves alpha, the others the weights
+    search.turns = 'alternate'  # 'together': alpha's steps move the weights as well, by one batch
     search.arch_data = 'valid'  # what alpha learns on: 'valid', or 'train' as the reference does
     search.estimator = 'straight_through'  # or gdas, reinmax; mixtures: gumbel, softmax, drnas
     search.second_order = False  # alpha steps of mixtures look one weight step ahead: exact, slower
@@ -153,6 +156,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     retrain.second_head = 0.4  # of optimize
 
     config.guard = guard = ml_collections.ConfigDict()
+    guard.alpha = True  # a row of alpha with NaN or Inf acts as skip_connect; False: as it may
     guard.max_consecutive = 10  # steps in a row with a gradient that is not finite, then stop
 
     config.alarm = alarm = ml_collections.ConfigDict()
@@ -278,4 +282,12 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.channels = 36
         retrain.depth = 20
         retrain.reductions = (6, 13)
+
+    if preset == 'seed':  # to the letter: what the defaults settle otherwise, as it was first said
+        config.arch.lr = 3e-4
+        search.arch_data = 'train'
+        search.anneal_every = 1
+        growth.where = 'last'
+        growth.skip_bias = config.arch.skip_bias
+        growth.lead_epochs = 0
     return config

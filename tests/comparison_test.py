@@ -35,9 +35,11 @@ def test_searches_are_ranked_among_random_cells_and_collapse_is_counted(tmp_path
         _finished(tmp_path / 'random' / str(i), accuracy)
     made = comparison.compare(
         tmp_path,
-        ['seed_0', 'seed_1'],
-        ['found/seed_0', 'found/seed_1'],
-        [f'random/{i}' for i in range(4)],
+        {
+            'searches': ['seed_0', 'seed_1'],
+            'found': ['found/seed_0', 'found/seed_1'],
+            'random': [f'random/{i}' for i in range(4)],
+        },
         skip_share=0.8,
     )
     assert [row['rank_among_random'] for row in made['searches']] == [2, 4]
@@ -59,12 +61,27 @@ def test_searches_are_ranked_among_random_cells_and_collapse_is_counted(tmp_path
 
 def test_one_search_has_no_spread_and_without_random_cells_nothing_is_ranked(tmp_path):
     _finished(tmp_path / 'seed_3', 0.5)
-    made = comparison.compare(tmp_path, ['seed_3'], [], [], skip_share=0.8)
+    made = comparison.compare(tmp_path, {'searches': ['seed_3'], 'found': []}, skip_share=0.8)
     assert made['searched']['std'] is None
     assert 'random' not in made
     assert 'retrained' not in made['searches'][0]
     assert '50.00 %' in comparison.table(made)
     assert comparison.one_line(tmp_path / 'seed_3') == f'test accuracy 50.00 % {CONVS}'
+
+
+def test_networks_of_one_operation_stand_beside_what_was_found(tmp_path):
+    runs = {'searches': ['seed_0'], 'found': ['found/seed_0'], 'nor_conv_3x3': []}
+    for name, accuracy in (('seed_0', 0.5), ('found/seed_0', 0.75)):
+        _finished(tmp_path / name, accuracy)
+    for seed, accuracy in enumerate((0.6, 0.7)):
+        runs['nor_conv_3x3'].append(f'plain/nor_conv_3x3/seed_{seed}')
+        _finished(tmp_path / runs['nor_conv_3x3'][-1], accuracy)
+    made = comparison.compare(tmp_path, runs, skip_share=0.8)
+    assert made['plain']['nor_conv_3x3']['mean'] == pytest.approx(0.65)
+    assert 'rank_among_random' not in made['searches'][0]
+    text = comparison.table(made)
+    assert '| nor_conv_3x3 everywhere | 2 | 65.00 %' in text
+    assert '| 75.00 % |  |' in text
 
 
 def test_where_a_run_is_comes_from_its_last_line(tmp_path):

@@ -54,7 +54,7 @@ def test_seeds_may_be_added_and_nothing_else_may_change(tmp_path):
 
 @pytest.mark.slow
 def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(root, tmp_path):
-    fields = {**FIELDS, 'seeds': (0, 1), 'random_cells': 2}
+    fields = {**FIELDS, 'seeds': (0, 1), 'random_cells': 2, 'plain_cells': ('nor_conv_3x3',)}
     command = [
         sys.executable,
         'main.py',
@@ -95,11 +95,15 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
     assert whole.returncode == 0, told
     summary = json.loads((together / 'summary.json').read_text())
     assert [row['name'] for row in summary['searches']] == ['seed_0', 'seed_1']
-    assert summary['random']['count'] == summary['found']['count'] == 2
+    groups = (summary['random'], summary['found'], summary['plain']['nor_conv_3x3'])
+    assert [group['count'] for group in groups] == [2, 2, 2]
+    text = (together / 'plain' / 'nor_conv_3x3' / 'seed_1' / 'genotype.txt').read_text()
+    assert text.count('nor_conv_3x3') == 6
     assert (together / 'summary.md').read_text().strip() in told
 
     alone = tmp_path / 'alone'
-    single = [part for part in command if 'seeds' not in part and 'random_cells' not in part]
+    several = ('seeds', 'random_cells', 'plain_cells')
+    single = [part for part in command if not any(field in part for field in several)]
     done = subprocess.run(
         ['taskset', '-c', '0', *single, '--config.seed=1', f'--workdir={alone}'],
         cwd=root,

@@ -211,6 +211,22 @@ def test_nan_row_behaves_as_skip_connect_and_others_are_unchanged(mode):
     assert sum(jax.tree.leaves(healthy['guard'])) == 0
 
 
+def test_without_the_guard_a_nan_row_chooses_what_argmax_makes_of_it():
+    v, key = variables(), jax.random.key(2)
+    poisoned = _with_alpha(v['arch'], 0, _alpha(v['arch'], 0).at[4].set(jnp.nan))
+    first = _with_alpha(v['arch'], 0, jnp.zeros(10).at[0].set(1e4))  # none
+    bare = SearchSettings(guard=False)
+    _, (logits, changed) = forward(v['params'], poisoned, key, Mode.DRAW, bare)
+    _, (expected, _) = forward(v['params'], first, key, Mode.DRAW)
+    np.testing.assert_array_equal(logits, expected)
+    assert not changed.get('guard')
+    healthy, guarded = (
+        forward(v['params'], v['arch'], key, Mode.DRAW, settings)[1][0]
+        for settings in (bare, SearchSettings())
+    )
+    np.testing.assert_array_equal(healthy, guarded)
+
+
 def test_nan_row_gets_no_gradient_and_the_others_a_finite_one():
     v = variables()
     poisoned = _with_alpha(v['arch'], 0, _alpha(v['arch'], 0).at[4].set(jnp.nan))

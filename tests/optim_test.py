@@ -1,5 +1,6 @@
 """The one optimizer: whose turn it is moves, the other does not, to the bit (law 2)."""
 
+import dataclasses
 import itertools
 
 import chex
@@ -46,6 +47,19 @@ def test_every_step_moves_one_group_and_leaves_the_other_bit_identical():
             (a != b).all()
             for a, b in zip(*map(jax.tree.leaves, (old[moved], new[moved])), strict=True)
         )
+        before = after
+
+
+def test_both_groups_move_in_a_step_of_alpha_that_is_the_weights_as_well():
+    plan = dataclasses.replace(PLAN, together=True)
+    tx = optim.make_optimizer(plan)
+    before = TRAINABLE
+    for step, (after, _) in enumerate(_trajectory(tx, PLAN.steps)):
+        moved = {
+            group: bool((jax.tree.leaves(before[group])[0] != jax.tree.leaves(tree)[0]).any())
+            for group, tree in after.items()
+        }
+        assert moved == {'params': True, 'arch': bool(plan.is_alpha_turn(step))}
         before = after
 
 

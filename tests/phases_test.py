@@ -36,6 +36,16 @@ def test_updates_count_the_turns_before_a_step(period):
         assert plan.weight_updates(step) == (~turns[:step]).sum()
 
 
+def test_weights_that_move_together_with_alpha_move_in_every_step():
+    plan = phases.make_plan(EPOCHS, 10, turn_period=2, together=True)
+    assert plan.steps == 10 * sum(EPOCHS.values())  # alpha needs no steps of its own
+    turns = [bool(plan.is_alpha_turn(step)) for step in range(plan.steps)]
+    assert turns[20:450] == [True, False] * 215
+    assert all(plan.is_weight_turn(step) for step in range(plan.steps))
+    assert [plan.weight_updates(step) for step in (30, 450)] == [30, 450]
+    assert plan.alpha_updates(plan.steps) == 215
+
+
 def test_traced_and_plain_steps_read_the_same_plan():
     steps = jnp.arange(PLAN.steps)
     traced = jax.vmap(lambda s: (PLAN.is_alpha_turn(s), PLAN.alpha_updates(s), PLAN.tau(s)))(steps)

@@ -125,11 +125,17 @@ def test_totals_tell_weight_steps_from_alpha_steps():
 STILL = dataclasses.replace(RECIPE, augmentation=batches.Augmentation(0, False))
 
 
-def _first_moment(recipe, index):
-    """Adam's, after one alpha step from 0: its gradient, times 1 - b1."""
+def _after_one(recipe, index):
+    """The state after the first step of search."""
     chunk = batches.chunk([{'index': index}], 8, 1)
     shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
     after, _ = _call(Phase.SEARCH, 1, recipe)(_fresh(), chunk, {**shared, 'key': KEY})
+    return after
+
+
+def _first_moment(recipe, index):
+    """Adam's, after one alpha step from 0: its gradient, times 1 - b1."""
+    after = _after_one(recipe, index)
     assert after.totals.arch_steps == 1
     return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
 
@@ -170,6 +176,30 @@ def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
     mean = jax.tree.map(lambda *leaves: sum(leaves) / 3, *each)
     for ours, expected in zip(found, jax.tree.leaves(mean), strict=True):
         np.testing.assert_allclose(ours, (1 - 0.5) * expected, rtol=1e-3, atol=1e-6)
+
+
+def test_step_of_both_moves_alpha_and_the_weights_by_one_batch_and_one_draw():
+    """As the plan at rest would move the weights, and the plan in turns alpha."""
+    index = np.arange(16, dtype=np.int32)
+    plans = {
+        'together': dataclasses.replace(PLAN, together=True),
+        'in turn': PLAN,
+        'at rest': dataclasses.replace(PLAN, frozen_steps=1),
+    }
+    found = {}
+    for name, plan in plans.items():
+        recipe = dataclasses.replace(STILL, plan=plan, tx=optim.make_optimizer(plan))
+        found[name] = _after_one(recipe, index)
+    totals = jax.device_get(found['together'].totals)
+    assert (totals.weight_steps, totals.arch_steps, totals.images) == (1, 1, 16)
+    assert totals.arch_loss == totals.loss > 0
+    for group, alike, other in (('params', 'at rest', 'in turn'), ('arch', 'in turn', 'at rest')):
+        both, expected, still = (getattr(found[name], group) for name in ('together', alike, other))
+        chex.assert_trees_all_close(both, expected, rtol=1e-3, atol=1e-6)
+        _same(still, getattr(_fresh(), group))
+    chex.assert_trees_all_close(
+        found['together'].batch_stats, found['at rest'].batch_stats, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_penalty_adds_its_gradient_to_that_of_alpha():
