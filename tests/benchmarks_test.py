@@ -1,6 +1,7 @@
 """Benchmarks run, at tiny sizes; what they measure is read by people."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -18,3 +19,26 @@ def test_benchmark_leaves_its_numbers_and_its_picture(name, root, tmp_path):
     subprocess.run(command, cwd=root, check=True)
     assert json.loads((tmp_path / f'{name}.json').read_text())['options']['quick']
     assert (tmp_path / f'{name}.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.slow
+def test_ablation_writes_its_table_with_every_run_and_repeats_none(root, tmp_path):
+    command = [sys.executable, '-m', 'benchmarks.ablation', '--quick', '--out', str(tmp_path)]
+    command += ['--workdir', str(tmp_path / 'runs'), '--seeds', '0', '1']
+    subprocess.run(command, cwd=root, check=True)
+    told = json.loads((tmp_path / 'ablation.json').read_text())
+    assert {row: [*runs] for row, runs in told['rows'].items()} == {
+        'broken': ['0', '1'],
+        'defaults': ['0', '1'],
+    }
+    for run in told['rows']['broken'].values():
+        assert run['guarded'] == 0
+        assert run['lowest'] <= run['argmax']
+        assert len(run['curves']['phase']) == 4
+    table = (tmp_path / 'ablation.md').read_text()
+    assert re.search(r'^\| broken \| 2 \| [\d.]+ ± ', table, re.MULTILINE)
+    assert (tmp_path / 'fall.png').read_bytes().startswith(b'\x89PNG')
+    written = (tmp_path / 'runs' / 'broken' / 'seed_0' / 'summary.json').stat().st_mtime_ns
+    subprocess.run(command, cwd=root, check=True)
+    again = (tmp_path / 'runs' / 'broken' / 'seed_0' / 'summary.json').stat().st_mtime_ns
+    assert again == written

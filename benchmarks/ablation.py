@@ -1,0 +1,250 @@
+"""What makes accuracy fall when the search begins, and which of the choices matter.
+
+    python -m benchmarks.ablation --workdir=DIR [--data-dir=TFDS] [--rows ...] [--seeds 0 1 2]
+
+Each row is a config that the program itself runs, `--config=...` with a few fields; every seed of
+it is a run with a core, or a device, of its own. Finished runs are not repeated. Writes the table
+(ablation.md), every run's numbers (ablation.json), and the picture of the fall (fall.png).
+"""
+
+import argparse
+import json
+import logging
+import pathlib
+import re
+import statistics
+import tempfile
+from typing import Any
+
+import ml_collections
+
+from asose_jax import many, process
+from benchmarks import measure
+from configs import crisis, search
+
+# Sizes of a run that takes a minute or two on one core.
+SIZE = {
+    'data.train_split': 'train[:12800]',
+    'data.image_size': 16,
+    'data.crop_padding': 2,
+    'batch_size': 64,
+    'model.channels': 16,
+    'warmup.epochs': 4,
+    'search.epochs': 10,
+    'growth.epochs': 0,
+    'optimize.epochs': 4,
+    'checkpoint.every_seconds': 600,
+}
+QUICK = {
+    'data.name': 'digits',
+    'data.train_split': 'train',
+    'data.image_size': None,
+    'data.flip': False,
+    'model.channels': 4,
+    'model.depth': 2,
+    'model.reductions': (1,),
+    'model.primitives': ('none', 'skip_connect', 'max_pool_3x3'),
+    'warmup.epochs': 1,
+    'search.epochs': 2,
+    'optimize.epochs': 1,
+}
+_RUNS = pathlib.Path(tempfile.gettempdir()) / 'ablation'
+_DEFAULT, _CRISIS = 'configs/search.py:cifar10', 'configs/crisis.py'
+_GROWS = {'search.epochs': 6, 'growth.epochs': 4, 'growth.threshold': 1.0, 'growth.patience': 1}
+_GROWS |= {'growth.last_epochs': 2, 'growth.lead_epochs': 0}
+
+# Config, and what is changed in it.
+ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (f'{_CRISIS}:{name}', {}) for name in crisis.NAMES},
+    'seed': ('configs/search.py:seed', {}),
+    'defaults': (_DEFAULT, {}),
+    'noise_temperature': (_DEFAULT, {'search.noise': 'temperature'}),
+    'anneal_every_1': (_DEFAULT, {'search.anneal_every': 1}),
+    'alpha_on_train': (_DEFAULT, {'search.arch_data': 'train'}),
+    'alpha_lr_3e-4': (_DEFAULT, {'arch.lr': 3e-4}),
+    'warmup_uniform': (_DEFAULT, {'warmup.operations': 'uniform'}),
+    'draws_4': (_DEFAULT, {'arch.samples': 4}),
+    'gdas': (_DEFAULT, {'search.estimator': 'gdas'}),
+    'reinmax': (
+        _DEFAULT,
+        {'search.estimator': 'reinmax', 'search.tau_start': 1.0, 'search.tau_floor': 1.0},
+    ),
+    'mixture': (_DEFAULT, {'search.estimator': 'gumbel'}),
+    'mixture_whole': (
+        _DEFAULT,
+        {'search.estimator': 'gumbel', 'search.thresholds': (1.0, 1.0, 0.0, 0.0, 0.0)},
+    ),
+    'growth': (_DEFAULT, _GROWS),
+    'growth_last': (_DEFAULT, {**_GROWS, 'growth.where': 'last'}),
+}
+FALL = ('broken', 'ancestor', 'cured_ancestor', 'seed', 'defaults')  # the rows in the picture
+COLUMNS = {
+    'warmup': 'end of warmup',
+    'drawn': 'first epoch of search, as drawn',
+    'argmax': 'after it, argmax',
+    'lowest': 'lowest of search',
+    'ratio': 'lowest / warmup',
+    'search': 'end of search',
+    'test': 'test, at the end',
+    'entropy': 'entropy',
+    'explored': 'genotypes',
+    'settled': 'settled for',
+}
+
+
+def config_of(
+    row: str, size: dict[str, Any], data_dir: str | None = None
+) -> ml_collections.ConfigDict:
+    """The config of one row, at this size."""
+    source, changes = ROWS[row]
+    file, _, preset = source.partition(':')
+    config = (crisis if file == _CRISIS else search).get_config(preset)
+    config.update_from_flattened_dict({**size, **changes})
+    config.data.dir = data_dir
+    return config
+
+
+def command_of(row: str, size: dict[str, Any]) -> str:
+    """One command that runs this row."""
+    source, changes = ROWS[row]
+    fields = ' '.join(f'--config.{k}={_quoted(v)}' for k, v in {**size, **changes}.items())
+    return f'python main.py --config={source} {fields} --config.seeds="(0, 1, 2)" --workdir=DIR'
+
+
+def _quoted(value):
+    text = str(value)
+    return text if re.fullmatch(r'[\w.\-]+', text) else f'"{text}"'
+
+
+def figures(directory: pathlib.Path) -> dict[str, Any]:
+    """What one finished run came to: accuracies in shares, entropy in nats."""
+    lines = (directory / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
+    told = [json.loads(line) for line in lines]
+    summary = json.loads((directory / 'summary.json').read_text(encoding='utf-8'))
+    warmup = [line for line in told if line['phase'] == 'warmup']
+    searched = [line for line in told if line['phase'] in ('search', 'growth')]
+    valid = [line['valid/accuracy'] for line in searched]
+    genotypes = [json.dumps(line['genotype']) for line in searched]
+    last = genotypes[::-1]
+    return {
+        'warmup': warmup[-1]['valid/accuracy'],
+        'drawn': searched[0]['train/accuracy'],
+        'argmax': valid[0],
+        'lowest': min(valid),
+        'ratio': min(valid) / warmup[-1]['valid/accuracy'],
+        'search': valid[-1],
+        'test': summary['test_accuracy'],
+        'entropy': searched[-1]['arch/entropy'],
+        'explored': len(set(genotypes)),
+        'settled': next((i for i, text in enumerate(last) if text != last[0]), len(last)),
+        'skips': searched[-1]['arch/skip_fraction'],
+        'guarded': sum(line['guard/arch'] + line['guard/grad'] for line in told),
+        'genotype': summary['genotype'],
+        'curves': {
+            key: [line[key] for line in told]
+            for key in ('phase', 'valid/accuracy', 'train/accuracy')
+        },
+    }
+
+
+def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> str:
+    """All rows as Markdown: mean ± standard deviation over seeds; and the command of each."""
+    lines = [
+        'Written by `python -m benchmarks.ablation`. Accuracies in %, of the validation part',
+        'unless it says test or drawn; mean ± standard deviation over seeds; entropy in nats; how',
+        'many genotypes the evaluations of search saw, and how many of them, at the end, the last.',
+        '',
+        '| row | seeds | ' + ' | '.join(COLUMNS.values()) + ' |',
+        '|---' * (len(COLUMNS) + 2) + '|',
+    ]
+    for row, runs in found.items():
+        cells = []
+        for key in COLUMNS:
+            factor = 1 if key in ('entropy', 'ratio', 'explored', 'settled') else 100
+            cells.append(_spread([factor * run[key] for run in runs.values()]))
+        lines.append(f'| {row} | {len(runs)} | ' + ' | '.join(cells) + ' |')
+    lines += ['', 'Guards that tripped, over all runs: ' + str(_guarded(found)) + '.', '']
+    lines += ['Commands, with `--config.data.dir` where the data is elsewhere:', '', '```bash']
+    lines += [f'{command_of(row, size)}   # {row}' for row in found]
+    return '\n'.join([*lines, '```', ''])
+
+
+def _guarded(found):
+    return sum(run['guarded'] for runs in found.values() for run in runs.values())
+
+
+def _spread(values):
+    digits = 1 if max(map(abs, values)) >= 3 else 2
+    text = f'{statistics.mean(values):.{digits}f}'
+    return f'{text} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else text
+
+
+def draw(options: argparse.Namespace, found: dict[str, Any]) -> None:
+    """Accuracy over the epochs, of each seed, as drawn and as the most likely network."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    shown = [row for row in FALL if row in found] or list(found)
+    figure, panels = plt.subplots(
+        1,
+        len(shown),
+        figsize=(3.1 * len(shown), 3.2),
+        sharey=True,
+        layout='constrained',
+        squeeze=False,
+    )
+    styles = {
+        'valid/accuracy': ('-', 'C0', 'argmax, validation'),
+        'train/accuracy': ('--', 'C1', 'as drawn, training'),
+    }
+    for panel, row in zip(panels[0], shown, strict=True):
+        for number, run in enumerate(found[row].values()):
+            curves = run['curves']
+            phases = curves['phase']
+            epochs = range(1, len(phases) + 1)
+            for key, (style, color, label) in styles.items():
+                name = label if number == 0 else None
+                panel.plot(epochs, [100 * v for v in curves[key]], style, color=color, label=name)
+        for i in range(1, len(phases)):
+            if phases[i] != phases[i - 1]:
+                panel.axvline(i + 0.5, color='0.6', linewidth=0.8)
+        panel.axhline(10, color='0.8', linewidth=0.8)
+        panel.set_title(row)
+        panel.set_xlabel('epoch')
+    panels[0][0].set_ylabel('accuracy, %')
+    panels[0][0].legend(fontsize='small')
+    measure.save(options, 'fall', figure)
+
+
+def main() -> None:
+    parser = measure.parser(__doc__.splitlines()[0])
+    parser.add_argument('--workdir', type=pathlib.Path, default=_RUNS, help='of all runs')
+    parser.add_argument('--data-dir', help="of TFDS; default: TFDS's own")
+    parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.set_defaults(out=measure.DOCS.parent / 'evidence')
+    options = measure.parse(parser, rows=['broken', 'defaults'], seeds=[0])
+    size = SIZE | (QUICK if options.quick else {})
+    process.prepare(logging.StreamHandler())
+    jobs = []
+    for seed in options.seeds:  # a first seed of every row, then a second
+        for row in options.rows:
+            config = config_of(row, size, options.data_dir)
+            config.seed = seed
+            jobs.append(many.Job(f'{row}/seed_{seed}', config))
+    many.run_all(jobs, many.places(), options.workdir)
+    found = {
+        row: {str(seed): figures(options.workdir / row / f'seed_{seed}') for seed in options.seeds}
+        for row in options.rows
+    }
+    measure.write(options, 'ablation', {'size': size, 'rows': found})
+    text = table(found, size)
+    (options.out / 'ablation.md').write_text(text, encoding='utf-8')
+    print(text)
+    draw(options, found)
+
+
+if __name__ == '__main__':
+    main()
