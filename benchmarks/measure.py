@@ -22,6 +22,7 @@ from typing import Any
 
 from asose_jax import allocator
 
+_PLACES = ('out', 'json', 'png', 'workdir', 'data_dir')  # options that say where, not what
 DOCS = pathlib.Path(__file__).parent.parent / 'docs' / 'performance'
 
 
@@ -154,7 +155,7 @@ def write(options: argparse.Namespace, name: str, content: dict[str, Any]) -> No
     """Writes `name`.json with the machine and the options beside the content."""
     path = options.json or options.out / f'{name}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
-    ran = {key: value for key, value in vars(options).items() if key not in ('out', 'json', 'png')}
+    ran = {key: value for key, value in vars(options).items() if key not in _PLACES}
     whole = {**machine(), 'options': ran, **content}
     path.write_text(json.dumps(whole, indent=1, default=dataclasses.asdict) + '\n')
 
