@@ -1,15 +1,12 @@
 """Data sets: splits that hold what they promise, and errors that say what to do."""
 
-import io
-import json
 import socket
 import types
 
 import numpy as np
+import prepared
 import pytest
-from array_record.python import array_record_module
 from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2
 
 from asose_jax import data, images
 from asose_jax.errors import UserError
@@ -168,56 +165,11 @@ def test_bad_records_of_a_streamed_set_are_an_error_when_they_are_met():
         images.read(np.array([2]))
 
 
-def _prepare(directory, channels, splits):
-    """Prepares the set 'own' as TFDS lays one out: keys `picture` and `kind`, PNGs of any size."""
-    home = directory / 'own' / '1.0.0'
-    home.mkdir(parents=True)
-    feature = 'tensorflow_datasets.core.features'
-    features = {
-        'picture': {
-            'pythonClassName': f'{feature}.image_feature.Image',
-            'image': {'dtype': 'uint8', 'shape': {'dimensions': ['-1', '-1', str(channels)]}},
-        },
-        'kind': {
-            'pythonClassName': f'{feature}.class_label_feature.ClassLabel',
-            'classLabel': {'numClasses': '2'},
-        },
-    }
-    layout = {
-        'pythonClassName': f'{feature}.features_dict.FeaturesDict',
-        'featuresDict': {'features': features},
-    }
-    (home / 'features.json').write_text(json.dumps(layout))
-    (home / 'kind.labels.txt').write_text('round\nsquare\n')
-    rows = []
-    for name, pictures in splits.items():
-        file = home / f'own-{name}.array_record-00000-of-00001'
-        writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
-        for i, picture in enumerate(pictures):
-            png = io.BytesIO()
-            picture.save(png, 'PNG')
-            example = tf_example_pb2.Example()
-            example.features.feature['picture'].bytes_list.value.append(png.getvalue())
-            example.features.feature['kind'].int64_list.value.append(i % 2)
-            writer.write(example.SerializeToString())
-        writer.close()
-        rows.append(
-            {
-                'name': name,
-                'shardLengths': [str(len(pictures))],
-                'numBytes': '1',
-                'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-            }
-        )
-    keys = {'tuple': {'items': [{'featureKey': key} for key in features]}}
-    about = {'name': 'own', 'version': '1.0.0', 'fileFormat': 'array_record', 'splits': rows}
-    (home / 'dataset_info.json').write_text(json.dumps({**about, 'supervisedKeys': keys}))
-
-
 @pytest.mark.parametrize(('mode', 'channels'), [('L', 1), ('RGB', 3)])
 def test_any_tfds_set_is_read_whatever_its_keys_sizes_and_channels(tmp_path, mode, channels):
     pictures = [Image.new(mode, (9 + i, 8), 'white' if i % 2 else 'black') for i in range(12)]
-    _prepare(tmp_path, channels, {'train': pictures, 'validation': pictures[:4]})
+    parts = {'train': pictures, 'validation': pictures[:4]}
+    prepared.write(tmp_path, 'own', channels, parts, ('round', 'square'))
     options = {'seed': 0, 'valid_fraction': 0.5, 'data_dir': str(tmp_path), 'image_size': 6}
     with pytest.raises(UserError, match=r"no split 'test' \(it has: train, validation\)"):
         data.load('own', **options)

@@ -1,0 +1,156 @@
+"""Every command that a document shows runs, as it is written but for its size."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import prepared
+import pytest
+from benchmarks_test import NAMES
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = ['README.md', 'CONTRIBUTING.md']
+DOCUMENTS += sorted(f'docs/{page.name}' for page in ROOT.glob('docs/*.md'))
+CONFIGS = ['configs/search.py', 'configs/crisis.py']  # their docstrings list commands
+
+# Lines that are not run here, by a part of them, and why.
+EXCEPTIONS = {
+    'pip install tensorflow': 'needs a network',
+    '-m pytest': 'that is this',
+    'ruff check': '.ci/run does it',
+    '.ci/run': 'that starts this',
+    '-r tests/requirements.txt': 'the first lines of .ci/run',
+    'cp -r /usr/share/icons': 'a theme of Debian; the icons are made here',
+    'NatsBench': 'a package that is not installed; nats_test has one of the same form',
+    'RUN=': 'words for the commands after it',
+}
+# What makes a run small; later flags win.
+SMALL = (
+    *('data.image_size=8', 'data.train_split=train', 'data.valid_fraction=0.5', 'batch_size=16'),
+    *('model.channels=8', 'model.max_channels=16', 'model.depth=3', 'model.reductions=(1,)'),
+    *('warmup.epochs=1', 'search.epochs=1', 'growth.epochs=0', 'optimize.epochs=1'),
+    *('retrain.epochs=1', 'retrain.batch_size=16', 'checkpoint.every_seconds=600'),
+)
+CHEAP = "model.primitives=('none','skip_connect','max_pool_3x3','sep_conv_3x3')"
+# Further flags of the lines that have such a part.
+SPECIAL = {
+    'configs/search.py ': (CHEAP,),
+    'configs/search.py:digits': (CHEAP,),
+    'configs/search.py:folder': (CHEAP,),
+    'configs/search.py:seed': (CHEAP,),
+    'configs/crisis.py': (CHEAP,),
+    'seeds': ('seeds=(0,1)', 'random_cells=1'),
+    'cost.target': ('cost.target=10000',),
+    'retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
+}
+
+
+def lines_of(name: str) -> list[str]:
+    """The commands of a document, each as a line, continuations joined, remarks left out."""
+    text = (ROOT / name).read_text(encoding='utf-8')
+    if name.endswith('.py'):
+        found = re.findall(r'^    (python main\.py .*?)(?:   .*)?$', text, re.MULTILINE)
+    else:
+        blocks = re.findall(r'^```bash\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
+        found = ''.join(blocks).replace('\\\n', ' ').splitlines()
+    return [line for line in found if line.strip() and not line.lstrip().startswith('#')]
+
+
+def _exception(line):
+    return next((part for part in EXCEPTIONS if part in line and 'main.py' not in line), None)
+
+
+def _is_run(line):
+    return 'main.py' in line
+
+
+@pytest.mark.parametrize('name', [*DOCUMENTS, *CONFIGS])
+def test_every_command_is_run_or_stands_among_the_exceptions(name):
+    strangers = [line for line in lines_of(name) if not _is_run(line) and not _exception(line)]
+    assert not strangers
+
+
+def test_every_exception_is_one():
+    lines = [line for name in DOCUMENTS for line in lines_of(name)]
+    assert {_exception(line) for line in lines} - {None} == set(EXCEPTIONS)
+
+
+@pytest.mark.parametrize('name', DOCUMENTS)
+def test_every_benchmark_that_is_named_exists_and_is_run_small(name):
+    text = (ROOT / name).read_text(encoding='utf-8')
+    named = set(re.findall(r'python\s-m\sbenchmarks\.(\w+)', text))
+    assert all((ROOT / 'benchmarks' / f'{each}.py').is_file() for each in named)
+    assert named <= {*NAMES, 'ablation', 'growth_position'}
+
+
+# --- They run
+
+
+def _pictures(folder, mode='RGB'):
+    random = np.random.default_rng(0)
+    for kind in ('round', 'square', 'odd <b>$x$'):
+        (folder / kind).mkdir(parents=True)
+        for i in range(12):
+            pixels = random.integers(0, 256, (9 + i, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).convert(mode).save(folder / kind / f'{i}.png')
+
+
+def _world(tmp_path):
+    """What the commands find: data, a genotype, and a `python` that makes runs small."""
+    random = np.random.default_rng(0)
+    pictures = [
+        Image.fromarray(random.integers(0, 256, (10, 10, 3), dtype=np.uint8)) for _ in range(160)
+    ]
+    classes = [f'class {i}' for i in range(10)]
+    parts = {'train': pictures, 'test': pictures[:40]}
+    prepared.write(tmp_path / 'tfds', 'cifar10', 3, parts, classes)
+    _pictures(tmp_path / 'PICTURES')
+    _pictures(tmp_path / 'icons', 'L')
+    cell = [('sep_conv_3x3', 0), ('skip_connect', 1)] * 4
+    concat = [2, 3, 4, 5]
+    text = f'normal={cell}, normal_concat={concat}, reduce={cell}, reduce_concat={concat}'
+    (tmp_path / 'FILE').write_text(f'Genotype({text})')
+
+
+def _small(line):
+    """The line with flags appended that make it small; runs that are finished need none."""
+    if re.search(r'--mode=(evaluate|export|report)', line):
+        return line
+    if 'configs/scratch.py' in line:
+        return f'{line} --config.optimize.epochs=1'
+    flags = [*SMALL, *(flag for part, flags in SPECIAL.items() if part in line for flag in flags)]
+    return ' '.join([line, *(f'"--config.{flag}"' for flag in flags)])
+
+
+def _written(line, tmp_path, number):
+    """The line for a shell: in another place, and small."""
+    line = re.sub(r'\s+#.*', '', line)
+    line = re.sub(r'^python3 -m venv .*?&& \S*python main', 'python main', line)
+    line = re.sub(r'(?<![\w/])/tmp/|(?<==)(?=PICTURES|icons|FILE)', f'{tmp_path}/', line)
+    return _small(line.replace('--workdir=DIR', f'--workdir={tmp_path}/dir_{number}'))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    'name', [name for name in [*DOCUMENTS, *CONFIGS] if any(map(_is_run, lines_of(name)))]
+)
+def test_commands_run_one_after_another(name, tmp_path):
+    _world(tmp_path)
+    environment = {**os.environ, 'TFDS_DATA_DIR': str(tmp_path / 'tfds'), 'JAX_PLATFORMS': 'cpu'}
+    shell = f'python() {{ {sys.executable} "$@"; }}'
+    words = [line for line in lines_of(name) if 'RUN=' in line]
+    for number, line in enumerate(filter(_is_run, lines_of(name))):
+        script = '\n'.join([shell, *words, _written(line, tmp_path, number)])
+        done = subprocess.run(
+            ['bash', '-euc', script],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f'{line}\n{script}\n{done.stderr[-2000:]}'
