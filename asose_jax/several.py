@@ -122,7 +122,11 @@ def _head(made, told):
     return {
         'name': told.name,
         'kind': 'several searches',
-        'facts': sections.head(dataclasses.replace(told, lines=[]))['facts'],
+        'facts': [
+            (key, words.shown(made.config[key]))
+            for key in ('data.name', 'model.space', 'search.estimator', 'seeds')
+            if made.config.get(key) is not None
+        ],
         'state': state,
     }
 

@@ -40,21 +40,19 @@ def chart(title: str, told: str, given: Sequence[Strip], *, width: float) -> dic
 
     rows, marked = [], []
     for i, strip in enumerate(given):
-        y, free, labels = top + high * i, 0.0, []
-        for value, label in sorted(strip.values):
-            wide = charts.LETTER * len(label) / 2
-            at = min(max(x(value), wide), width - wide)
-            if label and at - wide >= free:
-                labels.append({'x': at, 'y': y + 27, 'text': label})
-                free = at + wide + 4
-        marked += [x(value) for value, label in strip.values if label]
+        y = top + high * i
+        named = sorted((x(value), label) for value, label in strip.values if label)
+        marked += [at for at, _ in named]
+        places = [x(value) for value, _ in strip.values]
         rows.append(
             {
                 'name': strip.name,
                 'y': y,
                 'shape': strip.shape,
-                'points': _apart([x(value) for value, _ in strip.values], y + 41),
-                'labels': labels,
+                'points': [(at, y + 41) for at in places] if named else _apart(places, y + 41),
+                'labels': [
+                    {'x': at, 'y': y + 27, 'text': text} for at, text in _joined(named, width)
+                ],
                 'median': x(float(np.median([value for value, _ in strip.values]))),
             }
         )
@@ -67,6 +65,23 @@ def chart(title: str, told: str, given: Sequence[Strip], *, width: float) -> dic
         'marked': marked,
         'columns': [{'x': x(value), 'label': f'{100 * value:.4g} %'} for value in bounds],
     }
+
+
+def _joined(named, width):
+    """Labels at their places; those that would overlap are one, as `1, 2`."""
+    made: list[tuple[float, float, str]] = []  # left end, right end, text
+
+    def placed(left, right, text):
+        half = charts.LETTER * len(text) / 2
+        middle = min(max((left + right) / 2, half), width - half)
+        return middle - half, middle + half, text
+
+    for x, label in named:
+        made.append(placed(x, x, label))
+        while len(made) > 1 and made[-1][0] < made[-2][1] + 4:
+            (left, _, before), (_, right, after) = made[-2:]
+            made[-2:] = [placed(left, right, f'{before}, {after}')]
+    return [(round((left + right) / 2, 1), text) for left, right, text in made]
 
 
 def _apart(xs, y):

@@ -139,6 +139,9 @@ def test_strips_mark_every_network_and_none_hides_another():
     assert made['marked'] == [x for x, _ in found['points']]
     assert [label['text'] for label in found['labels']] == ['1', '2']
     left, right = found['points'][0][0], found['points'][1][0]
+    near = [strips.Strip('found', [(0.5, '1'), (0.501, '2'), (0.9, '3')], 'diamond')]
+    labels = strips.chart('title', 'told', near, width=360.0)['strips'][0]['labels']
+    assert [label['text'] for label in labels] == ['1, 2', '3']
     assert random['median'] == pytest.approx((left + right) / 2, abs=0.1)
 
 
