@@ -132,7 +132,7 @@ def possible(
 
 def widened(channels: int, factor: float) -> int:
     """`channels` times `factor`, as a multiple of 8; at least one step of 8 more."""
-    return max(int(channels * factor / 8 + 0.5), channels // 8 + 1) * 8
+    return max(chain.rounded(channels * factor), (channels // 8 + 1) * 8)
 
 
 def scored(

@@ -113,6 +113,40 @@ def build(
     return ChainSpec(tuple(image_shape), num_classes, channels, blocks)
 
 
+def scaled(spec: ChainSpec, channels: int) -> ChainSpec:
+    """The same blocks with a stem of `channels`; all other widths change in proportion.
+
+    Args:
+      spec: of a network, which may have grown.
+      channels: of the stem, a multiple of 8. The others are rounded to such.
+
+    Raises:
+      ValueError: two stages would be equally wide, so that a transition of stride 1 would vanish.
+    """
+
+    def width(old):
+        return rounded(old * channels / spec.stem_channels)
+
+    blocks = tuple(dataclasses.replace(b, channels=width(b.channels)) for b in spec.blocks)
+    made = dataclasses.replace(spec, stem_channels=width(spec.stem_channels), blocks=blocks)
+    if _transitions(made) != _transitions(spec):
+        raise ValueError(
+            f'with {channels} channels in the stem, instead of {spec.stem_channels}, two stages '
+            'would be equally wide, and the transition between them, of stride 1, would vanish'
+        )
+    return made
+
+
+def rounded(channels: float) -> int:
+    """The nearest multiple of 8, and at least 8."""
+    return max(1, int(channels / 8 + 0.5)) * 8
+
+
+def _transitions(spec):
+    before = (spec.stem_channels, *(block.channels for block in spec.blocks))
+    return [needs_transition(*pair) for pair in zip(spec.blocks, before, strict=False)]
+
+
 class Block(nn.Module):
     """`y = x + sum_b gate_b * mixed_b(x)`, after a 1x1 convolution where shape or width changes.
 

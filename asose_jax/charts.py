@@ -22,16 +22,21 @@ _VIRIDIS = (
     (0xB5, 0xDE, 0x2B), (0xFD, 0xE7, 0x25),
 )  # fmt: skip
 _EMPTY = 255  # the colour that is none
-_LETTER, _GAP = 6.4, 22.0  # widths: of a letter in a label, of a label of a growth
+LETTER, _GAP = 6.4, 22.0  # widths: of a letter in a label, of a label of a growth
+_HIGH = 12.0  # of a label
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A series of a chart: its name, a number or None for each evaluation, its style."""
+    """A series of a chart: its name, a number or None for each evaluation, its style.
+
+    `label` stands beside its end.
+    """
 
     name: str
     values: Sequence[float | None]
     style: str
+    label: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +68,7 @@ def frame(record: Record, count: int, width: float, height: float, **margins: fl
         if stretch.first < count:
             first = made.x(stretch.first - 0.5)
             wide = made.x(min(stretch.last, count - 1) + 0.5) - first
-            fits = [t for t in (stretch.name, stretch.name[:1]) if len(t) * _LETTER + 5 < wide]
+            fits = [t for t in (stretch.name, stretch.name[:1]) if len(t) * LETTER + 5 < wide]
             bands.append(
                 {
                     'x': first,
@@ -115,7 +120,9 @@ def lines(
       percent: whether the numbers are shares.
       point: a value that belongs to the end of the run.
     """
-    made = frame(record, len(record.lines), width, height)
+    widest = max((len(line.label) for line in given), default=0)
+    right = 10 + LETTER * widest if widest else 8.0
+    made = frame(record, len(record.lines), width, height, right=right)
     box, known = made['box'], [v for line in given for v in line.values if v is not None]
     known += [v for v in (low, high, point) if v is not None]
     bounds = ticks(min(known), max(known), 5) if known else []
@@ -134,9 +141,28 @@ def lines(
         'told': told,
         'rows': [{'y': y(value), 'label': label(value)} for value in bounds],
         'lines': [{'path': _path(line.values, box, y), 'style': line.style} for line in given],
+        'ends': _ends(given, box, y),
         'point': None if point is None else {'x': box.right, 'y': y(point)},
         'empty': not any(v is not None for line in given for v in line.values),
     }
+
+
+def _ends(given, box, y):
+    """Labels beside the ends of lines, moved apart; none where there is no room for all."""
+    lasts = [(next((v for v in reversed(line.values) if v is not None), None), line.label)
+             for line in given if line.label]  # fmt: skip
+    wanted = sorted((y(value), label) for value, label in lasts if value is not None)
+    if len(wanted) * _HIGH > box.bottom - box.top + _HIGH:
+        return []
+    places, free = [], box.top
+    for i, (at, _) in enumerate(wanted):
+        lowest = box.bottom - _HIGH * (len(wanted) - 1 - i)
+        places.append(min(max(at, free), lowest))
+        free = places[-1] + _HIGH
+    return [
+        {'x': box.right + 5, 'y': round(at + 4, 1), 'text': label}
+        for at, (_, label) in zip(places, wanted, strict=True)
+    ]
 
 
 def short(value: float) -> str:

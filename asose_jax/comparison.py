@@ -17,8 +17,8 @@ def compare(
 
     Args:
       directory: of all runs.
-      runs: names of runs, directories below it: `searches`; `found`, which trained from scratch
-        what these found, in the same order; and what was trained likewise: `random` cells, and
+      runs: names of runs, directories below it: `searches`; `found/NAME` in `found`, which trained
+        from scratch what the search NAME found; and what was trained likewise: `random` cells, and
         networks of one operation by its name. All but `searches` may be missing or empty.
       skip_share: a search has collapsed if more of its operations are `skip_connect` or `none`.
 
@@ -32,9 +32,14 @@ def compare(
         for group, names in runs.items()
         if group != 'searches' and names
     }
-    rows = [_row(directory / name, name, skip_share) for name in runs['searches']]
+    rows = [row_of(directory / name, name, skip_share) for name in runs['searches']]
     found, random = trained.pop('found', []), trained.pop('random', [])
-    for row, accuracy in zip(rows, found, strict=False):
+    names = [name.removeprefix('found/') for name in runs.get('found', ())]
+    retrained = dict(zip(names, found, strict=True))
+    for row in rows:
+        if row['name'] not in retrained:
+            continue
+        accuracy = retrained[row['name']]
         row['retrained'] = accuracy
         if random:
             row['rank_among_random'] = 1 + sum(other > accuracy for other in random)
@@ -48,7 +53,7 @@ def compare(
         made['found'] = _statistics(found)
     if random:
         made['random'] = _statistics(random)
-        made['above_random_median'] = sum(row['above_random_median'] for row in rows)
+        made['above_random_median'] = sum(row.get('above_random_median', 0) for row in rows)
     if trained:
         made['plain'] = {name: _statistics(accuracies) for name, accuracies in trained.items()}
     return made
@@ -58,7 +63,8 @@ def _summary(directory):
     return json.loads((directory / 'summary.json').read_text(encoding='utf-8'))
 
 
-def _row(directory, name, skip_share):
+def row_of(directory: pathlib.Path, name: str, skip_share: float) -> dict[str, Any]:
+    """What a finished search came to: its row in `compare`, of which see the arguments."""
     summary = _summary(directory)
     text = (directory / 'genotype.json').read_text(encoding='utf-8')
     spec = spaces.spec_from_json(json.loads(text)['network'])
@@ -113,10 +119,7 @@ def table(summary: dict[str, Any]) -> str:
         '| test accuracy | runs | mean ± std | median | best | worst |',
         '|---|---|---|---|---|---|',
     ]
-    titles = {'searched': 'as searched', 'found': 'found, from scratch', 'random': 'random cells'}
-    groups = {title: summary[key] for key, title in titles.items() if key in summary}
-    groups |= {f'{name} everywhere': told for name, told in summary.get('plain', {}).items()}
-    for title, found in groups.items():
+    for title, found in groups(summary).items():
         spread = '' if found['std'] is None else f' ± {100 * found["std"]:.2f}'
         rest = ' | '.join(_percent(found[name]) for name in ('median', 'best', 'worst'))
         lines.append(f'| {title} | {found["count"]} | {_percent(found["mean"])}{spread} | {rest} |')
@@ -127,6 +130,14 @@ def table(summary: dict[str, Any]) -> str:
             f' Above the median of random cells: {summary["above_random_median"]} of {count}.'
         )
     return '\n'.join(lines) + '\n'
+
+
+def groups(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The statistics of a comparison, by what they are of."""
+    titles = {'searched': 'as searched', 'found': 'found, from scratch', 'random': 'random cells'}
+    found = {title: summary[key] for key, title in titles.items() if key in summary}
+    plain = summary.get('plain', {})
+    return found | {f'{name} everywhere': told for name, told in plain.items()}
 
 
 def _percent(share):

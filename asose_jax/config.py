@@ -196,6 +196,12 @@ def _contradictions(config, flat, devices):
             wrong.append(
                 f'{field}={config[field]}: is what several searches are compared with; set seeds'
             )
+    scaled = config['network_channels']
+    if scaled and not (config['network'] and space.grows):
+        wrong.append(
+            f'network_channels={scaled}: makes the network of `network` wider, in the space chain; '
+            'elsewhere set model.channels, or retrain.channels with --mode=retrain'
+        )
     unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
     if unknown:
         wrong.append(f'plain_cells: {", ".join(unknown)} is not in model.primitives')

@@ -31,6 +31,7 @@ import rich.progress
 from asose_jax import comparison, genotype, interrupt, pipeline, process, retrain, spaces, workdir
 from asose_jax import config as rules
 from asose_jax.errors import Stopped, UserError
+from asose_jax.page import Page
 
 logger = logging.getLogger('asose_jax')
 
@@ -116,9 +117,8 @@ def run(
         found, random, plain = [], [], {}
         if compares:
             found = [_found(single, directory, seed) for seed in config.seeds]
-            random = [
-                _random(single, directory, config.seeds, i) for i in range(config.random_cells)
-            ]
+            count = config.random_cells
+            random = [_random(single, directory, config.seeds, i) for i in range(count)]
             plain = {
                 name: [_plain(single, directory, name, seed) for seed in config.seeds]
                 for name in config.plain_cells
@@ -130,6 +130,7 @@ def run(
         text = comparison.table(summary)
         workdir.write_atomically(directory / 'summary.md', text)
         workdir.write_atomically(directory / 'summary.json', json.dumps(summary, indent=2) + '\n')
+        Page(directory).draw()
         logger.info('%s', text)
         return summary
 

@@ -1,4 +1,4 @@
-"""report.html: all that a run has come to on one page, drawn from the files of its workdir.
+"""report.html: all that a run, or several, came to on one page, drawn from the files of a workdir.
 
 The page is a function of these files alone, so it can be drawn again at any time
 (`--mode=report`). It loads nothing and runs no script.
@@ -11,7 +11,7 @@ import time
 
 import jinja2
 
-from asose_jax import figures, record, sections, workdir
+from asose_jax import figures, record, sections, several, workdir
 from asose_jax.errors import UserError
 
 logger = logging.getLogger('asose_jax')
@@ -46,29 +46,28 @@ class Page:
 
 
 def write(directory: pathlib.Path) -> None:
-    """Draws the page of the run in `directory`, and writes it there."""
-    workdir.write_atomically(directory / NAME, render(record.read(directory)))
+    """Draws the page of the run in `directory`, or of all that are in it, and writes it there."""
+    told = record.read(directory)
+    if told.config.get('seeds'):
+        text = _template('several').render(several.content(directory, told, NAME))
+    else:
+        text = render(told)
+    workdir.write_atomically(directory / NAME, text)
 
 
 def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
-    """Draws the page of a run that is there already, which may be at work.
+    """Draws the page of a run, or of several, that are there already and may be at work.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: there is no run, or there are several.
+      UserError: there is no run.
     """
     directory = pathlib.Path(directory).expanduser()
     path = directory / 'config.json'
     if not path.exists():
         raise UserError(f'{directory} holds no run: there is no config.json. Name the --workdir.')
-    if record.read(directory).config.get('seeds'):
-        each = sorted(str(found.parent) for found in directory.glob('**/metrics.jsonl'))
-        raise UserError(
-            f'{directory} holds several runs; name one of them as --workdir:\n  '
-            + '\n  '.join(each)
-        )
     try:
         write(directory)
     except OSError as error:
@@ -78,8 +77,8 @@ def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
 
 
 def render(told: record.Record) -> str:
-    """The page, as text."""
-    return _template().render(
+    """The page of one run, as text."""
+    return _template('report').render(
         head=sections.head(told),
         numbers=sections.numbers(told),
         accuracy=figures.accuracy(told),
@@ -97,7 +96,7 @@ def render(told: record.Record) -> str:
 
 
 @functools.cache
-def _template():
+def _template(name):
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
         autoescape=True,
@@ -105,4 +104,4 @@ def _template():
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template('report.html.jinja')
+    return environment.get_template(f'{name}.html.jinja')

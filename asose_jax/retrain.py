@@ -29,23 +29,21 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
     Args:
       config: as for a search; `genotype`, or `network`, says what was found, `retrain` how it is
-        trained. In the space `chain` the network is that of genotype.json, since it has grown.
+        trained. In the space `chain` the network is that of genotype.json, since it has grown:
+        `retrain.channels` makes all of it wider, and its blocks are what they are.
 
     Raises:
-      UserError: nothing is named that could be trained.
+      UserError: nothing is named that could be trained, or sizes that the network cannot have.
     """
     if config.genotype is None and config.network is None:
         raise UserError(
             '--mode=retrain trains a network that was found: name it by --config.genotype=FILE, a '
             'genotype.json, the text of the space, or the workdir of a finished run'
         )
-    fixed = config.model.space == 'chain' or config.network is not None
-    sizes = [name for name in _SIZES if config.retrain[name] is not None]
-    if fixed and sizes:
-        raise UserError(
-            f'retrain.{sizes[0]}={config.retrain[sizes[0]]!r}: the sizes are those of the network '
-            f'in {config.network or config.genotype}; leave it out'
-        )
+    grown = config.model.space == 'chain'
+    described = grown or config.network is not None
+    if described:
+        _require_sizes(config, free=('channels',) if grown else ())
     made = copy.deepcopy(config)
     changes = {
         'warmup.epochs': 0,
@@ -62,10 +60,30 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         'cost.batch_size': None,
         'growth.epochs': 0,
     }
-    for name, target in _TARGETS.items():
+    targets = {**_TARGETS, 'channels': 'network_channels'} if grown else _TARGETS
+    for name, target in targets.items():
         if config.retrain[name] is not None or name in _MAY_BE_NONE:
             changes[target] = config.retrain[name]
-    if config.model.space == 'chain' and config.network is None:
+    if grown and config.network is None:
         changes.update(network=config.genotype, genotype=None)
     made.update_from_flattened_dict(changes)
     return made
+
+
+def _require_sizes(config, free):
+    """Of a network that is described, only the sizes in `free` may be set."""
+    file, given = config.network or config.genotype, config.retrain
+    fixed = [name for name in _SIZES if given[name] is not None and name not in free]
+    if fixed:
+        instead = '; retrain.channels makes all of them wider' if free else ''
+        raise UserError(
+            f'retrain.{fixed[0]}={given[fixed[0]]!r}: the sizes are those of the network in '
+            f'{file}; leave it out{instead}'
+        )
+    if given.channels is not None and given.channels % 8:
+        down = given.channels // 8 * 8
+        near = f'{down} or {down + 8}' if down else '8'
+        raise UserError(
+            f'retrain.channels={given.channels}: the network in {file} is made wider in multiples '
+            f'of 8; take {near}'
+        )

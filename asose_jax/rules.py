@@ -93,6 +93,9 @@ RULES: dict[str, Rule] = {
     'chunk_steps': _integers(1),
     'init_from': _optional(_TEXT),
     'network': _optional(_TEXT),
+    'network_channels': _optional(
+        Rule('a multiple of 8, from 8', lambda v: _integer(v) and v >= 8 and not v % 8)
+    ),
     'genotype': _optional(_TEXT),
     'data.name': _TEXT,
     'data.dir': _optional(_TEXT),

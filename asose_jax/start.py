@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
 
-from asose_jax import checkpoint, devices, genotype, ops, spaces, state
+from asose_jax import chain, checkpoint, devices, genotype, ops, spaces, state
 from asose_jax.data import Data
 from asose_jax.errors import UserError
 from asose_jax.model import Mode
@@ -52,7 +52,7 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
     if config.network is not None:
         spec = _read_network(config.network, images)
         _require_same_space(spec, m.space, f'network={config.network!r}')
-        return Origin(spec)
+        return Origin(_scaled(spec, config.network_channels))
     spec = spaces.SPACES[m.space].build(
         images.image_shape,
         len(images.class_names),
@@ -70,6 +70,15 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
             "('darts') and modules that do not"
         )
     return Origin(spec if config.genotype is None else _chosen(config.genotype, spec))
+
+
+def _scaled(spec, channels):
+    if channels is None:
+        return spec
+    try:
+        return chain.scaled(spec, channels)
+    except ValueError as error:
+        raise UserError(f'network_channels={channels}: {error}; take another number') from error
 
 
 def _require_same_space(spec, space, whose):

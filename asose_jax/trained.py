@@ -106,6 +106,12 @@ def load(directory: str | pathlib.Path) -> Trained:
             f'{directory} holds no finished run: there is no summary.json in it. Name the workdir '
             'of a run that has come to its end; the command that began it goes on.'
         )
+    if told.config.get('seeds'):
+        each = sorted(str(found.parent) for found in directory.glob('**/metrics.jsonl'))
+        raise UserError(
+            f'{directory} holds several runs; name one of them as --workdir:\n  '
+            + '\n  '.join(each)
+        )
     missing = {'classes', 'mean', 'std', 'genotype', 'images'} - told.summary.keys()
     if missing:
         raise UserError(

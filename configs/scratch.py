@@ -32,7 +32,7 @@ def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
     )
     images = max(1, summary['images']['train'] // config.batch_size) * config.batch_size
     epoch = _TRAINING * summary['flops_per_image'] * images
-    config.init_from = config.genotype = None
+    config.init_from = config.genotype = config.network_channels = None
     config.network = workdir
     config.cost = search.get_config().cost  # there is no choice left that could cost less
     config.warmup.epochs = config.search.epochs = config.growth.epochs = 0

@@ -32,6 +32,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.chunk_steps = 20  # steps per compiled call, at most
     config.init_from = config_dict.placeholder(str)  # workdir (or .../checkpoints/STEP)
     config.network = config_dict.placeholder(str)  # genotype.json: its network, from scratch
+    config.network_channels = config_dict.placeholder(int)  # of its stem; all widths follow
     config.genotype = config_dict.placeholder(str)  # its choices only, or a space's own text
 
     config.data = data = ml_collections.ConfigDict()
@@ -145,7 +146,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.retrain = retrain = ml_collections.ConfigDict()  # what --mode=retrain puts in place
     retrain.epochs = 600  # of optimize
     retrain.batch_size = 96  # over all devices
-    retrain.channels = config_dict.placeholder(int)  # of model; default: as they are
+    retrain.channels = config_dict.placeholder(int)  # of model; chain: of the stem, all follow
     retrain.depth = config_dict.placeholder(int)  # of model; default: as it is
     retrain.reductions = config_dict.placeholder(tuple)  # of model; default: as they are
     retrain.lr = 0.025  # of weights

@@ -14,6 +14,7 @@ BAD = {
     'init_from': [''],
     'genotype': ['', 3],
     'network': [''],
+    'network_channels': [12, 0, 8.0],
     'data.name': ['', None],
     'data.dir': [''],
     'data.train_split': [''],

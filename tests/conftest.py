@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import tempfile
 
 # Before jax starts: the tests' programs run for milliseconds and compile for seconds.
@@ -39,3 +40,17 @@ def cifar_dir() -> pathlib.Path:
     if not (TFDS / 'cifar10').is_dir():
         pytest.skip('no prepared CIFAR-10 in ../shared/tfds')
     return TFDS
+
+
+@pytest.fixture(scope='module')
+def browser():
+    """A real one, where there is one."""
+    names = ('chromium', 'chromium-browser', 'google-chrome')
+    path = next((found for name in names if (found := shutil.which(name))), None)
+    if path is None:
+        pytest.skip('no Chromium here: apt-get install chromium')
+    api = pytest.importorskip('playwright.sync_api', reason='no playwright here')
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=['--no-sandbox'])
+        yield started
+        started.close()

@@ -70,6 +70,8 @@ LEVELS = {
     'figures': 4,
     'drawing': 4,
     'sections': 4,
+    'strips': 4,
+    'several': 4,
     'page': 4,
 }
 
@@ -108,6 +110,7 @@ def test_every_room_has_its_level_and_its_test(root):
         'record',
         'words',
         'charts',
+        'strips',
         'drawing',
         'figures',
         'sections',

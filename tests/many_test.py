@@ -8,9 +8,10 @@ import sys
 import time
 
 import pytest
+import several_test
 from pipeline_test import lines_of
 
-from asose_jax import many
+from asose_jax import many, page
 from asose_jax.errors import UserError
 from configs.search import get_config
 
@@ -50,6 +51,17 @@ def test_seeds_may_be_added_and_nothing_else_may_change(tmp_path):
     )
     with pytest.raises(UserError, match=r'another config:\n  search.epochs: 7 -> 2\n'):
         many.run(_config(seeds=(0, 1)), tmp_path)
+
+
+def test_the_end_of_all_leaves_a_page_of_all(tmp_path, monkeypatch):
+    several_test.write(tmp_path, seeds=(0, 1))
+    for name in ('config.json', page.NAME):
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(many, 'places', list)
+    monkeypatch.setattr(many, 'run_all', lambda *jobs, **how: None)
+    many.run(_config(seeds=(0, 1), random_cells=3, plain_cells=('skip_connect',)), tmp_path)
+    text = (tmp_path / page.NAME).read_text(encoding='utf-8')
+    assert '2 of 2 searches are finished, 7 of 7 trainings beside them.' in text
 
 
 @pytest.mark.slow
@@ -100,6 +112,8 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
     text = (together / 'plain' / 'nor_conv_3x3' / 'seed_1' / 'genotype.txt').read_text()
     assert text.count('nor_conv_3x3') == 6
     assert (together / 'summary.md').read_text().strip() in told
+    links = several_test.Parsed((together / page.NAME).read_text(encoding='utf-8')).links
+    assert {'seed_0/report.html', 'seed_1/report.html'} <= set(links)
 
     alone = tmp_path / 'alone'
     several = ('seeds', 'random_cells', 'plain_cells')

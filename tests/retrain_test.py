@@ -1,15 +1,18 @@
 """The recipe by which found networks are trained from scratch."""
 
+import dataclasses
 import json
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
 import pytest
-from pipeline_test import lines_of, summary_of
+from pipeline_test import CHEAP, lines_of, summary_of, tiny
 
+from asose_jax import chain, darts, genotype, pipeline, retrain
 from asose_jax import config as rules
-from asose_jax import darts, genotype, pipeline, retrain
+from asose_jax.chain import BlockSpec
 from asose_jax.errors import UserError
 from asose_jax.forward import SearchSettings
 from asose_jax.model import SECOND_HEAD, Mode, SuperNet
@@ -61,11 +64,64 @@ def test_a_grown_network_is_taken_as_it_is_and_unset_sizes_are_those_of_model():
     assert made.model == config.model
 
 
-def test_sizes_of_a_network_that_is_given_are_not_asked_for_again():
+def test_a_grown_network_may_be_wider_and_nothing_else():
     config = get_config('digits')
     config.genotype, config.retrain.channels = 'found', 64
-    with pytest.raises(UserError, match=r'retrain.channels=64: .* network in found; leave it out'):
+    made = retrain.config_of(config)
+    rules.validate(made, 1)
+    assert (made.network, made.network_channels) == ('found', 64)
+    config.network, config.genotype = 'found', None
+    assert retrain.config_of(config).network_channels == 64
+    for field, value in (('depth', 8), ('reductions', (1,))):
+        config = get_config('digits')
+        config.genotype, config.retrain[field] = 'found', value
+        told = rf'retrain.{field}=.*network in found; leave it out; retrain.channels makes'
+        with pytest.raises(UserError, match=told):
+            retrain.config_of(config)
+
+
+@pytest.mark.parametrize(('channels', 'near'), [(36, '32 or 40'), (5, '8')])
+def test_a_grown_network_has_widths_in_multiples_of_eight(channels, near):
+    config = get_config('digits')
+    config.genotype, config.retrain.channels = 'found', channels
+    with pytest.raises(UserError, match=rf'retrain.channels={channels}: .* take {near}$'):
         retrain.config_of(config)
+
+
+def test_sizes_of_a_cell_network_that_is_described_are_not_asked_for_again():
+    config = get_config('darts')
+    config.network = 'found'
+    with pytest.raises(UserError, match=r'retrain.channels=36: .* network in found; leave it out$'):
+        retrain.config_of(config)
+
+
+def test_widths_of_cell_networks_are_not_those_of_network_channels():
+    config = get_config('darts')
+    config.network_channels = 64
+    with pytest.raises(UserError, match=r'network_channels=64: makes .* set model.channels'):
+        rules.validate(config, 1)
+
+
+def test_a_wider_chain_has_the_same_blocks_and_all_widths_in_proportion():
+    blocks = (
+        BlockSpec(16, 1, (('sep_conv_3x3',),)),
+        BlockSpec(40, 2, (('max_pool_3x3',), ('sep_conv_3x3',))),
+        BlockSpec(64, 2, (('skip_connect',),)),
+    )
+    spec = chain.ChainSpec((32, 32, 3), 10, 16, blocks)
+    wider = chain.scaled(spec, 24)
+    assert (wider.stem_channels, [block.channels for block in wider.blocks]) == (24, [24, 64, 96])
+    assert wider.groups() == spec.groups()
+    assert [block.stride for block in wider.blocks] == [1, 2, 2]
+    assert chain.scaled(chain.scaled(spec, 32), 16) == spec
+    assert chain.scaled(spec, 8).blocks[2].channels == 32
+
+
+def test_transitions_do_not_vanish_in_a_narrower_chain():
+    blocks = (BlockSpec(16, 1, (('sep_conv_3x3',),)), BlockSpec(24, 1, (('sep_conv_3x3',),)))
+    spec = chain.ChainSpec((32, 32, 3), 10, 16, blocks)
+    with pytest.raises(ValueError, match='two stages would be equally wide'):
+        chain.scaled(dataclasses.replace(spec, stem_channels=32), 8)
 
 
 def test_what_a_search_was_like_does_not_stand_in_the_way():
@@ -120,6 +176,54 @@ def test_second_head_belongs_to_training_only():
     assert math.isfinite(float(others.sum()))
 
 
+def _wider(tmp_path):
+    """A config that trains, with twice the channels, what a search is said to have found."""
+    spec = chain.build(
+        (8, 8, 1), 10, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=CHEAP
+    )
+    chosen = genotype.Genotype((('skip_connect',), ('max_pool_3x3',)))
+    file = tmp_path / 'genotype.json'
+    file.write_text(chosen.dumps(genotype.derive(spec, chosen)))
+    return retrain.config_of(
+        tiny(**{'genotype': str(file), 'retrain.channels': 8, 'retrain.epochs': 1})
+    )
+
+
+def test_what_was_found_is_built_with_all_its_widths_scaled(tmp_path):
+    config = _wider(tmp_path)
+    images = pipeline.load_data(config)
+    plan = pipeline.make_plan(config, len(images.train))
+    spec = pipeline.start.origin(config, images, plan).spec
+    assert (spec.stem_channels, [block.channels for block in spec.blocks]) == (8, [8, 16])
+    assert spec.groups() == ((('skip_connect',),), (('max_pool_3x3',),))
+
+
+@pytest.mark.slow
+def test_a_wider_network_is_described_as_it_is_and_goes_on_where_it_stopped(tmp_path):
+    config = _wider(tmp_path)
+    config.optimize.epochs = 2
+    config.checkpoint.every_seconds = 0
+    whole = pipeline.run(config, tmp_path / 'whole')
+    described = json.loads((tmp_path / 'whole' / 'genotype.json').read_text())
+    assert described['genotype'] == whole['genotype'] == [['skip_connect'], ['max_pool_3x3']]
+    network = described['network']
+    assert (network['stem_channels'], [b['channels'] for b in network['blocks']]) == (8, [8, 16])
+    # Stem, transition, head; BatchNorm after the first two; a gate for each block.
+    assert whole['params'] == 9 * 8 + 2 * 8 + 8 * 16 + 2 * 16 + 16 * 10 + 10 + 2
+    stopped = tmp_path / 'stopped'
+    pipeline.run(config, stopped)
+    _without_last_checkpoint(stopped)
+    pipeline.run(config, stopped)
+    assert lines_of(stopped) == lines_of(tmp_path / 'whole')
+    assert summary_of(stopped) == summary_of(tmp_path / 'whole')
+
+
+def _without_last_checkpoint(workdir):
+    last = max((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(last)
+    (workdir / 'summary.json').unlink()
+
+
 @pytest.mark.slow
 def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
     file = tmp_path / 'cell.txt'
@@ -139,11 +243,7 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
 
     stopped = tmp_path / 'stopped'
     pipeline.run(config, stopped)
-    last = max((stopped / 'checkpoints').iterdir(), key=lambda path: int(path.name))
-    for path in sorted(last.rglob('*'), reverse=True):
-        path.unlink() if path.is_file() else path.rmdir()
-    last.rmdir()
-    (stopped / 'summary.json').unlink()
+    _without_last_checkpoint(stopped)
     pipeline.run(config, stopped)
     assert lines_of(stopped) == lines_of(tmp_path / 'whole')
     assert summary_of(stopped) == summary_of(tmp_path / 'whole')

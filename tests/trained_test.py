@@ -106,6 +106,18 @@ def test_where_no_run_has_come_to_its_end_it_says_so(what, tmp_path):
         what(tmp_path)
 
 
+def test_of_several_runs_one_must_be_named(tmp_path):
+    (tmp_path / 'seed_0').mkdir()
+    for name, content in {
+        'config.json': '{"seeds": [0]}',
+        'summary.json': '{"searches": []}',
+    }.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / 'seed_0' / 'metrics.jsonl').write_text('')
+    with pytest.raises(UserError, match=r'(?s)several runs.*seed_0'):
+        trained.load(tmp_path)
+
+
 def test_readme_shows_python_that_works(root, tmp_path, monkeypatch):
     text = (root / 'README.md').read_text(encoding='utf-8')
     (code,) = [
