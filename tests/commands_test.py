@@ -44,7 +44,7 @@ SPECIAL = {
     'configs/search.py:seed': (CHEAP,),
     'configs/crisis.py': (CHEAP,),
     'seeds': ('seeds=(0,1)', 'random_cells=1'),
-    'cost.target': ('cost.target=10000',),
+    'cost.target': ('cost.target=50000',),
     'retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
 }
 
