@@ -94,8 +94,8 @@ def _pictures(folder, mode='RGB'):
     random = np.random.default_rng(0)
     for kind in ('round', 'square', 'odd <b>$x$'):
         (folder / kind).mkdir(parents=True)
-        for i in range(12):
-            pixels = random.integers(0, 256, (9 + i, 12, 3), dtype=np.uint8)
+        for i in range(30):
+            pixels = random.integers(0, 256, (9 + i % 5, 12, 3), dtype=np.uint8)
             Image.fromarray(pixels).convert(mode).save(folder / kind / f'{i}.png')
 
 

@@ -23,6 +23,7 @@ def _lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
 def test_events_have_every_number_of_the_metrics_also_after_a_kill(tmp_path, monkeypatch):
     fields = {'growth.epochs': 0, **EVERY_STEP}

@@ -142,6 +142,7 @@ def test_second_process_on_a_workdir_is_refused(root, tmp_path):
     first.kill()
 
 
+@pytest.mark.slow
 def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(root, tmp_path, whole):
     run = Run(root, tmp_path)
     assert run.wait_for(lambda run: len(run.steps()) > 2)

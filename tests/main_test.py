@@ -113,6 +113,7 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
     assert y.shape == (1, 2, 2, 4)
 
 
+@pytest.mark.slow
 def test_readme_shows_a_space_that_works(root, monkeypatch, tmp_path):
     """The code in the README, as it stands there, is searched and derived."""
     code = _code(root, 'class LadderSpec')

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import pathlib
 import re
 
 import chex
@@ -549,8 +550,12 @@ def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, mon
     with pytest.raises(UserError) as error:
         pipeline.run(tiny(**{'warmup.epochs': 4, 'checkpoint.every_seconds': 0}), tmp_path)
     message = str(error.value)
-    assert 'warmup: before step 12, more than 10 steps in a row' in message
-    assert f'the last good checkpoint is {tmp_path / "checkpoints" / "8"}' in message
+    # How many steps a call has, and so when it is noticed, depends on the speed of the machine.
+    step = re.search(r'warmup: before step (1\d), more than 10 steps in a row', message)
+    good = re.search(r'the last good checkpoint is (\S+)\.', message)
+    assert pathlib.Path(good[1]).parent == tmp_path / 'checkpoints'
+    assert pathlib.Path(good[1]).is_dir()
+    assert int(pathlib.Path(good[1]).name) < int(step[1])
 
 
 def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):

@@ -148,6 +148,7 @@ def test_without_a_network_it_says_what_to_name():
         retrain.config_of(get_config('darts'))
 
 
+@pytest.mark.slow
 def test_second_head_belongs_to_training_only():
     node = [('skip_connect', 'max_pool_3x3') + ('none',) * i for i in range(4)]
     chosen = genotype.Genotype(tuple(node + node))
