@@ -219,6 +219,7 @@ def _counts(tree):
             {'growth.max_depth': 2, 'growth.max_channels': 7},
             'would make 3, over growth.max_depth=2',
             id='limits',
+            marks=pytest.mark.slow,
         ),
     ],
 )

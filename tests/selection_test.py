@@ -167,6 +167,7 @@ def test_selection_that_is_killed_begins_again_and_finds_the_same(tmp_path, monk
     assert summary_of(tmp_path / 'halves') == summary_of(tmp_path / 'whole')
 
 
+@pytest.mark.slow
 def test_evaluation_is_of_the_mixture_that_the_rows_say(tmp_path, monkeypatch):
     seen = {}
 

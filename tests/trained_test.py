@@ -84,6 +84,7 @@ def test_exported_network_says_the_same_in_a_process_without_this_package(finish
     asose_jax.export(workdir)  # a second time, over the first
 
 
+@pytest.mark.slow
 def test_run_without_optimize_leaves_what_its_supernet_had_learned(tmp_path):
     config = tiny(**{'growth.epochs': 0, 'optimize.epochs': 0, 'warmup.epochs': 0})
     result = asose_jax.search(config, tmp_path)
