@@ -75,7 +75,7 @@ def _require_sizes(config, free):
     file, given = config.network or config.genotype, config.retrain
     fixed = [name for name in _SIZES if given[name] is not None and name not in free]
     if fixed:
-        instead = '; retrain.channels makes all of them wider' if free else ''
+        instead = '; retrain.channels scales all of them' if free else ''
         raise UserError(
             f'retrain.{fixed[0]}={given[fixed[0]]!r}: the sizes are those of the network in '
             f'{file}; leave it out{instead}'
@@ -84,6 +84,6 @@ def _require_sizes(config, free):
         down = given.channels // 8 * 8
         near = f'{down} or {down + 8}' if down else '8'
         raise UserError(
-            f'retrain.channels={given.channels}: the network in {file} is made wider in multiples '
+            f'retrain.channels={given.channels}: the network in {file} is scaled to multiples '
             f'of 8; take {near}'
         )
