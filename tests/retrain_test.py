@@ -75,7 +75,7 @@ def test_a_grown_network_may_be_wider_and_nothing_else():
     for field, value in (('depth', 8), ('reductions', (1,))):
         config = get_config('digits')
         config.genotype, config.retrain[field] = 'found', value
-        told = rf'retrain.{field}=.*network in found; leave it out; retrain.channels makes'
+        told = rf'retrain.{field}=.*network in found; leave it out; retrain.channels scales'
         with pytest.raises(UserError, match=told):
             retrain.config_of(config)
 
