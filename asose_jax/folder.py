@@ -45,15 +45,16 @@ def load(
       limit: bytes; a larger set is streamed.
 
     Returns:
-      What to learn from, what to test on, the class names. One channel if all pictures are grey,
-      else three.
+      What to learn from, what to test on, the class names (bytes that are no UTF-8 as `\\xe9`). One
+      channel if all pictures are grey, else three.
 
     Raises:
       UserError: names the folder or the files that are not as they should be, and says why.
     """
     root = pathlib.Path(directory).expanduser()
     if not root.is_dir():
-        raise UserError(f'data.dir={directory!r}: there is no such folder')
+        at = '' if root.is_absolute() else f' in {pathlib.Path.cwd()}'
+        raise UserError(f'data.dir={directory!r}: there is no such folder{at}')
     try:
         learned, tested = _parts(root, *splits)
         names = sorted({name for part in learned for name in _folders(part)})
@@ -80,7 +81,7 @@ def load(
     shape = _shape([*paths, *test[0]], image_size)
     streamed = (len(paths) + len(test[0])) * math.prod(shape) > limit
     sets = [_image_set(*part, shape, image_size, streamed) for part in ((paths, labels), test)]
-    return *sets, tuple(names)
+    return *sets, tuple(os.fsencode(name).decode(errors='backslashreplace') for name in names)
 
 
 # --- Which files

@@ -31,6 +31,7 @@ from asose_jax import (
     optim,
     page,
     phases,
+    record,
     report,
     results,
     selection,
@@ -76,6 +77,8 @@ def run(
         images = load_data(config)
         plan = make_plan(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')
+        if started:
+            results.require_same_data(images, record.read(workdir).run, workdir)
         origin = None if started else start.origin(config, images, plan)
         budget = expected_cost.budget(config, workdir, started)
         if budget is not None and origin is not None:

@@ -3,25 +3,31 @@
 import importlib.metadata
 import json
 import logging
+import pathlib
 import platform
 import shlex
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
 from asose_jax import cost, genotype, report, session, spaces, workdir
+from asose_jax.data import Data
+from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from asose_jax.session import Current, Setup
 
 logger = logging.getLogger('asose_jax')
+
+_NAMED = 5  # changes in a message
 
 
 def surroundings(setup: Setup) -> dict[str, Any]:
     """What a run is made of and with, as in run.json."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
-        'images': {name: len(getattr(setup.data, name)) for name in ('train', 'valid', 'test')},
+        'images': _counts(setup.data),
         'classes': list(setup.data.class_names),  # in the order of the network's outputs
         'mean': setup.data.mean.tolist(),  # of pixels, per channel: what images are normalised by
         'std': setup.data.std.tolist(),
@@ -32,6 +38,46 @@ def surroundings(setup: Setup) -> dict[str, Any]:
         'devices': [str(device) for device in jax.devices()],
         'command': shlex.join(['python', *sys.argv]),
     }
+
+
+def require_same_data(images: Data, known: Mapping[str, Any], directory: pathlib.Path) -> None:
+    """Refuses data that changed: split anew, what was learned from would come into the test.
+
+    Args:
+      images: as they are now.
+      known: what was written of them, as in run.json; what is not there is not compared.
+      directory: the workdir.
+
+    Raises:
+      UserError: other classes, or another number of images.
+    """
+    now = list(images.class_names)
+    then = list(known.get('classes', now))
+    counts = known.get('images', _counts(images))
+    changes = [
+        *(f'the class {name!r} is new' for name in now if name not in then),
+        *(f'the class {name!r} is gone' for name in then if name not in now),
+    ]
+    if now != then and not changes:
+        changes.append('the classes are in another order')
+    if counts != _counts(images):
+        changes.append(f'there were {_told(counts)} images, there are {_told(_counts(images))}')
+    if changes:
+        more = [f'and {len(changes) - _NAMED} more'] if len(changes) > _NAMED else []
+        raise UserError(
+            f'the data are not those of the run in {directory}: '
+            f'{"; ".join(changes[:_NAMED] + more)}. They are split anew when they change, and what '
+            'was learned from may come into the test. Put them back as they were, or start a run '
+            'in another --workdir.'
+        )
+
+
+def _counts(images):
+    return {name: len(getattr(images, name)) for name in ('train', 'valid', 'test')}
+
+
+def _told(counts):
+    return ', '.join(f'{count} {name}' for name, count in counts.items())
 
 
 def write(setup: Setup, current: Current) -> dict[str, Any]:

@@ -14,7 +14,17 @@ import orbax.checkpoint as ocp
 from jax import export as jax_export
 from sklearn import metrics
 
-from asose_jax import checkpoint, devices, pipeline, record, session, spaces, state, workdir
+from asose_jax import (
+    checkpoint,
+    devices,
+    pipeline,
+    record,
+    results,
+    session,
+    spaces,
+    state,
+    workdir,
+)
 from asose_jax import config as rules
 from asose_jax.errors import UserError
 from asose_jax.genotype import Genotype, NetSpec, derive, frozen
@@ -172,15 +182,21 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
       `confusion` (rows: what it is; columns: what the network says).
 
     Raises:
-      UserError: no finished run, or its data are not there.
+      UserError: no finished run, or its data are not there or not what they were.
     """
+    from asose_jax import confusion  # only here: matplotlib takes a second to import
+
     directory = pathlib.Path(directory).expanduser()
     made = load(directory)
-    images = pipeline.load_data(rules.unflatten(made.config))
-    if images.class_names != made.class_names:
+    try:
+        images = pipeline.load_data(rules.unflatten(made.config))
+    except UserError as error:
+        raise UserError(f'the data of the run in {directory}: {error}') from error
+    results.require_same_data(images, made.summary, directory)
+    if images.image_shape != made.spec.image_shape:
         raise UserError(
-            f'{directory}: the run had the classes {made.class_names}, the data have '
-            f'{images.class_names}; is data.dir the same?'
+            f'{directory} was trained on images {made.spec.image_shape}, the data have now '
+            f'{images.image_shape} (height, width, channels). Put back what it was trained on.'
         )
     truths, said = [], []
     for part in np.array_split(images.test, -(-len(images.test) // 1000)):
@@ -208,7 +224,8 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     }
     text = json.dumps(found, indent=2) + '\n'
     workdir.write_atomically(directory / 'evaluation.json', text)
-    _draw(np.array(found['confusion']), names, directory / 'confusion.png')
+    picture = confusion.figure(np.array(found['confusion']), names)
+    picture.savefig(directory / 'confusion.png', dpi=confusion.DPI)
     logger.info('test accuracy %.2f %% of %d images', 100 * found['accuracy'], len(truth))
     for row in found['classes']:
         logger.info(
@@ -219,23 +236,6 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
             row['images'],
         )
     return found
-
-
-def _draw(confusion, names, path):
-    import matplotlib  # only here: it takes a second to import
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    side = max(4.0, 0.5 * len(names) + 2)
-    figure, axes = plt.subplots(figsize=(side, side), layout='constrained')
-    labels = [name.replace('$', r'\$') for name in names]
-    shown = metrics.ConfusionMatrixDisplay(confusion, display_labels=labels)
-    shown.plot(ax=axes, cmap='viridis', xticks_rotation='vertical', colorbar=False)
-    axes.set_xlabel('what the network says')
-    axes.set_ylabel('what it is')
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 def export(directory: str | pathlib.Path) -> pathlib.Path:

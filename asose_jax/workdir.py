@@ -75,7 +75,7 @@ def append(path: pathlib.Path, line: str) -> None:
 
 def _write(path, how, text):
     try:
-        with open(path, how, encoding='utf-8') as file:
+        with open(path, how, encoding='utf-8', errors='backslashreplace') as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -64,6 +64,7 @@ LEVELS = {
     'comparison': 3,
     'many': 8,
     'trained': 8,
+    'confusion': 0,
     'record': 4,
     'words': 4,
     'charts': 4,

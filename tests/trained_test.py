@@ -1,5 +1,6 @@
 """The network of a finished run: predictions, evaluation, export; the package in Python."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -65,6 +66,50 @@ def test_evaluation_counts_what_is_taken_for_what(finished):
         assert row['images'] == confusion[k].sum()
     assert json.loads((workdir / 'evaluation.json').read_text()) == found
     assert (workdir / 'confusion.png').read_bytes().startswith(b'\x89PNG')
+
+
+def _changed(change):
+    whole = pipeline.load_data
+
+    def load(config):
+        images = whole(config)
+        return dataclasses.replace(images, **change(images))
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda d: {'test': d.test[1:]}, r'not those .* 360 test images, there are .* 359 test'),
+        (lambda d: {'class_names': (*d.class_names, 'x')}, "the class 'x' is new"),
+        (lambda d: {'class_names': d.class_names[:-1]}, "the class '9' is gone"),
+        (lambda d: {'class_names': d.class_names[::-1]}, 'classes are in another order'),
+        (lambda d: {'image_shape': (8, 8, 3)}, r'\(8, 8, 1\), the data have now \(8, 8, 3\)'),
+    ],
+)
+def test_data_that_changed_are_no_test(finished, monkeypatch, change, message):
+    """They are split anew: what was learned from would be among them."""
+    monkeypatch.setattr(pipeline, 'load_data', _changed(change))
+    with pytest.raises(UserError, match=message):
+        asose_jax.evaluate(finished[0])
+
+
+def test_run_does_not_go_on_with_data_that_changed(finished, monkeypatch):
+    monkeypatch.setattr(pipeline, 'load_data', _changed(lambda d: {'valid': d.valid[1:]}))
+    before = (finished[0] / 'run.json').read_text()
+    with pytest.raises(UserError, match='They are split anew'):
+        asose_jax.search(tiny(**{'growth.epochs': 0}), finished[0])
+    assert (finished[0] / 'run.json').read_text() == before
+
+
+def test_data_that_are_gone_are_named_with_their_run(finished, monkeypatch):
+    def gone(_):
+        raise UserError("data.dir='pictures': there is no such folder")
+
+    monkeypatch.setattr(pipeline, 'load_data', gone)
+    with pytest.raises(UserError, match=f"run in {finished[0]}: data.dir='pictures'"):
+        asose_jax.evaluate(finished[0])
 
 
 def test_exported_network_says_the_same_in_a_process_without_this_package(finished, tmp_path):
