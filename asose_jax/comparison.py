@@ -120,9 +120,10 @@ def table(summary: dict[str, Any]) -> str:
         '|---|---|---|---|---|---|',
     ]
     for title, found in groups(summary).items():
-        spread = '' if found['std'] is None else f' ± {100 * found["std"]:.2f}'
         rest = ' | '.join(_percent(found[name]) for name in ('median', 'best', 'worst'))
-        lines.append(f'| {title} | {found["count"]} | {_percent(found["mean"])}{spread} | {rest} |')
+        lines.append(
+            f'| {title} | {found["count"]} | {_percent(found["mean"])}{spread(found)} | {rest} |'
+        )
     count = len(summary['searches'])
     lines += ['', f'Collapsed: {summary["collapsed"]} of {count}.']
     if 'random' in summary:
@@ -138,6 +139,12 @@ def groups(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {title: summary[key] for key, title in titles.items() if key in summary}
     plain = summary.get('plain', {})
     return found | {f'{name} everywhere': told for name, told in plain.items()}
+
+
+def spread(statistics: dict[str, Any]) -> str:
+    """The standard deviation behind a mean, ` ± 0.62`, in percent; '' of a single run."""
+    std = statistics['std']
+    return '' if std is None else f' ± {100 * std:.2f}'
 
 
 def _percent(share):

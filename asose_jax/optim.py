@@ -78,14 +78,11 @@ def make_optimizer(
         weight_decay=arch_weight_decay,
     )
 
-    def turn_of_weights(step):
-        return jnp.asarray(plan.is_weight_turn(step))
-
-    def turn_of_alpha(step):
-        return jnp.asarray(plan.is_alpha_turn(step))
-
     return optax.multi_transform(
-        {'weights': _in_turn(weights, turn_of_weights), 'arch': _in_turn(arch, turn_of_alpha)},
+        {
+            'weights': _in_turn(weights, plan.is_weight_turn),
+            'arch': _in_turn(arch, plan.is_alpha_turn),
+        },
         {'params': 'weights', 'arch': 'arch'},
     )
 

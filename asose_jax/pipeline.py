@@ -78,7 +78,8 @@ def run(
         plan = make_plan(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')
         if started:
-            results.require_same_data(images, record.read(workdir).run, workdir)
+            known = record.contents(workdir / 'run.json')
+            results.require_same_data(images, known, workdir)
         origin = None if started else start.origin(config, images, plan)
         budget = expected_cost.budget(config, workdir, started)
         if budget is not None and origin is not None:

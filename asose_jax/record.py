@@ -164,7 +164,7 @@ class Record:
 
 def read(workdir: pathlib.Path) -> Record:
     """What `workdir` holds at this moment."""
-    files = {name: _object(workdir / f'{name}.json') for name in ('config', 'run', 'summary')}
+    files = {name: contents(workdir / f'{name}.json') for name in ('config', 'run', 'summary')}
     lines, unread = [], 0
     path = workdir / 'metrics.jsonl'
     text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
@@ -174,7 +174,7 @@ def read(workdir: pathlib.Path) -> Record:
             lines.append(made)
         else:
             unread += 1
-    chosen = _object(workdir / 'genotype.json')
+    chosen = contents(workdir / 'genotype.json')
     return Record(workdir.resolve().name, lines=lines, unread=unread, genotype=chosen, **files)
 
 
@@ -184,7 +184,8 @@ def number(value: Any) -> float | None:
     return value if real and math.isfinite(value) else None
 
 
-def _object(path):
+def contents(path: pathlib.Path) -> dict[str, Any]:
+    """The object that a JSON file holds; empty where there is none."""
     return _parsed(path.read_text(encoding='utf-8', errors='replace')) if path.exists() else {}
 
 

@@ -51,17 +51,16 @@ def require_same_data(images: Data, known: Mapping[str, Any], directory: pathlib
     Raises:
       UserError: other classes, or another number of images.
     """
-    now = list(images.class_names)
-    then = list(known.get('classes', now))
-    counts = known.get('images', _counts(images))
+    now, counts = list(images.class_names), _counts(images)
+    then, counted = list(known.get('classes', now)), known.get('images', counts)
     changes = [
         *(f'the class {name!r} is new' for name in now if name not in then),
         *(f'the class {name!r} is gone' for name in then if name not in now),
     ]
     if now != then and not changes:
         changes.append('the classes are in another order')
-    if counts != _counts(images):
-        changes.append(f'there were {_told(counts)} images, there are {_told(_counts(images))}')
+    if counts != counted:
+        changes.append(f'there were {_told(counted)} images, there are {_told(counts)}')
     if changes:
         more = [f'and {len(changes) - _NAMED} more'] if len(changes) > _NAMED else []
         raise UserError(

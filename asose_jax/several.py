@@ -101,7 +101,7 @@ def _share(config: Mapping[str, Any]) -> float:
 
 
 def _accuracy_of(directory, name):
-    return number(record.read(directory / name).summary.get('test_accuracy'))
+    return number(record.contents(directory / name / 'summary.json').get('test_accuracy'))
 
 
 def _is_whole(directory, name, share):
@@ -152,8 +152,8 @@ def _numbers(made):
 def _mean(statistics, note):
     if not statistics:
         return NOTHING, note
-    spread = statistics['std']
-    more = '' if spread is None else f', ± {100 * spread:.2f}'
+    spread = comparison.spread(statistics)
+    more = f',{spread}' if spread else ''
     return percent(statistics['mean']), f'{note}, mean of {statistics["count"]}{more}'
 
 
@@ -262,8 +262,7 @@ def _statistics(made):
         [
             title,
             str(found['count']),
-            percent(found['mean'])
-            + ('' if found['std'] is None else f' ± {100 * found["std"]:.2f}'),
+            percent(found['mean']) + comparison.spread(found),
             *(percent(found[name]) for name in ('median', 'best', 'worst')),
         ]
         for title, found in comparison.groups(made.summary).items()

@@ -14,11 +14,12 @@ import pathlib
 import re
 import statistics
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
 
-from asose_jax import many, process
+from asose_jax import many, process, record
 from benchmarks import measure
 from configs import crisis, search
 
@@ -104,11 +105,12 @@ def config_of(
     return config
 
 
-def command_of(row: str, size: dict[str, Any]) -> str:
+def command_of(row: str, size: dict[str, Any], seeds: Iterable[str]) -> str:
     """One command that runs this row."""
     source, changes = ROWS[row]
     fields = ' '.join(f'--config.{k}={_quoted(v)}' for k, v in {**size, **changes}.items())
-    return f'python main.py --config={source} {fields} --config.seeds="(0, 1, 2)" --workdir=DIR'
+    several = f'--config.seeds="({", ".join(seeds)},)"'
+    return f'python main.py --config={source} {fields} {several} --workdir=DIR'
 
 
 def _quoted(value):
@@ -118,9 +120,8 @@ def _quoted(value):
 
 def figures(directory: pathlib.Path) -> dict[str, Any]:
     """What one finished run came to: accuracies in shares, entropy in nats."""
-    lines = (directory / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()
-    told = [json.loads(line) for line in lines]
-    summary = json.loads((directory / 'summary.json').read_text(encoding='utf-8'))
+    run = record.read(directory)
+    told = run.lines
     warmup = [line for line in told if line['phase'] == 'warmup']
     searched = [line for line in told if line['phase'] in ('search', 'growth')]
     valid = [line['valid/accuracy'] for line in searched]
@@ -133,13 +134,13 @@ def figures(directory: pathlib.Path) -> dict[str, Any]:
         'lowest': min(valid),
         'ratio': min(valid) / warmup[-1]['valid/accuracy'],
         'search': valid[-1],
-        'test': summary['test_accuracy'],
+        'test': run.summary['test_accuracy'],
         'entropy': searched[-1]['arch/entropy'],
         'explored': len(set(genotypes)),
         'settled': next((i for i, text in enumerate(last) if text != last[0]), len(last)),
         'skips': searched[-1]['arch/skip_fraction'],
         'guarded': sum(line['guard/arch'] + line['guard/grad'] for line in told),
-        'genotype': summary['genotype'],
+        'genotype': run.summary['genotype'],
         'curves': {
             key: [line[key] for line in told]
             for key in ('phase', 'valid/accuracy', 'train/accuracy')
@@ -165,7 +166,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> 
         lines.append(f'| {row} | {len(runs)} | ' + ' | '.join(cells) + ' |')
     lines += ['', 'Guards that tripped, over all runs: ' + str(_guarded(found)) + '.', '']
     lines += ['Commands, with `--config.data.dir` where the data is elsewhere:', '', '```bash']
-    lines += [f'{command_of(row, size)}   # {row}' for row in found]
+    lines += [f'{command_of(row, size, runs)}   # {row}' for row, runs in found.items()]
     return '\n'.join([*lines, '```', ''])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import prepared
 import pytest
 from benchmarks_test import NAMES
+from folder_test import picture
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -90,15 +91,6 @@ def test_every_benchmark_that_is_named_exists_and_is_run_small(name):
 # --- They run
 
 
-def _pictures(folder, mode='RGB'):
-    random = np.random.default_rng(0)
-    for kind in ('round', 'square', 'odd <b>$x$'):
-        (folder / kind).mkdir(parents=True)
-        for i in range(30):
-            pixels = random.integers(0, 256, (9 + i % 5, 12, 3), dtype=np.uint8)
-            Image.fromarray(pixels).convert(mode).save(folder / kind / f'{i}.png')
-
-
 def _world(tmp_path):
     """What the commands find: data, a genotype, and a `python` that makes runs small."""
     random = np.random.default_rng(0)
@@ -108,8 +100,10 @@ def _world(tmp_path):
     classes = [f'class {i}' for i in range(10)]
     parts = {'train': pictures, 'test': pictures[:40]}
     prepared.write(tmp_path / 'tfds', 'cifar10', 3, parts, classes)
-    _pictures(tmp_path / 'PICTURES')
-    _pictures(tmp_path / 'icons', 'L')
+    for folder in ('PICTURES', 'icons'):
+        for kind in ('round', 'square', 'odd <b>$x$'):
+            for i in range(30):
+                picture(tmp_path / folder / kind / f'{i}.png', (12, 9 + i % 5), seed=i)
     cell = [('sep_conv_3x3', 0), ('skip_connect', 1)] * 4
     concat = [2, 3, 4, 5]
     text = f'normal={cell}, normal_concat={concat}, reduce={cell}, reduce_concat={concat}'

@@ -211,18 +211,20 @@ def test_a_wider_network_is_described_as_it_is_and_goes_on_where_it_stopped(tmp_
     assert (network['stem_channels'], [b['channels'] for b in network['blocks']]) == (8, [8, 16])
     # Stem, transition, head; BatchNorm after the first two; a gate for each block.
     assert whole['params'] == 9 * 8 + 2 * 8 + 8 * 16 + 2 * 16 + 16 * 10 + 10 + 2
+    _resumed(config, tmp_path)
+
+
+def _resumed(config, tmp_path):
+    """The workdir of a run that lost its last checkpoint and went on; it ends as `whole` did."""
     stopped = tmp_path / 'stopped'
     pipeline.run(config, stopped)
-    _without_last_checkpoint(stopped)
+    last = max((stopped / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(last)
+    (stopped / 'summary.json').unlink()
     pipeline.run(config, stopped)
     assert lines_of(stopped) == lines_of(tmp_path / 'whole')
     assert summary_of(stopped) == summary_of(tmp_path / 'whole')
-
-
-def _without_last_checkpoint(workdir):
-    last = max((workdir / 'checkpoints').iterdir(), key=lambda path: int(path.name))
-    shutil.rmtree(last)
-    (workdir / 'summary.json').unlink()
+    return stopped
 
 
 @pytest.mark.slow
@@ -242,10 +244,5 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
     )
     assert whole['params'] == sum(leaf.size for leaf in jax.tree.leaves(fresh['params']))
 
-    stopped = tmp_path / 'stopped'
-    pipeline.run(config, stopped)
-    _without_last_checkpoint(stopped)
-    pipeline.run(config, stopped)
-    assert lines_of(stopped) == lines_of(tmp_path / 'whole')
-    assert summary_of(stopped) == summary_of(tmp_path / 'whole')
+    stopped = _resumed(config, tmp_path)
     assert json.loads((stopped / 'config.json').read_text())['optimize.drop_path'] == 0.3
