@@ -57,12 +57,14 @@ class ChainSpec(NetSpec):
     Attributes:
       stem_channels: of the 3x3 convolution at the entrance.
       blocks: from entrance to exit.
+      residual: whether blocks add what comes in to what they make of it.
     """
 
     SPACE = 'chain'
 
     stem_channels: int
     blocks: tuple[BlockSpec, ...]
+    residual: bool = dataclasses.field(default=True, kw_only=True)
 
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
         return tuple(block.branches for block in self.blocks)
@@ -90,8 +92,14 @@ class ChainSpec(NetSpec):
         blocks = tuple(
             BlockSpec(b['channels'], b['stride'], frozen(b['branches'])) for b in data['blocks']
         )
-        shape, partial = tuple(data['image_shape']), data.get('partial', 1)
-        return cls(shape, data['num_classes'], data['stem_channels'], blocks, partial=partial)
+        return cls(
+            tuple(data['image_shape']),
+            data['num_classes'],
+            data['stem_channels'],
+            blocks,
+            partial=data.get('partial', 1),
+            residual=data.get('residual', True),
+        )
 
 
 def build(
@@ -150,12 +158,13 @@ def _transitions(spec):
 class Block(nn.Module):
     """`y = x + sum_b gate_b * mixed_b(x)`, after a 1x1 convolution where shape or width changes.
 
-    The residual is always there: no sampled operation cuts the network, and a block whose gates are
-    zero is the identity (spec section 2).
+    The residual is there whatever is drawn: no operation cuts the network, and a block whose gates
+    are zero is the identity (spec section 2). Without it, for comparison, `none` cuts.
     """
 
     spec: BlockSpec
     forward: Forward
+    residual: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -164,7 +173,7 @@ class Block(nn.Module):
             x = x[:, :: self.spec.stride, :: self.spec.stride]
             x = ops.pointwise(width, x.dtype, 'transition')(x)
             x = forward.norm(use_running_average=not forward.train, name='transition_norm')(x)
-        y = x
+        y = x if self.residual else 0.0
         for i, candidates in enumerate(self.spec.branches):
             weights = Choice(candidates, forward, name=f'choice_{i}')()
             mixed = MixedOp(candidates, width, forward, name=f'branch_{i}')
@@ -187,5 +196,5 @@ def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
     x = nn.relu(forward.norm(use_running_average=not forward.train, name='stem_norm')(x))
     yield x
     for i, block in enumerate(spec.blocks):
-        x = Block(block, forward, name=f'block_{i}')(x)
+        x = Block(block, forward, spec.residual, name=f'block_{i}')(x)
         yield x

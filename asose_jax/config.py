@@ -91,6 +91,11 @@ def _contradictions(config, flat, devices):
             f'model.primitives={tuple(model["primitives"])}: the space {model["space"]!r} needs '
             f'{", ".join(sorted(missing))}'
         )
+    if not model['residual'] and model['space'] != 'chain':
+        wrong.append(
+            f"model.residual=False: is of the space 'chain'; the sums of {model['space']!r} are "
+            'part of its cells'
+        )
     partial = search['partial_channels']
     divisor = partial * space.channels_divisor
     for field in ('channels', 'max_channels'):
@@ -99,15 +104,21 @@ def _contradictions(config, flat, devices):
                 f'model.{field}={model[field]}: the space {model["space"]!r} with '
                 f'search.partial_channels={partial} needs a multiple of {divisor}'
             )
-    if config['growth']['epochs'] and config['growth']['kinds'] and partial > 1:
+    grows = config['growth']['epochs'] and config['growth']['kinds']
+    instead = 'set growth.epochs=0 or growth.kinds=()'
+    if grows and partial > 1:
         wrong.append(
-            f'search.partial_channels={partial}: networks of partial channels do not grow; set '
-            'growth.epochs=0 or growth.kinds=()'
+            f'search.partial_channels={partial}: networks of partial channels do not grow; '
+            + instead
         )
-    if config['growth']['epochs'] and config['growth']['kinds'] and not space.grows:
+    if grows and not space.grows:
         wrong.append(
             f'growth.kinds={tuple(config["growth"]["kinds"])}: networks of the space '
-            f'{model["space"]!r} do not grow; set growth.epochs=0 or growth.kinds=()'
+            f'{model["space"]!r} do not grow; {instead}'
+        )
+    if grows and not model['residual']:
+        wrong.append(
+            f'model.residual=False: blocks without it do not grow, a gate of 0 would cut; {instead}'
         )
     if search['noise'] != 'unit' and not estimator.noisy:
         noisy = ', '.join(name for name, row in ESTIMATORS.items() if row.noisy)

@@ -151,8 +151,9 @@ def _chain(network, changed, new, role):
             facts = [fact for fact in (name, share, gated) if fact]
             told.append(f'block {g}, {block.channels} channels: {", ".join(facts)}')
         bottom = top + height
-        around = f'H{_SIDE + 6} q-6,0 -6,6 V{bottom + 3} q0,6 6,6 H{_TRUNK - 6}'
-        made.line(f'M{_TRUNK},{top - 9} {around}')
+        if spec.residual:
+            around = f'H{_SIDE + 6} q-6,0 -6,6 V{bottom + 3} q0,6 6,6 H{_TRUNK - 6}'
+            made.line(f'M{_TRUNK},{top - 9} {around}')
         made.line(f'M{_TRUNK},{bottom} v3')
         made.box(_TRUNK - 6, bottom + 3, 12, 12, 'sum')
         made.text(_TRUNK, bottom + 13, '+', 'strong', 'middle')

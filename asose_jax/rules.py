@@ -118,6 +118,7 @@ RULES: dict[str, Rule] = {
         _primitives,
     ),
     'model.dtype': _one_of('float32', 'bfloat16'),
+    'model.residual': _BOOL,
     'model.remat': _BOOL,
     'weights.lr': _POSITIVE,
     'weights.lr_end': _NOT_NEGATIVE,

@@ -42,12 +42,8 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
         except checkpoint.DamagedError as error:
             raise UserError(f'init_from={config.init_from!r}: {error}') from error
         _require_same_space(found.spec, m.space, f'init_from={config.init_from!r}')
-        partial = config.search.partial_channels
-        if not found.spec.is_derived() and found.spec.partial != partial:
-            raise UserError(
-                f'init_from={config.init_from!r} holds a network of search.partial_channels='
-                f'{found.spec.partial}, this run has {partial}: set it to the same'
-            )
+        if not found.spec.is_derived():
+            _require_same_form(found.spec, config)
         return found
     if config.network is not None:
         spec = _read_network(config.network, images)
@@ -63,6 +59,8 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
         primitives=tuple(m.primitives),
     )
     spec = dataclasses.replace(spec, partial=config.search.partial_channels)
+    if not m.residual:
+        spec = dataclasses.replace(spec, residual=False)
     if not all(spec.places(row.group, row.member) for row in spec.rows()):
         raise UserError(
             f'model.reductions={tuple(m.reductions)}: with model.depth={m.depth} in the space '
@@ -70,6 +68,19 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
             "('darts') and modules that do not"
         )
     return Origin(spec if config.genotype is None else _chosen(config.genotype, spec))
+
+
+def _require_same_form(spec, config):
+    """What is of the model's form and yet no number of channels or blocks."""
+    forms = [('search.partial_channels', spec.partial, config.search.partial_channels)]
+    if isinstance(spec, chain.ChainSpec):
+        forms.append(('model.residual', spec.residual, config.model.residual))
+    for field, found, wanted in forms:
+        if found != wanted:
+            raise UserError(
+                f'init_from={config.init_from!r} holds a network of {field}={found}, this run has '
+                f'{wanted}: set it to the same'
+            )
 
 
 def _scaled(spec, channels):

@@ -50,15 +50,26 @@ QUICK = {
     'optimize.epochs': 1,
 }
 _RUNS = pathlib.Path(tempfile.gettempdir()) / 'ablation'
-_DEFAULT, _CRISIS = 'configs/search.py:cifar10', 'configs/crisis.py'
+_DEFAULT, _SEED = 'configs/search.py:cifar10', 'configs/search.py:seed'
+_CRISIS = 'configs/crisis.py'
 _GROWS = {'search.epochs': 6, 'growth.epochs': 4, 'growth.threshold': 1.0, 'growth.patience': 1}
 _GROWS |= {'growth.last_epochs': 2, 'growth.lead_epochs': 0}
 
+_CUT, _HOW = {'model.residual': False}, ('only', 'without')
+
 # Config, and what is changed in it.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (f'{_CRISIS}:{name}', {}) for name in crisis.NAMES},
-    'seed': ('configs/search.py:seed', {}),
+    'broken': (_CRISIS, {}),
+    'seed': (_SEED, {}),
     'defaults': (_DEFAULT, {}),
+    'ancestor': (f'{_CRISIS}:ancestor', {}),
+    'cured_ancestor': (f'{_CRISIS}:cured_ancestor', {}),
+    'broken_at_rest': (_CRISIS, crisis.AT_REST),
+    'broken_no_residual': (_CRISIS, _CUT),
+    'seed_at_rest': (_SEED, crisis.AT_REST),
+    'seed_no_residual': (_SEED, _CUT),
+    'defaults_no_residual': (_DEFAULT, _CUT),
+    **{f'{how}_{cure}': (f'{_CRISIS}:{how}_{cure}', {}) for how in _HOW for cure in crisis.CURES},
     'noise_temperature': (_DEFAULT, {'search.noise': 'temperature'}),
     'anneal_every_1': (_DEFAULT, {'search.anneal_every': 1}),
     'alpha_on_train': (_DEFAULT, {'search.arch_data': 'train'}),
@@ -99,7 +110,7 @@ def config_of(
     """The config of one row, at this size."""
     source, changes = ROWS[row]
     file, _, preset = source.partition(':')
-    config = (crisis if file == _CRISIS else search).get_config(preset)
+    config = (crisis if file == _CRISIS else search).get_config(*filter(None, [preset]))
     config.update_from_flattened_dict({**size, **changes})
     config.data.dir = data_dir
     return config

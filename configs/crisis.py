@@ -3,12 +3,13 @@
     python main.py --config=configs/crisis.py --workdir=DIR                  no cure
     python main.py --config=configs/crisis.py:only_bias --workdir=DIR        one cure
     python main.py --config=configs/crisis.py:without_bias --workdir=DIR     all cures but one
-    python main.py --config=configs/crisis.py:ancestor --workdir=DIR         no cure, alpha at rest
-    python main.py --config=configs/crisis.py:cured_ancestor --workdir=DIR   all cures, at rest
+    python main.py --config=configs/crisis.py:ancestor --workdir=DIR         no cure, see below
+    python main.py --config=configs/crisis.py:cured_ancestor --workdir=DIR   all cures, likewise
 
-All cures together are configs/search.py:seed. In the program that this method comes from, a hard
-draw passes no gradient to alpha, cured or not; the last two are like that. Any field can be set
-on the command line, as with configs/search.py.
+All cures together are configs/search.py:seed. The last two are like the program that this method
+comes from in two things more, which no cure touches: its blocks have no residual, so that `none`
+cuts the network, and a hard draw passes no gradient to alpha, which rests. (They do not grow.)
+Any field can be set on the command line, as with configs/search.py.
 """
 
 import ml_collections
@@ -31,7 +32,7 @@ NAMES = {
     'ancestor': frozenset(),
     'cured_ancestor': ALL,
 }
-_AT_REST = 1e-30  # a learning rate of alpha that moves no float32
+AT_REST = {'arch.lr': 1e-30, 'arch.lr_end': 0.0}  # moves no float32
 
 
 def get_config(name: str = 'broken') -> ml_collections.ConfigDict:
@@ -42,5 +43,7 @@ def get_config(name: str = 'broken') -> ml_collections.ConfigDict:
     for cure in ALL - NAMES[name]:
         config.update_from_flattened_dict(CURES[cure])
     if name.endswith('ancestor'):
-        config.arch.lr, config.arch.lr_end = _AT_REST, 0.0
+        config.update_from_flattened_dict(AT_REST)
+        config.model.residual = False
+        config.growth.kinds = ()
     return config

@@ -66,6 +66,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         'dil_conv_5x5',
         'conv_7x1_1x7',
     )
+    model.residual = True  # blocks of the space 'chain' add their input; False: they do not grow
     model.remat = False  # operations are computed again in the backward pass: slower, less memory
     model.dtype = 'float32'  # of activations; 'bfloat16' on TPU and recent GPUs
 

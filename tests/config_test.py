@@ -72,6 +72,7 @@ BAD = {
     'search.transition_noise': [-0.05],
     'search.auxiliary_skip': [1, None],
     'search.partial_channels': [0, 2.0, True],
+    'model.residual': [1, None],
     'search.thresholds': [(0.95, 0.8), (0.95, 0.8, 0.05, 0.02, 2.0)],
     'search.early_stop': [1],
     'search.stop_window': [0],
@@ -225,6 +226,11 @@ def test_missing_field_is_named():
             r'model.channels=12: .*partial_channels=4 needs a multiple of 8',
         ),
         ({'search.partial_channels': 4}, r'partial channels do not grow; set growth.epochs=0'),
+        ({'model.residual': False}, r'model.residual=False: .* do not grow, .* growth.kinds=\(\)'),
+        (
+            {'model.space': 'darts', 'model.residual': False},
+            r"model.residual=False: is of the space 'chain'; the sums of 'darts'",
+        ),
         (
             {'search.auxiliary_skip': True, 'search.epochs': 0},
             r'search.auxiliary_skip=True: it fades over search; set search.epochs above 0',

@@ -29,7 +29,7 @@ def test_a_cure_changes_its_own_fields_and_all_together_are_the_seed():
     for cure, fields in crisis.CURES.items():
         assert _changed(broken, crisis.get_config(f'only_{cure}')) == set(fields)
         assert _changed(seed, crisis.get_config(f'without_{cure}')) == set(fields)
-    rest = {'arch.lr', 'arch.lr_end'}
+    rest = {'arch.lr', 'arch.lr_end', 'model.residual', 'growth.kinds'}
     assert _changed(broken, crisis.get_config('ancestor')) == rest
     assert _changed(seed, crisis.get_config('cured_ancestor')) == rest
 

@@ -1,5 +1,6 @@
 """What is built and what was chosen."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -30,9 +31,10 @@ def test_channels_stop_at_the_limit_and_never_shrink():
 
 
 def test_spec_survives_json_and_can_be_a_dictionary_key():
-    again = spaces.spec_from_json(json.loads(json.dumps(SPEC.to_json())))
-    assert again == SPEC
-    assert {again: 1}[SPEC] == 1
+    for spec in (SPEC, dataclasses.replace(SPEC, residual=False, partial=2)):
+        again = spaces.spec_from_json(json.loads(json.dumps(spec.to_json())))
+        assert again == spec
+        assert {again: 1}[spec] == 1
 
 
 def test_most_likely_takes_the_largest_alpha():

@@ -1,5 +1,6 @@
 """Laws 3, 4, 5 and 8 of the spec, on the whole supernet with all ten primitives."""
 
+import dataclasses
 import functools
 
 import chex
@@ -296,6 +297,16 @@ def test_block_with_zero_gate_is_the_identity():
     made = start.init(keys, x)
     made['params']['gate_0'] = jnp.float32(0)
     np.testing.assert_array_equal(use.apply(made, x), x)
+
+
+@pytest.mark.parametrize('residual', [True, False])
+def test_none_cuts_a_network_without_residuals_and_no_other(residual):
+    spec = dataclasses.replace(SPEC, residual=residual)
+    cut = genotype.derive(spec, genotype.Genotype((('max_pool_3x3',), ('none',))))
+    made = SuperNet(cut).init(jax.random.key(0), IMAGES, mode=Mode.ARGMAX, train=False)
+    logits = SuperNet(cut).apply(made, IMAGES, mode=Mode.ARGMAX, train=False)
+    same = np.allclose(logits, logits[:1], atol=1e-6)
+    assert same != residual
 
 
 def test_bfloat16_computes_the_same_network_with_float32_parameters():

@@ -414,6 +414,13 @@ def test_search_starts_from_the_end_of_another_runs_warmup(whole, tmp_path):
     assert (first['step'], first['phase']) == (6, 'search')
 
 
+def test_a_supernet_with_residuals_does_not_go_on_without(whole, tmp_path):
+    source = str(whole[0] / 'checkpoints' / '4')
+    config = tiny(**{'init_from': source, 'model.residual': False, 'growth.epochs': 0})
+    with pytest.raises(UserError, match=r'of model.residual=True, this run has False'):
+        pipeline.run(config, tmp_path / 'run')
+
+
 def test_derived_network_cannot_be_searched(whole, tmp_path):
     with pytest.raises(UserError, match='holds a derived network'):
         pipeline.run(tiny(init_from=str(whole[0])), tmp_path / 'run')
