@@ -7,6 +7,9 @@ import sys
 
 import pytest
 
+import asose_jax
+from configs.search import get_config
+
 NAMES = ['compile', 'loop', 'ops', 'scaling', 'step']
 
 
@@ -19,6 +22,21 @@ def test_benchmark_leaves_its_numbers_and_its_picture(name, root, tmp_path):
     subprocess.run(command, cwd=root, check=True)
     assert json.loads((tmp_path / f'{name}.json').read_text())['options']['quick']
     assert (tmp_path / f'{name}.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.slow
+def test_growth_position_compares_the_places_of_a_new_block(root, tmp_path):
+    small = {'model.channels': 4, 'model.depth': 2, 'model.reductions': (1,)}
+    small |= {'model.primitives': ('skip_connect', 'max_pool_3x3'), 'warmup.epochs': 0}
+    small |= {'search.epochs': 1, 'growth.epochs': 0, 'optimize.epochs': 1}
+    config = get_config('digits')
+    config.update_from_flattened_dict(small)
+    asose_jax.search(config, tmp_path / 'run')
+    place = min((tmp_path / 'run' / 'checkpoints').glob('[0-9]*'), key=lambda path: int(path.name))
+    command = [sys.executable, '-m', 'benchmarks.growth_position', str(place), '--epochs=1']
+    told = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
+    assert re.findall(r'block at (\d): score', told) == ['0', '1', '2']
+    assert re.search(r'mean advantage over 1 networks: [+-]\d', told)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Every command that a document shows runs, as it is written but for its size."""
 
+import functools
 import os
 import pathlib
 import re
@@ -16,7 +17,7 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = ['README.md', 'CONTRIBUTING.md']
 DOCUMENTS += sorted(f'docs/{page.name}' for page in ROOT.glob('docs/*.md'))
-CONFIGS = ['configs/search.py', 'configs/crisis.py']  # their docstrings list commands
+CONFIGS = sorted(f'configs/{file.name}' for file in ROOT.glob('configs/*.py'))
 
 # Lines that are not run here, by a part of them, and why.
 EXCEPTIONS = {
@@ -35,15 +36,10 @@ SMALL = (
     *('model.channels=8', 'model.max_channels=16', 'model.depth=3', 'model.reductions=(1,)'),
     *('warmup.epochs=1', 'search.epochs=1', 'growth.epochs=0', 'optimize.epochs=1'),
     *('retrain.epochs=1', 'retrain.batch_size=16', 'checkpoint.every_seconds=600'),
+    "model.primitives=('none','skip_connect','max_pool_3x3','sep_conv_3x3','nor_conv_3x3')",
 )
-CHEAP = "model.primitives=('none','skip_connect','max_pool_3x3','sep_conv_3x3')"
 # Further flags of the lines that have such a part.
 SPECIAL = {
-    'configs/search.py ': (CHEAP,),
-    'configs/search.py:digits': (CHEAP,),
-    'configs/search.py:folder': (CHEAP,),
-    'configs/search.py:seed': (CHEAP,),
-    'configs/crisis.py': (CHEAP,),
     'seeds': ('seeds=(0,1)', 'random_cells=1'),
     'cost.target': ('cost.target=50000',),
     'retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
@@ -55,10 +51,22 @@ def lines_of(name: str) -> list[str]:
     text = (ROOT / name).read_text(encoding='utf-8')
     if name.endswith('.py'):
         found = re.findall(r'^    (python main\.py .*?)(?:   .*)?$', text, re.MULTILINE)
+        found = [line for line in found if _anywhere(line) not in _shown()]
     else:
         blocks = re.findall(r'^```bash\n(.*?)^```', text, re.MULTILINE | re.DOTALL)
         found = ''.join(blocks).replace('\\\n', ' ').splitlines()
     return [line for line in found if line.strip() and not line.lstrip().startswith('#')]
+
+
+@functools.cache
+def _shown():
+    """The README's commands, wherever their directories are."""
+    return frozenset(map(_anywhere, lines_of('README.md')))
+
+
+def _anywhere(line):
+    line = re.sub(r'\s+#.*', '', line).strip()
+    return re.sub(r'(?<=workdir=)\S+|(?<=scratch\.py:)\S+', 'DIR', line)
 
 
 def _exception(line):
@@ -81,11 +89,23 @@ def test_every_exception_is_one():
 
 
 @pytest.mark.parametrize('name', DOCUMENTS)
-def test_every_benchmark_that_is_named_exists_and_is_run_small(name):
+def test_a_command_within_a_sentence_stands_among_the_readmes_own(name):
     text = (ROOT / name).read_text(encoding='utf-8')
-    named = set(re.findall(r'python\s-m\sbenchmarks\.(\w+)', text))
-    assert all((ROOT / 'benchmarks' / f'{each}.py').is_file() for each in named)
-    assert named <= {*NAMES, 'ablation', 'growth_position'}
+    found = [
+        ' '.join(line.split()) for line in re.findall(r'(?<!`)`(python main\.py [^`]+)`', text)
+    ]
+    assert not [line for line in found if _anywhere(line) not in _shown()]
+
+
+@pytest.mark.parametrize('name', DOCUMENTS)
+def test_every_benchmark_that_is_named_exists_with_its_flags_and_is_run_small(name):
+    text = (ROOT / name).read_text(encoding='utf-8')
+    common = (ROOT / 'benchmarks' / 'measure.py').read_text(encoding='utf-8')
+    for module, rest in re.findall(r'python\s-m\sbenchmarks\.(\w+)([^`\n]*)', text):
+        assert module in {*NAMES, 'ablation', 'growth_position'}
+        source = (ROOT / 'benchmarks' / f'{module}.py').read_text(encoding='utf-8') + common
+        for flag in re.findall(r'--[\w-]+', rest):
+            assert f"add_argument('{flag}'" in source, f'{module} {flag}'
 
 
 # --- They run
@@ -145,7 +165,7 @@ def test_commands_run_one_after_another(name, tmp_path):
     _world(tmp_path)
     environment = {**os.environ, 'TFDS_DATA_DIR': str(tmp_path / 'tfds'), 'JAX_PLATFORMS': 'cpu'}
     shell = f'python() {{ {sys.executable} "$@"; }}'
-    fields = [flag.partition('=')[0] for flag in (*SMALL, CHEAP)]
+    fields = [flag.partition('=')[0] for flag in SMALL]
     words = [_without(line, fields) for line in lines_of(name) if 'RUN=' in line]
     for number, line in enumerate(filter(_is_run, lines_of(name))):
         script = '\n'.join([shell, *words, _written(line, tmp_path, number)])
