@@ -28,6 +28,7 @@ def surroundings(setup: Setup) -> dict[str, Any]:
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
         'images': _counts(setup.data),
+        'image_shape': list(setup.data.image_shape),  # height, width, channels
         'classes': list(setup.data.class_names),  # in the order of the network's outputs
         'mean': setup.data.mean.tolist(),  # of pixels, per channel: what images are normalised by
         'std': setup.data.std.tolist(),
@@ -49,7 +50,7 @@ def require_same_data(images: Data, known: Mapping[str, Any], directory: pathlib
       directory: the workdir.
 
     Raises:
-      UserError: other classes, or another number of images.
+      UserError: other classes, another number of images, or images of another shape.
     """
     now, counts = list(images.class_names), _counts(images)
     then, counted = list(known.get('classes', now)), known.get('images', counts)
@@ -61,6 +62,9 @@ def require_same_data(images: Data, known: Mapping[str, Any], directory: pathlib
         changes.append('the classes are in another order')
     if counts != counted:
         changes.append(f'there were {_told(counted)} images, there are {_told(counts)}')
+    shape, shaped = list(images.image_shape), known.get('image_shape')
+    if shaped not in (None, shape):
+        changes.append(f'images were {shaped} (height, width, channels), they are {shape}')
     if changes:
         more = [f'and {len(changes) - _NAMED} more'] if len(changes) > _NAMED else []
         raise UserError(

@@ -193,11 +193,6 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
     results.require_same_data(images, made.summary, directory)
-    if images.image_shape != made.spec.image_shape:
-        raise UserError(
-            f'{directory} was trained on images {made.spec.image_shape}, the data have now '
-            f'{images.image_shape} (height, width, channels). Put back what it was trained on.'
-        )
     truths, said = [], []
     for part in np.array_split(images.test, -(-len(images.test) // 1000)):
         pixels, labels = images.images.read(part)

@@ -85,7 +85,7 @@ def _changed(change):
         (lambda d: {'class_names': (*d.class_names, 'x')}, "the class 'x' is new"),
         (lambda d: {'class_names': d.class_names[:-1]}, "the class '9' is gone"),
         (lambda d: {'class_names': d.class_names[::-1]}, 'classes are in another order'),
-        (lambda d: {'image_shape': (8, 8, 3)}, r'\(8, 8, 1\), the data have now \(8, 8, 3\)'),
+        (lambda d: {'image_shape': (8, 8, 3)}, r'images were \[8, 8, 1\] .*, they are \[8, 8, 3\]'),
     ],
 )
 def test_data_that_changed_are_no_test(finished, monkeypatch, change, message):
