@@ -8,6 +8,7 @@ it is a run with a core, or a device, of its own. Finished runs are not repeated
 """
 
 import argparse
+import itertools
 import json
 import logging
 import pathlib
@@ -19,7 +20,7 @@ from typing import Any
 
 import ml_collections
 
-from asose_jax import many, process, record
+from asose_jax import chain, many, process, record
 from benchmarks import measure
 from configs import crisis, search
 
@@ -69,8 +70,19 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'seed_at_rest': (_SEED, crisis.AT_REST),
     'seed_no_residual': (_SEED, _CUT),
     'defaults_no_residual': (_DEFAULT, _CUT),
+    'no_residual_no_none': (_SEED, {**_CUT, 'model.primitives': chain.PRIMITIVES[1:]}),
+    'no_residual_warmup_uniform': (_SEED, {**_CUT, 'warmup.operations': 'uniform'}),
     **{f'{how}_{cure}': (f'{_CRISIS}:{how}_{cure}', {}) for how in _HOW for cure in crisis.CURES},
     'noise_temperature': (_DEFAULT, {'search.noise': 'temperature'}),
+    'temperature_draws_4': (_DEFAULT, {'search.noise': 'temperature', 'arch.samples': 4}),
+    'temperature_on_train': (
+        _DEFAULT,
+        {'search.noise': 'temperature', 'search.arch_data': 'train'},
+    ),
+    'temperature_mixture': (
+        _DEFAULT,
+        {'search.noise': 'temperature', 'search.estimator': 'gumbel'},
+    ),
     'anneal_every_1': (_DEFAULT, {'search.anneal_every': 1}),
     'alpha_on_train': (_DEFAULT, {'search.arch_data': 'train'}),
     'alpha_lr_3e-4': (_DEFAULT, {'arch.lr': 3e-4}),
@@ -89,7 +101,17 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'growth': (_DEFAULT, _GROWS),
     'growth_last': (_DEFAULT, {**_GROWS, 'growth.where': 'last'}),
 }
-FALL = ('broken', 'ancestor', 'cured_ancestor', 'seed', 'defaults')  # the rows in the picture
+# The rows in the picture: without residuals and with; alpha at rest in the first two columns.
+FALL = (
+    (
+        'ancestor',
+        'cured_ancestor',
+        'broken_no_residual',
+        'seed_no_residual',
+        'defaults_no_residual',
+    ),
+    ('broken_at_rest', 'seed_at_rest', 'broken', 'seed', 'defaults'),
+)
 COLUMNS = {
     'warmup': 'end of warmup',
     'drawn': 'first epoch of search, as drawn',
@@ -98,6 +120,8 @@ COLUMNS = {
     'ratio': 'lowest / warmup',
     'search': 'end of search',
     'test': 'test, at the end',
+    'gain': 'test, against defaults',
+    'params': 'thousand parameters',
     'entropy': 'entropy',
     'explored': 'genotypes',
     'settled': 'settled for',
@@ -146,6 +170,7 @@ def figures(directory: pathlib.Path) -> dict[str, Any]:
         'ratio': min(valid) / warmup[-1]['valid/accuracy'],
         'search': valid[-1],
         'test': run.summary['test_accuracy'],
+        'params': run.summary['params'],
         'entropy': searched[-1]['arch/entropy'],
         'explored': len(set(genotypes)),
         'settled': next((i for i, text in enumerate(last) if text != last[0]), len(last)),
@@ -163,17 +188,15 @@ def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> 
     """All rows as Markdown: mean ± standard deviation over seeds; and the command of each."""
     lines = [
         'Written by `python -m benchmarks.ablation`. Accuracies in %, of the validation part',
-        'unless it says test or drawn; mean ± standard deviation over seeds; entropy in nats; how',
-        'many genotypes the evaluations of search saw, and how many of them, at the end, the last.',
+        'unless it says test or drawn; mean ± standard deviation over seeds; against defaults: in',
+        'points, of the same seed; entropy in nats; how many genotypes the evaluations of search',
+        'saw, and how many of them, at the end, the last.',
         '',
         '| row | seeds | ' + ' | '.join(COLUMNS.values()) + ' |',
         '|---' * (len(COLUMNS) + 2) + '|',
     ]
     for row, runs in found.items():
-        cells = []
-        for key in COLUMNS:
-            factor = 1 if key in ('entropy', 'ratio', 'explored', 'settled') else 100
-            cells.append(_spread([factor * run[key] for run in runs.values()]))
+        cells = [_cell(key, runs, found.get('defaults', {})) for key in COLUMNS]
         lines.append(f'| {row} | {len(runs)} | ' + ' | '.join(cells) + ' |')
     lines += ['', 'Guards that tripped, over all runs: ' + str(_guarded(found)) + '.', '']
     lines += ['Commands, with `--config.data.dir` where the data is elsewhere:', '', '```bash']
@@ -181,14 +204,23 @@ def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> 
     return '\n'.join([*lines, '```', ''])
 
 
+def _cell(key, runs, defaults):
+    if key == 'gain':
+        shared = [seed for seed in runs if seed in defaults]
+        gains = [100 * (runs[seed]['test'] - defaults[seed]['test']) for seed in shared]
+        return _spread(gains, '+.1f') if gains else '–'
+    factor = {'entropy': 1, 'ratio': 1, 'explored': 1, 'settled': 1, 'params': 1e-3}.get(key, 100)
+    values = [factor * run[key] for run in runs.values()]
+    return _spread(values, '.2f' if key in ('entropy', 'ratio') else '.1f')
+
+
 def _guarded(found):
     return sum(run['guarded'] for runs in found.values() for run in runs.values())
 
 
-def _spread(values):
-    digits = 1 if max(map(abs, values)) >= 3 else 2
-    text = f'{statistics.mean(values):.{digits}f}'
-    return f'{text} ± {statistics.stdev(values):.{digits}f}' if len(values) > 1 else text
+def _spread(values, form):
+    text = format(statistics.mean(values), form)
+    return f'{text} ± {statistics.stdev(values):{form[-3:]}}' if len(values) > 1 else text
 
 
 def draw(options: argparse.Namespace, found: dict[str, Any]) -> None:
@@ -198,11 +230,14 @@ def draw(options: argparse.Namespace, found: dict[str, Any]) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    shown = [row for row in FALL if row in found] or list(found)
+    lines = [line for line in ([row for row in told if row in found] for told in FALL) if line]
+    lines = lines or [list(found)]
+    columns = max(map(len, lines))
     figure, panels = plt.subplots(
-        1,
-        len(shown),
-        figsize=(3.1 * len(shown), 3.2),
+        len(lines),
+        columns,
+        figsize=(2.6 * columns, 2.9 * len(lines)),
+        sharex=True,
         sharey=True,
         layout='constrained',
         squeeze=False,
@@ -211,23 +246,31 @@ def draw(options: argparse.Namespace, found: dict[str, Any]) -> None:
         'valid/accuracy': ('-', 'C0', 'argmax, validation'),
         'train/accuracy': ('--', 'C1', 'as drawn, training'),
     }
-    for panel, row in zip(panels[0], shown, strict=True):
-        for number, run in enumerate(found[row].values()):
-            curves = run['curves']
-            phases = curves['phase']
-            epochs = range(1, len(phases) + 1)
-            for key, (style, color, label) in styles.items():
-                name = label if number == 0 else None
-                panel.plot(epochs, [100 * v for v in curves[key]], style, color=color, label=name)
-        for i in range(1, len(phases)):
-            if phases[i] != phases[i - 1]:
-                panel.axvline(i + 0.5, color='0.6', linewidth=0.8)
-        panel.axhline(10, color='0.8', linewidth=0.8)
-        panel.set_title(row)
+    for line, places in zip(lines, panels, strict=True):
+        for row, panel in itertools.zip_longest(line, places):
+            if row is None:
+                panel.set_axis_off()
+                continue
+            _course(panel, found[row].values(), styles)
+            panel.set_title(row.replace('_', ' '))
+        places[0].set_ylabel('accuracy, %')
+    for panel in panels[-1]:
         panel.set_xlabel('epoch')
-    panels[0][0].set_ylabel('accuracy, %')
     panels[0][0].legend(fontsize='small')
     measure.save(options, 'fall', figure)
+
+
+def _course(panel, runs, styles):
+    for number, run in enumerate(runs):
+        phases = run['curves']['phase']
+        epochs = range(1, len(phases) + 1)
+        for key, (style, color, label) in styles.items():
+            percent = [100 * share for share in run['curves'][key]]
+            panel.plot(epochs, percent, style, color=color, label='' if number else label)
+    for i in range(1, len(phases)):
+        if phases[i] != phases[i - 1]:
+            panel.axvline(i + 0.5, color='0.6', linewidth=0.8)
+    panel.axhline(10, color='0.8', linewidth=0.8)
 
 
 def main() -> None:
