@@ -120,7 +120,7 @@ def _contradictions(config, flat, devices):
         wrong.append(
             f'model.residual=False: blocks without it do not grow, a gate of 0 would cut; {instead}'
         )
-    if search['noise'] != 'unit' and not estimator.noisy:
+    if search['noise'] == 'temperature' and not estimator.noisy:
         noisy = ', '.join(name for name, row in ESTIMATORS.items() if row.noisy)
         wrong.append(
             f'search.noise={search["noise"]!r}: search.estimator={search["estimator"]!r} has no '

@@ -146,7 +146,7 @@ RULES: dict[str, Rule] = {
     'search.freeze_epochs': _integers(0),
     'search.estimator': _one_of(*ESTIMATORS),
     'search.second_order': _BOOL,
-    'search.noise': _one_of('unit', 'temperature'),
+    'search.noise': _optional(_one_of('unit', 'temperature')),
     'search.tau_start': _POSITIVE,
     'search.tau_rate': _INSIDE,
     'search.tau_floor': _POSITIVE,

@@ -58,7 +58,7 @@ def model_of(
         none_bias=c.arch.none_bias,
         skip_bias=c.arch.skip_bias if skip_bias is None else skip_bias,
         estimator=c.search.estimator,
-        noise=c.search.noise,
+        noise=c.search.noise or 'temperature',  # no matter where an estimator has none
         thresholds=gumbel.Thresholds(*c.search.thresholds),
         remat=c.model.remat,
         guard=c.guard.alpha,

@@ -4,7 +4,8 @@
 
 Each row is a config that the program itself runs, `--config=...` with a few fields; every seed of
 it is a run with a core, or a device, of its own. Finished runs are not repeated. Writes the table
-(ablation.md), every run's numbers (ablation.json), and the picture of the fall (fall.png).
+(ablation.md), the numbers of every run in --workdir (ablation.json), and the picture of the fall
+(fall.png).
 """
 
 import argparse
@@ -55,51 +56,48 @@ _DEFAULT, _SEED = 'configs/search.py:cifar10', 'configs/search.py:seed'
 _CRISIS = 'configs/crisis.py'
 _GROWS = {'search.epochs': 6, 'growth.epochs': 4, 'growth.threshold': 1.0, 'growth.patience': 1}
 _GROWS |= {'growth.last_epochs': 2, 'growth.lead_epochs': 0}
-
-_CUT, _HOW = {'model.residual': False}, ('only', 'without')
+_CUT, _UNIT = {'model.residual': False}, {'search.noise': 'unit'}
+_CURED = [f'{how}_{cure}' for how in ('only', 'without') for cure in crisis.CURES]
+_MIXED = {'search.estimator': 'gumbel'}
+_CHOICES = {
+    'anneal_every_1': {'search.anneal_every': 1},
+    'alpha_on_train': {'search.arch_data': 'train'},
+    'warmup_uniform': {'warmup.operations': 'uniform'},
+    'draws_4': {'arch.samples': 4},
+    'mixture': _MIXED,
+    'mixture_whole': {**_MIXED, 'search.thresholds': (1.0, 1.0, 0.0, 0.0, 0.0)},
+    'growth': _GROWS,
+    'growth_last': {**_GROWS, 'growth.where': 'last'},
+}
+_UNIT_MIXED = {'search.estimator': 'gumbel'}
+_CHOICES = {
+    **_CHOICES,
+    'alpha_lr_3e-4': {'arch.lr': 3e-4},
+    'gdas': {'search.estimator': 'gdas'},
+}
 
 # Config, and what is changed in it.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'broken': (_CRISIS, {}),
     'seed': (_SEED, {}),
     'defaults': (_DEFAULT, {}),
-    'ancestor': (f'{_CRISIS}:ancestor', {}),
-    'cured_ancestor': (f'{_CRISIS}:cured_ancestor', {}),
+    **{name: (f'{_CRISIS}:{name}', {}) for name in ('ancestor', 'cured_ancestor')},
     'broken_at_rest': (_CRISIS, crisis.AT_REST),
-    'broken_no_residual': (_CRISIS, _CUT),
     'seed_at_rest': (_SEED, crisis.AT_REST),
+    'broken_no_residual': (_CRISIS, _CUT),
     'seed_no_residual': (_SEED, _CUT),
+    'seed_no_residual_no_none': (_SEED, {**_CUT, 'model.primitives': chain.PRIMITIVES[1:]}),
+    'seed_no_residual_warmup_uniform': (_SEED, {**_CUT, 'warmup.operations': 'uniform'}),
     'defaults_no_residual': (_DEFAULT, _CUT),
-    'no_residual_no_none': (_SEED, {**_CUT, 'model.primitives': chain.PRIMITIVES[1:]}),
-    'no_residual_warmup_uniform': (_SEED, {**_CUT, 'warmup.operations': 'uniform'}),
-    **{f'{how}_{cure}': (f'{_CRISIS}:{how}_{cure}', {}) for how in _HOW for cure in crisis.CURES},
-    'noise_temperature': (_DEFAULT, {'search.noise': 'temperature'}),
-    'temperature_draws_4': (_DEFAULT, {'search.noise': 'temperature', 'arch.samples': 4}),
-    'temperature_on_train': (
-        _DEFAULT,
-        {'search.noise': 'temperature', 'search.arch_data': 'train'},
-    ),
-    'temperature_mixture': (
-        _DEFAULT,
-        {'search.noise': 'temperature', 'search.estimator': 'gumbel'},
-    ),
-    'anneal_every_1': (_DEFAULT, {'search.anneal_every': 1}),
-    'alpha_on_train': (_DEFAULT, {'search.arch_data': 'train'}),
-    'alpha_lr_3e-4': (_DEFAULT, {'arch.lr': 3e-4}),
-    'warmup_uniform': (_DEFAULT, {'warmup.operations': 'uniform'}),
-    'draws_4': (_DEFAULT, {'arch.samples': 4}),
-    'gdas': (_DEFAULT, {'search.estimator': 'gdas'}),
+    **{name: (f'{_CRISIS}:{name}', {}) for name in _CURED},
+    **{name: (_DEFAULT, changes) for name, changes in _CHOICES.items()},
     'reinmax': (
         _DEFAULT,
         {'search.estimator': 'reinmax', 'search.tau_start': 1.0, 'search.tau_floor': 1.0},
     ),
-    'mixture': (_DEFAULT, {'search.estimator': 'gumbel'}),
-    'mixture_whole': (
-        _DEFAULT,
-        {'search.estimator': 'gumbel', 'search.thresholds': (1.0, 1.0, 0.0, 0.0, 0.0)},
-    ),
-    'growth': (_DEFAULT, _GROWS),
-    'growth_last': (_DEFAULT, {**_GROWS, 'growth.where': 'last'}),
+    'unit': (_DEFAULT, _UNIT),
+    'unit_no_residual': (_DEFAULT, {**_UNIT, **_CUT}),
+    **{f'unit_{name}': (_DEFAULT, {**_UNIT, **changes}) for name, changes in _UNIT_CHOICES.items()},
 }
 # The rows in the picture: without residuals and with; alpha at rest in the first two columns.
 FALL = (
@@ -182,6 +180,18 @@ def figures(directory: pathlib.Path) -> dict[str, Any]:
             for key in ('phase', 'valid/accuracy', 'train/accuracy')
         },
     }
+
+
+def finished(directory: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The figures of every run that has ended below `directory`, by row and seed: no choice."""
+    found = {}
+    for row in ROWS:
+        done = sorted((directory / row).glob('seed_*/summary.json'))
+        if done:
+            found[row] = {
+                file.parent.name.removeprefix('seed_'): figures(file.parent) for file in done
+            }
+    return found
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> str:
@@ -290,10 +300,7 @@ def main() -> None:
             config.seed = seed
             jobs.append(many.Job(f'{row}/seed_{seed}', config))
     many.run_all(jobs, many.places(), options.workdir)
-    found = {
-        row: {str(seed): figures(options.workdir / row / f'seed_{seed}') for seed in options.seeds}
-        for row in options.rows
-    }
+    found = finished(options.workdir)
     measure.write(options, 'ablation', {'size': size, 'rows': found})
     text = table(found, size)
     (options.out / 'ablation.md').write_text(text, encoding='utf-8')

@@ -103,7 +103,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.arch_data = 'valid'  # what alpha learns on: 'valid', or 'train' as the reference does
     search.estimator = 'straight_through'  # or gdas, reinmax; mixtures: gumbel, softmax, drnas
     search.second_order = False  # alpha steps of mixtures look one weight step ahead: exact, slower
-    search.noise = 'unit'  # 'unit': draws follow softmax(alpha); 'temperature': softmax(alpha/tau)
+    search.noise = config_dict.placeholder(str)  # 'unit': draws follow softmax(alpha);
+    # 'temperature', the default of estimators that have it: softmax(alpha/tau)
     search.tau_start = 0.8  # temperature of the first draw
     search.tau_rate = 0.98  # factor of one decay
     search.tau_floor = 0.1  # lowest temperature
@@ -228,6 +229,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         model.channels = 16
         config.arch.init_std = 1e-3  # as their authors start: no operation is preferred
         config.arch.none_bias = config.arch.skip_bias = 0.0
+        search.noise = 'unit'  # as docs/chance.md has them
         growth.epochs = 0  # their cells are what they are
         growth.kinds = ()
     if preset in ('nasbench201', 'nasbench201_small'):  # five cells a stage (arXiv:2001.00326)
@@ -288,6 +290,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     if preset == 'seed':  # to the letter: what the defaults settle otherwise, as it was first said
         config.arch.lr = 3e-4
         search.arch_data = 'train'
+        search.noise = 'unit'
         search.anneal_every = 1
         growth.where = 'last'
         growth.skip_bias = config.arch.skip_bias

@@ -70,7 +70,7 @@ def config_page(root: pathlib.Path) -> str:
 
 
 def _comments(text):
-    """What stands behind `#` in the statement that sets a field or a group, `{field: comment}`."""
+    """What stands behind `#`, in and below a statement that sets a field or a group, by field."""
     told = [
         (token.start[0], token.string.lstrip('# '))
         for token in tokenize.generate_tokens(io.StringIO(text).readline)
@@ -78,10 +78,11 @@ def _comments(text):
     ]
     function = next(n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef))
     found = {}
-    for node in function.body:  # what a preset sets is nested
+    following = [node.lineno for node in function.body[1:]] + [function.end_lineno]
+    for node, following_line in zip(function.body, following, strict=True):  # presets' are nested
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
             name = ast.unparse(node.targets[0]).removeprefix('config.')
-            within = [line for at, line in told if node.lineno <= at <= node.end_lineno]
+            within = [line for at, line in told if node.lineno <= at < following_line]
             if within:
                 found.setdefault(name, ' '.join(within))
     return found

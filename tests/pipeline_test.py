@@ -14,6 +14,7 @@ import pytest
 
 from asose_jax import (
     batches,
+    chain,
     checkpoint,
     devices,
     genotype,
@@ -233,7 +234,7 @@ def test_finished_run_started_again_changes_nothing(whole):
 @pytest.mark.slow
 def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
     changes = {'search.estimator': 'gumbel', 'model.dtype': 'bfloat16', 'search.arch_data': 'train'}
-    config = tiny(**changes, **{'search.noise': 'temperature', 'growth.epochs': 0})
+    config = tiny(**changes, **{'search.noise': 'unit', 'growth.epochs': 0})
     summary = pipeline.run(config, tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     for line in lines_of(tmp_path / 'run'):
@@ -396,6 +397,15 @@ def test_genotype_that_does_not_fit_is_one_clear_error(text, message, tmp_path):
     with pytest.raises(UserError, match=message):
         pipeline.run(tiny(genotype=str(file), **alone), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('preset', 'law'),
+    [('cifar10', 'temperature'), ('digits', 'temperature'), ('seed', 'unit'), ('darts', 'unit')],
+)
+def test_draws_follow_the_law_of_the_preset(preset, law):
+    spec = chain.build((8, 8, 1), 2, channels=4, depth=1, reductions=(), max_channels=4)
+    assert session.model_of(get_config(preset), spec).settings.noise == law
 
 
 @pytest.mark.slow
