@@ -69,8 +69,7 @@ _CHOICES = {
     'growth': _GROWS,
     'growth_last': {**_GROWS, 'growth.where': 'last'},
 }
-_UNIT_MIXED = {'search.estimator': 'gumbel'}
-_CHOICES = {
+_UNIT_CHOICES = {
     **_CHOICES,
     'alpha_lr_3e-4': {'arch.lr': 3e-4},
     'gdas': {'search.estimator': 'gdas'},
@@ -99,6 +98,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'unit_no_residual': (_DEFAULT, {**_UNIT, **_CUT}),
     **{f'unit_{name}': (_DEFAULT, {**_UNIT, **changes}) for name, changes in _UNIT_CHOICES.items()},
 }
+
 # The rows in the picture: without residuals and with; alpha at rest in the first two columns.
 FALL = (
     (
