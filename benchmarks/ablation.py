@@ -63,6 +63,7 @@ _CHOICES = {
     'anneal_every_1': {'search.anneal_every': 1},
     'alpha_on_train': {'search.arch_data': 'train'},
     'warmup_uniform': {'warmup.operations': 'uniform'},
+    'no_bias': {'arch.none_bias': 0.0, 'arch.skip_bias': 0.0},
     'draws_4': {'arch.samples': 4},
     'mixture': _MIXED,
     'mixture_whole': {**_MIXED, 'search.thresholds': (1.0, 1.0, 0.0, 0.0, 0.0)},
