@@ -217,7 +217,7 @@ def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> 
 
 def _cell(key, runs, defaults):
     if key == 'gain':
-        shared = [seed for seed in runs if seed in defaults]
+        shared = [seed for seed in runs if seed in defaults and runs is not defaults]
         gains = [100 * (runs[seed]['test'] - defaults[seed]['test']) for seed in shared]
         return _spread(gains, '+.1f') if gains else '–'
     factor = {'entropy': 1, 'ratio': 1, 'explored': 1, 'settled': 1, 'params': 1e-3}.get(key, 100)

@@ -112,6 +112,24 @@ def test_messages_that_are_explained_are_messages_of_the_program(root):
         assert message in whole, message
 
 
+def test_numbers_of_the_results_are_those_that_the_ablation_wrote(root):
+    written = {}
+    for line in (root / 'docs' / 'evidence' / 'ablation.md').read_text('utf-8').splitlines():
+        row, *cells = line.strip('| ').split(' | ')
+        written[row] = set(cells)
+    told = (root / 'README.md').read_text('utf-8').split('## Results')[1].split('\n## ')[0]
+    found = 0
+    for line in told.splitlines():
+        if not (named := re.match(r'\| `(\w+)`', line)):
+            continue
+        rows = {named[1], f'only_{named[1]}', f'without_{named[1]}'} & set(written)
+        numbers = set(re.findall(r'(?<=\| )[+-]?[\d.]+ ± [\d.]+(?= \|)', line))
+        assert rows, line
+        assert numbers <= set().union(*(written[row] for row in rows)), line
+        found += len(numbers)
+    assert found > 50
+
+
 if __name__ == '__main__':
     here = pathlib.Path(__file__).parent.parent
     (here / 'docs' / 'config.md').write_text(config_page(here), encoding='utf-8')
