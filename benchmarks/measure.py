@@ -108,6 +108,18 @@ def medians(samples: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, f
     }
 
 
+def _without_places():
+    """The arguments; no place of this machine is told."""
+    told, places = [], tuple(f'--{name.replace("_", "-")}' for name in _PLACES)
+    for argument in sys.argv[1:]:
+        name, equals, _ = argument.partition('=')
+        if told and told[-1] in places:
+            told.append('DIR')
+        else:
+            told.append(f'{name}=DIR' if equals and name in places else argument)
+    return told
+
+
 def machine() -> dict[str, Any]:
     """Where and with what this was measured."""
     info = pathlib.Path('/proc/cpuinfo')
@@ -122,7 +134,7 @@ def machine() -> dict[str, Any]:
     told = ('MALLOC_', 'LD_PRELOAD', 'XLA_FLAGS', 'OMP_')
     environment = {k: v for k, v in os.environ.items() if k.startswith(told)}
     return {
-        'command': shlex.join(['python', '-m', f'benchmarks.{_name()}', *sys.argv[1:]]),
+        'command': shlex.join(['python', '-m', f'benchmarks.{_name()}', *_without_places()]),
         'date': datetime.date.today().isoformat(),
         'cpu': models[0] if models else platform.processor(),
         'cores': os.cpu_count(),

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import asose_jax
+from benchmarks import measure
 from configs.search import get_config
 
 NAMES = ['compile', 'loop', 'ops', 'scaling', 'step']
@@ -22,6 +23,13 @@ def test_benchmark_leaves_its_numbers_and_its_picture(name, root, tmp_path):
     subprocess.run(command, cwd=root, check=True)
     assert json.loads((tmp_path / f'{name}.json').read_text())['options']['quick']
     assert (tmp_path / f'{name}.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_no_place_of_the_machine_is_told(monkeypatch):
+    given = ['x', '--out', '/home/me', '--repeats', '2', '--workdir=/home/me', '--data-dir', '/me']
+    monkeypatch.setattr(sys, 'argv', given)
+    command = measure.machine()['command']
+    assert command.endswith('--out DIR --repeats 2 --workdir=DIR --data-dir DIR')
 
 
 @pytest.mark.slow
