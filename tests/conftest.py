@@ -21,6 +21,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 TFDS = ROOT.parent / 'shared' / 'tfds'
 
 
+LONG = ('commands', 'kill', 'pipeline', 'growing', 'steps', 'model')  # minutes each
+
+
+def pytest_collection_modifyitems(items):
+    """Long files first, so that none runs alone at the end."""
+    items.sort(key=lambda item: item.path.stem.removesuffix('_test') not in LONG)
+
+
 @pytest.fixture(autouse=True, scope='module')
 def _programs_do_not_pile_up():
     """Each compiled program maps memory, and Linux allows a process some 65,000 maps."""

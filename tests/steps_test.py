@@ -140,6 +140,7 @@ def _first_moment(recipe, index):
     return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
 
 
+@pytest.mark.slow
 def test_alpha_step_in_micro_batches_takes_the_mean_of_their_gradients():
     index = np.arange(16, dtype=np.int32)
     whole = _first_moment(dataclasses.replace(STILL, arch_micro_batches=2), index)
@@ -178,6 +179,7 @@ def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
         np.testing.assert_allclose(ours, (1 - 0.5) * expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_step_of_both_moves_alpha_and_the_weights_by_one_batch_and_one_draw():
     """As the plan at rest would move the weights, and the plan in turns alpha."""
     index = np.arange(16, dtype=np.int32)
@@ -273,6 +275,7 @@ def test_eight_devices_are_one_device_and_all_replicas_are_equal():
         assert (np.asarray(leaf) == np.asarray(leaf)[0]).all()
 
 
+@pytest.mark.slow
 def test_eight_devices_drop_the_paths_that_one_device_drops():
     chosen = Genotype(tuple(('sep_conv_3x3',) for _ in SPEC.groups()))
     net = SuperNet(derive(SPEC, chosen), SearchSettings(drop_path=0.5), synced_over=steps.AXIS)
