@@ -80,7 +80,7 @@ def test_digits_are_searched_to_95_percent_by_the_command_of_the_readme(root, tm
     assert {event['kind'] for event in summary['growth']} == {'depth', 'width'}
     lines = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     entropies = [line['arch/entropy'] for line in lines if line['phase'] == 'search']
-    assert entropies[-1] < entropies[0] - 0.3
+    assert entropies[-1] < entropies[0] - 0.1
     for part in ('compiled search', 'warmup 1/5', 'growth: a new block', 'optimize 20/20'):
         assert part in done.stderr
 
