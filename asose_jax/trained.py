@@ -192,7 +192,8 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
         images = pipeline.load_data(rules.unflatten(made.config))
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
-    results.require_same_data(images, made.summary, directory)
+    known = {**made.summary, 'image_shape': list(made.spec.image_shape)}
+    results.require_same_data(images, known, directory)
     truths, said = [], []
     for part in np.array_split(images.test, -(-len(images.test) // 1000)):
         pixels, labels = images.images.read(part)

@@ -291,7 +291,8 @@ def main() -> None:
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
     parser.set_defaults(out=measure.DOCS.parent / 'evidence')
-    options = measure.parse(parser, rows=['broken', 'defaults'], seeds=[0])
+    quick = {'rows': ['broken', 'defaults'], 'seeds': [0], 'workdir': _RUNS / 'quick'}
+    options = measure.parse(parser, **quick)
     size = SIZE | (QUICK if options.quick else {})
     process.prepare(logging.StreamHandler())
     jobs = []
