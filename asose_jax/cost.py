@@ -125,7 +125,7 @@ def training_flops(
       mode: how weight steps used it.
       estimator: of alpha's gradient. Where it mixes operations, all of them count, also those that
         `gumbel.drop_small` left out.
-      probabilities: softmax(alpha) of every row.
+      probabilities: of every row, those that draws follow.
       weight_images: seen by weight steps: forward, and both gradients of what was drawn.
       alpha_images: seen by alpha steps: all candidates forward, and the gradient of what was drawn.
       second_order: whether alpha steps look ahead, see `unrolled.gradient`; they see as many images

@@ -43,6 +43,15 @@ class Estimator(NamedTuple):
     least_tau: float = 0.0
     anchored: bool = False
 
+    def law(self, tau: float, noise: str) -> float | None:
+        """The t of softmax(alpha / t), which drawn operations follow; `None` where none is drawn.
+
+        Of a soft draw, it is the operation with the largest weight that follows it.
+        """
+        if not self.draws or not self.tempered:
+            return None
+        return tau if self.noisy and noise == 'temperature' else 1.0
+
 
 def straight_through(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
     """Hard Gumbel-Softmax draws with the gradient of the soft ones (arXiv:1611.01144, sec. 2.2)."""

@@ -12,6 +12,7 @@ from asose_jax.sections import what
 from asose_jax.words import percent, plain
 
 _LOSSES = {'valid/loss': 'validation', 'train/loss': 'training', 'arch/loss': 'α steps'}
+_ENTROPIES = {'arch/entropy': 'softmax(α)', 'arch/draw_entropy': 'the draws'}
 _STYLES = ('first', 'second', 'third')
 
 
@@ -51,7 +52,7 @@ def curves(record: Record) -> dict[str, Any]:
     """Everything else that is one number for each evaluation."""
     given: list[tuple[str, dict[str, str], dict[str, Any]]] = [
         ('Loss', _LOSSES, {}),
-        ('Entropy of α, nats', {'arch/entropy': 'mean of all choices'}, {'low': 0.0}),
+        ('Mean entropy, nats', _ENTROPIES, {'low': 0.0}),
         (
             'Confidence',
             {'arch/confidence': 'mean of the largest probabilities'},
@@ -75,8 +76,10 @@ def curves(record: Record) -> dict[str, Any]:
         chart = charts.lines(record, title, f'{title}. {told}', series, **how)
         chart['legend'] = [(line.style, line.name) for line in series]
         made.append(chart)
-        if len(names) == 1 and series:
-            columns[title] = (series[0].values, show)
+        if names is not _LOSSES:  # which are beside the accuracies
+            for line in series:
+                name = title if len(series) == 1 else f'{title}: {line.name}'
+                columns[name] = (line.values, show)
     return {'charts': made, 'table': words.table(record, columns)}
 
 

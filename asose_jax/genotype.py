@@ -151,8 +151,8 @@ def at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
     return tree
 
 
-def probabilities(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray]:
-    """softmax(alpha) of every row, in the order of `spec.rows()`; float32 `[K]`.
+def probabilities(spec: NetSpec, arch: Mapping[str, Any], tau: float = 1.0) -> list[np.ndarray]:
+    """softmax(alpha / tau) of every row, in the order of `spec.rows()`; float32 `[K]`.
 
     A row that is not finite counts as the one-hot of skip_connect, as in the guarded network.
     """
@@ -161,7 +161,7 @@ def probabilities(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray]:
         if len(candidates) == 1:
             found.append(np.ones(1, np.float32))
             continue
-        alpha = at(arch, spec.alpha_path(group, member))['alpha']
+        alpha = np.asarray(at(arch, spec.alpha_path(group, member))['alpha'], np.float32) / tau
         safe = np.eye(len(candidates), dtype=np.float32)[candidates.index(SAFE)]
         found.append(_softmax(alpha, safe))
     return found

@@ -184,11 +184,12 @@ def _record(setup, current, span, figures, metrics, sums):
     """One line of metrics. Warns of a collapse, and of a fall."""
     loss, valid_accuracy = session.means(sums)
     arch, totals, gates = devices.on_host((metrics['arch'], metrics['totals'], metrics['gates']))
+    law = _law(setup, current.spec, figures['step'] - 1)
     current.told['train_flops'] += cost.training_flops(
         current.spec,
         setup.recipe(current.spec).weight_mode(span.phase),
         ESTIMATORS[setup.config.search.estimator],
-        genotype.probabilities(current.spec, arch),
+        genotype.probabilities(current.spec, arch, law or 1.0),
         int(totals.images),
         int(totals.arch_steps) * setup.config.batch_size * setup.config.arch.samples,
         setup.config.search.second_order,
@@ -198,7 +199,7 @@ def _record(setup, current, span, figures, metrics, sums):
     if setup.budget is not None:
         rows = genotype.probabilities(current.spec, arch)
         expected['cost/expected'] = float(setup.budget.expected(current.spec, rows))
-    analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'])
+    analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'], law)
     current.told['genotype'] = analysis['genotype']
     row, alarms, network = current.row, [], {}
     if row['valid_accuracy_first'] is None:
@@ -225,6 +226,14 @@ def _record(setup, current, span, figures, metrics, sums):
         'gates': report.rounded(gates),
         **network,
     }
+
+
+def _law(setup, spec, step):
+    """The t of softmax(alpha / t), which the draws of `step` follow; `None` without draws."""
+    if not setup.plan.span_at(step).phase.searches:
+        return None
+    settings = setup.model(spec).settings
+    return ESTIMATORS[settings.estimator].law(setup.plan.reported_tau(step), settings.noise)
 
 
 def _grown(current):

@@ -30,7 +30,10 @@ _SECONDS_BETWEEN_LINES = 60  # of progress, where no bar can be drawn
 
 
 def architecture_analysis(
-    arch: Mapping[str, Any], spec: NetSpec, before: list[list[str]] | None = None
+    arch: Mapping[str, Any],
+    spec: NetSpec,
+    before: list[list[str]] | None = None,
+    law: float | None = None,
 ) -> dict[str, Any]:
     """What alpha says at this moment (spec section 7).
 
@@ -38,9 +41,11 @@ def architecture_analysis(
       arch: alpha tree; empty for a derived network, which is sure of every choice.
       spec: of the network.
       before: the genotype of the evaluation before, to compare with.
+      law: the t of softmax(alpha / t), which draws follow; `None` where nothing is drawn.
 
     Returns:
       JSON values: `arch/entropy` (mean, nats) and `arch/entropies` (per row of alpha),
+      `arch/draw_entropy` (that of the draws, mean, nats; `None` without them),
       `arch/confidence` (mean of the largest probabilities), `arch/skip_fraction`,
       `arch/none_fraction` and `arch/param_free_fraction` (of the operations that are used),
       `arch/counts` (per operation), `arch/probabilities` (the rows, to four digits),
@@ -54,10 +59,14 @@ def architecture_analysis(
         return sum(name in names for name in used) / max(1, len(used))
 
     entropies = [float(stats.entropy(row)) for row in rows]
+    drawn = [] if law is None else genotype.probabilities(spec, arch, law)
     pairs = [] if before is None else zip(chosen.to_json(), before, strict=True)
     return {
         'arch/entropy': float(np.mean(entropies)),
         'arch/entropies': entropies,
+        'arch/draw_entropy': float(np.mean([stats.entropy(row) for row in drawn]))
+        if drawn
+        else None,
         'arch/confidence': float(np.mean([row.max() for row in rows])),
         'arch/skip_fraction': share({'skip_connect'}),
         'arch/none_fraction': share({'none'}),

@@ -56,7 +56,9 @@ def numbers(record: Record) -> list[dict[str, str]]:
         ),
     ]
     if sure is not None:
-        given.append(('Entropy of α', plain(sure), 'nats, while it was searched'))
+        drawn = record.last('arch/draw_entropy')
+        note = 'nats, while it was searched' if drawn is None else f'nats; draws: {plain(drawn)}'
+        given.append(('Entropy of α', plain(sure), note))
     if record.growths:
         given.append(('Growths', str(len(record.growths)), 'in depth, width or branches'))
     return [{'name': name, 'value': value, 'note': note} for name, value, note in given]

@@ -30,6 +30,7 @@ class Run:
       fields: of the config, on top of `FIELDS`.
       options: further arguments.
       environment: further variables.
+      program: what Python runs.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class Run:
         fields: dict[str, object] | None = None,
         options: tuple[str, ...] = (),
         environment: dict[str, str] | None = None,
+        program: tuple[str, ...] = ('main.py',),
     ):
         chosen = {**FIELDS, **(fields or {})}
         self.command = [
             sys.executable,
-            'main.py',
+            *program,
             '--config=configs/search.py:digits',
             f'--workdir={workdir}',
             *(f'--config.{name}={value}' for name, value in chosen.items()),

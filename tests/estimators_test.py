@@ -55,6 +55,20 @@ def _exact(alphas):
     return jnp.concatenate(jax.grad(mean)(alphas))
 
 
+@pytest.mark.parametrize('noise', ['unit', 'temperature'])
+@pytest.mark.parametrize('name', ESTIMATORS)
+def test_largest_weight_follows_the_law_that_is_told(name, noise):
+    row, alpha = ESTIMATORS[name], ALPHAS[0]
+    law = row.law(0.4, noise)
+    if law is None:
+        assert name in ('softmax', 'drnas')
+        return
+    draw = jax.vmap(lambda key: row.weights(alpha, key, 0.4, noise).argmax())
+    counts = np.bincount(draw(jax.random.split(jax.random.key(2), DRAWS)), minlength=3)
+    expected = DRAWS * np.asarray(jax.nn.softmax(alpha / law), float)
+    assert stats.chisquare(counts, expected * DRAWS / expected.sum()).pvalue > 1e-3
+
+
 def _estimates(name, tau):
     """One gradient for each draw, `[DRAWS, 6]`."""
     row = ESTIMATORS[name]

@@ -158,6 +158,9 @@ def test_every_evaluation_writes_one_line(whole):
         assert set(promised.split()) <= set(line)
         assert line['guard/arch'] == line['guard/grad'] == 0
     assert [line['tau'] is None for line in lines] == [True, False, False, False, False]
+    drawn = [line['arch/draw_entropy'] for line in lines]
+    assert [entropy is None for entropy in drawn] == [True, False, False, False, True]
+    assert all(0 <= line['arch/draw_entropy'] < line['arch/entropy'] for line in lines[1:4])
     assert lines[-1]['params'] < lines[0]['params']
     assert lines[-1]['arch/entropy'] == 0
 

@@ -97,7 +97,9 @@ def _lines(config, spec):
             done += 1
             share = done / total
             known = {} if phase == 'warmup' else goals
-            analysis = report.architecture_analysis(_arch(spec, known, share), spec, before)
+            tau = max(0.1, 0.8 * 0.9**done)
+            law = tau if phase in ('search', 'growth') else None
+            analysis = report.architecture_analysis(_arch(spec, known, share), spec, before, law)
             before = analysis['genotype']
             accuracy = 0.97 - 0.8 * math.exp(-5 * share) + 0.01 * float(random.normal())
             line = {
@@ -105,7 +107,7 @@ def _lines(config, spec):
                 'train/loss': 2.3 * math.exp(-3 * share),
                 'train/accuracy': accuracy + 0.01,
                 'arch/loss': 2 * math.exp(-2 * share) if phase == 'search' else None,
-                'tau': max(0.1, 0.8 * 0.9**done),
+                'tau': tau,
                 'guard/arch': 0,
                 'guard/grad': 2 if done == 7 else 0,
                 'epoch': epoch + 1,

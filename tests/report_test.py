@@ -9,6 +9,7 @@ import re
 import types
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import rich.console
 
@@ -29,7 +30,8 @@ def _arch(first, second):
 def test_analysis_by_hand():
     certain = [0.0] * 3 + [1e3] + [0.0] * 6
     even = [0.0] * 10
-    told = report.architecture_analysis(_arch(certain, even), SPEC, [['none'], ['none']])
+    arch = _arch(certain, even)
+    told = report.architecture_analysis(arch, SPEC, [['none'], ['none']])
     assert told['arch/entropies'] == pytest.approx([0, math.log(10)])
     assert told['arch/entropy'] == pytest.approx(math.log(10) / 2)
     assert told['arch/confidence'] == pytest.approx(0.55)
@@ -39,7 +41,13 @@ def test_analysis_by_hand():
     assert told['arch/counts'] == {'skip_connect': 1, 'none': 1}
     assert told['arch/changed'] == [0]
     assert told['arch/probabilities'] == [[0, 0, 0, 1, 0, 0, 0, 0, 0, 0], [0.1] * 10]
+    assert told['arch/draw_entropy'] is None
     json.dumps(told)
+    arch['block_1']['choice_0']['alpha'] = jnp.arange(10.0)
+    drawn = np.exp(np.arange(10) / 0.5)
+    drawn /= drawn.sum()
+    told = report.architecture_analysis(arch, SPEC, law=0.5)
+    assert told['arch/draw_entropy'] == pytest.approx(-(drawn * np.log(drawn)).sum() / 2, rel=1e-5)
 
 
 def test_derived_network_is_sure():
