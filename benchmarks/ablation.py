@@ -4,8 +4,8 @@
 
 Each row is a config that the program itself runs, `--config=...` with a few fields; every seed of
 it is a run with a core, or a device, of its own. Finished runs are not repeated. Writes the table
-(ablation.md), the numbers of every run in --workdir (ablation.json), and the picture of the fall
-(fall.png).
+(ablation.md), the numbers of every run (ablation.json), and the picture of the fall (fall.png): of
+all that are in --workdir, and of those of this size that ablation.json told already.
 """
 
 import argparse
@@ -183,16 +183,29 @@ def figures(directory: pathlib.Path) -> dict[str, Any]:
     }
 
 
-def finished(directory: pathlib.Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """The figures of every run that has ended below `directory`, by row and seed: no choice."""
-    found = {}
+def finished(
+    directory: pathlib.Path, told: dict[str, dict[str, dict[str, Any]]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The figures of every run that has ended, by row and seed: no choice.
+
+    Args:
+      directory: the runs are below it.
+      told: figures of runs that are not there any more; those that are there come first.
+    """
+    cpu, found = measure.machine()['cpu'], {}
     for row in ROWS:
-        done = sorted((directory / row).glob('seed_*/summary.json'))
-        if done:
-            found[row] = {
-                file.parent.name.removeprefix('seed_'): figures(file.parent) for file in done
-            }
+        runs = dict(told.get(row, {}))
+        for file in (directory / row).glob('seed_*/summary.json'):
+            runs[file.parent.name.removeprefix('seed_')] = {**figures(file.parent), 'cpu': cpu}
+        if runs:
+            found[row] = {seed: runs[seed] for seed in sorted(runs, key=int)}
     return found
+
+
+def earlier(path: pathlib.Path, size: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """What an ablation.json tells of runs of this size."""
+    told = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    return told['rows'] if told.get('size') == json.loads(json.dumps(size)) else {}
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> str:
@@ -302,7 +315,7 @@ def main() -> None:
             config.seed = seed
             jobs.append(many.Job(f'{row}/seed_{seed}', config))
     many.run_all(jobs, many.places(), options.workdir)
-    found = finished(options.workdir)
+    found = finished(options.workdir, earlier(options.out / 'ablation.json', size))
     measure.write(options, 'ablation', {'size': size, 'rows': found})
     text = table(found, size)
     (options.out / 'ablation.md').write_text(text, encoding='utf-8')

@@ -2,13 +2,14 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 import asose_jax
-from benchmarks import measure
+from benchmarks import ablation, measure
 from configs.search import get_config
 
 NAMES = ['compile', 'loop', 'ops', 'scaling', 'step']
@@ -68,3 +69,8 @@ def test_ablation_writes_its_table_with_every_run_and_repeats_none(root, tmp_pat
     subprocess.run(command, cwd=root, check=True)
     again = (tmp_path / 'runs' / 'broken' / 'seed_0' / 'summary.json').stat().st_mtime_ns
     assert again == written
+    shutil.rmtree(tmp_path / 'runs' / 'broken')  # what was told of it stays
+    size = ablation.SIZE | ablation.QUICK
+    known = ablation.earlier(tmp_path / 'ablation.json', size)
+    assert ablation.finished(tmp_path / 'runs', known) == told['rows'] == known
+    assert not ablation.earlier(tmp_path / 'ablation.json', ablation.SIZE)
