@@ -230,14 +230,18 @@ def _first_line(error):
     return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:300]}'
 
 
+def names(tree: Any) -> list[str]:
+    """Of the arrays of a tree, in its order, as `meta['checksums']` has them."""
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
+
+
 def _checksums(tree):
     """A checksum of every array, by its path."""
 
     def of(array):
         return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
-    leaves = jax.tree.leaves_with_path(jax.device_get(tree))
-    return {jax.tree_util.keystr(path): of(array) for path, array in leaves}
+    return dict(zip(names(tree), map(of, jax.tree.leaves(jax.device_get(tree))), strict=True))
 
 
 def _checksum_of_json(content):

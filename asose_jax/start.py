@@ -8,13 +8,14 @@ import pathlib
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
+import optax
 
 from asose_jax import chain, checkpoint, devices, genotype, ops, spaces, state
 from asose_jax.data import Data
 from asose_jax.errors import UserError
 from asose_jax.model import Mode
 from asose_jax.phases import Phase, Plan
-from asose_jax.session import INIT, Current, Setup
+from asose_jax.session import INIT, Current, Setup, model_of
 
 logger = logging.getLogger('asose_jax')
 
@@ -38,12 +39,13 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
     m = config.model
     if config.init_from is not None:
         try:
-            found = _of_another_run(config.init_from, images, plan)
+            found, arrays = _of_another_run(config.init_from, images, plan)
         except checkpoint.DamagedError as error:
             raise UserError(f'init_from={config.init_from!r}: {error}') from error
         _require_same_space(found.spec, m.space, f'init_from={config.init_from!r}')
         if not found.spec.is_derived():
             _require_same_form(found.spec, config)
+        _require_same_weights(found.spec, arrays, config)
         return found
     if config.network is not None:
         spec = _read_network(config.network, images)
@@ -81,6 +83,22 @@ def _require_same_form(spec, config):
                 f'init_from={config.init_from!r} holds a network of {field}={found}, this run has '
                 f'{wanted}: set it to the same'
             )
+
+
+def _require_same_weights(spec, arrays, config):
+    """Those beside the candidates, of which a description of the network does not tell."""
+    model = model_of(config, spec)
+    like = state.abstract_state(model, optax.identity(), devices.everywhere())
+    theirs, ours = (
+        {name for name in names if name.startswith('.params')}
+        for names in (arrays, checkpoint.names(like))
+    )
+    if theirs != ours:
+        verb = 'has' if theirs - ours else 'has not'
+        raise UserError(
+            f'init_from={config.init_from!r} {verb} the weights {min(theirs ^ ours)}, unlike this '
+            'run: set search.auxiliary_skip to what it was there'
+        )
 
 
 def _scaled(spec, channels):
@@ -142,7 +160,7 @@ def _of_another_run(source, images, plan):
             'further: set warmup.epochs, search.epochs and growth.epochs to 0, or take a '
             'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
         )
-    return Origin(spec, directory, step, Phase(meta['phase']))
+    return Origin(spec, directory, step, Phase(meta['phase'])), [*meta['checksums']]
 
 
 def _read_network(path, images):

@@ -316,6 +316,11 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
         pipeline.run(
             tiny(**{**fields, 'search.partial_channels': 1, 'init_from': source}), tmp_path / 'two'
         )
+    if space == 'darts':  # elsewhere such a skip has no weights
+        plain = {**fields, 'search.auxiliary_skip': False, 'init_from': source}
+        with pytest.raises(UserError, match=r"has the weights .*\['auxiliary'\].*unlike"):
+            pipeline.run(tiny(**plain), tmp_path / 'two')
+        assert not (tmp_path / 'two').exists()
 
 
 CELLS = {
