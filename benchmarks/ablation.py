@@ -1,14 +1,17 @@
 """What makes accuracy fall when the search begins, and which of the choices matter.
 
     python -m benchmarks.ablation --workdir=DIR [--data-dir=TFDS] [--rows ...] [--seeds 0 1 2]
+        [--from-scratch]
 
 Each row is a config that the program itself runs, `--config=...` with a few fields; every seed of
 it is a run with a core, or a device, of its own. Finished runs are not repeated. Writes the table
 (ablation.md), the numbers of every run (ablation.json), and the picture of the fall (fall.png): of
-all that are in --workdir, and of those of this size that ablation.json told already.
+all that are in --workdir, and of those of this size that ablation.json told already. With
+--from-scratch, what each run has found is trained from scratch too, all alike.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import logging
@@ -21,7 +24,7 @@ from typing import Any
 
 import ml_collections
 
-from asose_jax import chain, many, process, record
+from asose_jax import chain, many, process, record, retrain
 from benchmarks import measure
 from configs import crisis, search
 
@@ -37,6 +40,14 @@ SIZE = {
     'growth.epochs': 0,
     'optimize.epochs': 4,
     'checkpoint.every_seconds': 600,
+}
+# How what was found is trained from scratch.
+RECIPE = {
+    'retrain.epochs': 12,
+    'retrain.batch_size': 64,
+    'retrain.cutout': 0,
+    'retrain.drop_path': 0.0,
+    'retrain.second_head': 0.0,
 }
 QUICK = {
     'data.name': 'digits',
@@ -111,6 +122,7 @@ FALL = (
     ),
     ('broken_at_rest', 'seed_at_rest', 'broken', 'seed', 'defaults'),
 )
+_GAINS = {'gain': 'test', 'scratch_gain': 'scratch'}
 COLUMNS = {
     'warmup': 'end of warmup',
     'drawn': 'first epoch of search, as drawn',
@@ -120,6 +132,8 @@ COLUMNS = {
     'search': 'end of search',
     'test': 'test, at the end',
     'gain': 'test, against defaults',
+    'scratch': 'test, from scratch',
+    'scratch_gain': 'from scratch, against defaults',
     'params': 'thousand parameters',
     'entropy': 'entropy',
     'explored': 'genotypes',
@@ -196,7 +210,10 @@ def finished(
     for row in ROWS:
         runs = dict(told.get(row, {}))
         for file in (directory / row).glob('seed_*/summary.json'):
-            runs[file.parent.name.removeprefix('seed_')] = {**figures(file.parent), 'cpu': cpu}
+            seed = file.parent.name.removeprefix('seed_')
+            runs[seed] = {**figures(file.parent), 'cpu': cpu}
+            if again := record.read(directory / row / f'scratch_{seed}').summary:
+                runs[seed]['scratch'] = again['test_accuracy']
         if runs:
             found[row] = {seed: runs[seed] for seed in sorted(runs, key=int)}
     return found
@@ -229,13 +246,14 @@ def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> 
 
 
 def _cell(key, runs, defaults):
-    if key == 'gain':
-        shared = [seed for seed in runs if seed in defaults and runs is not defaults]
-        gains = [100 * (runs[seed]['test'] - defaults[seed]['test']) for seed in shared]
-        return _spread(gains, '+.1f') if gains else '–'
+    if key in _GAINS:
+        of = _GAINS[key]
+        shared = [seed for seed in runs if of in runs[seed] and of in defaults.get(seed, {})]
+        gains = [100 * (runs[seed][of] - defaults[seed][of]) for seed in shared]
+        return _spread(gains, '+.1f') if gains and runs is not defaults else '–'
     factor = {'entropy': 1, 'ratio': 1, 'explored': 1, 'settled': 1, 'params': 1e-3}.get(key, 100)
-    values = [factor * run[key] for run in runs.values()]
-    return _spread(values, '.2f' if key in ('entropy', 'ratio') else '.1f')
+    values = [factor * run[key] for run in runs.values() if key in run]
+    return _spread(values, '.2f' if key in ('entropy', 'ratio') else '.1f') if values else '–'
 
 
 def _guarded(found):
@@ -303,18 +321,26 @@ def main() -> None:
     parser.add_argument('--data-dir', help="of TFDS; default: TFDS's own")
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
+    parser.add_argument(
+        '--from-scratch', action='store_true', help='train what was found from scratch, too'
+    )
     parser.set_defaults(out=measure.DOCS.parent / 'evidence')
     quick = {'rows': ['broken', 'defaults'], 'seeds': [0], 'workdir': _RUNS / 'quick'}
     options = measure.parse(parser, **quick)
     size = SIZE | (QUICK if options.quick else {})
+    recipe = RECIPE | ({'retrain.epochs': 1} if options.quick else {})
     process.prepare(logging.StreamHandler())
-    jobs = []
+    searches, trainings = [], []
     for seed in options.seeds:  # a first seed of every row, then a second
         for row in options.rows:
             config = config_of(row, size, options.data_dir)
             config.seed = seed
-            jobs.append(many.Job(f'{row}/seed_{seed}', config))
-    many.run_all(jobs, many.places(), options.workdir)
+            searches.append(many.Job(f'{row}/seed_{seed}', copy.deepcopy(config)))
+            config.update_from_flattened_dict(recipe)
+            config.genotype = str(options.workdir / row / f'seed_{seed}')
+            trainings.append(many.Job(f'{row}/scratch_{seed}', retrain.config_of(config)))
+    for jobs in (searches, trainings) if options.from_scratch else (searches,):
+        many.run_all(jobs, many.places(), options.workdir)
     found = finished(options.workdir, earlier(options.out / 'ablation.json', size))
     measure.write(options, 'ablation', {'size': size, 'rows': found})
     text = table(found, size)

@@ -51,7 +51,7 @@ def test_growth_position_compares_the_places_of_a_new_block(root, tmp_path):
 @pytest.mark.slow
 def test_ablation_writes_its_table_with_every_run_and_repeats_none(root, tmp_path):
     command = [sys.executable, '-m', 'benchmarks.ablation', '--quick', '--out', str(tmp_path)]
-    command += ['--workdir', str(tmp_path / 'runs'), '--seeds', '0', '1']
+    command += ['--workdir', str(tmp_path / 'runs'), '--seeds', '0', '1', '--from-scratch']
     subprocess.run(command, cwd=root, check=True)
     told = json.loads((tmp_path / 'ablation.json').read_text())
     assert {row: [*runs] for row, runs in told['rows'].items()} == {
@@ -61,6 +61,7 @@ def test_ablation_writes_its_table_with_every_run_and_repeats_none(root, tmp_pat
     for run in told['rows']['broken'].values():
         assert run['guarded'] == 0
         assert run['lowest'] <= run['argmax']
+        assert 0 < run['scratch'] < 1
         assert len(run['curves']['phase']) == 4
     table = (tmp_path / 'ablation.md').read_text()
     assert re.search(r'^\| broken \| 2 \| [\d.]+ ± ', table, re.MULTILINE)
