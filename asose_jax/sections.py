@@ -121,7 +121,8 @@ def alarms(record: Record) -> list[str]:
         told = line.get('alarms')
         for alarm in told if isinstance(told, list) else ():
             found.setdefault(str(alarm), []).append(i + 1)
-    made = [f'{alarm} ({words.spans(at)})' for alarm, at in found.items()]
+    count = len(record.lines)
+    made = [f'{alarm} ({words.spans(at)} of {count})' for alarm, at in found.items()]
     halted = record.summary.get('halted')
     if isinstance(halted, dict):
         made.append(

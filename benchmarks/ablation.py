@@ -81,6 +81,7 @@ _CHOICES = {
     'growth': _GROWS,
     'growth_last': {**_GROWS, 'growth.where': 'last'},
 }
+_FLAT = {'arch.init_std': 1e-3}
 _UNIT_CHOICES = {
     **_CHOICES,
     'alpha_lr_3e-4': {'arch.lr': 3e-4},
@@ -102,6 +103,8 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'defaults_no_residual': (_DEFAULT, _CUT),
     **{name: (f'{_CRISIS}:{name}', {}) for name in _CURED},
     **{name: (_DEFAULT, changes) for name, changes in _CHOICES.items()},
+    'small_init': (_DEFAULT, _FLAT),
+    'flat': (_DEFAULT, {**_FLAT, **_CHOICES['no_bias']}),
     'reinmax': (
         _DEFAULT,
         {'search.estimator': 'reinmax', 'search.tau_start': 1.0, 'search.tau_floor': 1.0},
