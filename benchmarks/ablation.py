@@ -324,9 +324,7 @@ def main() -> None:
     parser.add_argument('--data-dir', help="of TFDS; default: TFDS's own")
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS), metavar='ROW')
     parser.add_argument('--seeds', nargs='+', type=int, default=[0, 1, 2])
-    parser.add_argument(
-        '--from-scratch', action='store_true', help='train what was found from scratch, too'
-    )
+    parser.add_argument('--from-scratch', action='store_true', help='train what was found, too')
     parser.set_defaults(out=measure.DOCS.parent / 'evidence')
     quick = {'rows': ['broken', 'defaults'], 'seeds': [0], 'workdir': _RUNS / 'quick'}
     options = measure.parse(parser, **quick)
