@@ -43,10 +43,11 @@ class Estimator(NamedTuple):
     least_tau: float = 0.0
     anchored: bool = False
 
-    def law(self, tau: float, noise: str) -> float | None:
+    def law(self, tau: float | None, noise: str) -> float | None:
         """The t of softmax(alpha / t), which drawn operations follow; `None` where none is drawn.
 
-        Of a soft draw, it is the operation with the largest weight that follows it.
+        Of a soft draw, it is the operation with the largest weight that follows it. `tau` may be
+        `None` where it changes nothing.
         """
         if not self.draws or not self.tempered:
             return None

@@ -184,7 +184,7 @@ def _record(setup, current, span, figures, metrics, sums):
     """One line of metrics. Warns of a collapse, and of a fall."""
     loss, valid_accuracy = session.means(sums)
     arch, totals, gates = devices.on_host((metrics['arch'], metrics['totals'], metrics['gates']))
-    law = _law(setup, current.spec, figures['step'] - 1)
+    law = _law(setup, current.spec, span, figures['tau'])
     current.told['train_flops'] += cost.training_flops(
         current.spec,
         setup.recipe(current.spec).weight_mode(span.phase),
@@ -228,12 +228,12 @@ def _record(setup, current, span, figures, metrics, sums):
     }
 
 
-def _law(setup, spec, step):
-    """The t of softmax(alpha / t), which the draws of `step` follow; `None` without draws."""
-    if not setup.plan.span_at(step).phase.searches:
+def _law(setup, spec, span, tau):
+    """The t of softmax(alpha / t), which draws follow; `None` without draws."""
+    if not span.phase.searches:
         return None
     settings = setup.model(spec).settings
-    return ESTIMATORS[settings.estimator].law(setup.plan.reported_tau(step), settings.noise)
+    return ESTIMATORS[settings.estimator].law(tau, settings.noise)
 
 
 def _grown(current):

@@ -58,15 +58,13 @@ def architecture_analysis(
     def share(names):
         return sum(name in names for name in used) / max(1, len(used))
 
-    entropies = [float(stats.entropy(row)) for row in rows]
-    drawn = [] if law is None else genotype.probabilities(spec, arch, law)
+    entropies = _entropies(rows)
+    drawn = None if law is None else _entropies(genotype.probabilities(spec, arch, law))
     pairs = [] if before is None else zip(chosen.to_json(), before, strict=True)
     return {
         'arch/entropy': float(np.mean(entropies)),
         'arch/entropies': entropies,
-        'arch/draw_entropy': float(np.mean([stats.entropy(row) for row in drawn]))
-        if drawn
-        else None,
+        'arch/draw_entropy': None if drawn is None else float(np.mean(drawn)),
         'arch/confidence': float(np.mean([row.max() for row in rows])),
         'arch/skip_fraction': share({'skip_connect'}),
         'arch/none_fraction': share({'none'}),
@@ -76,6 +74,10 @@ def architecture_analysis(
         'arch/changed': [i for i, (now, then) in enumerate(pairs) if now != then],
         'genotype': chosen.to_json(),
     }
+
+
+def _entropies(rows):
+    return [float(stats.entropy(row)) for row in rows]
 
 
 def rounded(gates: list[list[Any]]) -> list[list[float | None]]:

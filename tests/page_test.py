@@ -96,7 +96,7 @@ def test_page_says_what_the_run_came_to(runs):
     assert 'G1: a new block 2, after evaluation 23' in found.sections['growth']
     assert {'before: 3 blocks', 'after: 4 blocks'} <= set(found.sections['growth'].splitlines())
     assert 'collapse: 83 % of the genotype is skip_connect' in found.sections['alarms']
-    assert '(evaluations 8–9, 12 of ' in found.sections['alarms']
+    assert '(evaluations 8–9, 12 of 37)' in found.sections['alarms']
     assert 'block 1, branch 1' in found.sections['alpha']
     assert 'gate 0.75' in found.sections['network']
     assert '5 of 5' in found.sections['time']
