@@ -416,6 +416,21 @@ def test_draws_follow_the_law_of_the_preset(preset, law):
     assert session.model_of(get_config(preset), spec).settings.noise == law
 
 
+@pytest.mark.parametrize('seed', [3, 4, 5])
+def test_six_blocks_learn_in_warmup_with_any_seed(seed, tmp_path):
+    """Gradients not clipped push gates of these seeds to -0.7, and accuracy stays under 31 %."""
+    config = get_config('digits')
+    config.seed = seed
+    config.model.depth, config.model.reductions = 6, (1, 3)
+    config.model.primitives = ('skip_connect', 'max_pool_3x3')
+    config.warmup.epochs = 3
+    config.search.epochs = config.growth.epochs = config.optimize.epochs = 0
+    pipeline.run(config, tmp_path / 'run')
+    last = lines_of(tmp_path / 'run')[-1]
+    assert last['valid/accuracy'] > 0.33
+    assert min(gate for block in last['gates'] for gate in block) > -0.4
+
+
 @pytest.mark.slow
 def test_streamed_images_run_through(cifar_dir, tmp_path):
     summary = pipeline.run(tiny(**streamed(cifar_dir)), tmp_path / 'run')
