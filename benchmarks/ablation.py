@@ -6,7 +6,7 @@
 Each row is a config that the program itself runs, `--config=...` with a few fields; every seed of
 it is a run with a core, or a device, of its own. Finished runs are not repeated. Writes the table
 (ablation.md), the numbers of every run (ablation.json), and the picture of the fall (fall.png): of
-all that are in --workdir, and of those of this size that ablation.json told already. With
+all that are in --workdir, and of those with the same config that ablation.json told already. With
 --from-scratch, what each run has found is trained from scratch too, all alike.
 """
 
@@ -25,6 +25,7 @@ from typing import Any
 import ml_collections
 
 from asose_jax import chain, many, process, record, retrain
+from asose_jax import config as rules
 from benchmarks import measure
 from configs import crisis, search
 
@@ -222,10 +223,36 @@ def finished(
     return found
 
 
+def fields_of(row: str, size: dict[str, Any]) -> dict[str, Any]:
+    """Every field of the row's config, as JSON has it, but for the place of the data."""
+    fields = rules.flatten(config_of(row, size))
+    return json.loads(json.dumps({name: v for name, v in fields.items() if name != 'data.dir'}))
+
+
+def differing(size: dict[str, Any]) -> dict[str, Any]:
+    """The fields of the row `defaults`, and by row those in which others differ from it."""
+    defaults = fields_of('defaults', size)
+    rows = {row: fields_of(row, size) for row in ROWS}
+    others = {
+        row: {name: value for name, value in fields.items() if value != defaults[name]}
+        for row, fields in rows.items()
+    }
+    return {'defaults': defaults, 'fields': others}
+
+
 def earlier(path: pathlib.Path, size: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """What an ablation.json tells of runs of this size."""
-    told = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    return told['rows'] if told.get('size') == json.loads(json.dumps(size)) else {}
+    """What an ablation.json tells of runs whose configs are those of today.
+
+    A row counts if all fields that were known then, and are still known, are what they were.
+    """
+    if not path.exists():
+        return {}
+    told, found = json.loads(path.read_text(encoding='utf-8')), {}
+    for row in told['rows'].keys() & ROWS.keys():
+        then, now = told['defaults'] | told['fields'][row], fields_of(row, size)
+        if all(then[name] == now[name] for name in then.keys() & now.keys()):
+            found[row] = told['rows'][row]
+    return found
 
 
 def table(found: dict[str, dict[str, dict[str, Any]]], size: dict[str, Any]) -> str:
@@ -343,7 +370,7 @@ def main() -> None:
     for jobs in (searches, trainings) if options.from_scratch else (searches,):
         many.run_all(jobs, many.places(), options.workdir)
     found = finished(options.workdir, earlier(options.out / 'ablation.json', size))
-    measure.write(options, 'ablation', {'size': size, 'rows': found})
+    measure.write(options, 'ablation', {**differing(size), 'rows': found})
     text = table(found, size)
     (options.out / 'ablation.md').write_text(text, encoding='utf-8')
     print(text)

@@ -33,6 +33,19 @@ def test_no_place_of_the_machine_is_told(monkeypatch):
     assert command.endswith('--out DIR --repeats 2 --workdir=DIR --data-dir DIR')
 
 
+def test_the_table_takes_over_runs_with_the_configs_of_today_only(tmp_path):
+    file, runs = tmp_path / 'ablation.json', {'0': {'test': 0.5}}
+    told = {**ablation.differing(ablation.SIZE), 'rows': {'defaults': runs, 'seed': runs}}
+    file.write_text(json.dumps(told))
+    assert ablation.earlier(file, ablation.SIZE) == told['rows']
+    assert ablation.earlier(file, ablation.SIZE | {'batch_size': 32}) == {}
+    told['defaults']['weights.clip'] = 1.0  # of the row `seed` it is its own, and another
+    del told['defaults']['data.cutout']  # was not there yet
+    told['defaults']['data.noise'] = 0.1  # is not there any more
+    file.write_text(json.dumps(told))
+    assert ablation.earlier(file, ablation.SIZE) == {'seed': runs}
+
+
 @pytest.mark.slow
 def test_growth_position_compares_the_places_of_a_new_block(root, tmp_path):
     small = {'model.channels': 4, 'model.depth': 2, 'model.reductions': (1,)}
