@@ -3,6 +3,7 @@
 Each search space has a description of its own, a child of `NetSpec`; see `spaces`.
 """
 
+import abc
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,7 @@ class Place(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class NetSpec:
+class NetSpec(abc.ABC):
     """Everything that fixes the shapes of a network's arrays.
 
     Attributes:
@@ -52,26 +53,26 @@ class NetSpec:
     num_classes: int
     partial: int = dataclasses.field(default=1, kw_only=True)
 
+    @abc.abstractmethod
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
         """The candidates of every row of alpha, by group and member."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def with_groups(self, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> Self:
         """The same network with other candidates."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def alpha_path(self, group: int, member: int) -> tuple[str, ...]:
         """Where the row is in `arch`."""
-        raise NotImplementedError
 
     def edge_path(self, group: int) -> tuple[str, ...] | None:
         """Where the group has a logit for each of its edges in `arch`, if edges have weights."""
         del group
         return None
 
+    @abc.abstractmethod
     def places(self, group: int, member: int) -> list[Place]:
         """The mixed operations that the row decides on."""
-        raise NotImplementedError
 
     def choose(self, rows: Sequence[Any], edges: Sequence[Any] | None = None) -> list[Any]:
         """The number of the candidate that each row chooses when the network is derived.

@@ -209,7 +209,7 @@ def _devices():
 
 def run_all(
     jobs: list[Job],
-    places: list[Place],
+    machine: list[Place],
     directory: pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> None:
@@ -217,7 +217,7 @@ def run_all(
 
     Args:
       jobs: in this order, as places become free.
-      places: see `places`.
+      machine: its parts, see `places`.
       directory: of all runs, each in a directory called like it.
       console: where a progress bar may be drawn.
 
@@ -228,7 +228,7 @@ def run_all(
         j for j in jobs if not (directory / j.name / 'summary.json').exists()
     )
     running: dict[int, tuple[Place, Job, Any]] = {}
-    free = list(places)
+    free = list(machine)
     with _shown(jobs, waiting, running, directory, console) as show:
         try:
             while waiting or running:
