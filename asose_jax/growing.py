@@ -108,9 +108,9 @@ def _key(setup, step):
 
 
 def _fresh(setup, step):
-    """Weights and alpha of what is new. Its residual is there already: no need to lean to skip."""
-    bias, key = setup.config.growth.skip_bias, _key(setup, step)
-    return lambda spec: state.init_state(setup.model(spec, skip_bias=bias), setup.tx, key)
+    """Weights and alpha of what is new. Its residual is there already: a skip would add nothing."""
+    start, key = setup.config.growth, _key(setup, step)
+    return lambda spec: state.init_state(setup.model(spec, start), setup.tx, key)
 
 
 def _decide(setup, current, step, due):

@@ -172,6 +172,7 @@ RULES: dict[str, Rule] = {
     'growth.patience': _integers(1),
     'growth.last_epochs': _integers(1),
     'growth.lead_epochs': _integers(0),
+    'growth.none_bias': _FINITE,
     'growth.skip_bias': _FINITE,
     'growth.score_batches': _integers(1),
     'growth.width_factor': Rule(

@@ -49,14 +49,16 @@ def key_for(seed: int, use: int) -> jax.Array:
 
 
 def model_of(
-    config: ml_collections.ConfigDict, spec: genotype.NetSpec, skip_bias: float | None = None
+    config: ml_collections.ConfigDict,
+    spec: genotype.NetSpec,
+    start: ml_collections.ConfigDict | None = None,
 ) -> SuperNet:
     """The network as a run with this config trains it; see `Setup.model`."""
-    c = config
+    c, start = config, config.arch if start is None else start
     settings = SearchSettings(
         init_std=c.arch.init_std,
-        none_bias=c.arch.none_bias,
-        skip_bias=c.arch.skip_bias if skip_bias is None else skip_bias,
+        none_bias=start.none_bias,
+        skip_bias=start.skip_bias,
         estimator=c.search.estimator,
         noise=c.search.noise or 'temperature',  # no matter where an estimator has none
         thresholds=gumbel.Thresholds(*c.search.thresholds),
@@ -90,9 +92,11 @@ class Setup:
         """The run's key for one of its uses."""
         return key_for(self.config.seed, use)
 
-    def model(self, spec: genotype.NetSpec, skip_bias: float | None = None) -> SuperNet:
-        """The network; `skip_bias`, if given, is where alpha of `skip_connect` starts."""
-        return model_of(self.config, spec, skip_bias)
+    def model(
+        self, spec: genotype.NetSpec, start: ml_collections.ConfigDict | None = None
+    ) -> SuperNet:
+        """The network; `start` has alpha's biases at its start, if not `config.arch`."""
+        return model_of(self.config, spec, start)
 
     def recipe(self, spec: genotype.NetSpec) -> steps.Recipe:
         d, a = self.config.data, self.config.arch

@@ -68,26 +68,10 @@ _DEFAULT, _SEED = 'configs/search.py:cifar10', 'configs/search.py:seed'
 _CRISIS = 'configs/crisis.py'
 _GROWS = {'search.epochs': 6, 'growth.epochs': 4, 'growth.threshold': 1.0, 'growth.patience': 1}
 _GROWS |= {'growth.last_epochs': 2, 'growth.lead_epochs': 0}
-_CUT, _UNIT = {'model.residual': False}, {'search.noise': 'unit'}
+_CUT = {'model.residual': False}
 _CURED = [f'{how}_{cure}' for how in ('only', 'without') for cure in crisis.CURES]
 _MIXED = {'search.estimator': 'gumbel'}
-_CHOICES = {
-    'anneal_every_1': {'search.anneal_every': 1},
-    'alpha_on_train': {'search.arch_data': 'train'},
-    'warmup_uniform': {'warmup.operations': 'uniform'},
-    'no_bias': {'arch.none_bias': 0.0, 'arch.skip_bias': 0.0},
-    'draws_4': {'arch.samples': 4},
-    'mixture': _MIXED,
-    'mixture_whole': {**_MIXED, 'search.thresholds': (1.0, 1.0, 0.0, 0.0, 0.0)},
-    'growth': _GROWS,
-    'growth_last': {**_GROWS, 'growth.where': 'last'},
-}
-_FLAT = {'arch.init_std': 1e-3}
-_UNIT_CHOICES = {
-    **_CHOICES,
-    'alpha_lr_3e-4': {'arch.lr': 3e-4},
-    'gdas': {'search.estimator': 'gdas'},
-}
+_BIASED = {'arch.none_bias': -2.0, 'arch.skip_bias': 1.0}
 
 # Config, and what is changed in it.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,16 +87,18 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'seed_no_residual_warmup_uniform': (_SEED, {**_CUT, 'warmup.operations': 'uniform'}),
     'defaults_no_residual': (_DEFAULT, _CUT),
     **{name: (f'{_CRISIS}:{name}', {}) for name in _CURED},
-    **{name: (_DEFAULT, changes) for name, changes in _CHOICES.items()},
-    'small_init': (_DEFAULT, _FLAT),
-    'flat': (_DEFAULT, {**_FLAT, **_CHOICES['no_bias']}),
-    'reinmax': (
-        _DEFAULT,
-        {'search.estimator': 'reinmax', 'search.tau_start': 1.0, 'search.tau_floor': 1.0},
-    ),
-    'unit': (_DEFAULT, _UNIT),
-    'unit_no_residual': (_DEFAULT, {**_UNIT, **_CUT}),
-    **{f'unit_{name}': (_DEFAULT, {**_UNIT, **changes}) for name, changes in _UNIT_CHOICES.items()},
+    'no_clip': (_DEFAULT, {'weights.clip': None}),
+    'biased': (_DEFAULT, _BIASED),
+    'noisy_biased': (_DEFAULT, {**_BIASED, 'arch.init_std': 0.5}),
+    'unit': (_DEFAULT, {'search.noise': 'unit'}),
+    'anneal_every_1': (_DEFAULT, {'search.anneal_every': 1}),
+    'alpha_on_train': (_DEFAULT, {'search.arch_data': 'train'}),
+    'warmup_uniform': (_DEFAULT, {'warmup.operations': 'uniform'}),
+    'draws_4': (_DEFAULT, {'arch.samples': 4}),
+    'mixture': (_DEFAULT, _MIXED),
+    'mixture_whole': (_DEFAULT, {**_MIXED, 'search.thresholds': (1.0, 1.0, 0.0, 0.0, 0.0)}),
+    'growth': (_DEFAULT, _GROWS),
+    'growth_last': (_DEFAULT, {**_GROWS, 'growth.where': 'last'}),
 }
 
 # The rows in the picture: without residuals and with; alpha at rest in the first two columns.

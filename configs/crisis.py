@@ -22,7 +22,11 @@ CURES = {
     'transition': {'search.transition_noise': 0.0},
     'turns': {'search.turns': 'together', 'search.turn_period': 2},
     'guard': {'guard.alpha': False},
-    'bias': {'arch.none_bias': 0.0, 'arch.skip_bias': 0.0, 'growth.skip_bias': 0.0},
+    'bias': {
+        f'{group}.{operation}_bias': 0.0
+        for group in ('arch', 'growth')
+        for operation in ('none', 'skip')
+    },
 }
 ALL = frozenset(CURES)
 NAMES = {

@@ -78,9 +78,9 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     weights.clip = 5.0  # largest norm of the gradient, without which warmup may fail; None: any
 
     config.arch = arch = ml_collections.ConfigDict()  # alpha: its start, and Adam
-    arch.init_std = 0.5  # of the normal noise that alpha starts from
-    arch.none_bias = -2.0  # alpha of none at the start
-    arch.skip_bias = 1.0  # alpha of skip_connect at the start
+    arch.init_std = 1e-3  # of the normal noise that alpha starts from
+    arch.none_bias = 0.0  # alpha of none at the start
+    arch.skip_bias = 0.0  # alpha of skip_connect at the start
     arch.lr = config_dict.placeholder(float)  # at the start of one cosine; default: from the travel
     arch.lr_end = 1e-5  # at the end of the cosine
     arch.travel = 4.0  # sum of the learning rates of the run: how far Adam can move a logit
@@ -132,7 +132,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     growth.patience = 5  # ... and after so many evaluations without better ones, the network grows
     growth.last_epochs = 5  # of the phase, for which a grown network must be left to train
     growth.lead_epochs = 1  # the old network trains on while the compiler is at the new one
-    growth.skip_bias = -2.0  # alpha of skip_connect in a new mixed operation
+    growth.none_bias = -2.0  # alpha of none in a new mixed operation
+    growth.skip_bias = -2.0  # alpha of skip_connect in it
     growth.score_batches = 4  # of up to 128 validation images, for the scores
     growth.width_factor = 1.5  # channels of a wider stage, rounded to a multiple of 8
     growth.max_depth = 12  # blocks
@@ -227,8 +228,6 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     if preset in ('nasbench201', 'nasbench201_small', 'darts'):
         model.channels = 16
-        config.arch.init_std = 1e-3  # as their authors start: no operation is preferred
-        config.arch.none_bias = config.arch.skip_bias = 0.0
         search.noise = 'unit'  # as docs/chance.md has them
         growth.epochs = 0  # their cells are what they are
         growth.kinds = ()
@@ -290,11 +289,13 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     if preset == 'seed':  # to the letter: what the defaults settle otherwise, as it was first said
         weights.clip = None
+        config.arch.init_std = 0.5
+        config.arch.none_bias = growth.none_bias = -2.0
+        config.arch.skip_bias = growth.skip_bias = 1.0
         config.arch.lr = 3e-4
         search.arch_data = 'train'
         search.noise = 'unit'
         search.anneal_every = 1
         growth.where = 'last'
-        growth.skip_bias = config.arch.skip_bias
         growth.lead_epochs = 0
     return config

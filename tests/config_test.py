@@ -85,6 +85,7 @@ BAD = {
     'growth.patience': [0],
     'growth.last_epochs': [0],
     'growth.lead_epochs': [-1],
+    'growth.none_bias': [float('nan')],
     'growth.skip_bias': [float('nan')],
     'growth.score_batches': [0],
     'growth.width_factor': [1.0],

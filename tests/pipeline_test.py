@@ -416,6 +416,16 @@ def test_draws_follow_the_law_of_the_preset(preset, law):
     assert session.model_of(get_config(preset), spec).settings.noise == law
 
 
+def test_new_mixed_operations_lean_against_what_a_residual_does_already():
+    candidates = ('none', 'skip_connect', 'max_pool_3x3')
+    spec = chain.build((8, 8, 1), 2, channels=4, depth=1, reductions=(), max_channels=4)
+    for preset, skip in (('cifar10', -2.0), ('seed', 1.0)):
+        config = get_config(preset)
+        settings = session.model_of(config, spec, config.growth).settings
+        alpha = settings.initial_alpha(jax.random.key(0), candidates)
+        assert alpha[:2].tolist() == [-2.0, skip]
+
+
 @pytest.mark.parametrize('seed', [3, 4, 5])
 def test_six_blocks_learn_in_warmup_with_any_seed(seed, tmp_path):
     """Gradients not clipped push gates of these seeds to -0.7, and accuracy stays under 31 %."""
