@@ -218,10 +218,9 @@ def fields_of(row: str, size: dict[str, Any]) -> dict[str, Any]:
 def differing(size: dict[str, Any]) -> dict[str, Any]:
     """The fields of the row `defaults`, and by row those in which others differ from it."""
     defaults = fields_of('defaults', size)
-    rows = {row: fields_of(row, size) for row in ROWS}
     others = {
-        row: {name: value for name, value in fields.items() if value != defaults[name]}
-        for row, fields in rows.items()
+        row: {name: v for name, v in fields_of(row, size).items() if v != defaults[name]}
+        for row in ROWS
     }
     return {'defaults': defaults, 'fields': others}
 
