@@ -36,6 +36,14 @@ def _programs_do_not_pile_up():
     jax.clear_caches()
 
 
+@pytest.fixture(autouse=True)
+def _programs_of_slow_tests_go_at_once(request):
+    """One such test may map 11,000 times; what the next one needs is in the cache on disk."""
+    yield
+    if request.node.get_closest_marker('slow'):
+        jax.clear_caches()
+
+
 @pytest.fixture(scope='session')
 def root() -> pathlib.Path:
     """The project's directory."""
