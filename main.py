@@ -100,9 +100,7 @@ def _handler(console: rich.console.Console) -> logging.Handler:
         return rich.logging.RichHandler(
             console=console, show_path=False, show_level=False, log_time_format='%H:%M:%S'
         )
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-    return handler
+    return process.plain_handler()
 
 
 def _parse(argv: list[str]) -> list[str]:

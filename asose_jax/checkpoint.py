@@ -221,6 +221,8 @@ class Checkpoints:
     def _reading(self, step, item):
         try:
             yield
+        except jax.errors.JaxRuntimeError:  # a device without room, or a host that is lost
+            raise
         except Exception as error:
             file = self.directory / str(step) / item
             raise DamagedError(f'checkpoint {file} cannot be read: {_first_line(error)}') from error
@@ -274,10 +276,10 @@ def locate(path: str) -> tuple[pathlib.Path, int | None]:
       UserError: there are no checkpoints.
     """
     given = pathlib.Path(os.path.expanduser(path))
-    if given.name.isdigit() and given.is_dir():
-        return given.parent, int(given.name)
     if (given / 'checkpoints').is_dir():
         return given / 'checkpoints', None
+    if given.name.isdigit() and given.is_dir():
+        return given.parent, int(given.name)
     raise UserError(
         f'init_from={path!r}: no checkpoints there. Name the workdir of another run, or one '
         'checkpoint of it: WORKDIR/checkpoints/STEP.'

@@ -197,10 +197,10 @@ def _contradictions(config, flat, devices):
             "compares scores, which needs 'score'"
         )
     second = config['optimize']['second_head']
-    if second and not (config['network'] or config['genotype']):
+    if second and not (config['network'] or config['genotype'] or config['init_from']):
         wrong.append(
             f'optimize.second_head={second}: only networks that are trained from scratch have one; '
-            'set network or genotype, or use --mode=retrain'
+            'set network or genotype, or use --mode=retrain; init_from goes on with such a network'
         )
     for field in ('random_cells', 'plain_cells'):
         if config[field] and not config['seeds']:
@@ -216,6 +216,8 @@ def _contradictions(config, flat, devices):
     unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
     if unknown:
         wrong.append(f'plain_cells: {", ".join(unknown)} is not in model.primitives')
+    if 'none' in config['plain_cells'] and model['space'] == 'darts':
+        wrong.append("plain_cells: 'none' is what cells of the space 'darts' never choose")
     phases = ('warmup', 'search', 'growth', 'optimize')
     begins = [field for field in ('network', 'genotype', 'init_from') if config[field] is not None]
     if len(begins) > 1:

@@ -110,11 +110,14 @@ def _split(size, labels, valid_fraction, seed):
     held_out = round(size * valid_fraction)
     classes = 1 if labels is None else len(np.unique(labels))
     if held_out < classes or size - held_out < classes:
+        filled = [share for share in (0.2, 0.5) if round(size * share) >= classes]
+        advice = 'There are too few images.'
+        if filled:
+            advice = f'Choose a fraction that leaves both parts filled, e.g. {filled[0]}.'
         raise UserError(
             f'data.valid_fraction={valid_fraction} splits {size} training images into '
             f'{size - held_out} for train and {held_out} for valid, but each part needs at least '
-            f'{classes}. Choose a fraction that leaves both parts filled, e.g. '
-            f'{0.2 if 0.2 * size >= classes else 0.5}.'
+            f'{classes}. {advice}'
         )
     if labels is not None and 1 in np.bincount(labels):
         raise UserError(
@@ -124,7 +127,21 @@ def _split(size, labels, valid_fraction, seed):
     parts = model_selection.train_test_split(
         np.arange(size), test_size=held_out, stratify=labels, random_state=seed
     )
+    if labels is not None:
+        parts = _every_class_in_both(*parts, labels)
     return [np.sort(part).astype(np.int32) for part in parts]
+
+
+def _every_class_in_both(train, valid, labels):
+    """One image of each class that one of the parts lacks, since it is small, moves there."""
+
+    def missing(part, other):
+        absent = np.setdiff1d(labels[other], labels[part])
+        return np.array([other[labels[other] == label][0] for label in absent], other.dtype)
+
+    to_valid, to_train = missing(valid, train), missing(train, valid)
+    train, valid = np.setdiff1d(train, to_valid), np.setdiff1d(valid, to_train)
+    return np.append(train, to_train), np.append(valid, to_valid)
 
 
 def _statistics(learn, train):

@@ -89,7 +89,12 @@ def softmax(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
 def dirichlet(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
     """Operations are mixed by a draw of Dirichlet(elu(alpha) + 1) (arXiv:2006.10355, sec. 3)."""
     del tau, noise
-    return jax.random.dirichlet(key, jax.nn.elu(logits) + 1)
+    return jax.random.dirichlet(key, _concentration(logits))
+
+
+def _concentration(logits):
+    """elu(alpha) + 1, below -10 as there: float32 rounds it to 0 soon, which has NaN gradients."""
+    return jax.nn.elu(jnp.maximum(logits, -10.0)) + 1
 
 
 def anchor_distance(logits: Array) -> Array:
@@ -102,7 +107,7 @@ def anchor_distance(logits: Array) -> Array:
     mixtures are equally likely; far above it all draws are alike, far below nearly one-hot. A row
     that is not finite, which `gumbel.guarded_weights` takes out of the draw, counts as 0.
     """
-    beta = jax.nn.elu(jnp.where(jnp.isfinite(logits).all(), logits, 0.0)) + 1
+    beta = _concentration(jnp.where(jnp.isfinite(logits).all(), logits, 0.0))
     total = beta.sum()
     slopes = digamma(beta) - digamma(total)
     return (

@@ -5,7 +5,6 @@ device, or one core of a CPU, for itself. So each can be stopped and goes on lik
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import copy
 import dataclasses
@@ -36,7 +35,6 @@ from asose_jax.page import Page
 logger = logging.getLogger('asose_jax')
 
 _LOOK_SECONDS = 2.0  # between looks at what the runs have come to
-_SPAWN = multiprocessing.get_context('spawn')
 _RANDOM = 77  # tells this use of the seed apart
 
 
@@ -46,14 +44,6 @@ class Job:
 
     name: str
     config: ml_collections.ConfigDict
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """What one process has for itself: environment variables, or a core of the CPU."""
-
-    environment: dict[str, str]
-    core: int | None = None
 
 
 def search(
@@ -100,6 +90,11 @@ def run(
       UserError: something the user can put right.
       Stopped: after SIGTERM or Ctrl-C; all runs are saved.
     """
+    if jax.process_count() > 1:
+        raise UserError(
+            f'seeds={tuple(config.seeds)}: several searches share the devices of one machine; '
+            f'these are {jax.process_count()} hosts. Start it on one of them, without --multihost.'
+        )
     directory, flat = pathlib.Path(directory).expanduser(), rules.flatten(config)
     single = copy.deepcopy(config)
     single.seeds, single.random_cells, single.plain_cells = (), 0, ()
@@ -111,7 +106,7 @@ def run(
     with interrupt.Interrupt(), workdir.claimed(directory):
         rules.require_same(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
         workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
-        machine = places()
+        machine = process.places()
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
         begun(searches, machine)
         found, random, plain = [], [], {}
@@ -142,7 +137,7 @@ def _with(config, **fields):
 
 
 def _retrained(config, source, **fields):
-    return retrain.config_of(_with(config, genotype=str(source), **fields))
+    return retrain.config_of(_with(config, init_from=None, genotype=str(source), **fields))
 
 
 def _found(config, directory, seed):
@@ -151,7 +146,9 @@ def _found(config, directory, seed):
 
 def _random(config, directory, seeds, number):
     """A cell drawn uniformly, in the network that one of the searches ended with."""
-    seed = seeds[number % len(seeds)]
+    seed, begun = seeds[number % len(seeds)], directory / f'random/{number}' / 'config.json'
+    if begun.exists():  # there may have been fewer seeds then
+        seed = json.loads(begun.read_text(encoding='utf-8'))['seed']
     supernet = _supernet(config, directory, seed)
     chosen = genotype.random(supernet, np.random.default_rng([_RANDOM, config.seed, number]))
     return _control(config, directory, f'random/{number}', supernet, chosen, seed)
@@ -182,34 +179,9 @@ def _control(config, directory, name, supernet, chosen, seed):
 # --- Processes
 
 
-def places() -> list[Place]:
-    """One for each device of this machine. A process of its own looks, since looking claims them.
-
-    On a CPU, each run has a core. Searches are not vmapped: a switch under vmap computes all of its
-    branches, and two seeds took six times as long as one after another (nasbench201_small).
-    """
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=_SPAWN) as pool:
-        platform, chips = pool.submit(_devices).result()
-    if platform == 'cpu':
-        return [Place({}, core) for core in sorted(os.sched_getaffinity(0))]
-    if platform == 'tpu':
-        alone = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
-        return [Place({**alone, 'TPU_VISIBLE_CHIPS': str(chip)}) for chip in range(chips)]
-    known = os.environ.get('CUDA_VISIBLE_DEVICES')
-    numbers = known.split(',') if known else [str(chip) for chip in range(chips)]
-    return [Place({'CUDA_VISIBLE_DEVICES': number}) for number in numbers]
-
-
-def _devices():
-    """The platform, and how many chips of it there are; a chip may count as two devices."""
-    found = jax.local_devices()
-    chips = {tuple(getattr(device, 'coords', (device.id,))) for device in found}
-    return found[0].platform, len(chips)
-
-
 def run_all(
     jobs: list[Job],
-    machine: list[Place],
+    machine: list[process.Place],
     directory: pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> None:
@@ -217,7 +189,7 @@ def run_all(
 
     Args:
       jobs: in this order, as places become free.
-      machine: its parts, see `places`.
+      machine: its parts, see `process.places`.
       directory: of all runs, each in a directory called like it.
       console: where a progress bar may be drawn.
 
@@ -227,7 +199,7 @@ def run_all(
     waiting = collections.deque(
         j for j in jobs if not (directory / j.name / 'summary.json').exists()
     )
-    running: dict[int, tuple[Place, Job, Any]] = {}
+    running: dict[int, tuple[process.Place, Job, Any]] = {}
     free = list(machine)
     with _shown(jobs, waiting, running, directory, console) as show:
         try:
@@ -235,7 +207,9 @@ def run_all(
                 while waiting and free:
                     place, job = free.pop(0), waiting.popleft()
                     (directory / job.name).mkdir(parents=True, exist_ok=True)
-                    child = _SPAWN.Process(target=_work, args=(job, directory / job.name, place))
+                    child = process.SPAWN.Process(
+                        target=_work, args=(job, directory / job.name, place)
+                    )
                     child.start()
                     running[child.sentinel] = (place, job, child)
                 for sentinel in multiprocessing.connection.wait(list(running), _LOOK_SECONDS):
@@ -289,7 +263,7 @@ def _shown(jobs, waiting, running, directory, console) -> Iterator[Callable[[], 
         yield show
 
 
-def _work(job: Job, directory: pathlib.Path, place: Place) -> None:
+def _work(job: Job, directory: pathlib.Path, place: process.Place) -> None:
     """One run, in a process of its own."""
     os.setsid()  # Ctrl-C reaches the process that started this one, which asks it to stop
     os.environ.update(place.environment)
@@ -300,9 +274,7 @@ def _work(job: Job, directory: pathlib.Path, place: Place) -> None:
     log = open(directory / 'log.txt', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
-    handler = logging.StreamHandler(log)
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-    child_logger = process.prepare(handler, cache)
+    child_logger = process.prepare(process.plain_handler(log), cache)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         pipeline.run(job.config, directory, rich.console.Console(file=log))

@@ -113,7 +113,8 @@ class Plan:
     def tau(self, step):
         """Temperature at `step` of a search span (spec section 3)."""
         numerator, denominator = self.temperature.decays_per_update
-        decays = self.alpha_updates(step) * numerator // denominator
+        rounds, rest = divmod(self.alpha_updates(step), denominator)  # whose products fit in int32
+        decays = rounds * numerator + rest * numerator // denominator
         t = self.temperature
         return gumbel.anneal_tau(decays, t.start, t.rate, t.floor)
 
@@ -189,7 +190,7 @@ def make_plan(
       tau_rate: factor of one decay.
       tau_floor: lowest temperature.
       anneal_every: alpha updates per decay; `None` spreads the decays that lead from start to floor
-        over the search phase.
+        over the search phase, or over growth if there is no search.
       freeze_epochs: of search, its first ones, in which all steps move the weights.
       together: steps of alpha move the weights as well.
 
@@ -212,15 +213,18 @@ def make_plan(
     if tau_start > tau_floor:
         needed = math.ceil(math.log(tau_floor / tau_start) / math.log(tau_rate))
     pace = (1, anneal_every or 1)
-    if anneal_every is None:
-        updates = sum(
-            math.ceil((s.stop - s.start - frozen) / turn_period)
-            for s in spans
-            if s.phase is Phase.SEARCH
-        )
-        pace = (needed, updates) if updates else (1, 1)
+    searching = [span for span in spans if span.phase.searches]
+    if anneal_every is None and searching:
+        first = searching[0]
+        pace = _pace(needed, math.ceil((first.stop - first.start - frozen) / turn_period))
     temperature = Temperature(tau_start, tau_rate, tau_floor, pace)
     return Plan(tuple(spans), turn_period, temperature, frozen, together)
+
+
+def _pace(decays, updates):
+    """`decays / updates` as two integers whose product fits in int32; rather faster than slower."""
+    halvings = max(0, math.ceil(((decays * updates).bit_length() - 30) / 2))
+    return -(-decays >> halvings), max(1, updates >> halvings)
 
 
 def _clip(value, high):

@@ -148,7 +148,7 @@ RULES: dict[str, Rule] = {
     'search.second_order': _BOOL,
     'search.noise': _optional(_one_of('unit', 'temperature')),
     'search.tau_start': _POSITIVE,
-    'search.tau_rate': _INSIDE,
+    'search.tau_rate': _between(0, 0.9999),
     'search.tau_floor': _POSITIVE,
     'search.anneal_every': _optional(_integers(1)),
     'search.transition_noise': _NOT_NEGATIVE,

@@ -13,7 +13,7 @@ import optax
 from asose_jax import chain, checkpoint, devices, genotype, ops, spaces, state
 from asose_jax.data import Data
 from asose_jax.errors import UserError
-from asose_jax.model import Mode
+from asose_jax.model import SECOND_HEAD, Mode
 from asose_jax.phases import Phase, Plan
 from asose_jax.session import INIT, Current, Setup, model_of
 
@@ -94,10 +94,11 @@ def _require_same_weights(spec, arrays, config):
         for names in (arrays, checkpoint.names(like))
     )
     if theirs != ours:
-        verb = 'has' if theirs - ours else 'has not'
+        verb, name = 'has' if theirs - ours else 'has not', min(theirs ^ ours)
+        field = 'optimize.second_head' if SECOND_HEAD in name else 'search.auxiliary_skip'
         raise UserError(
-            f'init_from={config.init_from!r} {verb} the weights {min(theirs ^ ours)}, unlike this '
-            'run: set search.auxiliary_skip to what it was there'
+            f'init_from={config.init_from!r} {verb} the weights {name}, unlike this run: set '
+            f'{field} to what it was there'
         )
 
 
@@ -215,7 +216,7 @@ def begin(setup: Setup, origin: Origin) -> Current:
                 old = checkpoints.restore(origin.step, _abstract_state(setup, origin.spec))
             except checkpoint.DamagedError as error:
                 raise UserError(f'init_from={setup.config.init_from!r}: {error}') from error
-        start = state.restart(old, setup.tx)
+        start = state.restart(old)
         logger.info(
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )

@@ -167,18 +167,23 @@ def derive_state(
     return jax.tree.map(lambda new, old: old if old.shape == new.shape else new, fresh, derived)
 
 
-def restart(old: SearchState, tx: optax.GradientTransformation) -> SearchState:
-    """`old` as the start of another run: what was learned stays, what was counted starts at 0.
+def restart(old: SearchState) -> SearchState:
+    """`old` as the start of another run: what was learned stays, the schedules start at 0.
 
-    Weights, alpha, BatchNorm statistics, momentum and Adam's moments are those of `old`; the step,
-    the schedules, Adam's bias correction and the totals begin anew.
+    Weights, alpha, BatchNorm statistics, momentum and all of Adam's state are those of `old` (its
+    moments are sums that its count corrects: without it, alpha would hardly move at first); the
+    step, the learning rates' place in their cosines and the totals begin anew.
     """
-    moments = optax.tree.map_params(
-        tx, lambda moment: moment, old.opt_state, transform_non_params=jnp.zeros_like
-    )
+
+    def anew(node):
+        return node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node
+
+    def is_schedule(node):
+        return isinstance(node, optax.ScaleByScheduleState)
+
     return old.replace(
         step=jnp.int32(0),
-        opt_state=moments,
+        opt_state=jax.tree.map(anew, old.opt_state, is_leaf=is_schedule),
         totals=Totals.zeros(),
         streak=jnp.int32(0),
         longest_streak=jnp.int32(0),

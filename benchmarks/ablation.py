@@ -353,7 +353,7 @@ def main() -> None:
             config.genotype = str(options.workdir / row / f'seed_{seed}')
             trainings.append(many.Job(f'{row}/scratch_{seed}', retrain.config_of(config)))
     for jobs in (searches, trainings) if options.from_scratch else (searches,):
-        many.run_all(jobs, many.places(), options.workdir)
+        many.run_all(jobs, process.places(), options.workdir)
     found = finished(options.workdir, earlier(options.out / 'ablation.json', size))
     measure.write(options, 'ablation', {**differing(size), 'rows': found})
     text = table(found, size)

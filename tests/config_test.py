@@ -187,6 +187,13 @@ def test_missing_field_is_named():
         ),
         ({'data.name': 'folder'}, r"data.dir=None: data.name='folder' needs the folder"),
         ({'data.test_fraction': 0.1}, r"data.test_fraction=0.1: is of folders .* 'digits' has its"),
+        (
+            {
+                **{'model.space': 'darts', 'model.primitives': ('none', 'skip_connect')},
+                **{'growth.epochs': 0, 'seeds': (0,), 'plain_cells': ('none',)},
+            },
+            r"plain_cells: 'none' is what cells of the space 'darts' never choose",
+        ),
         ({'network': 'a', 'init_from': 'b'}, r'network, init_from: set one of them'),
         ({'model.space': 'nasbench201'}, r"networks of the space 'nasbench201' do not grow"),
         (

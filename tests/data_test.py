@@ -213,6 +213,26 @@ def test_examples_that_are_no_images_are_an_error(tmp_path, monkeypatch, shape, 
         data.load('set', seed=0, valid_fraction=0.2, data_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize('fraction', [0.1, 0.2, 0.8])
+def test_a_class_of_two_images_has_one_in_either_part(monkeypatch, fraction):
+    labels = np.repeat(np.arange(3, dtype=np.int32), (200, 200, 2))
+    learn = images.ImageSet.of_arrays(np.zeros((402, 4, 4, 1), np.uint8), labels)
+    monkeypatch.setattr(data, '_digits', lambda _: (learn, learn, ('a', 'b', 'c')))
+    for seed in range(3):
+        found = _digits(valid_fraction=fraction, seed=seed)
+        assert (labels[found.train] == 2).sum() == (labels[found.valid] == 2).sum() == 1
+        both = np.concatenate([found.train, found.valid])
+        np.testing.assert_array_equal(np.sort(both), np.arange(402))
+
+
+def test_too_few_images_for_the_classes_are_an_error(monkeypatch):
+    labels = np.arange(12, dtype=np.int32) % 10
+    learn = images.ImageSet.of_arrays(np.zeros((12, 4, 4, 1), np.uint8), labels)
+    monkeypatch.setattr(data, '_digits', lambda _: (learn, learn, tuple('abcdefghij')))
+    with pytest.raises(UserError, match=r'needs at least 10\. There are too few images'):
+        _digits()
+
+
 @pytest.mark.parametrize(
     ('last', 'message'),
     [

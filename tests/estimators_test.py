@@ -160,6 +160,15 @@ def test_dirichlet_has_the_mean_of_its_concentrations():
     np.testing.assert_allclose(found, concentration / concentration.sum(), atol=0.01)
 
 
+def test_rows_far_below_the_anchor_have_finite_draws_and_gradients():
+    row, key = jnp.array([-40.0, -18.0, 0.5]), jax.random.key(0)
+    for loss in (
+        lambda alpha: estimators.dirichlet(alpha, key, 1.0, 'unit')[2],
+        estimators.anchor_distance,
+    ):
+        assert all(jnp.isfinite(part).all() for part in jax.value_and_grad(loss)(row))
+
+
 def test_distance_from_the_anchor_is_the_divergence_of_the_distributions():
     """KL of Dirichlet(beta) to Dirichlet(1), whose density is (K - 1)!: integral and draws."""
     pair, row = jnp.array([0.7, 1.6]), jnp.array([0.4, -0.3, 1.5])

@@ -131,6 +131,7 @@ def test_asked_to_stop_before_training_it_stops_at_once(root, tmp_path):
     assert 'Traceback' not in run.told
 
 
+@pytest.mark.slow
 def test_second_process_on_a_workdir_is_refused(root, tmp_path):
     first = Run(root, tmp_path)
     assert first.wait_for(lambda run: run.steps())

@@ -53,11 +53,46 @@ def test_seeds_may_be_added_and_nothing_else_may_change(tmp_path):
         many.run(_config(seeds=(0, 1)), tmp_path)
 
 
+def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path, monkeypatch):
+    several_test.write(tmp_path, seeds=(0, 1, 2))
+    for name in ('config.json', page.NAME):
+        (tmp_path / name).unlink()
+    told = []
+    monkeypatch.setattr(many.process, 'places', list)
+    monkeypatch.setattr(many, 'run_all', lambda jobs, *rest, **how: told.append(jobs))
+    for seeds in ((0, 1), (0, 1, 2)):
+        many.run(_config(seeds=seeds, random_cells=3), tmp_path)
+        job = next(job for job in told[-1] if job.name == 'random/2')
+        assert job.config.seed == 0
+        begun = tmp_path / job.name
+        begun.mkdir(exist_ok=True)
+        (begun / 'config.json').write_text(json.dumps(many.rules.flatten(job.config)))
+
+
+def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, monkeypatch):
+    several_test.write(tmp_path, seeds=(0,))
+    (tmp_path / 'config.json').unlink()
+    told = []
+    monkeypatch.setattr(many.process, 'places', list)
+    monkeypatch.setattr(many, 'run_all', lambda jobs, *rest, **how: told.append(jobs))
+    many.run(_config(seeds=(0,), random_cells=1, init_from='/warm'), tmp_path)
+    searches, controls = told
+    assert [job.config.init_from for job in searches] == ['/warm']
+    assert {job.config.init_from for job in controls} == {None}
+
+
+def test_several_hosts_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(many.jax, 'process_count', lambda: 2)
+    with pytest.raises(UserError, match=r'seeds=\(0, 1\): .* these are 2 hosts'):
+        many.run(_config(seeds=(0, 1)), tmp_path / 'all')
+    assert not (tmp_path / 'all').exists()
+
+
 def test_the_end_of_all_leaves_a_page_of_all(tmp_path, monkeypatch):
     several_test.write(tmp_path, seeds=(0, 1))
     for name in ('config.json', page.NAME):
         (tmp_path / name).unlink()
-    monkeypatch.setattr(many, 'places', list)
+    monkeypatch.setattr(many.process, 'places', list)
     monkeypatch.setattr(many, 'run_all', lambda *jobs, **how: None)
     many.run(_config(seeds=(0, 1), random_cells=3, plain_cells=('skip_connect',)), tmp_path)
     text = (tmp_path / page.NAME).read_text(encoding='utf-8')

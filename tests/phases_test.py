@@ -73,6 +73,25 @@ def test_short_search_still_reaches_the_floor():
     assert plan.tau(plan.spans[1].stop) == 0.1
 
 
+def test_growth_without_search_spreads_the_decays_over_itself():
+    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 0}, 10)
+    start, stop = plan.spans[1].start, plan.spans[1].stop
+    taus = np.array([plan.tau(step) for step in range(start, stop + 1)])
+    np.testing.assert_allclose(taus[0], 0.8, rtol=1e-6)
+    assert taus[len(taus) // 2] > 0.2
+    assert taus[-1] == 0.1
+
+
+def test_slow_decays_of_a_long_run_are_the_same_on_device_and_host():
+    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 1000}, 312, tau_rate=0.9999)
+    steps = np.linspace(0, plan.steps, 50, dtype=np.int32)
+    host = [plan.tau(int(step)) for step in steps]
+    device = jax.jit(jax.vmap(plan.tau))(steps)
+    np.testing.assert_allclose(device, host, rtol=1e-3)
+    assert plan.tau(plan.spans[1].stop) == 0.1
+    assert plan.tau(plan.spans[1].stop - 2 * 312) > 0.1
+
+
 def test_anneal_every_one_is_the_seed_to_the_letter():
     plan = phases.make_plan(EPOCHS, 10, anneal_every=1)
     expected = max(0.1, 0.8 * 0.98 ** plan.alpha_updates(100))

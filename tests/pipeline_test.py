@@ -201,7 +201,7 @@ def stop_after(monkeypatch, step):
     'step',
     [
         pytest.param(2, id='mid-warmup', marks=pytest.mark.slow),
-        pytest.param(4, id='warmup-search'),
+        pytest.param(4, id='warmup-search', marks=pytest.mark.slow),
         pytest.param(9, id='odd-step-of-search', marks=pytest.mark.slow),
         pytest.param(16, id='search-growth', marks=pytest.mark.slow),
         pytest.param(22, id='growth-optimize', marks=pytest.mark.slow),

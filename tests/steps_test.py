@@ -150,6 +150,7 @@ def test_alpha_step_in_micro_batches_takes_the_mean_of_their_gradients():
         np.testing.assert_allclose(mean, (one + other) / 2, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
     index, start = np.arange(16, dtype=np.int32), _fresh()
     found = _first_moment(dataclasses.replace(STILL, arch_samples=3), index)
@@ -204,6 +205,7 @@ def test_step_of_both_moves_alpha_and_the_weights_by_one_batch_and_one_draw():
     )
 
 
+@pytest.mark.slow
 def test_penalty_adds_its_gradient_to_that_of_alpha():
     index, start = np.arange(16, dtype=np.int32), _fresh()
 
