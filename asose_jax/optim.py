@@ -30,7 +30,7 @@ def make_optimizer(
     weight_lr_end: float = 1e-4,
     momentum: float = 0.9,
     weight_decay: float = 3e-4,
-    clip: float | None = None,
+    clip: float = 0.0,
     arch_lr: float = 3e-4,
     arch_lr_end: float = 1e-5,
     arch_b1: float = 0.5,
@@ -49,7 +49,7 @@ def make_optimizer(
       weight_lr_end: and at the end.
       momentum: of SGD.
       weight_decay: L2, added to the gradient.
-      clip: largest norm of the weights' gradient, all together; longer ones are shortened.
+      clip: largest norm of the weights' gradient, all together; longer ones are shortened. 0: any.
       arch_lr: Adam's learning rate at the start.
       arch_lr_end: and at the end.
       arch_b1: decay of Adam's first moment.
@@ -65,7 +65,7 @@ def make_optimizer(
         return optax.cosine_decay_schedule(first, max(1, updates), alpha=last / first)
 
     weights = optax.chain(
-        optax.identity() if clip is None else optax.clip_by_global_norm(clip),
+        optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.add_decayed_weights(weight_decay),
         optax.sgd(cosine(weight_lr, weight_lr_end, plan.weight_updates(plan.steps)), momentum),
     )

@@ -21,7 +21,6 @@ _TARGETS = {
     'second_head': 'optimize.second_head',
 }
 _SIZES = ('channels', 'depth', 'reductions')
-_MAY_BE_NONE = ('clip',)  # elsewhere, None leaves the field as it is
 
 
 def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -62,7 +61,7 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     }
     targets = {**_TARGETS, 'channels': 'network_channels'} if grown else _TARGETS
     for name, target in targets.items():
-        if config.retrain[name] is not None or name in _MAY_BE_NONE:
+        if config.retrain[name] is not None:
             changes[target] = config.retrain[name]
     if grown and config.network is None:
         changes.update(network=config.genotype, genotype=None)

@@ -49,7 +49,7 @@ def main() -> None:
     config.model.depth, config.model.reductions = size.depth, size.reductions
     config.model.primitives = primitives
     config.data.crop_padding, config.data.flip = 4, True  # as the others do
-    config.weights.clip = None  # likewise
+    config.weights.clip = 0.0  # likewise
     config.search.epochs = options.epochs
     config.warmup.epochs = config.growth.epochs = config.optimize.epochs = 0
 

@@ -75,7 +75,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     weights.lr_end = 1e-4  # at the end of the cosine
     weights.momentum = 0.9  # of SGD
     weights.weight_decay = 3e-4  # L2, added to the gradient
-    weights.clip = 5.0  # largest norm of the gradient, without which warmup may fail; None: any
+    weights.clip = 5.0  # largest norm of the gradient, without which warmup may fail; 0: any
 
     config.arch = arch = ml_collections.ConfigDict()  # alpha: its start, and Adam
     arch.init_std = 1e-3  # of the normal noise that alpha starts from
@@ -154,7 +154,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     retrain.reductions = config_dict.placeholder(tuple)  # of model; default: as they are
     retrain.lr = 0.025  # of weights
     retrain.lr_end = 0.0  # of weights
-    retrain.clip = 5.0  # of weights; None: none
+    retrain.clip = 5.0  # of weights
     retrain.cutout = 16  # of data
     retrain.drop_path = 0.2  # of optimize
     retrain.second_head = 0.4  # of optimize
@@ -246,7 +246,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.epochs = 200
         retrain.batch_size = 256
         retrain.lr = 0.1
-        retrain.clip = None
+        retrain.clip = 0.0
         retrain.cutout = 0
         retrain.drop_path = retrain.second_head = 0.0
     if preset == 'nasbench201_small':  # one cell a stage, small images, a quarter of them
@@ -258,7 +258,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         model.depth = 5
         model.reductions = (1, 3)
         weights.lr = 0.05
-        weights.clip = None  # docs/chance.md has measured it so
+        weights.clip = 0.0  # docs/chance.md has measured it so
         config.arch.none_bias = -4.0  # beside the auxiliary skip, none is as good as a skip
         warmup.epochs = 5
         warmup.operations = 'uniform'
@@ -288,7 +288,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         retrain.reductions = (6, 13)
 
     if preset == 'seed':  # to the letter: what the defaults settle otherwise, as it was first said
-        weights.clip = None
+        weights.clip = 0.0
         config.arch.init_std = 0.5
         config.arch.none_bias = growth.none_bias = -2.0
         config.arch.skip_bias = growth.skip_bias = 1.0

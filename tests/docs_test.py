@@ -1,10 +1,16 @@
-"""docs/config.md, made from the program: PYTHONPATH=. python tests/docs_test.py writes it."""
+"""What the docs say holds. docs/config.md is made: PYTHONPATH=. python tests/docs_test.py."""
 
 import ast
 import io
 import pathlib
 import re
+import shlex
 import tokenize
+import warnings
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from asose_jax import config as rules
 from configs import search
@@ -97,6 +103,37 @@ def test_page_of_the_config_is_that_of_the_config(root):
 def test_every_field_says_what_it_means(root):
     meanings = _comments((root / 'configs' / 'search.py').read_text(encoding='utf-8'))
     assert set(rules.flatten(search.get_config())) <= set(meanings)
+
+
+def _read(*arguments):
+    """The config that the program reads from these."""
+    known = flags.FlagValues()
+    line = ['main.py', *arguments]
+    config_flags.DEFINE_config_file('config', flag_values=known, sys_argv=line)
+    flags.DEFINE_string('workdir', '', '', flag_values=known)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', DeprecationWarning)  # ml_collections imports by load_module
+        known(line)
+    return known.config
+
+
+@pytest.mark.parametrize('preset', search.PRESETS)
+def test_every_field_can_be_set_on_the_command_line(root, preset):
+    """Tuples aside, which are set alike but may grow; to what the default preset has."""
+    default = rules.flatten(search.get_config())
+    wanted = {k: v for k, v in default.items() if v is not None and not isinstance(v, tuple)}
+    settings = [f'--config.{name}={value}' for name, value in wanted.items()]
+    found = rules.flatten(_read(f'--config={root}/configs/search.py:{preset}', *settings))
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def test_commands_of_the_ablation_are_read_and_valid(root, monkeypatch):
+    monkeypatch.chdir(root)
+    page = (root / 'docs' / 'evidence' / 'ablation.md').read_text(encoding='utf-8')
+    commands = [line for line in page.splitlines() if line.startswith('python main.py')]
+    assert len(commands) > 30
+    for command in commands:
+        rules.validate(_read(*shlex.split(command, comments=True)[2:]), 1)
 
 
 def test_messages_that_are_explained_are_messages_of_the_program(root):
