@@ -29,7 +29,8 @@ _MODE = flags.DEFINE_enum(
     ['search', 'retrain', 'evaluate', 'export', 'report'],
     'search: all phases. retrain: the network of --config.genotype from scratch, by the recipe in '
     'config.retrain. Of a finished run, by its --workdir alone: evaluate: test accuracy, by class, '
-    'and confusion.png. export: a StableHLO file that needs jax only. report: report.html again.',
+    'and confusion.png. export: a StableHLO file that needs jax and flatbuffers only. report: '
+    'report.html again.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',

@@ -38,6 +38,11 @@ class Line:
     style: str
     label: str = ''
 
+    @property
+    def last(self) -> float | None:
+        """The newest number, if there is any."""
+        return next((value for value in reversed(self.values) if value is not None), None)
+
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
@@ -149,8 +154,7 @@ def lines(
 
 def _ends(given, box, y):
     """Labels beside the ends of lines, moved apart; none where there is no room for all."""
-    lasts = [(next((v for v in reversed(line.values) if v is not None), None), line.label)
-             for line in given if line.label]  # fmt: skip
+    lasts = [(line.last, line.label) for line in given if line.label]
     wanted = sorted((y(value), label) for value, label in lasts if value is not None)
     if len(wanted) * _HIGH > box.bottom - box.top + _HIGH:
         return []

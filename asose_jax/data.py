@@ -214,11 +214,14 @@ def _tfds(name, data_dir, splits, image_size, limit):
                 "--config.data.test_split='train[90%:]' work too."
             ) from error
         where = f'{name!r}, split {split!r}'
-        sets.append(_image_set(source, info.features, keys, image_size, limit, where))
+        sets.append(_image_set(source, info.features, keys, image_size, where))
+    size = sum(part.size * part.read(np.arange(1))[0].nbytes for part in sets)
+    if size <= limit:
+        sets = [_in_memory(part) for part in sets]
     return *sets, tuple(info.features[keys[1]].names)
 
 
-def _image_set(source, features, keys, image_size, limit, where):
+def _image_set(source, features, keys, image_size, where):
     image_key, label_key = keys
     classes = features[label_key].num_classes
 
@@ -243,11 +246,12 @@ def _image_set(source, features, keys, image_size, limit, where):
 
     if not len(source):
         raise UserError(f'{where} is empty; check data.train_split and data.test_split')
-    size = len(source)
-    if size * read(np.arange(1))[0].nbytes > limit:
-        return ImageSet(size, read)
-    starts = range(0, size, _READ_AT_ONCE)
-    parts = [read(np.arange(s, min(s + _READ_AT_ONCE, size))) for s in starts]
+    return ImageSet(len(source), read)
+
+
+def _in_memory(images):
+    starts = range(0, images.size, _READ_AT_ONCE)
+    parts = [images.read(np.arange(s, min(s + _READ_AT_ONCE, images.size))) for s in starts]
     return ImageSet.of_arrays(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 

@@ -124,28 +124,17 @@ def pieces(per_device: jax.Array) -> np.ndarray:
 
 def compile_train(recipe: Recipe, phase: Phase, *example: Any) -> Program:
     """Compiles the training call of (network, phase). `example`: state, batch, shared."""
-    call = jax.pmap(
-        functools.partial(steps.train_steps, recipe, phase),
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=(None, 0),
-        donate_argnums=0,
-    )
-    return _compile(call, example)
+    function = functools.partial(steps.train_steps, recipe, phase)
+    return _compile(function, example, out_axes=(None, 0), donate_argnums=0)
 
 
 def compile_eval(recipe: Recipe, phase: Phase, *example: Any) -> Program:
     """Compiles the evaluating call of (network, phase). `example`: state, batch, shared."""
-    call = jax.pmap(
-        functools.partial(steps.eval_steps, recipe, phase),
-        axis_name=AXIS,
-        in_axes=(None, 0, None),
-        out_axes=0,
-    )
-    return _compile(call, example)
+    return _compile(functools.partial(steps.eval_steps, recipe, phase), example, out_axes=0)
 
 
-def _compile(call, example):
+def _compile(function, example, **how):
+    call = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, None), **how)
     start = time.perf_counter()
     if jax.process_count() > 1:
         example = jax.tree.map(_concrete, example)

@@ -195,9 +195,11 @@ def budget(
       UserError: latencies on many hosts, or of a file that cannot be used.
     """
     c = config.cost
+    if c.kind is None:
+        return None
     if c.kind != 'latency':
-        meters = {None: None, 'flops': cost.FLOPS, 'params': cost.PARAMS}
-        return None if c.kind is None else Budget(c.kind, c.target, c.weight, meters[c.kind])
+        meter = {'flops': cost.FLOPS, 'params': cost.PARAMS}[c.kind]
+        return Budget(c.kind, c.target, c.weight, meter)
     if jax.process_count() > 1:
         raise UserError(
             "cost.kind='latency': the hosts would each measure something else. Search on one host, "

@@ -37,15 +37,11 @@ def accuracy(record: Record) -> dict[str, Any]:
     }
     return {
         'charts': each,
-        'lines': [(line.style, line.name, percent(_last(line.values))) for line in given[::-1]],
+        'lines': [(line.style, line.name, percent(line.last)) for line in given[::-1]],
         'test': percent(test),
         'growths': [f'G{i + 1}: {what(grown)}' for i, grown in enumerate(record.growths)],
         'table': words.table(record, columns),
     }
-
-
-def _last(values):
-    return next((value for value in reversed(values) if value is not None), None)
 
 
 def curves(record: Record) -> dict[str, Any]:

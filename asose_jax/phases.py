@@ -8,10 +8,14 @@ import dataclasses
 import enum
 import math
 
+import jax
+
 from asose_jax import gumbel
 
 # What logs show in optimize. Nothing is drawn there: the derived network is the tau -> 0 limit.
 OPTIMIZE_TAU = 0.01
+
+Step = int | jax.Array
 
 
 class Phase(enum.StrEnum):
@@ -86,7 +90,7 @@ class Plan:
                 return span
         return self.spans[-1]
 
-    def is_alpha_turn(self, step):
+    def is_alpha_turn(self, step: Step) -> bool | jax.Array:
         """Whether `step` updates alpha: the first of every `turn_period` steps of a search span."""
         turn = False
         for start, stop in self._searching():
@@ -94,11 +98,11 @@ class Plan:
             turn = turn | (inside & ((step - start) % self.turn_period == 0))
         return turn
 
-    def is_weight_turn(self, step):
+    def is_weight_turn(self, step: Step) -> bool | jax.Array:
         """Whether `step` updates the weights."""
         return (self.is_alpha_turn(step) ^ True) | self.together
 
-    def alpha_updates(self, step):
+    def alpha_updates(self, step: Step) -> Step:
         """How many of the steps before `step` update alpha."""
         total = 0
         for start, stop in self._searching():
@@ -106,11 +110,11 @@ class Plan:
             total = total + (done + self.turn_period - 1) // self.turn_period
         return total
 
-    def weight_updates(self, step):
+    def weight_updates(self, step: Step) -> Step:
         """How many of the steps before `step` update the weights."""
         return step if self.together else step - self.alpha_updates(step)
 
-    def tau(self, step):
+    def tau(self, step: Step) -> float | jax.Array:
         """Temperature at `step` of a search span (spec section 3)."""
         numerator, denominator = self.temperature.decays_per_update
         rounds, rest = divmod(self.alpha_updates(step), denominator)  # whose products fit in int32
@@ -118,7 +122,7 @@ class Plan:
         t = self.temperature
         return gumbel.anneal_tau(decays, t.start, t.rate, t.floor)
 
-    def optimized(self, step):
+    def optimized(self, step: Step) -> float | jax.Array:
         """The share of optimize that is done before the epoch of `step`."""
         done = 0.0
         for span in self.spans:
@@ -127,7 +131,7 @@ class Plan:
                 done = done / span.epochs
         return done
 
-    def beta(self, step):
+    def beta(self, step: Step) -> float | jax.Array:
         """Weight of the auxiliary skips at `step`: 1, falls to 0 over search, and stays there.
 
         Linear, as DARTS- has it (Chu et al. 2021, arXiv:2009.01027); 0 throughout without search.

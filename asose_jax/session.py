@@ -30,11 +30,11 @@ from asose_jax import (
     interrupt,
     nats,
     state,
-    steps,
 )
 from asose_jax.data import Data
 from asose_jax.model import SECOND_HEAD, Mode, SearchSettings, SuperNet
 from asose_jax.phases import Phase, Plan, Span
+from asose_jax.recipe import AXIS, Recipe
 
 logger = logging.getLogger('asose_jax')
 
@@ -68,7 +68,7 @@ def model_of(
         second_head=c.optimize.second_head,
         auxiliary_skip=c.search.auxiliary_skip,
     )
-    return SuperNet(spec, settings, c.model.dtype, synced_over=steps.AXIS)
+    return SuperNet(spec, settings, c.model.dtype, synced_over=AXIS)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,9 +98,9 @@ class Setup:
         """The network; `start` has alpha's biases at its start, if not `config.arch`."""
         return model_of(self.config, spec, start)
 
-    def recipe(self, spec: genotype.NetSpec) -> steps.Recipe:
+    def recipe(self, spec: genotype.NetSpec) -> Recipe:
         d, a = self.config.data, self.config.arch
-        return steps.Recipe(
+        return Recipe(
             model=self.model(spec),
             tx=self.tx,
             plan=self.plan,
@@ -225,7 +225,7 @@ def compile_upcoming(
     setup: Setup, current: Current, span: Span, batch: dict[str, np.ndarray]
 ) -> None:
     """Compiles the next phase's programs while `span` runs, where the network will be the same."""
-    later = [other for other in setup.plan.spans if other.start >= span.stop and other.epochs]
+    later = [other for other in setup.plan.spans if other.start >= span.stop]
     if not later or current.upcoming is not None:
         return
     phase, spec = later[0].phase, current.spec

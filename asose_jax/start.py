@@ -119,10 +119,14 @@ def _require_same_space(spec, space, whose):
         )
 
 
+def _genotype_file(path):
+    given = pathlib.Path(path).expanduser()
+    return given / 'genotype.json' if given.is_dir() else given
+
+
 def _chosen(path, spec):
     """The derived network of the genotype in a file: JSON, or the text of the space."""
-    given = pathlib.Path(path).expanduser()
-    file = given / 'genotype.json' if given.is_dir() else given
+    file = _genotype_file(path)
     try:
         text = file.read_text(encoding='utf-8')
         if text.lstrip().startswith('{'):
@@ -166,8 +170,7 @@ def _of_another_run(source, images, plan):
 
 def _read_network(path, images):
     """The description in a genotype.json, or in that of a workdir."""
-    given = pathlib.Path(path).expanduser()
-    file = given / 'genotype.json' if given.is_dir() else given
+    file = _genotype_file(path)
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
         # Schema 1 named the space at the top.

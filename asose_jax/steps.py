@@ -29,7 +29,7 @@ def train_steps(
       phase: static.
       state: the same on every device.
       batch: this device's part of `batches.chunk`: `[slots, B/D, ...]` per key.
-      shared: see `shared_arrays`.
+      shared: see `devices.shared_arrays`.
 
     Returns:
       The new state, the same on every device; and per device what the host wants to look at: the
@@ -236,7 +236,7 @@ def eval_steps(
       phase: static; see `Recipe.eval_mode`.
       state: read only.
       batch: this device's part of `batches.chunk`, with `weight` `[slots, B/D]`: 1 counts, 0 not.
-      shared: see `shared_arrays`.
+      shared: see `devices.shared_arrays`.
 
     Returns:
       Per batch, summed over all devices: `loss`, `correct` and `images`, `[slots]` float32; and

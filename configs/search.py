@@ -31,16 +31,18 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.batch_size = 128  # over all devices; a multiple of their number
     config.chunk_steps = 20  # steps per compiled call, at most
     config.init_from = config_dict.placeholder(str)  # workdir (or .../checkpoints/STEP)
-    config.network = config_dict.placeholder(str)  # genotype.json: its network, from scratch
+    config.network = config_dict.placeholder(str)  # workdir or genotype.json, whose network
+    # is trained from scratch
     config.network_channels = config_dict.placeholder(int)  # of its stem; all widths follow
-    config.genotype = config_dict.placeholder(str)  # its choices only, or a space's own text
+    config.genotype = config_dict.placeholder(str)  # workdir, genotype.json or genotype.txt, whose
+    # choices the network that `model` describes shall have
 
     config.data = data = ml_collections.ConfigDict()
     data.name = 'cifar10'  # 'digits', 'folder', or any image classification set of TFDS
-    data.dir = config_dict.placeholder(str)  # default: $TFDS_DATA_DIR or ~/tensorflow_datasets
+    data.dir = config_dict.placeholder(str)  # None: $TFDS_DATA_DIR or ~/tensorflow_datasets
     data.train_split = 'train'  # TFDS split, or folder in data.dir, to learn from
     data.test_split = 'test'  # likewise; looked at once, at the end
-    data.test_fraction = config_dict.placeholder(float)  # of a folder without that; default: 0.2
+    data.test_fraction = config_dict.placeholder(float)  # of folders without a test; None: 0.2
     data.image_size = config_dict.placeholder(int)  # side of the middle square, scaled to this
     data.valid_fraction = 0.2  # of the training split: moves alpha, decides
     data.crop_padding = 4  # random crops of the image padded by so many pixels; 0: none
@@ -81,7 +83,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     arch.init_std = 1e-3  # of the normal noise that alpha starts from
     arch.none_bias = 0.0  # alpha of none at the start
     arch.skip_bias = 0.0  # alpha of skip_connect at the start
-    arch.lr = config_dict.placeholder(float)  # at the start of one cosine; default: from the travel
+    arch.lr = config_dict.placeholder(float)  # at the start of one cosine; None: from the travel
     arch.lr_end = 1e-5  # at the end of the cosine
     arch.travel = 4.0  # sum of the learning rates of the run: how far Adam can move a logit
     arch.b1 = 0.5  # decay of Adam's first moment
@@ -101,14 +103,15 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.turn_period = 3  # one of so many steps moves alpha, the others the weights
     search.turns = 'alternate'  # 'together': alpha's steps move the weights as well, by one batch
     search.arch_data = 'valid'  # what alpha learns on: 'valid', or 'train' as the reference does
-    search.estimator = 'straight_through'  # or gdas, reinmax; mixtures: gumbel, softmax, drnas
+    search.estimator = 'straight_through'  # how alpha gets its gradient; also gdas, reinmax, and
+    # mixtures of operations: gumbel, softmax, drnas
     search.second_order = False  # alpha steps of mixtures look one weight step ahead: exact, slower
     search.noise = config_dict.placeholder(str)  # 'unit': draws follow softmax(alpha);
     # 'temperature', the default of estimators that have it: softmax(alpha/tau)
     search.tau_start = 0.8  # temperature of the first draw
     search.tau_rate = 0.98  # factor of one decay
     search.tau_floor = 0.1  # lowest temperature
-    search.anneal_every = config_dict.placeholder(int)  # alpha updates per decay; default: spread
+    search.anneal_every = config_dict.placeholder(int)  # alpha updates per decay; None: spread out
     search.transition_noise = 0.05  # added to alpha when the search begins
     search.auxiliary_skip = False  # a skip beside every mixed operation, fading in search: DARTS-
     search.partial_channels = 1  # K: candidates see one of K channels, as in PC-DARTS; 1: all
@@ -125,7 +128,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.selection = 'argmax'  # of alpha; 'perturbation': what accuracy misses most (DARTS-PT)
 
     config.growth = growth = ml_collections.ConfigDict()
-    growth.epochs = 40  # of search in which the network grows
+    growth.epochs = 40  # of search in which the network may grow; it does not in fewer than
+    # patience + lead_epochs + last_epochs + 1
     growth.kinds = ('depth', 'width')  # in turn, also 'branch'; 'auto': best gain per parameter
     growth.where = 'score'  # where the gradient promises most; 'last' block or stage; 'random'
     growth.threshold = 0.02  # validation accuracy that is better by less does not count, ...
@@ -139,7 +143,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     growth.max_depth = 12  # blocks
     growth.max_channels = 512  # of a stage
     growth.max_branches = 2  # mixed operations in a block
-    growth.max_params = config_dict.placeholder(int)  # of the network that trains; default: any
+    growth.max_params = config_dict.placeholder(int)  # of the network that trains; None: any
 
     config.optimize = optimize = ml_collections.ConfigDict()
     optimize.epochs = 20  # of the derived network
@@ -149,9 +153,9 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.retrain = retrain = ml_collections.ConfigDict()  # what --mode=retrain puts in place
     retrain.epochs = 600  # of optimize
     retrain.batch_size = 96  # over all devices
-    retrain.channels = config_dict.placeholder(int)  # of model; chain: of the stem, all follow
-    retrain.depth = config_dict.placeholder(int)  # of model; default: as it is
-    retrain.reductions = config_dict.placeholder(tuple)  # of model; default: as they are
+    retrain.channels = config_dict.placeholder(int)  # of model (chain: the stem's); None: as it is
+    retrain.depth = config_dict.placeholder(int)  # of model; None: as it is
+    retrain.reductions = config_dict.placeholder(tuple)  # of model; None: as they are
     retrain.lr = 0.025  # of weights
     retrain.lr_end = 0.0  # of weights
     retrain.clip = 5.0  # of weights
@@ -160,7 +164,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     retrain.second_head = 0.4  # of optimize
 
     config.guard = guard = ml_collections.ConfigDict()
-    guard.alpha = True  # a row of alpha with NaN or Inf acts as skip_connect; False: as it may
+    guard.alpha = True  # a row of alpha with NaN or Inf acts as skip_connect; False: NaN spreads
     guard.max_consecutive = 10  # steps in a row with a gradient that is not finite, then stop
 
     config.alarm = alarm = ml_collections.ConfigDict()
@@ -168,13 +172,14 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     alarm.fall = 0.75  # warn when search starts below this share of warmup's accuracy
 
     config.benchmark = benchmark = ml_collections.ConfigDict()
-    benchmark.table = config_dict.placeholder(str)  # CSV or nats_bench[:DIR]; never chosen by
+    benchmark.table = config_dict.placeholder(str)  # accuracies to tell the result's rank by:
+    # a CSV file, or nats_bench[:DIR]
 
     config.cost = cost = ml_collections.ConfigDict()  # what the derived network may cost
-    cost.kind = config_dict.placeholder(str)  # 'flops', 'params', 'latency'; default: no matter
+    cost.kind = config_dict.placeholder(str)  # 'flops', 'params', 'latency'; None: no price
     cost.target = config_dict.placeholder(float)  # FLOPs of an image, parameters, or milliseconds
     cost.weight = 0.1  # in alpha's loss, of how far the expected cost is from the target
-    cost.batch_size = config_dict.placeholder(int)  # images that latency is measured with; or 1
+    cost.batch_size = config_dict.placeholder(int)  # images that latency is measured with; None: 1
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
     checkpoint.every_seconds = 60  # besides the ends of phases and growths; 0: after every call
@@ -182,7 +187,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     if preset == 'digits':
         config.batch_size = 64
-        config.chunk_steps = 32  # an epoch takes 18, or 27 with alpha's steps
+        config.chunk_steps = 32  # an epoch takes 17, or 26 with alpha's steps
         data.name = 'digits'
         data.crop_padding = 1
         data.flip = False  # a mirrored digit is another sign, or none

@@ -113,6 +113,8 @@ def test_large_set_is_streamed_with_the_same_images(cifar_dir):
     streamed = _cifar(cifar_dir, resident_megabytes=0, **options)
     resident = _cifar(cifar_dir, **options)
     assert streamed.images.arrays is None
+    tight = _cifar(cifar_dir, resident_megabytes=1, **options)  # each part has room, both have not
+    assert tight.images.arrays is None
     for indices in (np.array([5, 250, 7]), np.array([301, 359])):
         for one, other in zip(
             streamed.images.read(indices), resident.images.read(indices), strict=True
@@ -147,19 +149,21 @@ class _Records:
         (_Records(labels=()), r"'set', split 'train' is empty"),
         (_Records(labels=(0, 3, 1)), r'a label is 3, where 3 classes have 0 to 2'),
         (_Records(labels=(0, -1, -1)), r'a label is -1, .* Has this split labels\?'),
-        (_Records(broken=True), r'records 0 to 0 one cannot be read \(ValueError: crc .* match\)'),
+        (_Records(broken=True), r'records 0 to 2 one cannot be read \(ValueError: crc .* match\)'),
     ],
 )
 def test_bad_records_are_one_clear_error(records, message):
     classes = types.SimpleNamespace(num_classes=3)
     with pytest.raises(UserError, match=message):
-        data._image_set(records, {'label': classes}, ('image', 'label'), None, 2**20, WHERE)
+        data._in_memory(
+            data._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
+        )
 
 
 def test_bad_records_of_a_streamed_set_are_an_error_when_they_are_met():
     classes = types.SimpleNamespace(num_classes=3)
     records = _Records(labels=(0, 1, 7))
-    images = data._image_set(records, {'label': classes}, ('image', 'label'), None, 0, WHERE)
+    images = data._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
     images.read(np.array([0, 1]))
     with pytest.raises(UserError, match='a label is 7'):
         images.read(np.array([2]))
