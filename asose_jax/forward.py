@@ -28,7 +28,9 @@ class Mode(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
-    """How alpha starts and how operations are drawn; all numbers come from the config.
+    """How alpha starts and how operations are drawn. A run takes all of it from its config.
+
+    The defaults are those of the spec (sections 2 and 3).
 
     Attributes:
       init_std: standard deviation of alpha at the start.
