@@ -23,8 +23,9 @@ import optax
 
 from asose_jax import chain, genotype, growth, mixed, ops, state
 from asose_jax.chain import ChainSpec
+from asose_jax.forward import Mode
 from asose_jax.growth import BRANCH, DEPTH, WIDTH, Growth
-from asose_jax.model import Mode, SuperNet
+from asose_jax.model import SuperNet
 from asose_jax.norm import Norm
 from asose_jax.state import SearchState
 

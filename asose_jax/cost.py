@@ -16,8 +16,9 @@ import numpy as np
 
 from asose_jax import genotype, ops
 from asose_jax.estimators import Estimator
+from asose_jax.forward import Mode
 from asose_jax.genotype import NONE, SAFE, NetSpec
-from asose_jax.model import Mode, SuperNet
+from asose_jax.model import SuperNet
 from asose_jax.norm import Norm
 
 # The gradients of a layer's input and of its weights cost about as much as the layer, each.

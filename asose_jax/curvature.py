@@ -20,7 +20,8 @@ import optax
 from jax import lax
 
 from asose_jax import batches, devices, session
-from asose_jax.model import Mode, SuperNet, mixture_of
+from asose_jax.forward import Mode
+from asose_jax.model import SuperNet, mixture_of
 from asose_jax.phases import Phase, Span
 from asose_jax.session import Current, Setup
 

@@ -28,7 +28,7 @@ import rich.console
 import rich.progress
 
 from asose_jax import comparison, genotype, interrupt, pipeline, process, retrain, spaces, workdir
-from asose_jax import config as rules
+from asose_jax.config import flatten, require_same, validate
 from asose_jax.errors import Stopped, UserError
 from asose_jax.page import Page
 
@@ -95,16 +95,16 @@ def run(
             f'seeds={tuple(config.seeds)}: several searches share the devices of one machine; '
             f'these are {jax.process_count()} hosts. Start it on one of them, without --multihost.'
         )
-    directory, flat = pathlib.Path(directory).expanduser(), rules.flatten(config)
+    directory, flat = pathlib.Path(directory).expanduser(), flatten(config)
     single = copy.deepcopy(config)
     single.seeds, single.random_cells, single.plain_cells = (), 0, ()
-    rules.validate(config, 1)
+    validate(config, 1)
     compares = bool(config.random_cells or config.plain_cells)
     if compares:
-        rules.validate(_retrained(single, 'of a search'), 1)
+        validate(_retrained(single, 'of a search'), 1)
     begun = functools.partial(run_all, directory=directory, console=console)
     with interrupt.Interrupt(), workdir.claimed(directory):
-        rules.require_same(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
+        require_same(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
         workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
         machine = process.places()
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]

@@ -40,10 +40,10 @@ from asose_jax import (
     start,
     state,
 )
-from asose_jax import config as rules
-from asose_jax import workdir as place
+from asose_jax.config import flatten, require_same, validate
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase, Plan
+from asose_jax.workdir import claimed, write_atomically
 
 logger = logging.getLogger('asose_jax')
 
@@ -67,12 +67,12 @@ def run(
       UserError: something the user can put right; nothing was lost.
       Stopped: after SIGTERM or Ctrl-C; what was done is saved.
     """
-    rules.validate(config, jax.device_count())
+    validate(config, jax.device_count())
     if jax.default_backend() == 'cpu':
         allocator.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
-    flat = rules.flatten(config)
-    rules.require_same(flat, workdir)
+    flat = flatten(config)
+    require_same(flat, workdir)
     with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:
         images = load_data(config)
         plan = make_plan(config, len(images.train))
@@ -86,9 +86,9 @@ def run(
             budget.require_reach(origin.spec, bool(config.growth.epochs and config.growth.kinds))
         table = _table(config)
         writes = jax.process_index() == 0
-        with place.claimed(workdir, writes):
+        with claimed(workdir, writes):
             if writes:
-                place.write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
+                write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
             try:
                 return _run(config, workdir, console, images, plan, origin, asked, table, budget)
             except jax.errors.JaxRuntimeError as error:
@@ -150,7 +150,7 @@ def _run(config, workdir, console, images, plan, origin, asked, table, budget):
         log = report.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
         if setup.writes:
             text = json.dumps(results.surroundings(setup), indent=2) + '\n'
-            place.write_atomically(workdir / 'run.json', text)
+            write_atomically(workdir / 'run.json', text)
         with contextlib.closing(events.Events(workdir, current.step, setup.writes)) as told:
             outlets = loop.Outlets(log, page.Page(workdir, setup.writes), told)
             outlets.page.draw()

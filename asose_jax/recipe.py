@@ -8,7 +8,8 @@ import jax
 import optax
 
 from asose_jax.batches import Augmentation
-from asose_jax.model import Mode, SuperNet
+from asose_jax.forward import Mode
+from asose_jax.model import SuperNet
 from asose_jax.phases import Phase, Plan
 
 AXIS = 'batch'

@@ -32,7 +32,8 @@ from asose_jax import (
     state,
 )
 from asose_jax.data import Data
-from asose_jax.model import SECOND_HEAD, Mode, SearchSettings, SuperNet
+from asose_jax.forward import Mode, SearchSettings
+from asose_jax.model import SECOND_HEAD, SuperNet
 from asose_jax.phases import Phase, Plan, Span
 from asose_jax.recipe import AXIS, Recipe
 

@@ -13,7 +13,8 @@ import optax
 from asose_jax import chain, checkpoint, devices, genotype, ops, spaces, state
 from asose_jax.data import Data
 from asose_jax.errors import UserError
-from asose_jax.model import SECOND_HEAD, Mode
+from asose_jax.forward import Mode
+from asose_jax.model import SECOND_HEAD
 from asose_jax.phases import Phase, Plan
 from asose_jax.session import INIT, Current, Setup, model_of
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from asose_jax.forward import Mode
 from asose_jax.genotype import Genotype, NetSpec
 from asose_jax.mixed import AUXILIARY
-from asose_jax.model import Mode, SuperNet
+from asose_jax.model import SuperNet
 
 
 @flax.struct.dataclass

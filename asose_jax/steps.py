@@ -13,7 +13,7 @@ import optax
 from jax import lax
 
 from asose_jax import batches, chain, optim, unrolled
-from asose_jax.model import Mode
+from asose_jax.forward import Mode
 from asose_jax.phases import Phase
 from asose_jax.recipe import AXIS, Recipe
 from asose_jax.state import SearchState, Totals

@@ -25,10 +25,11 @@ from asose_jax import (
     state,
     workdir,
 )
-from asose_jax import config as rules
+from asose_jax.config import unflatten
 from asose_jax.errors import UserError
+from asose_jax.forward import Mode
 from asose_jax.genotype import Genotype, NetSpec, derive, frozen
-from asose_jax.model import SECOND_HEAD, Mode, SuperNet
+from asose_jax.model import SECOND_HEAD, SuperNet
 
 logger = logging.getLogger('asose_jax')
 
@@ -128,7 +129,7 @@ def load(directory: str | pathlib.Path) -> Trained:
             f'{directory / "summary.json"} has no {", ".join(sorted(missing))}: it was written by '
             'an older version of asose_jax, or changed'
         )
-    config, summary = rules.unflatten(told.config), told.summary
+    config, summary = unflatten(told.config), told.summary
     try:
         spec, held = _restored(directory, config, summary)
     except checkpoint.DamagedError as error:
@@ -189,7 +190,7 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     directory = pathlib.Path(directory).expanduser()
     made = load(directory)
     try:
-        images = pipeline.load_data(rules.unflatten(made.config))
+        images = pipeline.load_data(unflatten(made.config))
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
     known = {**made.summary, 'image_shape': list(made.spec.image_shape)}

@@ -25,7 +25,7 @@ from typing import Any
 import ml_collections
 
 from asose_jax import chain, many, process, record, retrain
-from asose_jax import config as rules
+from asose_jax.config import flatten
 from benchmarks import measure
 from configs import crisis, search
 
@@ -211,7 +211,7 @@ def finished(
 
 def fields_of(row: str, size: dict[str, Any]) -> dict[str, Any]:
     """Every field of the row's config, as JSON has it, but for the place of the data."""
-    fields = rules.flatten(config_of(row, size))
+    fields = flatten(config_of(row, size))
     return json.loads(json.dumps({name: v for name, v in fields.items() if name != 'data.dir'}))
 
 

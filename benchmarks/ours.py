@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax import batches, chain, devices, genotype, optim, phases, state, steps
-from asose_jax.model import SearchSettings, SuperNet
+from asose_jax.forward import SearchSettings
+from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 
 TURN_PERIOD = 3  # one alpha step, two weight steps

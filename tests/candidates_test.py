@@ -10,8 +10,9 @@ import pytest
 
 from asose_jax import candidates, chain, genotype, growth, optim, phases, state
 from asose_jax.candidates import Limits
+from asose_jax.forward import Mode
 from asose_jax.growth import Growth
-from asose_jax.model import Mode, SuperNet
+from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')

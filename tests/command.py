@@ -11,10 +11,12 @@ from collections.abc import Callable
 import growing_test
 from pipeline_test import CHEAP, TINY
 
-# Every phase and both kinds of growth: 4 + 12 + 36 + 4 steps, and a checkpoint after each call.
+# Every phase and a growth: 4 + 12 + 24 + 4 steps, and a checkpoint after each call.
 FIELDS = {
     **TINY,
     **growing_test.FIELDS,
+    'growth.epochs': 4,
+    'growth.kinds': ('width',),
     'model.primitives': CHEAP,
     'chunk_steps': 2,
     'checkpoint.every_seconds': 0,

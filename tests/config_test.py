@@ -3,8 +3,9 @@
 import pytest
 from ml_collections import ConfigDict
 
-from asose_jax import config as rules
+from asose_jax.config import differences, flatten, validate
 from asose_jax.errors import UserError
+from asose_jax.rules import RULES
 from configs import search
 
 BAD = {
@@ -142,25 +143,23 @@ def test_presets_are_right(preset):
     config = search.get_config(preset)
     if preset == 'folder':
         config.data.dir = 'pictures'
-    rules.validate(config, devices=1)
+    validate(config, devices=1)
 
 
 def test_every_field_has_a_rule_and_every_rule_a_wrong_value():
-    assert set(rules.flatten(search.get_config())) == set(rules.RULES) == set(BAD)
+    assert set(flatten(search.get_config())) == set(RULES) == set(BAD)
 
 
 @pytest.mark.parametrize(('field', 'value'), [(f, v) for f, vs in BAD.items() for v in vs])
 def test_value_outside_its_range_is_named_with_what_is_allowed(field, value):
     with pytest.raises(UserError) as error:
-        rules.validate(_with(**{field: value}), devices=1)
-    assert f'{field}={value!r}: must be {rules.RULES[field].allowed}' in str(error.value)
+        validate(_with(**{field: value}), devices=1)
+    assert f'{field}={value!r}: must be {RULES[field].allowed}' in str(error.value)
 
 
 def test_all_wrong_fields_are_named_at_once():
     with pytest.raises(UserError) as error:
-        rules.validate(
-            _with(**{'batch_size': 0, 'search.turn_period': 1, 'nonsense': 3}), devices=1
-        )
+        validate(_with(**{'batch_size': 0, 'search.turn_period': 1, 'nonsense': 3}), devices=1)
     for part in ('batch_size=0', 'search.turn_period=1', 'nonsense: there is no such field'):
         assert part in str(error.value)
 
@@ -169,7 +168,7 @@ def test_missing_field_is_named():
     config = _with().to_dict()
     del config['search']['noise']
     with pytest.raises(UserError, match=r'search.noise: missing'):
-        rules.validate(ConfigDict(config), devices=1)
+        validate(ConfigDict(config), devices=1)
 
 
 @pytest.mark.parametrize(
@@ -304,12 +303,12 @@ def test_missing_field_is_named():
 )
 def test_contradictions_are_named(fields, message):
     with pytest.raises(UserError, match=message):
-        rules.validate(_with(**fields), devices=8)
+        validate(_with(**fields), devices=8)
 
 
 def test_differences_name_the_fields():
-    ours, theirs = (rules.flatten(search.get_config(p)) for p in ('digits', 'cifar10'))
+    ours, theirs = (flatten(search.get_config(p)) for p in ('digits', 'cifar10'))
     theirs = {**theirs, 'model.reductions': list(ours['model.reductions'])}  # as JSON has it
-    told = rules.differences(ours, theirs)
+    told = differences(ours, theirs)
     assert "data.name: 'cifar10' -> 'digits'" in told
     assert not any('reductions' in line for line in told)

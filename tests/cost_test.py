@@ -7,7 +7,7 @@ import pytest
 
 from asose_jax import chain, cost, genotype
 from asose_jax.estimators import ESTIMATORS
-from asose_jax.model import Mode
+from asose_jax.forward import Mode
 
 NAMES = ('none', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
 

@@ -4,13 +4,13 @@ import functools
 
 import pytest
 
-from asose_jax import config as rules
+from asose_jax.config import flatten, validate
 from benchmarks import ablation
 from configs import crisis, search
 
 
 def _flat(config):
-    return rules.flatten(config)
+    return flatten(config)
 
 
 def _changed(one, other):
@@ -20,7 +20,7 @@ def _changed(one, other):
 
 @pytest.mark.parametrize('name', crisis.NAMES)
 def test_every_name_is_a_config_that_runs(name):
-    rules.validate(crisis.get_config(name), devices=1)
+    validate(crisis.get_config(name), devices=1)
 
 
 def test_a_cure_changes_its_own_fields_and_all_together_are_the_seed():
@@ -46,5 +46,5 @@ def _row(name):
 
 @pytest.mark.parametrize('row', ablation.ROWS)
 def test_every_row_of_the_ablation_is_a_config_that_runs_and_differs_from_the_others(row):
-    rules.validate(ablation.config_of(row, ablation.SIZE), devices=1)
+    validate(ablation.config_of(row, ablation.SIZE), devices=1)
     assert [other for other in ablation.ROWS if _row(other) == _row(row)] == [row]

@@ -13,7 +13,7 @@ import pytest
 from pipeline_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
 from asose_jax import batches, checkpoint, curvature, devices, ops, pipeline, state, steps
-from asose_jax import config as rules
+from asose_jax.config import flatten, validate
 from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SuperNet, mixture_of
 from asose_jax.norm import Norm
@@ -162,6 +162,7 @@ def _measured(setup, current):
     return SERIES[current.step]
 
 
+@pytest.mark.slow
 def test_search_ends_with_the_alpha_of_before_and_the_next_phase_begins(halted):
     workdir, summary, alphas = halted
     assert summary['halted'] == {
@@ -214,6 +215,7 @@ def test_stopped_and_resumed_run_ends_its_search_alike(halted, tmp_path, monkeyp
     chex.assert_trees_all_equal(ours[2], theirs[2])
 
 
+@pytest.mark.slow
 def test_run_that_ended_its_search_is_as_long_as_one_that_planned_it(halted):
     config = tiny(**FIELDS)
     plan = pipeline.make_plan(config, 287).with_search_until(30)
@@ -232,9 +234,9 @@ def test_run_that_ended_its_search_is_as_long_as_one_that_planned_it(halted):
 def test_control_of_a_run_with_remedies_is_no_contradiction(tmp_path):
     fields = {**FIELDS, 'search.selection': 'perturbation', 'search.freeze_epochs': 1}
     summary = {'images': {'train': 287}, 'flops_per_image': 1.0, 'train_flops': 1e4}
-    (tmp_path / 'config.json').write_text(json.dumps(rules.flatten(tiny(**fields))))
+    (tmp_path / 'config.json').write_text(json.dumps(flatten(tiny(**fields))))
     (tmp_path / 'summary.json').write_text(json.dumps(summary))
-    rules.validate(scratch.get_config(str(tmp_path)), devices=8)
+    validate(scratch.get_config(str(tmp_path)), devices=8)
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from asose_jax import config as rules
+from asose_jax.config import flatten, validate
+from asose_jax.rules import RULES
 from configs import search
 
 # Where a default, or the field itself, comes from; fields without a line are this program's own.
@@ -54,7 +55,7 @@ def config_page(root: pathlib.Path) -> str:
         'The defaults are those of the preset `cifar10`; `configs/search.py` has more. Set any',
         'field on the command line: `--config.search.epochs=2`, `--config.seed=1`.',
     ]
-    group, defaults = None, rules.flatten(search.get_config())
+    group, defaults = None, flatten(search.get_config())
     for field in [name for name in meanings if name in defaults]:  # in the order of the file
         default = defaults[field]
         head = field.rpartition('.')[0]
@@ -67,7 +68,7 @@ def config_page(root: pathlib.Path) -> str:
         cells = (
             f'`{field}`',
             f'`{default!r}`',
-            rules.RULES[field].allowed,
+            RULES[field].allowed,
             meanings[field],
             source,
         )
@@ -102,7 +103,7 @@ def test_page_of_the_config_is_that_of_the_config(root):
 
 def test_every_field_says_what_it_means(root):
     meanings = _comments((root / 'configs' / 'search.py').read_text(encoding='utf-8'))
-    assert set(rules.flatten(search.get_config())) <= set(meanings)
+    assert set(flatten(search.get_config())) <= set(meanings)
 
 
 def _read(*arguments):
@@ -120,10 +121,10 @@ def _read(*arguments):
 @pytest.mark.parametrize('preset', search.PRESETS)
 def test_every_field_can_be_set_on_the_command_line(root, preset):
     """Tuples aside, which are set alike but may grow; to what the default preset has."""
-    default = rules.flatten(search.get_config())
+    default = flatten(search.get_config())
     wanted = {k: v for k, v in default.items() if v is not None and not isinstance(v, tuple)}
     settings = [f'--config.{name}={value}' for name, value in wanted.items()]
-    found = rules.flatten(_read(f'--config={root}/configs/search.py:{preset}', *settings))
+    found = flatten(_read(f'--config={root}/configs/search.py:{preset}', *settings))
     assert {name: found[name] for name in wanted} == wanted
 
 
@@ -133,7 +134,7 @@ def test_commands_of_the_ablation_are_read_and_valid(root, monkeypatch):
     commands = [line for line in page.splitlines() if line.startswith('python main.py')]
     assert len(commands) > 30
     for command in commands:
-        rules.validate(_read(*shlex.split(command, comments=True)[2:]), 1)
+        validate(_read(*shlex.split(command, comments=True)[2:]), 1)
 
 
 def test_messages_that_are_explained_are_messages_of_the_program(root):

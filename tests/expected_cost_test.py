@@ -17,7 +17,8 @@ from scipy import optimize
 from asose_jax import batches, cost, darts, genotype, latency, pipeline, steps
 from asose_jax.errors import UserError
 from asose_jax.expected_cost import Budget
-from asose_jax.model import Mode, SuperNet
+from asose_jax.forward import Mode
+from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 from asose_jax.spaces import SPACES
 

@@ -235,6 +235,7 @@ def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, to
         assert any('over growth.max_channels=7' in line for line in refusals)
 
 
+@pytest.mark.slow
 def test_control_trains_the_same_network_for_as_many_flops(grown, tmp_path):
     workdir, summary, _ = grown
     config = scratch.get_config(str(workdir))

@@ -13,8 +13,9 @@ import optax
 import pytest
 
 from asose_jax import chain, growth, optim, phases, state
+from asose_jax.forward import Mode, SearchSettings
 from asose_jax.growth import Growth
-from asose_jax.model import Mode, SearchSettings, SuperNet
+from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 
 NAMES = tuple(chain.PRIMITIVES)

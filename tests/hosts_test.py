@@ -14,7 +14,7 @@ from pipeline_test import lines_of, streamed
 
 from asose_jax import devices
 
-FIELDS = {'growth.epochs': 4, 'growth.kinds': ('depth',), 'chunk_steps': 4}
+FIELDS = {'growth.kinds': ('depth',), 'chunk_steps': 4}
 
 
 def _port():

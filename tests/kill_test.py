@@ -55,7 +55,7 @@ MOMENTS = {
     'saving': (lambda run: lambda run: run.saving(), 0.02),
     'after a save': (_more, 0.02),
     'search begins': (lambda run: says('search: 2 epochs'), 0.5),
-    'growth begins': (lambda run: says('growth: 6 epochs'), 0.5),
+    'growth begins': (lambda run: says('growth: 4 epochs'), 0.5),
     'grown': (lambda run: says('logits changed by'), 0.2),
     'optimize begins': (lambda run: says('optimize: 1 epochs'), 0.3),
     'end': (lambda run: says('optimize 1/1'), 0.5),
@@ -111,7 +111,7 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_in_good_order(
     assert run.wait_for(says('search 1/2'))
     run.process.send_signal(number)
     assert run.wait() == 0, run.told
-    stopped = re.search(r'stopped and saved at step (\d+) of 56 \(\w+\); to go on: (.*)', run.told)
+    stopped = re.search(r'stopped and saved at step (\d+) of 44 \(\w+\); to go on: (.*)', run.told)
     assert stopped, run.told
     assert int(stopped[1]) in run.steps()
     assert f'--workdir={tmp_path}' in stopped[2]
@@ -160,6 +160,7 @@ def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(root, 
     _assert_same_end(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_full_disk_while_saving_is_told_and_the_checkpoint_before_is_whole(root, tmp_path):
     """A limit on the size of files stands for the disk: writing fails in the same place."""
     fields = {'chunk_steps': 1}

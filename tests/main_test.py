@@ -97,7 +97,8 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
     import jax
     import jax.numpy as jnp
 
-    from asose_jax.model import Mode, SuperNet
+    from asose_jax.forward import Mode
+    from asose_jax.model import SuperNet
 
     code = _code(root, 'class Pointwise')
     monkeypatch.setattr(ops, 'PRIMITIVES', dict(ops.PRIMITIVES))

@@ -12,6 +12,7 @@ import several_test
 from pipeline_test import lines_of
 
 from asose_jax import many, page
+from asose_jax.config import flatten
 from asose_jax.errors import UserError
 from configs.search import get_config
 
@@ -47,7 +48,7 @@ def test_what_stopped_one_of_the_runs_is_told_with_its_log(tmp_path):
 
 def test_seeds_may_be_added_and_nothing_else_may_change(tmp_path):
     (tmp_path / 'config.json').write_text(
-        json.dumps({**many.rules.flatten(_config(seeds=(0,))), 'search.epochs': 7})
+        json.dumps({**flatten(_config(seeds=(0,))), 'search.epochs': 7})
     )
     with pytest.raises(UserError, match=r'another config:\n  search.epochs: 7 -> 2\n'):
         many.run(_config(seeds=(0, 1)), tmp_path)
@@ -66,7 +67,7 @@ def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path,
         assert job.config.seed == 0
         begun = tmp_path / job.name
         begun.mkdir(exist_ok=True)
-        (begun / 'config.json').write_text(json.dumps(many.rules.flatten(job.config)))
+        (begun / 'config.json').write_text(json.dumps(flatten(job.config)))
 
 
 def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, monkeypatch):

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from asose_jax import chain, genotype, gumbel, mixed, model
-from asose_jax.forward import Forward
-from asose_jax.model import Mode, SearchSettings, SuperNet
+from asose_jax.forward import Forward, Mode, SearchSettings
+from asose_jax.model import SuperNet
 
 SPEC = chain.build((6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8)
 IMAGES = jax.random.normal(jax.random.key(0), (8, 6, 6, 2))

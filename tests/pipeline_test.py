@@ -426,7 +426,9 @@ def test_new_mixed_operations_lean_against_what_a_residual_does_already():
         assert alpha[:2].tolist() == [-2.0, skip]
 
 
-@pytest.mark.parametrize('seed', [3, 4, 5])
+@pytest.mark.parametrize(
+    'seed', [3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (4, 5))]
+)
 def test_six_blocks_learn_in_warmup_with_any_seed(seed, tmp_path):
     """Gradients not clipped push gates of these seeds to -0.7, and accuracy stays under 31 %."""
     config = get_config('digits')

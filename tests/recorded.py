@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asose_jax import chain, genotype, growth, report, spaces
-from asose_jax import config as rules
+from asose_jax.config import flatten
 from asose_jax.growth import Growth
 from configs.search import get_config
 
@@ -43,7 +43,7 @@ def write(
         primitives=tuple(m.primitives),
     )
     workdir.mkdir(parents=True, exist_ok=True)
-    _dump(workdir / 'config.json', rules.flatten(config))
+    _dump(workdir / 'config.json', flatten(config))
     around = {
         'images': {'train': 1149, 'valid': 288, 'test': 360},
         'classes': [str(i) for i in range(10)],

@@ -11,11 +11,11 @@ import pytest
 from pipeline_test import CHEAP, lines_of, summary_of, tiny
 
 from asose_jax import chain, darts, genotype, pipeline, retrain
-from asose_jax import config as rules
 from asose_jax.chain import BlockSpec
+from asose_jax.config import validate
 from asose_jax.errors import UserError
-from asose_jax.forward import SearchSettings
-from asose_jax.model import SECOND_HEAD, Mode, SuperNet
+from asose_jax.forward import Mode, SearchSettings
+from asose_jax.model import SECOND_HEAD, SuperNet
 from configs.search import get_config
 
 CELL = '|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|avg_pool_3x3~1|nor_conv_3x3~2|'
@@ -44,7 +44,7 @@ def test_darts_networks_are_trained_as_their_authors_do():
     config = get_config('darts')
     config.genotype = 'genotype.txt'
     made = retrain.config_of(config)
-    rules.validate(made, 1)
+    validate(made, 1)
     assert [made[phase].epochs for phase in ('warmup', 'search', 'growth', 'optimize')] == [
         *(0, 0, 0),
         600,
@@ -68,7 +68,7 @@ def test_a_grown_network_may_be_wider_and_nothing_else():
     config = get_config('digits')
     config.genotype, config.retrain.channels = 'found', 64
     made = retrain.config_of(config)
-    rules.validate(made, 1)
+    validate(made, 1)
     assert (made.network, made.network_channels) == ('found', 64)
     config.network, config.genotype = 'found', None
     assert retrain.config_of(config).network_channels == 64
@@ -99,7 +99,7 @@ def test_widths_of_cell_networks_are_not_those_of_network_channels():
     config = get_config('darts')
     config.network_channels = 64
     with pytest.raises(UserError, match=r'network_channels=64: makes .* set model.channels'):
-        rules.validate(config, 1)
+        validate(config, 1)
 
 
 def test_a_wider_chain_has_the_same_blocks_and_all_widths_in_proportion():
@@ -140,7 +140,7 @@ def test_what_a_search_was_like_does_not_stand_in_the_way():
             'cost.target': 1e6,
         }
     )
-    rules.validate(retrain.config_of(config), 1)
+    validate(retrain.config_of(config), 1)
 
 
 def test_without_a_network_it_says_what_to_name():

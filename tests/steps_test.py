@@ -12,8 +12,9 @@ import pytest
 
 from asose_jax import batches, chain, devices, estimators, optim, phases, state, steps
 from asose_jax.data import Data, ImageSet
+from asose_jax.forward import Mode, SearchSettings
 from asose_jax.genotype import Genotype, derive
-from asose_jax.model import Mode, SearchSettings, SuperNet
+from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')

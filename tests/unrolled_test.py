@@ -12,7 +12,8 @@ import pytest
 
 from asose_jax import batches, chain, loop, ops, optim, phases, state, steps, unrolled
 from asose_jax.data import Data, ImageSet
-from asose_jax.model import Mode, SearchSettings, SuperNet
+from asose_jax.forward import Mode, SearchSettings
+from asose_jax.model import SuperNet
 from asose_jax.norm import Norm
 from asose_jax.phases import Phase
 
