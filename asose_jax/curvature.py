@@ -155,7 +155,7 @@ def consider(setup: Setup, current: Current, span: Span, record: dict[str, Any])
         return False
     alpha, unravel = jax.flatten_util.ravel_pytree(jax.device_get(current.state.arch))
     record['arch/eigenvalue'] = _measure(setup, current)
-    seen = current.told['curvature']
+    seen = current.told.curvature
     seen.append(
         {
             'epoch': span.epoch_at(step),
@@ -170,13 +170,13 @@ def consider(setup: Setup, current: Current, span: Span, record: dict[str, Any])
     back = seen[c.stop_window // 2]
     restored = unravel(jnp.array(back['alpha'], jnp.float32))
     current.state = current.state.replace(arch=devices.replicated(restored))
-    current.told['halted'] = {
+    current.told.halted = {
         'step': step,
         'epoch': span.epoch_at(step),
         'alpha_of_epoch': back['epoch'],
         'eigenvalues': eigenvalues,
     }
-    current.told['curvature'] = []
+    current.told.curvature = []
     current.row.update(epochs=span.epoch_at(step), steps=step - span.start)
     logger.info(
         "search ends after epoch %d of %d: the largest eigenvalue of alpha's Hessian has risen "

@@ -70,27 +70,27 @@ def consider(
     Returns:
       The growths that took place, none or one, as in metrics and summary.
     """
-    c, told = setup.config.growth, current.told['growing']
+    c, told = setup.config.growth, current.told.growing
     if not decides(setup, span):
         return []
     step, accuracy = record['step'], record['valid/accuracy']
-    if told['pending'] is None:
-        told['best'], told['waited'], reached = plateau(
-            told['best'], told['waited'], accuracy, c.threshold, c.patience
+    if told.pending is None:
+        told.best, told.waited, reached = plateau(
+            told.best, told.waited, accuracy, c.threshold, c.patience
         )
         epoch = span.epoch_at(step) + c.lead_epochs
         if not reached or span.epochs - epoch < c.last_epochs:
             return []
-        told['pending'] = _decide(setup, current, step, span.start + epoch * span.epoch_steps)
+        told.pending = _decide(setup, current, step, span.start + epoch * span.epoch_steps)
         prepare(setup, current, batch)
-    if told['pending'] is None or step < told['pending']['step']:
+    if told.pending is None or step < told.pending['step']:
         return []
     return [_grow(setup, current, accuracy)]
 
 
 def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> None:
     """Begins to compile for the growth that was decided, if there is one."""
-    pending = current.told['growing']['pending']
+    pending = current.told.growing.pending
     if pending is None:
         return
     spec = growth.grown_spec(current.spec, Growth.from_json(pending['growth']))
@@ -115,12 +115,12 @@ def _fresh(setup, step):
 
 def _decide(setup, current, step, due):
     """What will be done at step `due`; `None` if the limits allow nothing. JSON."""
-    c, told, start = setup.config.growth, current.told['growing'], time.monotonic()
+    c, told, start = setup.config.growth, current.told.growing, time.monotonic()
     limits = candidates.Limits(c.max_depth, c.max_channels, c.max_branches, c.max_params)
     held = jax.device_get(current.state)
     for _ in c.kinds:
-        kind = c.kinds[told['turn'] % len(c.kinds)]
-        told['turn'] += 1
+        kind = c.kinds[told.turn % len(c.kinds)]
+        told.turn += 1
         kinds = growth.KINDS if kind == 'auto' else (kind,)
         found, refused = candidates.possible(
             current.spec, held.params, kinds, c.width_factor, limits
@@ -149,7 +149,7 @@ def _choose(setup, current, kind, found, held, step):
         }[kind]
         return next((each for each in found if each.growth.where == last), None)
     scored = candidates.scored(
-        found, current.spec, held, score_batches(setup, len(current.told['growth'])), key
+        found, current.spec, held, score_batches(setup, len(current.told.growth)), key
     )
     for each in scored:
         logger.info(
@@ -177,8 +177,8 @@ def score_batches(setup: Setup, number: int) -> list[tuple[np.ndarray, np.ndarra
 
 def _grow(setup, current, accuracy):
     """Makes `current` the grown network; returns what is told of it."""
-    start, told = time.monotonic(), current.told['growing']
-    pending = told['pending']
+    start, told = time.monotonic(), current.told.growing
+    pending = told.pending
     step, what = pending['step'], Growth.from_json(pending['growth'])
     if not current.ahead.done():
         logger.info('growing: waiting for the compiler')
@@ -194,9 +194,9 @@ def _grow(setup, current, accuracy):
     before = session.evaluate(setup, current, setup.data.valid)
     current.spec, current.state = spec, devices.replicated(grown)
     current.use(programs)
-    current.ahead, told['pending'] = None, None
+    current.ahead, told.pending = None, None
     after = session.evaluate(setup, current, setup.data.valid)
-    current.told['genotype'] = genotype.most_likely(spec, grown.arch).to_json()
+    current.told.genotype = genotype.most_likely(spec, grown.arch).to_json()
     event = {
         'step': step,
         'kind': what.kind,
@@ -212,7 +212,7 @@ def _grow(setup, current, accuracy):
         ),
         'stall_seconds': pending['stall_seconds'] + time.monotonic() - start,
     }
-    current.told['growth'].append(event)
+    current.told.growth.append(event)
     logger.info(
         'growth: %s; %d to %d parameters, logits changed by at most %.1e, waited %.1f s',
         {

@@ -185,7 +185,7 @@ def _record(setup, current, span, figures, metrics, sums):
     loss, valid_accuracy = session.means(sums)
     arch, totals, gates = devices.on_host((metrics['arch'], metrics['totals'], metrics['gates']))
     law = _law(setup, current.spec, span, figures['tau'])
-    current.told['train_flops'] += cost.training_flops(
+    current.told.train_flops += cost.training_flops(
         current.spec,
         setup.recipe(current.spec).weight_mode(span.phase),
         ESTIMATORS[setup.config.search.estimator],
@@ -199,12 +199,12 @@ def _record(setup, current, span, figures, metrics, sums):
     if setup.budget is not None:
         rows = genotype.probabilities(current.spec, arch)
         expected['cost/expected'] = float(setup.budget.expected(current.spec, rows))
-    analysis = report.architecture_analysis(arch, current.spec, current.told['genotype'], law)
-    current.told['genotype'] = analysis['genotype']
+    analysis = report.architecture_analysis(arch, current.spec, current.told.genotype, law)
+    current.told.genotype = analysis['genotype']
     row, alarms, network = current.row, [], {}
     if row['valid_accuracy_first'] is None:
         row['valid_accuracy_first'] = valid_accuracy
-        alarms += _fall(setup, current.told['phases'])
+        alarms += _fall(setup, current.told.phases)
         network = {'network': current.spec.to_json()}
     row['valid_accuracy_last'] = valid_accuracy
     idle = analysis['arch/skip_fraction'] + analysis['arch/none_fraction']
@@ -221,7 +221,7 @@ def _record(setup, current, span, figures, metrics, sums):
         **analysis,
         **expected,
         'params': session.count_parameters(current),
-        'train_flops': current.told['train_flops'],
+        'train_flops': current.told.train_flops,
         'alarms': alarms,
         'gates': report.rounded(gates),
         **network,

@@ -251,7 +251,7 @@ def load_data(config: ml_collections.ConfigDict) -> data.Data:
 def _enter(setup, current):
     """Enters the phase of the current step. Nothing that was learned is reset (spec section 3)."""
     span = setup.plan.span_at(current.step)
-    if current.phase is span.phase and current.told['phases']:
+    if current.phase is span.phase and current.told.phases:
         return
     if span.phase.searches and current.phase is Phase.WARMUP:
         key, noise = setup.key(session.TRANSITION), setup.config.search.transition_noise
@@ -269,7 +269,7 @@ def _enter(setup, current):
         ', '.join(f'{count} {name}' for name, count in sorted(told['arch/counts'].items())),
     )
     current.phase = span.phase
-    current.told['phases'].append(
+    current.told.phases.append(
         {
             'name': span.phase,
             'epochs': span.epochs,
@@ -284,7 +284,7 @@ def _enter(setup, current):
 
 def _as_halted(setup, current):
     """The setup of a run whose search ended early: with the plan that had so many epochs of it."""
-    halted = current.told['halted']
+    halted = current.told.halted
     plan = setup.plan if halted is None else setup.plan.with_search_until(halted['step'])
     if plan == setup.plan:
         return setup
@@ -293,8 +293,8 @@ def _as_halted(setup, current):
 
 
 def _derive(setup, current):
-    current.told['selection'] = setup.config.search.selection
-    if current.told['selection'] == 'perturbation':
+    current.told.selection = setup.config.search.selection
+    if current.told.selection == 'perturbation':
         chosen = selection.by_perturbation(setup, current)
     else:
         chosen = genotype.most_likely(current.spec, current.state.arch)

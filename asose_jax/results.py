@@ -105,14 +105,14 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
         'params': session.count_parameters(current),
         'flops_per_image': cost.forward_flops(current.spec),
         'multiply_adds': cost.multiply_adds(current.spec),
-        'train_flops': current.told['train_flops'],
+        'train_flops': current.told.train_flops,
         'genotype': chosen.to_json(),
         'seed': setup.config.seed,
         **surroundings(setup),
-        'phases': current.told['phases'],
-        'growth': current.told['growth'],
-        'halted': current.told['halted'],
-        'selection': current.told['selection'],
+        'phases': current.told.phases,
+        'growth': current.told.growth,
+        'halted': current.told.halted,
+        'selection': current.told.selection,
     }
     if setup.budget is not None:
         summary['cost'] = setup.budget.summary(current.spec, setup.writes)

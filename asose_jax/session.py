@@ -1,7 +1,6 @@
 """What a run holds while it runs: its fixed setup, where it is, and its compiled programs."""
 
 import concurrent.futures
-import copy
 import dataclasses
 import itertools
 import logging
@@ -36,6 +35,7 @@ from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SECOND_HEAD, SuperNet
 from asose_jax.phases import Phase, Plan, Span
 from asose_jax.recipe import AXIS, Recipe
+from asose_jax.told import Told
 
 logger = logging.getLogger('asose_jax')
 
@@ -160,7 +160,7 @@ class Current:
     spec: genotype.NetSpec
     state: state.SearchState
     phase: Phase | None
-    told: dict[str, Any] = dataclasses.field(default_factory=lambda: copy.deepcopy(_NOTHING_TOLD))
+    told: Told = dataclasses.field(default_factory=Told)
     programs: Programs | None = None
     ahead: concurrent.futures.Future | None = None  # what is compiled for a growth to come
     upcoming: concurrent.futures.Future | None = None  # the programs of the next phase
@@ -168,7 +168,7 @@ class Current:
     @property
     def row(self) -> dict[str, Any]:
         """What is told of the phase that was entered last."""
-        return self.told['phases'][-1]
+        return self.told.phases[-1]
 
     @property
     def step(self) -> int:
@@ -176,7 +176,11 @@ class Current:
 
     def meta(self) -> dict[str, Any]:
         """The description that a checkpoint holds beside the arrays."""
-        return {'spec': self.spec.to_json(), 'phase': self.phase, 'told': self.told}
+        return {
+            'spec': self.spec.to_json(),
+            'phase': self.phase,
+            'told': dataclasses.asdict(self.told),
+        }
 
     def use(self, programs: Programs) -> None:
         """Goes on with these programs."""
@@ -190,18 +194,6 @@ class Current:
             ' + '.join(f'{s:.1f}' for s in seconds),
             max(part.peak_bytes for part in parts) / 2**20,
         )
-
-
-_NOTHING_TOLD = {
-    'phases': [],
-    'genotype': None,  # of the evaluation before
-    'train_flops': 0.0,  # of the run so far, see cost.py
-    'growth': [],  # the growths that took place
-    'growing': {'best': None, 'waited': 0, 'turn': 0, 'pending': None},  # see growing.py
-    'curvature': [],  # the evaluations that may still end the search, see curvature.py
-    'halted': None,  # where search ended early
-    'selection': None,  # how the operations were chosen
-}
 
 
 def compile_programs(

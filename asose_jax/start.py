@@ -17,6 +17,7 @@ from asose_jax.forward import Mode
 from asose_jax.model import SECOND_HEAD
 from asose_jax.phases import Phase, Plan
 from asose_jax.session import INIT, Current, Setup, model_of
+from asose_jax.told import Told
 
 logger = logging.getLogger('asose_jax')
 
@@ -235,7 +236,7 @@ def resume(setup: Setup) -> Current:
         meta = setup.checkpoints.describe(step)
         spec = spaces.spec_from_json(meta['spec'])
         restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
-        return Current(spec, restored, Phase(meta['phase']), meta['told'])
+        return Current(spec, restored, Phase(meta['phase']), Told.from_json(meta['told']))
 
     current = setup.checkpoints.newest_whole(read)
     log_network(setup, current.spec)
