@@ -94,7 +94,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
             key=key,
         )
         current = session.Current(grown_spec, devices.replicated(grown), Phase.OPTIMIZE)
-        current.told['phases'].append({'compile_seconds': 0.0})
+        current.told.phases.append({'compile_seconds': 0.0})
         stream = batches.stream(
             images.images, lambda s: loop.indices_at(setup, span, s), span.start, span.stop
         )
