@@ -123,7 +123,8 @@ def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_in_good_order(
 
 
 def test_asked_to_stop_before_training_it_stops_at_once(root, tmp_path):
-    run = Run(root, tmp_path)
+    slow = {'JAX_ENABLE_COMPILATION_CACHE': 'false'}  # leaves seconds to ask in
+    run = Run(root, tmp_path, {'model.depth': 12}, environment=slow)
     assert run.wait_for(says(' train, '))
     run.process.send_signal(signal.SIGTERM)
     assert run.wait(60) == 0, run.told
