@@ -246,3 +246,16 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
 
     stopped = _resumed(config, tmp_path)
     assert json.loads((stopped / 'config.json').read_text())['optimize.drop_path'] == 0.3
+
+
+@pytest.mark.slow
+def test_a_network_with_a_second_head_goes_on_with_it_and_only_with_it(tmp_path):
+    file = tmp_path / 'genotype.json'
+    file.write_text('{"genotype": [["sep_conv_3x3"], ["skip_connect"]]}')
+    alone = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
+    headed = {**alone, 'optimize.second_head': 0.4}
+    pipeline.run(tiny(genotype=str(file), **headed), tmp_path / 'first')
+    with pytest.raises(UserError, match=r'second_head.*: set optimize.second_head to what it was'):
+        pipeline.run(tiny(init_from=str(tmp_path / 'first'), **alone), tmp_path / 'without')
+    again = pipeline.run(tiny(init_from=str(tmp_path / 'first'), **headed), tmp_path / 'again')
+    assert [row['name'] for row in again['phases']] == ['optimize']
