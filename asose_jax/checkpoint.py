@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from asose_jax.errors import UserError
 from asose_jax.state import SearchState
+from asose_jax.workdir import checksum
 
 logger = logging.getLogger('asose_jax')
 
@@ -146,7 +147,7 @@ class Checkpoints:
                 f'{SCHEMA}. Use the version of asose_jax that wrote it.'
             )
         with self._reading(step, 'meta'):
-            if meta.pop('checksum') != _checksum_of_json(meta):
+            if meta.pop('checksum') != checksum(meta):
                 raise ValueError('the checksum is another one')
         return meta
 
@@ -184,7 +185,7 @@ class Checkpoints:
         content = json.loads(json.dumps(content))  # a copy: the run goes on while it is written
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            meta=ocp.args.JsonSave({**content, 'checksum': _checksum_of_json(content)}),
+            meta=ocp.args.JsonSave({**content, 'checksum': checksum(content)}),
         )
         with self._writing():
             self._manager.save(step, args=args, force=True)
@@ -244,10 +245,6 @@ def _checksums(tree):
         return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     return dict(zip(names(tree), map(of, jax.tree.leaves(jax.device_get(tree))), strict=True))
-
-
-def _checksum_of_json(content):
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def has_any(directory: pathlib.Path) -> bool:

@@ -196,8 +196,9 @@ def _contradictions(config, flat, devices):
             f'growth.where={config["growth"]["where"]!r}: growth.kinds={config["growth"]["kinds"]} '
             "compares scores, which needs 'score'"
         )
+    begins = [field for field in ('network', 'genotype', 'init_from') if config[field] is not None]
     second = config['optimize']['second_head']
-    if second and not (config['network'] or config['genotype'] or config['init_from']):
+    if second and not begins:
         wrong.append(
             f'optimize.second_head={second}: only networks that are trained from scratch have one; '
             'set network or genotype, or use --mode=retrain; init_from goes on with such a network'
@@ -216,10 +217,11 @@ def _contradictions(config, flat, devices):
     unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
     if unknown:
         wrong.append(f'plain_cells: {", ".join(unknown)} is not in model.primitives')
-    if 'none' in config['plain_cells'] and model['space'] == 'darts':
-        wrong.append("plain_cells: 'none' is what cells of the space 'darts' never choose")
+    if 'none' in config['plain_cells'] and space.spec.EDGES_KEPT is not None:
+        wrong.append(
+            f"plain_cells: 'none' is what cells of the space {model['space']!r} never choose"
+        )
     phases = ('warmup', 'search', 'growth', 'optimize')
-    begins = [field for field in ('network', 'genotype', 'init_from') if config[field] is not None]
     if len(begins) > 1:
         wrong.append(f'{", ".join(begins)}: set one of them; each says where a run begins')
     elif begins and begins != ['init_from'] and any(config[p]['epochs'] for p in phases[:3]):

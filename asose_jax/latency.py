@@ -10,7 +10,6 @@ import logging
 import math
 import pathlib
 import time
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +70,7 @@ class Latencies:
         """Writes the file, if there is anything new; waits until the disk has it."""
         if len(self._known) > self._saved:
             content = {**self._where, 'milliseconds': self._known}
-            content['checksum'] = _checksum(content)
+            content['checksum'] = workdir.checksum(content)
             workdir.write_atomically(self._path, json.dumps(content, indent=2) + '\n')
             self._saved = len(self._known)
 
@@ -94,9 +93,9 @@ class Latencies:
         )
         try:
             content = json.loads(self._path.read_text(encoding='utf-8'))
-            checksum = content.pop('checksum')
+            intact = content.pop('checksum') == workdir.checksum(content)
             known = {key: float(value) for key, value in content['milliseconds'].items()}
-            whole = checksum == _checksum(content) and all(map(math.isfinite, known.values()))
+            whole = intact and all(map(math.isfinite, known.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f'{self._path} cannot be read ({type(error).__name__}: {error}). {way_out}'
@@ -139,7 +138,3 @@ def measured(part: Part) -> tuple[float, float, float]:
         taken.append(time.perf_counter() - begun)
     low, median, high = np.quantile(taken[_WARM:], (0.25, 0.5, 0.75)) * 1000 / _PASSES
     return float(low), float(median), float(high)
-
-
-def _checksum(content):
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

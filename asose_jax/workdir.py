@@ -2,10 +2,13 @@
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import pathlib
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from asose_jax.errors import UserError
 
@@ -66,6 +69,11 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     temporary = path.with_name(path.name + '.tmp')
     _write(temporary, 'w', text)
     temporary.replace(path)
+
+
+def checksum(content: Any) -> int:
+    """Of what JSON can hold: CRC-32, whatever the order of the keys."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def append(path: pathlib.Path, line: str) -> None:

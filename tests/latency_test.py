@@ -107,7 +107,7 @@ def test_file_of_another_device_or_setting_is_one_clear_error(
     if device:
         content = {**json.loads(file.read_text()), 'device': device}
         del content['checksum']
-        content['checksum'] = latency._checksum(content)
+        content['checksum'] = workdir.checksum(content)
         workdir.write_atomically(file, json.dumps(content))
     with pytest.raises(UserError, match=r'was measured with .*; here it would be'):
         Latencies(file, images, dtype)
