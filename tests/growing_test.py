@@ -38,12 +38,6 @@ FIELDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _programs_of_a_run_end_with_it():
-    yield
-    state.jax.clear_caches()
-
-
 def growing_config(**changes):
     return tiny(**{**FIELDS, **changes})
 

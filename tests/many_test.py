@@ -54,30 +54,33 @@ def test_seeds_may_be_added_and_nothing_else_may_change(tmp_path):
         many.run(_config(seeds=(0, 1)), tmp_path)
 
 
-def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path, monkeypatch):
+@pytest.fixture
+def asked(monkeypatch):
+    """The jobs that were to be run, a list for each time; none of them is."""
+    found = []
+    monkeypatch.setattr(many.process, 'places', list)
+    monkeypatch.setattr(many, 'run_all', lambda jobs, *rest, **how: found.append(jobs))
+    return found
+
+
+def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path, asked):
     several_test.write(tmp_path, seeds=(0, 1, 2))
     for name in ('config.json', page.NAME):
         (tmp_path / name).unlink()
-    told = []
-    monkeypatch.setattr(many.process, 'places', list)
-    monkeypatch.setattr(many, 'run_all', lambda jobs, *rest, **how: told.append(jobs))
     for seeds in ((0, 1), (0, 1, 2)):
         many.run(_config(seeds=seeds, random_cells=3), tmp_path)
-        job = next(job for job in told[-1] if job.name == 'random/2')
+        job = next(job for job in asked[-1] if job.name == 'random/2')
         assert job.config.seed == 0
         begun = tmp_path / job.name
         begun.mkdir(exist_ok=True)
         (begun / 'config.json').write_text(json.dumps(flatten(job.config)))
 
 
-def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, monkeypatch):
+def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, asked):
     several_test.write(tmp_path, seeds=(0,))
     (tmp_path / 'config.json').unlink()
-    told = []
-    monkeypatch.setattr(many.process, 'places', list)
-    monkeypatch.setattr(many, 'run_all', lambda jobs, *rest, **how: told.append(jobs))
     many.run(_config(seeds=(0,), random_cells=1, init_from='/warm'), tmp_path)
-    searches, controls = told
+    searches, controls = asked
     assert [job.config.init_from for job in searches] == ['/warm']
     assert {job.config.init_from for job in controls} == {None}
 
@@ -89,12 +92,11 @@ def test_several_hosts_are_refused_before_anything_is_written(tmp_path, monkeypa
     assert not (tmp_path / 'all').exists()
 
 
-def test_the_end_of_all_leaves_a_page_of_all(tmp_path, monkeypatch):
+@pytest.mark.usefixtures('asked')
+def test_the_end_of_all_leaves_a_page_of_all(tmp_path):
     several_test.write(tmp_path, seeds=(0, 1))
     for name in ('config.json', page.NAME):
         (tmp_path / name).unlink()
-    monkeypatch.setattr(many.process, 'places', list)
-    monkeypatch.setattr(many, 'run_all', lambda *jobs, **how: None)
     many.run(_config(seeds=(0, 1), random_cells=3, plain_cells=('skip_connect',)), tmp_path)
     text = (tmp_path / page.NAME).read_text(encoding='utf-8')
     assert '2 of 2 searches are finished, 7 of 7 trainings beside them.' in text
