@@ -1,9 +1,11 @@
 """SIGTERM and Ctrl-C are heard, held back while needed, and never swallowed."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -41,6 +43,22 @@ def test_handlers_of_before_are_back_afterwards():
 
 def test_stop_is_not_swallowed_as_a_common_error():
     assert not issubclass(Stopped, Exception)
+
+
+def test_stop_that_a_callback_drops_is_raised_all_the_same():
+    def ask(*_):
+        gc.callbacks.remove(ask)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def collect():
+        gc.callbacks.append(ask)
+        gc.collect()
+        time.sleep(10)
+
+    before = sys.unraisablehook
+    with interrupt.Interrupt(), pytest.raises(Stopped, match='SIGTERM'):
+        collect()
+    assert sys.unraisablehook is before
 
 
 def test_second_signal_ends_the_process_as_if_nothing_were_held(root):
