@@ -25,6 +25,8 @@ def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
     if not (run / 'summary.json').is_file():
         raise ValueError(f'{workdir} does not hold a finished run: there is no summary.json in it')
     fields = json.loads((run / 'config.json').read_text(encoding='utf-8'))
+    if fields.get('seeds'):
+        raise ValueError(f'{workdir} holds several searches; name one of them: {workdir}/seed_N')
     summary = json.loads((run / 'summary.json').read_text(encoding='utf-8'))
     config = search.get_config()
     config.update_from_flattened_dict(

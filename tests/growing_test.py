@@ -21,6 +21,7 @@ from asose_jax import (
     spaces,
     state,
 )
+from asose_jax.config import flatten
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs import scratch
@@ -244,6 +245,10 @@ def test_control_trains_the_same_network_for_as_many_flops(grown, tmp_path):
 
 def test_control_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='does not hold a finished run'):
+        scratch.get_config(str(tmp_path))
+    (tmp_path / 'config.json').write_text(json.dumps(flatten(growing_config(seeds=(0, 1)))))
+    (tmp_path / 'summary.json').write_text('{}')
+    with pytest.raises(ValueError, match=r'several searches; name one of them: .*/seed_N'):
         scratch.get_config(str(tmp_path))
     config = growing_config(**{'network': str(tmp_path)})
     for phase in ('warmup', 'search', 'growth'):
