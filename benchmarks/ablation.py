@@ -97,6 +97,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'draws_4': (_DEFAULT, {'arch.samples': 4}),
     'mixture': (_DEFAULT, _MIXED),
     'mixture_whole': (_DEFAULT, {**_MIXED, 'search.thresholds': (1.0, 1.0, 0.0, 0.0, 0.0)}),
+    'longer': (_DEFAULT, {'search.epochs': 30}),
     'growth': (_DEFAULT, _GROWS),
     'growth_last': (_DEFAULT, {**_GROWS, 'growth.where': 'last'}),
 }

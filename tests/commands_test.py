@@ -42,7 +42,7 @@ SMALL = (
 SPECIAL = {
     'seeds': ('seeds=(0,1)', 'random_cells=1'),
     'cost.target': ('cost.target=50000',),
-    'retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
+    'mode=retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
 }
 
 
