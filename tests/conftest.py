@@ -4,15 +4,9 @@ import os
 import pathlib
 import shutil
 import tempfile
-from importlib.metadata import version
 
 # Before jax starts: the tests' programs run for milliseconds and compile for seconds.
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '')
-    + ' --xla_backend_optimization_level=0'
-    # Later versions do not know this one.
-    + ' --xla_cpu_use_fusion_emitters=false' * version('jaxlib').startswith('0.10.')
-)
+os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 
 import jax
 import pytest
