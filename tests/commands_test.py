@@ -40,7 +40,7 @@ SMALL = (
 )
 # Further flags of the lines that have such a part.
 SPECIAL = {
-    'seeds': ('seeds=(0,1)', 'random_cells=1'),
+    'seeds': ('seeds=(0,)', 'random_cells=1'),
     'cost.target': ('cost.target=50000',),
     'mode=retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
 }
