@@ -9,6 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.damage import flip
 
 from asose_jax import chain, checkpoint, optim, phases, spaces, state
 from asose_jax.errors import UserError
@@ -111,12 +112,6 @@ def _truncate(path):
 
 def _empty(path):
     path.write_bytes(b'')
-
-
-def flip(path):
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
-    path.write_bytes(content)
 
 
 def _files(directory, step=7):

@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import numpy as np
-import prepared
 import pytest
 from benchmarks_test import NAMES
-from folder_test import picture
+from helpers import prepared
+from helpers.pictures import picture
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent

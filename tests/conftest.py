@@ -1,32 +1,40 @@
-"""Eight simulated devices, strict promotion, and one compilation cache for the whole test run."""
+"""Two simulated devices, strict promotion, and one compilation cache that all runs share."""
 
 import os
 import pathlib
 import shutil
-import tempfile
 
 # Before jax starts: the tests' programs run for milliseconds and compile for seconds.
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 
 import jax
 import pytest
+from helpers import costs
+from helpers.shared import Shared
 
-jax.config.update('jax_num_cpu_devices', 8)
-jax.config.update('jax_numpy_rank_promotion', 'raise')
-_CACHE = tempfile.TemporaryDirectory(prefix='asose_jax_test_cache_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE.name  # for processes that tests start
-jax.config.update('jax_compilation_cache_dir', _CACHE.name)
+from asose_jax import compilation_cache
 
 ROOT = pathlib.Path(__file__).parent.parent
 TFDS = ROOT.parent / 'shared' / 'tfds'
+CACHE = ROOT / '.cache'
+
+jax.config.update('jax_num_cpu_devices', int(os.environ.get('TEST_DEVICES', '2')))
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'programs'))  # of all processes
+compilation_cache.install(pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']))
 
 
-LONG = ('commands', 'kill', 'pipeline', 'growing', 'steps', 'model')  # minutes each
+def pytest_configure(config):
+    config.pluginmanager.register(costs.Costs(config, CACHE / 'seconds.json'))
 
 
-def pytest_collection_modifyitems(items):
-    """Long files first, so that none runs alone at the end."""
-    items.sort(key=lambda item: item.path.stem.removesuffix('_test') not in LONG)
+def pytest_collection_modifyitems(config, items):
+    """Long tests first, by what they took before, so that none runs alone at the end."""
+    known = costs.seconds(CACHE / 'seconds.json')
+    files = {}
+    for item in items:
+        files[item.path] = files.get(item.path, 0) + known.get(item.nodeid, 0.1)
+    items.sort(key=lambda item: (-files[item.path], item.path))
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -37,10 +45,10 @@ def _programs_do_not_pile_up():
 
 
 @pytest.fixture(autouse=True)
-def _programs_of_slow_tests_go_at_once(request):
+def _programs_of_long_tests_go_at_once(request):
     """One such test may map 11,000 times; what the next one needs is in the cache on disk."""
     yield
-    if request.node.get_closest_marker('slow'):
+    if {'slow', 'soak'} & {marker.name for marker in request.node.iter_markers()}:
         jax.clear_caches()
 
 
@@ -48,6 +56,13 @@ def _programs_of_slow_tests_go_at_once(request):
 def root() -> pathlib.Path:
     """The project's directory."""
     return ROOT
+
+
+@pytest.fixture(scope='session')
+def shared(tmp_path_factory, worker_id) -> Shared:
+    """Finished runs that several tests only read, made once for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return Shared(base if worker_id == 'master' else base.parent)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from pipeline_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
+from helpers.runs import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
 
 from asose_jax import batches, checkpoint, curvature, devices, ops, pipeline, state, steps
 from asose_jax.config import flatten, validate

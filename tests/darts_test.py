@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from nasbench201_test import parameters
+from helpers.networks import parameters
 
 from asose_jax import cost, darts, genotype, mixed
 from asose_jax.forward import Forward, Mode, SearchSettings

@@ -4,8 +4,8 @@ import socket
 import types
 
 import numpy as np
-import prepared
 import pytest
+from helpers import prepared
 from PIL import Image
 
 from asose_jax import data, images

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from pipeline_test import EVERY_STEP, Killed, stop_after, tiny
+from helpers.runs import EVERY_STEP, Killed, stop_after, tiny
 
 from asose_jax import chain, events, pipeline
 

@@ -5,13 +5,21 @@ import functools
 import json
 
 import chex
-import growing_test
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import steps_test
-from pipeline_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
+from helpers import search_steps
+from helpers.runs import (
+    EVERY_STEP,
+    GROWING,
+    Killed,
+    final_state,
+    lines_of,
+    stop_after,
+    summary_of,
+    tiny,
+)
 from scipy import optimize
 
 from asose_jax import batches, cost, darts, genotype, latency, pipeline, steps
@@ -187,10 +195,10 @@ def test_a_broken_row_counts_as_skip_connect_and_gets_no_gradient(space):
 
 def test_alpha_steps_add_its_gradient_and_the_logged_loss_stays():
     index = np.arange(16, dtype=np.int32)
-    spec, arch = steps_test.SPEC, steps_test._fresh().arch
+    spec, arch = search_steps.SPEC, search_steps.fresh().arch
     penalty = _budget(target=1e3).penalty(spec)
-    with_it = dataclasses.replace(steps_test.STILL, penalty=penalty)
-    moments = [steps_test._first_moment(recipe, index) for recipe in (steps_test.STILL, with_it)]
+    with_it = dataclasses.replace(search_steps.STILL, penalty=penalty)
+    moments = [search_steps.first_moment(recipe, index) for recipe in (search_steps.STILL, with_it)]
     gradient = jax.tree.leaves(jax.grad(penalty)(arch))
     for without, found, added in zip(*moments, gradient, strict=True):
         np.testing.assert_allclose(found, without + (1 - 0.5) * added, rtol=1e-4, atol=1e-7)
@@ -203,10 +211,10 @@ def test_phases_that_move_no_alpha_have_the_same_program_with_and_without():
         batch = {'index': np.zeros((1, 1, 16), np.int32), 'steps': np.ones(1, np.int32)}
         call = functools.partial(steps.train_steps, recipe, phase)
         mapped = jax.vmap(call, (None, 0, None), axis_name=steps.AXIS)
-        return str(jax.make_jaxpr(mapped)(steps_test._fresh(), batch, steps_test.SHARED))
+        return str(jax.make_jaxpr(mapped)(search_steps.fresh(), batch, search_steps.SHARED))
 
-    off = steps_test.RECIPE
-    on = dataclasses.replace(off, penalty=_budget().penalty(steps_test.SPEC))
+    off = search_steps.RECIPE
+    on = dataclasses.replace(off, penalty=_budget().penalty(search_steps.SPEC))
     for phase in (Phase.WARMUP, Phase.OPTIMIZE):
         assert program(off, phase) == program(on, phase)
 
@@ -306,7 +314,7 @@ def test_what_was_measured_is_kept_and_a_resumed_run_ends_bit_for_bit(tmp_path, 
 
 @pytest.mark.slow
 def test_table_grows_with_the_network_and_is_kept(tmp_path, monkeypatch, clock):
-    fields = {**growing_test.FIELDS}
+    fields = {**GROWING}
     config = _stopped_and_resumed(tmp_path, monkeypatch, clock, 30, fields)
     _assert_same(tmp_path, config)
     summary = summary_of(tmp_path / 'whole')

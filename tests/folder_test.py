@@ -6,19 +6,11 @@ import pathlib
 import chex
 import numpy as np
 import pytest
+from helpers.pictures import config_of, picture
 from PIL import Image
-from pipeline_test import TINY
 
 from asose_jax import data, pipeline
 from asose_jax.errors import UserError
-from configs.search import get_config
-
-
-def picture(path, size=(8, 8), seed=0):
-    """Saves noise in colour."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
 
 
 @pytest.fixture
@@ -329,14 +321,6 @@ def test_part_that_is_not_read_is_told(pets, caplog, monkeypatch):
 
 
 # --- The whole program
-
-
-def config_of(directory, **changes):
-    config = get_config('folder')
-    fields = {**TINY, 'batch_size': 8, **{f'{p}.epochs': 0 for p in ('warmup', 'search', 'growth')}}
-    fields |= {'data.valid_fraction': 0.4, 'data.dir': str(directory), **changes}
-    config.update_from_flattened_dict(fields)
-    return config
 
 
 def test_fewer_images_than_a_batch_are_an_error_before_training(pets, tmp_path):

@@ -7,7 +7,15 @@ import weakref
 
 import chex
 import pytest
-from pipeline_test import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
+from helpers.runs import (
+    EVERY_STEP,
+    Killed,
+    final_state,
+    growing_config,
+    lines_of,
+    stop_after,
+    summary_of,
+)
 
 from asose_jax import (
     batches,
@@ -25,22 +33,6 @@ from asose_jax.config import flatten
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs import scratch
-
-# Growth is decided after epochs 2 and 4, and takes place one epoch later, at steps 34 and 46.
-FIELDS = {
-    'model.primitives': ('skip_connect', 'sep_conv_3x3'),
-    'growth.epochs': 6,
-    'growth.kinds': ('depth', 'width'),
-    'growth.threshold': 1.0,  # nothing counts as better
-    'growth.patience': 1,
-    'growth.last_epochs': 1,
-    'growth.lead_epochs': 1,
-    'growth.score_batches': 1,
-}
-
-
-def growing_config(**changes):
-    return tiny(**{**FIELDS, **changes})
 
 
 @pytest.fixture(scope='module')

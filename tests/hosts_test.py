@@ -9,8 +9,8 @@ import types
 
 import numpy as np
 import pytest
-from command import Run, says
-from pipeline_test import lines_of, streamed
+from helpers.command import Run, says
+from helpers.runs import lines_of, streamed
 
 from asose_jax import devices
 

@@ -10,9 +10,9 @@ import time
 
 import chex
 import pytest
-from checkpoint_test import flip
-from command import FIELDS, Run, says
-from pipeline_test import final_state, lines_of, page_of, summary_of, tiny
+from helpers.command import FIELDS, Run, says
+from helpers.damage import flip
+from helpers.runs import final_state, lines_of, page_of, summary_of, tiny
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-import recorded
+from helpers import recorded
 
 from asose_jax import chain, norm, ops, pipeline, spaces
 from configs.search import get_config

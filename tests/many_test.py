@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
-import several_test
-from pipeline_test import lines_of
+from helpers import several_searches
+from helpers.runs import lines_of
 
 from asose_jax import many, page
 from asose_jax.config import flatten
@@ -64,7 +64,7 @@ def asked(monkeypatch):
 
 
 def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path, asked):
-    several_test.write(tmp_path, seeds=(0, 1, 2))
+    several_searches.write(tmp_path, seeds=(0, 1, 2))
     for name in ('config.json', page.NAME):
         (tmp_path / name).unlink()
     for seeds in ((0, 1), (0, 1, 2)):
@@ -77,7 +77,7 @@ def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path,
 
 
 def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, asked):
-    several_test.write(tmp_path, seeds=(0,))
+    several_searches.write(tmp_path, seeds=(0,))
     (tmp_path / 'config.json').unlink()
     many.run(_config(seeds=(0,), random_cells=1, init_from='/warm'), tmp_path)
     searches, controls = asked
@@ -94,7 +94,7 @@ def test_several_hosts_are_refused_before_anything_is_written(tmp_path, monkeypa
 
 @pytest.mark.usefixtures('asked')
 def test_the_end_of_all_leaves_a_page_of_all(tmp_path):
-    several_test.write(tmp_path, seeds=(0, 1))
+    several_searches.write(tmp_path, seeds=(0, 1))
     for name in ('config.json', page.NAME):
         (tmp_path / name).unlink()
     many.run(_config(seeds=(0, 1), random_cells=3, plain_cells=('skip_connect',)), tmp_path)
@@ -150,7 +150,7 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
     text = (together / 'plain' / 'nor_conv_3x3' / 'seed_1' / 'genotype.txt').read_text()
     assert text.count('nor_conv_3x3') == 6
     assert (together / 'summary.md').read_text().strip() in told
-    links = several_test.Parsed((together / page.NAME).read_text(encoding='utf-8')).links
+    links = several_searches.Parsed((together / page.NAME).read_text(encoding='utf-8')).links
     assert {'seed_0/report.html', 'seed_1/report.html'} <= set(links)
 
     alone = tmp_path / 'alone'

@@ -1,13 +1,12 @@
 """The cells of NAS-Bench-201: published counts, exactly; and what a cell computes."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.networks import parameters
 
 from asose_jax import cost, genotype, nasbench201, norm
 from asose_jax.forward import Forward, Mode, SearchSettings
-from asose_jax.model import SuperNet
 
 # FLOPs and parameters in millions, as NATS-Bench prints them (10 classes, 32x32), and for two of
 # them with 100 and 120 classes; sources: its issues 24 and 36, and tables of other benchmarks.
@@ -31,12 +30,6 @@ PUBLISHED = [
     (LARGEST, (16, 16, 3), 120, '55.03756', '1.538696'),
     (SMALLEST, (16, 16, 3), 120, '1.95340', '0.080456'),
 ]
-
-
-def parameters(spec):
-    net, x = SuperNet(spec), jnp.zeros((1, *spec.image_shape))
-    made = jax.eval_shape(lambda: net.init(jax.random.key(0), x, mode=Mode.ARGMAX, train=False))
-    return sum(leaf.size for leaf in jax.tree.leaves(made['params']))
 
 
 @pytest.mark.parametrize(('text', 'shape', 'classes', 'flops', 'params'), PUBLISHED)

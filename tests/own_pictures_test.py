@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from folder_test import config_of, picture
+from helpers.pictures import config_of, picture
 from jax import export as jax_export
 from PIL import Image
 

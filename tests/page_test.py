@@ -1,7 +1,6 @@
 """The page of a run: whole for every kind of run, safe with every string, never in the way."""
 
 import base64
-import html.parser
 import io
 import json
 import logging
@@ -10,7 +9,8 @@ import re
 
 import numpy as np
 import pytest
-import recorded
+from helpers import recorded
+from helpers.pages import HOSTILE, OVERLAPS, SHORT, Parsed, text_of
 from PIL import Image
 
 from asose_jax import charts, page, record, words
@@ -20,7 +20,6 @@ SECTIONS = (
     *('numbers', 'accuracy', 'curves', 'alpha', 'operations', 'network', 'growth', 'alarms'),
     *('time', 'setup'),
 )
-SHORT = {'warmup.epochs': 2, 'search.epochs': 3, 'optimize.epochs': 2}
 RUNS = {
     'chain': {},
     'begun': {'finished': False, **SHORT, 'growth.epochs': 2},
@@ -28,41 +27,6 @@ RUNS = {
     'darts': {'preset': 'darts', **SHORT},
     'retrained': {'preset': 'darts', 'warmup.epochs': 0, 'search.epochs': 0, 'optimize.epochs': 4},
 }
-HOSTILE = '"><img src=x onerror=alert(1)>\'</td></style><script>alert(2)</script>&lt;{{ 7 * 7 }}'
-_VOID = {'meta', 'path', 'rect', 'image'}
-
-
-class Parsed(html.parser.HTMLParser):
-    """Tags, text and ids of a page; fails where tags do not close as they opened."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tags, self.ids, self.sections = [], set(), [], {}
-        self.links, self.text = [], ''
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
-        self.tags.add(tag)
-        self.links += [given[name] for name in ('href', 'src') if name in given]
-        self.ids += [given['id']] if 'id' in given else []
-        assert not any(name.startswith('on') for name in given)
-        if tag == 'section':
-            self.sections[given['id']] = ''
-        if tag not in _VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in _VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == 'style':
-            return
-        self.text += data
-        if 'section' in self.open:
-            self.sections[list(self.sections)[-1]] += data
 
 
 @pytest.fixture(scope='module')
@@ -74,10 +38,6 @@ def runs(tmp_path_factory):
     for workdir in (*made.values(), place / 'empty'):
         page.write(workdir)
     return {**made, 'empty': place / 'empty'}
-
-
-def text_of(workdir):
-    return (workdir / page.NAME).read_text(encoding='utf-8')
 
 
 @pytest.mark.parametrize('name', [*RUNS, 'empty'])
@@ -319,28 +279,6 @@ def test_text_and_lines_stand_out_from_what_is_behind_them(root, scheme):
     for back in ('conv', 'pool', 'skip', 'fixed'):
         assert contrast('ink', back) >= 4.5, back
     assert contrast('alarm', 'alarm-panel') >= 4.5
-
-
-OVERLAPS = """() => {
-  const found = [];
-  for (const svg of document.querySelectorAll('svg')) {
-    const field = svg.getBoundingClientRect();
-    if (!field.width) continue;
-    const texts = [...svg.querySelectorAll('text')].filter(t => t.textContent.trim());
-    const boxes = texts.map(t => t.getBoundingClientRect());
-    boxes.forEach((a, i) => {
-      if (a.left < -1 || a.right > innerWidth + 1) found.push('outside: ' + texts[i].textContent);
-      boxes.slice(i + 1).forEach((b, j) => {
-        const w = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-        const h = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-        const gap = texts[i].matches('.phase') && texts[i + 1 + j].matches('.phase') ? -2 : 1;
-        if (w > gap && h > 3)
-          found.push(texts[i].textContent + ' / ' + texts[i + 1 + j].textContent);
-      });
-    });
-  }
-  return found;
-}"""
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])

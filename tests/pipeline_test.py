@@ -1,16 +1,31 @@
 """The whole program on digits: the workdir, stop-and-resume (law 10), alarms, errors."""
 
-import dataclasses
 import json
 import logging
 import pathlib
 import re
 
 import chex
-import config_test
 import jax
 import numpy as np
 import pytest
+from helpers.runs import (
+    AHEAD,
+    CELLS,
+    EVERY_STEP,
+    NAMES_OF,
+    SKIPS,
+    Killed,
+    assert_resumed_as_the_whole,
+    csv_text,
+    final_state,
+    lines_of,
+    stop_after,
+    streamed,
+    summary_of,
+    tiny,
+)
+from helpers.wrong_values import BAD
 
 from asose_jax import (
     batches,
@@ -24,91 +39,10 @@ from asose_jax import (
     record,
     session,
     spaces,
-    state,
-    steps,
 )
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase
 from configs.search import get_config
-
-CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
-EVERY_STEP = {'checkpoint.every_seconds': 0, 'chunk_steps': 1}  # leaves a checkpoint
-TIMES = ('images_per_second', 'seconds', 'compile_seconds', 'stall_seconds')
-
-
-# Four short phases: 4 + 12 + 6 + 4 steps of 64 images over 8 devices, 8 channels, 2 blocks.
-TINY = {
-    'batch_size': 64,
-    'data.valid_fraction': 0.8,
-    'model.channels': 4,
-    'model.depth': 2,
-    'model.reductions': (1,),
-    'model.primitives': CHEAP,
-    'warmup.epochs': 1,
-    'search.epochs': 2,
-    'growth.epochs': 1,
-    'optimize.epochs': 1,
-}
-
-
-def tiny(**changes):
-    """The digits' config with the fields of `TINY`, and these on top."""
-    config = get_config('digits')
-    config.update_from_flattened_dict({**TINY, **changes})
-    return config
-
-
-def streamed(cifar_dir):
-    """Fields for a part of CIFAR-10, read from disk as it is needed."""
-    return {
-        'data.name': 'cifar10',
-        'data.dir': str(cifar_dir),
-        'data.train_split': 'train[:640]',
-        'data.test_split': 'test[:100]',
-        'data.valid_fraction': 0.4,
-        'data.resident_megabytes': 0,
-        'growth.epochs': 0,
-    }
-
-
-def lines_of(workdir):
-    """metrics.jsonl without timings."""
-    lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    for line in lines:
-        line['growth'] = [_without_times(event) for event in line['growth']]
-    return [_without_times(line) for line in lines]
-
-
-def _without_times(row):
-    return {k: v for k, v in row.items() if k not in TIMES}
-
-
-def summary_of(workdir):
-    """summary.json without timings and what names the process."""
-    summary = json.loads((workdir / 'summary.json').read_text())
-    del summary['command']
-    for name in ('phases', 'growth'):
-        summary[name] = [_without_times(row) for row in summary[name]]
-    return summary
-
-
-def page_of(workdir):
-    """The page of a run if nothing took time, whatever its command, directory and config are."""
-    told = dataclasses.replace(record.read(workdir), config={})
-    told = dataclasses.replace(told, name='', lines=lines_of(workdir), summary=summary_of(workdir))
-    return page.render(dataclasses.replace(told, run={**told.run, 'command': ''}))
-
-
-def final_state(workdir, config):
-    """The newest checkpoint, and its description."""
-    with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
-        step = checkpoints.latest()
-        meta = checkpoints.describe(step)
-        spec = spaces.spec_from_json(meta['spec'])
-        net = model.SuperNet(spec, synced_over=steps.AXIS)
-        tx = pipeline.make_optimizer(config, pipeline.make_plan(config, 287))
-        like = state.abstract_state(net, tx, devices.everywhere())
-        return step, spec, jax.device_get(checkpoints.restore(step, like))
 
 
 @pytest.fixture(scope='session')
@@ -181,22 +115,6 @@ def test_page_is_that_of_the_files_that_the_run_has_left(whole):
     json.loads((workdir / 'run.json').read_text())['classes'].index('7')
 
 
-class Killed(BaseException):
-    pass
-
-
-def stop_after(monkeypatch, step):
-    """Ends the run as a kill would, once the checkpoint of `step` is written."""
-    original = checkpoint.Checkpoints.save
-
-    def save(self, at, *rest):
-        original(self, at, *rest)
-        if at == step:
-            raise Killed
-
-    monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
-
-
 @pytest.mark.parametrize(
     'step',
     [
@@ -242,23 +160,6 @@ def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     for line in lines_of(tmp_path / 'run'):
         assert line['guard/grad'] == 0
-
-
-SKIPS = {
-    'nasbench201': tuple(('skip_connect',) * n for n in (1, 2, 3)),
-    'darts': tuple(
-        ('skip_connect', 'skip_connect', *('none',) * n) for n in (0, 1, 2, 3, 0, 1, 2, 3)
-    ),
-}
-NAMES_OF = {
-    'nasbench201': ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3'),
-    'darts': ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3'),
-}
-
-
-def csv_text(text):
-    """A field that may hold commas."""
-    return '"' + text.replace('"', '""') + '"'
 
 
 @pytest.mark.slow
@@ -321,37 +222,6 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
         with pytest.raises(UserError, match=r"has the weights .*\['auxiliary'\].*unlike"):
             pipeline.run(tiny(**plain), tmp_path / 'two')
         assert not (tmp_path / 'two').exists()
-
-
-CELLS = {
-    'model.space': 'nasbench201',
-    'model.depth': 2,
-    'model.primitives': ('none', 'skip_connect', 'nor_conv_1x1'),
-    'growth.epochs': 0,
-}
-AHEAD = {
-    'search.estimator': 'drnas',
-    'search.second_order': True,
-    'arch.anchor': 1e-3,
-    'arch.samples': 2,
-    'arch.micro_batches': 2,
-}
-
-
-def assert_resumed_as_the_whole(fields, step, tmp_path, monkeypatch):
-    """A run in long calls, and one that was killed between its calls of one step."""
-    pipeline.run(tiny(**fields), tmp_path / 'whole')
-    config = tiny(**fields, **EVERY_STEP)
-    with monkeypatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(Killed):
-            pipeline.run(config, tmp_path / 'halves')
-    batches._shuffled.cache_clear()
-    pipeline.run(config, tmp_path / 'halves')
-    assert lines_of(tmp_path / 'halves') == lines_of(tmp_path / 'whole')
-    assert summary_of(tmp_path / 'halves') == summary_of(tmp_path / 'whole')
-    ours, theirs = (final_state(tmp_path / name, config) for name in ('halves', 'whole'))
-    chex.assert_trees_all_equal(ours[2], theirs[2])
 
 
 @pytest.mark.slow
@@ -573,9 +443,9 @@ def test_broken_config_of_a_run_is_an_error(tmp_path):
         pipeline.run(tiny(), tmp_path)
 
 
-@pytest.mark.parametrize('field', config_test.BAD)
+@pytest.mark.parametrize('field', BAD)
 def test_bad_field_is_an_error_before_anything_is_written(tmp_path, field):
-    for value in config_test.BAD[field]:
+    for value in BAD[field]:
         config = tiny()
         with config.ignore_type():
             config.update_from_flattened_dict({field: value})

@@ -8,7 +8,7 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
-from pipeline_test import CHEAP, lines_of, summary_of, tiny
+from helpers.runs import CHEAP, lines_of, summary_of, tiny
 
 from asose_jax import chain, darts, genotype, pipeline, retrain
 from asose_jax.chain import BlockSpec

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pipeline_test import NAMES_OF, Killed, lines_of, summary_of, tiny
+from helpers.runs import NAMES_OF, Killed, lines_of, summary_of, tiny
 
 from asose_jax import darts, pipeline, selection, session
 from asose_jax.spaces import SPACES

@@ -5,82 +5,31 @@ import functools
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.search_steps import (
+    KEY,
+    PLAN,
+    RECIPE,
+    SHARED,
+    SPEC,
+    START,
+    STILL,
+    after_one,
+    call,
+    data,
+    first_moment,
+    fresh,
+    run,
+    same,
+)
 
-from asose_jax import batches, chain, devices, estimators, optim, phases, state, steps
-from asose_jax.data import Data, ImageSet
+from asose_jax import batches, devices, estimators, optim, phases, state, steps
 from asose_jax.forward import Mode, SearchSettings
 from asose_jax.genotype import Genotype, derive
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
-
-NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
-SPEC = chain.build(
-    (6, 6, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
-)
-PLAN = phases.make_plan({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
-TX = optim.make_optimizer(PLAN)
-RECIPE = steps.Recipe(
-    SuperNet(SPEC, synced_over=steps.AXIS), TX, PLAN, batches.Augmentation(1, True)
-)
-START = PLAN.spans[1].start  # of search: an alpha turn
-
-
-def _data():
-    random = np.random.default_rng(0)
-    labels = random.integers(0, 3, 64).astype(np.int32)
-    images = (random.integers(0, 60, (64, 6, 6, 1)) + 60 * labels[:, None, None, None]).astype('u1')
-    mean, std = np.float32([100]), np.float32([50])
-    everything = np.arange(64)
-    names = ('a', 'b', 'c')
-    source = ImageSet.of_arrays(images, labels)
-    return Data(source, everything, everything, everything, names, (6, 6, 1), mean, std)
-
-
-KEY = jax.random.key(0)
-SHARED = devices.shared_arrays(_data(), KEY)
-
-
-@functools.cache
-def _call(phase, devices, recipe=RECIPE):
-    return jax.pmap(
-        functools.partial(steps.train_steps, recipe, phase),
-        axis_name=steps.AXIS,
-        in_axes=(None, 0, None),
-        out_axes=(None, 0),
-        devices=jax.devices()[:devices],
-    )
-
-
-def _fresh(step=START):
-    made = state.init_state(RECIPE.model, TX, jax.random.key(1))
-    return jax.device_get(made.replace(step=jnp.int32(step)))
-
-
-def _run(before, count, devices=1, phase=Phase.SEARCH, poison=None, recipe=RECIPE):
-    """`count` steps with a global batch of 16."""
-    first = int(before.step)
-    chosen = [
-        {'index': batches.batch_indices(np.arange(64), 0, 0, first + i, 16).astype(np.int32)}
-        for i in range(count)
-    ]
-    shared = jax.device_get({k: v for k, v in SHARED.items() if k != 'key'})
-    shared['key'] = SHARED['key']
-    if poison:
-        shared.update(poison)
-    if devices == 1:
-        shared = jax.device_put(shared, jax.devices()[0])
-    after, metrics = _call(phase, devices, recipe)(
-        before, batches.chunk(chosen, 8, devices), shared
-    )
-    return after, metrics
-
-
-def _same(a, b):
-    chex.assert_trees_all_equal(jax.device_get(a), jax.device_get(b))
 
 
 def _optimizer_of(s, group):
@@ -91,11 +40,11 @@ def _optimizer_of(s, group):
 
 
 def test_alpha_step_leaves_weights_momentum_and_statistics_bit_identical():
-    before = _fresh()
-    after, _ = _run(before, 1)
-    _same(before.params, after.params)
-    _same(before.batch_stats, after.batch_stats)
-    _same(_optimizer_of(before, 'weights'), _optimizer_of(after, 'weights'))
+    before = fresh()
+    after, _ = run(before, 1)
+    same(before.params, after.params)
+    same(before.batch_stats, after.batch_stats)
+    same(_optimizer_of(before, 'weights'), _optimizer_of(after, 'weights'))
     old, new = jax.tree.leaves(before.arch), jax.tree.leaves(after.arch)
     assert all((a != b).all() for a, b in zip(old, new, strict=True))
 
@@ -105,16 +54,16 @@ def test_alpha_step_leaves_weights_momentum_and_statistics_bit_identical():
     [(Phase.SEARCH, START + 1), (Phase.SEARCH, START + 2), (Phase.WARMUP, 0)],
 )
 def test_weight_step_leaves_alpha_and_its_moments_bit_identical(phase, step):
-    before = _fresh(step)
-    after, _ = _run(before, 1, phase=phase)
-    _same(before.arch, after.arch)
-    _same(_optimizer_of(before, 'arch'), _optimizer_of(after, 'arch'))
+    before = fresh(step)
+    after, _ = run(before, 1, phase=phase)
+    same(before.arch, after.arch)
+    same(_optimizer_of(before, 'arch'), _optimizer_of(after, 'arch'))
     assert (before.params['head']['kernel'] != after.params['head']['kernel']).all()
     assert (before.batch_stats['stem_norm']['mean'] != after.batch_stats['stem_norm']['mean']).all()
 
 
 def test_totals_tell_weight_steps_from_alpha_steps():
-    after, metrics = _run(_fresh(), 6)
+    after, metrics = run(fresh(), 6)
     totals = jax.device_get(after.totals)
     assert (totals.weight_steps, totals.arch_steps, totals.images) == (4, 2, 64)
     assert 0 <= totals.correct <= 64
@@ -123,29 +72,11 @@ def test_totals_tell_weight_steps_from_alpha_steps():
     assert metrics['totals'].loss[0] == totals.loss
 
 
-STILL = dataclasses.replace(RECIPE, augmentation=batches.Augmentation(0, False))
-
-
-def _after_one(recipe, index):
-    """The state after the first step of search."""
-    chunk = batches.chunk([{'index': index}], 8, 1)
-    shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
-    after, _ = _call(Phase.SEARCH, 1, recipe)(_fresh(), chunk, {**shared, 'key': KEY})
-    return after
-
-
-def _first_moment(recipe, index):
-    """Adam's, after one alpha step from 0: its gradient, times 1 - b1."""
-    after = _after_one(recipe, index)
-    assert after.totals.arch_steps == 1
-    return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
-
-
 @pytest.mark.slow
 def test_alpha_step_in_micro_batches_takes_the_mean_of_their_gradients():
     index = np.arange(16, dtype=np.int32)
-    whole = _first_moment(dataclasses.replace(STILL, arch_micro_batches=2), index)
-    halves = [_first_moment(STILL, half) for half in (index[:8], index[8:])]
+    whole = first_moment(dataclasses.replace(STILL, arch_micro_batches=2), index)
+    halves = [first_moment(STILL, half) for half in (index[:8], index[8:])]
     for mean, one, other in zip(whole, *halves, strict=True):
         assert (mean != 0).any()
         np.testing.assert_allclose(mean, (one + other) / 2, rtol=1e-4, atol=1e-7)
@@ -153,17 +84,17 @@ def test_alpha_step_in_micro_batches_takes_the_mean_of_their_gradients():
 
 @pytest.mark.slow
 def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
-    index, start = np.arange(16, dtype=np.int32), _fresh()
-    found = _first_moment(dataclasses.replace(STILL, arch_samples=3), index)
-    data = _data()
-    images, labels = data.images.read(index)
+    index, start = np.arange(16, dtype=np.int32), fresh()
+    found = first_moment(dataclasses.replace(STILL, arch_samples=3), index)
+    given = data()
+    images, labels = given.images.read(index)
 
     @jax.jit
     def gradient(key):
         def loss(arch):
             logits, _ = SuperNet(SPEC).apply(
                 {'params': start.params, 'arch': arch, 'batch_stats': start.batch_stats},
-                (images - data.mean) / data.std,
+                (images - given.mean) / given.std,
                 PLAN.tau(START),
                 mode=Mode.ALPHA,
                 train=True,
@@ -193,14 +124,14 @@ def test_step_of_both_moves_alpha_and_the_weights_by_one_batch_and_one_draw():
     found = {}
     for name, plan in plans.items():
         recipe = dataclasses.replace(STILL, plan=plan, tx=optim.make_optimizer(plan))
-        found[name] = _after_one(recipe, index)
+        found[name] = after_one(recipe, index)
     totals = jax.device_get(found['together'].totals)
     assert (totals.weight_steps, totals.arch_steps, totals.images) == (1, 1, 16)
     assert totals.arch_loss == totals.loss > 0
     for group, alike, other in (('params', 'at rest', 'in turn'), ('arch', 'in turn', 'at rest')):
         both, expected, still = (getattr(found[name], group) for name in ('together', alike, other))
         chex.assert_trees_all_close(both, expected, rtol=1e-3, atol=1e-6)
-        _same(still, getattr(_fresh(), group))
+        same(still, getattr(fresh(), group))
     chex.assert_trees_all_close(
         found['together'].batch_stats, found['at rest'].batch_stats, rtol=1e-4, atol=1e-6
     )
@@ -208,13 +139,13 @@ def test_step_of_both_moves_alpha_and_the_weights_by_one_batch_and_one_draw():
 
 @pytest.mark.slow
 def test_penalty_adds_its_gradient_to_that_of_alpha():
-    index, start = np.arange(16, dtype=np.int32), _fresh()
+    index, start = np.arange(16, dtype=np.int32), fresh()
 
     def half(arch):
         return 0.5 * sum(map(estimators.anchor_distance, jax.tree.leaves(arch)))
 
-    free = _first_moment(STILL, index)
-    held = _first_moment(dataclasses.replace(STILL, penalty=half), index)
+    free = first_moment(STILL, index)
+    held = first_moment(dataclasses.replace(STILL, penalty=half), index)
     for before, after, alpha in zip(free, held, jax.tree.leaves(start.arch), strict=True):
         pull = jax.grad(estimators.anchor_distance)(alpha)
         np.testing.assert_allclose(after - before, (1 - 0.5) * 0.5 * pull, rtol=1e-3, atol=1e-6)
@@ -225,8 +156,8 @@ def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their
     recipe, index = dataclasses.replace(STILL, model=net), np.arange(16, dtype=np.int32)
     shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
     shared['key'] = KEY
-    images, labels = _data().images.read(index)
-    held = _fresh(0)
+    images, labels = data().images.read(index)
+    held = fresh(0)
     counted = batches.chunk([{'index': index, 'weight': np.ones(16, np.float32)}], 1, 1)
     evaluate = jax.pmap(
         functools.partial(steps.eval_steps, recipe, Phase.WARMUP),
@@ -250,10 +181,10 @@ def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their
 
     middle = (PLAN.spans[1].start + PLAN.spans[1].stop) // 2
     for step, beta in ((0, 1.0), (middle, 0.5), (PLAN.spans[1].stop, 0.0)):
-        found = evaluate(_fresh(step), counted, shared)['loss'][0, 0] / 16
+        found = evaluate(fresh(step), counted, shared)['loss'][0, 0] / 16
         np.testing.assert_allclose(found, loss(beta, False), rtol=1e-5)
     chunk = batches.chunk([{'index': index}], 8, 1)
-    after, _ = _call(Phase.WARMUP, 1, recipe)(held, chunk, shared)
+    after, _ = call(Phase.WARMUP, 1, recipe)(held, chunk, shared)
     np.testing.assert_allclose(after.totals.loss, loss(1.0, True), rtol=1e-5)
     assert abs(loss(1.0, True) - loss(0.0, True)) > 1e-3
 
@@ -270,8 +201,8 @@ def _assert_replicas_equal(tree, devices):
 
 
 def test_eight_devices_are_one_device_and_all_replicas_are_equal():
-    one, _ = _run(_fresh(), 7)
-    eight, metrics = _run(_fresh(), 7, devices=8)
+    one, _ = run(fresh(), 7)
+    eight, metrics = run(fresh(), 7, devices=8)
     chex.assert_trees_all_close(jax.device_get(one), jax.device_get(eight), atol=1e-5, rtol=1e-5)
     _assert_replicas_equal(eight, 8)
     for leaf in jax.tree.leaves(metrics):
@@ -286,19 +217,19 @@ def test_eight_devices_drop_the_paths_that_one_device_drops():
     recipe = dataclasses.replace(RECIPE, model=net, plan=plan, tx=optim.make_optimizer(plan))
     before = jax.device_get(state.init_state(net, recipe.tx, jax.random.key(1)))
     before = before.replace(step=np.int32(6))  # in the last epoch
-    one, eight = (_run(before, 1, n, Phase.OPTIMIZE, recipe=recipe)[0] for n in (1, 8))
+    one, eight = (run(before, 1, n, Phase.OPTIMIZE, recipe=recipe)[0] for n in (1, 8))
     chex.assert_trees_all_close(*jax.device_get((one.params, eight.params)), rtol=1e-4, atol=1e-6)
     whole = dataclasses.replace(net, settings=SearchSettings())
     other = dataclasses.replace(recipe, model=whole)
-    kept = _run(before, 1, 1, Phase.OPTIMIZE, recipe=other)[0]
+    kept = run(before, 1, 1, Phase.OPTIMIZE, recipe=other)[0]
     assert (one.params['head']['kernel'] != kept.params['head']['kernel']).any()
 
 
 def test_how_steps_are_cut_into_calls_changes_nothing():
-    whole, _ = _run(_fresh(), 7)
-    part, _ = _run(_fresh(), 3)
-    parts, _ = _run(jax.device_get(part), 4)
-    _same(whole, parts)
+    whole, _ = run(fresh(), 7)
+    part, _ = run(fresh(), 3)
+    parts, _ = run(jax.device_get(part), 4)
+    same(whole, parts)
 
 
 # --- The gradient guard (spec section 4)
@@ -306,10 +237,10 @@ def test_how_steps_are_cut_into_calls_changes_nothing():
 
 @pytest.mark.parametrize('step', [START, START + 1])
 def test_step_with_a_gradient_that_is_not_finite_changes_only_counters(step):
-    before = _fresh(step)
-    after, metrics = _run(before, 1, poison={'std': np.float32([np.nan])})
+    before = fresh(step)
+    after, metrics = run(before, 1, poison={'std': np.float32([np.nan])})
     for name in ('params', 'arch', 'batch_stats', 'opt_state'):
-        _same(getattr(before, name), getattr(after, name))
+        same(getattr(before, name), getattr(after, name))
     assert after.step == step + 1
     assert (after.streak, after.longest_streak) == (1, 1)
     assert after.totals.skipped_steps == 1
@@ -318,23 +249,23 @@ def test_step_with_a_gradient_that_is_not_finite_changes_only_counters(step):
 
 
 def test_streak_ends_with_a_healthy_step_and_its_length_is_remembered():
-    sick, _ = _run(_fresh(), 4, poison={'std': np.float32([np.nan])})
-    well, _ = _run(jax.device_get(sick), 2)
+    sick, _ = run(fresh(), 4, poison={'std': np.float32([np.nan])})
+    well, _ = run(jax.device_get(sick), 2)
     assert (well.streak, well.longest_streak) == (0, 4)
-    healthy, _ = _run(_fresh(START + 4), 2)
+    healthy, _ = run(fresh(START + 4), 2)
     # Turns follow the step, not the number of updates that were made.
     assert well.totals.arch_steps == healthy.totals.arch_steps == 0
 
 
 def test_trouble_on_one_device_of_eight_is_skipped_on_all():
-    images = np.array(_data().images.arrays[0])
-    before = _fresh(START + 1)
-    labels = np.array(_data().images.arrays[1])
+    images = np.array(data().images.arrays[0])
+    before = fresh(START + 1)
+    labels = np.array(data().images.arrays[1])
     # A label out of range makes the loss of one image, so of one device, NaN.
     chosen = batches.batch_indices(np.arange(64), 0, 0, START + 1, 16)
     labels[chosen[5]] = 99
-    after, _ = _run(before, 1, devices=8, poison={'images': images, 'labels': labels})
-    _same(before.params, after.params)
+    after, _ = run(before, 1, devices=8, poison={'images': images, 'labels': labels})
+    same(before.params, after.params)
     assert after.totals.skipped_steps == 1
 
 
@@ -366,16 +297,16 @@ def _poison(tree, value):
 )
 def test_bad_numbers_never_spread_and_replicas_stay_equal(where, value, devices, step):
     """Guards of spec section 4: a bad row acts as skip_connect, a bad gradient moves nothing."""
-    before, poison = _fresh(step), {}
+    before, poison = fresh(step), {}
     if where in ('mean', 'std'):
         poison[where] = np.float32([value])
     elif where == 'label':
-        labels = np.array(_data().images.arrays[1])
+        labels = np.array(data().images.arrays[1])
         labels[batches.batch_indices(np.arange(64), 0, 0, step, 16)[5]] = value
         poison['labels'] = labels  # one image: on one device of eight
     else:
         before = before.replace(**{where: _poison(getattr(before, where), value)})
-    after, _ = _run(before, 1, devices=devices, poison=poison)
+    after, _ = run(before, 1, devices=devices, poison=poison)
     totals = after.totals
     assert after.step == step + 1
     assert totals.skipped_steps + totals.weight_steps + totals.arch_steps == 1
@@ -386,14 +317,14 @@ def test_bad_numbers_never_spread_and_replicas_stay_equal(where, value, devices,
     else:
         assert totals.skipped_steps == 1
         for name in ('params', 'arch', 'batch_stats', 'opt_state'):
-            _same(getattr(before, name), getattr(after, name))
+            same(getattr(before, name), getattr(after, name))
     _assert_replicas_equal(after, devices)
 
 
 def test_guarded_row_is_counted_and_training_goes_on():
-    before = _fresh(START + 1)
+    before = fresh(START + 1)
     before.arch['block_0']['choice_0']['alpha'] = np.full(5, np.nan, np.float32)
-    after, _ = _run(before, 1)
+    after, _ = run(before, 1)
     assert after.totals.guarded_rows == 1
     assert after.totals.skipped_steps == 0
     assert np.isfinite(after.totals.loss)
@@ -407,8 +338,8 @@ def test_each_program_is_traced_once_and_refuses_to_be_retraced(monkeypatch):
     original = steps.train_step
     monkeypatch.setattr(steps, 'train_step', lambda *a: (traces.append(a[1]), original(*a))[1])
     chunk = batches.chunk([{'index': np.arange(16, dtype=np.int32)}], 8, 8)
-    program = devices.compile_train(RECIPE, Phase.WARMUP, _fresh(0), chunk, SHARED)
-    now = _fresh(0)
+    program = devices.compile_train(RECIPE, Phase.WARMUP, fresh(0), chunk, SHARED)
+    now = fresh(0)
     for count in (1, 5, 8):
         batch = batches.chunk([{'index': np.arange(16, dtype=np.int32)}] * count, 8, 8)
         now, _ = program.call(now, batch, SHARED)

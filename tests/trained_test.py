@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from pipeline_test import tiny
+from helpers.runs import tiny
 
 import asose_jax
 from asose_jax import pipeline, trained

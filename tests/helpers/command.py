@@ -8,13 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 
-import growing_test
-from pipeline_test import CHEAP, TINY
+from helpers.runs import CHEAP, GROWING, TINY
 
 # Every phase and a growth: 4 + 12 + 24 + 4 steps, and a checkpoint after each call.
 FIELDS = {
     **TINY,
-    **growing_test.FIELDS,
+    **GROWING,
     'growth.epochs': 4,
     'growth.kinds': ('width',),
     'model.primitives': CHEAP,

@@ -1,0 +1,108 @@
+"""Compiled steps of a small search."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from asose_jax import batches, chain, devices, optim, phases, state, steps
+from asose_jax.data import Data, ImageSet
+from asose_jax.model import SuperNet
+from asose_jax.phases import Phase
+
+NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
+
+
+SPEC = chain.build(
+    (6, 6, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
+)
+
+
+PLAN = phases.make_plan({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
+
+
+TX = optim.make_optimizer(PLAN)
+
+
+RECIPE = steps.Recipe(
+    SuperNet(SPEC, synced_over=steps.AXIS), TX, PLAN, batches.Augmentation(1, True)
+)
+
+
+START = PLAN.spans[1].start  # of search: an alpha turn
+
+
+def data():
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 3, 64).astype(np.int32)
+    images = (random.integers(0, 60, (64, 6, 6, 1)) + 60 * labels[:, None, None, None]).astype('u1')
+    mean, std = np.float32([100]), np.float32([50])
+    everything = np.arange(64)
+    names = ('a', 'b', 'c')
+    source = ImageSet.of_arrays(images, labels)
+    return Data(source, everything, everything, everything, names, (6, 6, 1), mean, std)
+
+
+KEY = jax.random.key(0)
+
+
+SHARED = devices.shared_arrays(data(), KEY)
+
+
+@functools.cache
+def call(phase, devices, recipe=RECIPE):
+    return jax.pmap(
+        functools.partial(steps.train_steps, recipe, phase),
+        axis_name=steps.AXIS,
+        in_axes=(None, 0, None),
+        out_axes=(None, 0),
+        devices=jax.devices()[:devices],
+    )
+
+
+def fresh(step=START):
+    made = state.init_state(RECIPE.model, TX, jax.random.key(1))
+    return jax.device_get(made.replace(step=jnp.int32(step)))
+
+
+def run(before, count, devices=1, phase=Phase.SEARCH, poison=None, recipe=RECIPE):
+    """`count` steps with a global batch of 16."""
+    first = int(before.step)
+    chosen = [
+        {'index': batches.batch_indices(np.arange(64), 0, 0, first + i, 16).astype(np.int32)}
+        for i in range(count)
+    ]
+    shared = jax.device_get({k: v for k, v in SHARED.items() if k != 'key'})
+    shared['key'] = SHARED['key']
+    if poison:
+        shared.update(poison)
+    if devices == 1:
+        shared = jax.device_put(shared, jax.devices()[0])
+    after, metrics = call(phase, devices, recipe)(before, batches.chunk(chosen, 8, devices), shared)
+    return after, metrics
+
+
+def same(a, b):
+    chex.assert_trees_all_equal(jax.device_get(a), jax.device_get(b))
+
+
+STILL = dataclasses.replace(RECIPE, augmentation=batches.Augmentation(0, False))
+
+
+def after_one(recipe, index):
+    """The state after the first step of search."""
+    chunk = batches.chunk([{'index': index}], 8, 1)
+    shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
+    after, _ = call(Phase.SEARCH, 1, recipe)(fresh(), chunk, {**shared, 'key': KEY})
+    return after
+
+
+def first_moment(recipe, index):
+    """Adam's, after one alpha step from 0: its gradient, times 1 - b1."""
+    after = after_one(recipe, index)
+    assert after.totals.arch_steps == 1
+    return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
