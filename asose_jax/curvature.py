@@ -153,7 +153,7 @@ def consider(setup: Setup, current: Current, span: Span, record: dict[str, Any])
     step, c = record['step'], setup.config.search
     if not decides(setup, span) or not setup.plan.alpha_updates(step):
         return False
-    alpha, unravel = jax.flatten_util.ravel_pytree(jax.device_get(current.state.arch))
+    alpha, unravel = jax.flatten_util.ravel_pytree(current.state.arch)
     record['arch/eigenvalue'] = _measure(setup, current)
     seen = current.told.curvature
     seen.append(
@@ -169,7 +169,7 @@ def consider(setup: Setup, current: Current, span: Span, record: dict[str, Any])
         return False
     back = seen[c.stop_window // 2]
     restored = unravel(jnp.array(back['alpha'], jnp.float32))
-    current.state = current.state.replace(arch=devices.replicated(restored))
+    current.packed = devices.replicated(current.packed.put(arch=restored))
     current.told.halted = {
         'step': step,
         'epoch': span.epoch_at(step),
@@ -193,7 +193,7 @@ def _measure(setup, current):
     """On one device, in float32, on images that are the same in the whole run."""
     size = min(setup.config.batch_size, _IMAGES)
     chosen = batches.batch_indices(setup.data.valid, setup.config.seed, _STREAM, 0, size)
-    held = jax.device_get(current.state)
+    held = current.state
     return float(
         eigenvalue(
             setup.model(current.spec).clone(dtype='float32', synced_over=None),

@@ -1,8 +1,9 @@
 """The compiled programs. The only room that maps over devices.
 
-    train(state, batch, shared) -> (state, metrics)         evaluate(state, batch, shared) -> sums
+    train(packed, batch, shared) -> (packed, metrics)       evaluate(packed, batch, shared) -> sums
 
-`batch` is cut along its first axis, one piece per device; `state` and `shared` go in whole.
+`batch` is cut along its first axis, one piece per device; `packed`, the state, and `shared` go in
+whole.
 """
 
 import dataclasses
@@ -123,13 +124,13 @@ def pieces(per_device: jax.Array) -> np.ndarray:
 
 
 def compile_train(recipe: Recipe, phase: Phase, *example: Any) -> Program:
-    """Compiles the training call of (network, phase). `example`: state, batch, shared."""
+    """Compiles the training call of (network, phase). `example`: packed, batch, shared."""
     function = functools.partial(steps.train_steps, recipe, phase)
     return _compile(function, example, out_axes=(None, 0), donate_argnums=0)
 
 
 def compile_eval(recipe: Recipe, phase: Phase, *example: Any) -> Program:
-    """Compiles the evaluating call of (network, phase). `example`: state, batch, shared."""
+    """Compiles the evaluating call of (network, phase). `example`: packed, batch, shared."""
     return _compile(functools.partial(steps.eval_steps, recipe, phase), example, out_axes=0)
 
 

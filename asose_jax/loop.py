@@ -73,17 +73,17 @@ def train_phase(setup: Setup, current: Current, outlets: Outlets) -> None:
     growing.prepare(setup, current, batch)
     bar = report.Progress(setup.console, span, step, setup.config.batch_size)
     with setup.asked.held(), bar as progress:
+        zeros = devices.replicated(state.Totals.zeros())
         queued = collections.deque()  # what has not been looked at
         agreed, stops, halted = devices.Agreement(2), 0, False
         while step < span.stop and not stops and not halted:
             train = current.programs.train.call
-            current.state, metrics = train(current.state, batch, setup.shared)
+            current.packed, metrics = train(current.packed, batch, setup.shared)
             step = end
             sums = None
             if step == span.epoch_end(step - 1):
                 sums = session.evaluate(setup, current, setup.data.valid)
-                zeros = devices.replicated(state.Totals.zeros())
-                current.state = current.state.replace(totals=zeros)
+                current.packed = current.packed.put(totals=zeros)
             queued.append((step, metrics, sums))
             stops, due = agreed(setup.asked.wished, setup.checkpoints.due())
             saves = step == span.stop or stops or due
@@ -110,7 +110,7 @@ def train_phase(setup: Setup, current: Current, outlets: Outlets) -> None:
                 if record['growth'] or 'arch/eigenvalue' in record:
                     progress.resume()
             if saves:
-                setup.checkpoints.save(step, current.state, current.meta())
+                setup.checkpoints.save(step, devices.replicated(current.state), current.meta())
     if stops and step < setup.plan.steps:
         outlets.page.draw()
         setup.checkpoints.finish()
@@ -238,7 +238,8 @@ def _law(setup, spec, span, tau):
 
 def _grown(current):
     """The network after a growth, for the log."""
-    arch, gates = jax.device_get((current.state.arch, chain.gates(current.state.params)))
+    held = current.state
+    arch, gates = held.arch, chain.gates(held.params)
     analysis = report.architecture_analysis(arch, current.spec)
     return {
         'network': current.spec.to_json(),

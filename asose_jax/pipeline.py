@@ -256,10 +256,10 @@ def _enter(setup, current):
     if span.phase.searches and current.phase is Phase.WARMUP:
         key, noise = setup.key(session.TRANSITION), setup.config.search.transition_noise
         arch = state.smooth_transition_to_search(key, current.state.arch, noise)
-        current.state = current.state.replace(arch=devices.replicated(arch))
+        current.packed = devices.replicated(current.packed.put(arch=arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
         _derive(setup, current)
-    told = report.architecture_analysis(jax.device_get(current.state.arch), current.spec)
+    told = report.architecture_analysis(current.state.arch, current.spec)
     logger.info(
         '%s: %d epochs; alpha: entropy %.3f, confidence %.2f; most likely: %s',
         span.phase,
@@ -304,5 +304,5 @@ def _derive(setup, current):
         fresh = state.init_state(setup.model(spec), setup.tx, setup.key(session.DERIVATION))
     derived = state.derive_state(current.state, current.spec, chosen, setup.tx, fresh)
     current.spec = spec
-    current.state = devices.replicated(derived)
+    current.state = derived
     start.log_network(setup, current.spec)

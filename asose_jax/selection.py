@@ -123,7 +123,7 @@ def by_perturbation(setup: Setup, current: Current) -> Genotype:
         setup.recipe(spec), model=mixture_of(setup.model(spec)), eval_mixture=True
     )
     example = next(session.eval_chunks(setup, setup.data.valid))
-    program = devices.compile_eval(recipe, Phase.SEARCH, current.state, example, setup.shared)
+    program = devices.compile_eval(recipe, Phase.SEARCH, current.packed, example, setup.shared)
     logger.info(
         'selection by perturbation: %d choices, compiled in %.1f s',
         len(spec.rows()),
@@ -131,11 +131,11 @@ def by_perturbation(setup: Setup, current: Current) -> Genotype:
     )
 
     def accuracy(rows):
-        state = current.state.replace(arch=devices.replicated(logits_of(spec, rows, held)))
+        packed = devices.replicated(current.packed.put(arch=logits_of(spec, rows, held)))
         chunks = session.eval_chunks(setup, setup.data.valid)
-        return session.means([program.call(state, chunk, setup.shared) for chunk in chunks])[1]
+        return session.means([program.call(packed, chunk, setup.shared) for chunk in chunks])[1]
 
-    held = jax.device_get(current.state.arch)
+    held = current.state.arch
     rows = genotype.probabilities(spec, held)
     return select(spec, rows, accuracy, setup.key(session.SELECTION))
 

@@ -7,7 +7,7 @@ import logging
 import math
 import pathlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SECOND_HEAD, SuperNet
 from asose_jax.phases import Phase, Plan, Span
 from asose_jax.recipe import AXIS, Recipe
+from asose_jax.state import Packed, SearchState
 from asose_jax.told import Told
 
 logger = logging.getLogger('asose_jax')
@@ -155,10 +156,13 @@ class Programs:
 
 @dataclasses.dataclass
 class Current:
-    """Where a run is. `phase` is the last phase that was entered; `told` what it has to tell."""
+    """Where a run is. `phase` is the last phase that was entered; `told` what it has to tell.
+
+    `packed` is the state as the devices hold it, `state` a copy of it on the host.
+    """
 
     spec: genotype.NetSpec
-    state: state.SearchState
+    packed: Packed
     phase: Phase | None
     told: Told = dataclasses.field(default_factory=Told)
     programs: Programs | None = None
@@ -171,8 +175,17 @@ class Current:
         return self.told.phases[-1]
 
     @property
+    def state(self) -> SearchState:
+        """A copy on the host."""
+        return jax.tree.map(np.array, self.packed).unpack()
+
+    @state.setter
+    def state(self, held: SearchState) -> None:
+        self.packed = devices.replicated(Packed.of(jax.device_get(held)))
+
+    @property
     def step(self) -> int:
-        return int(self.state.step)
+        return int(self.packed.vectors.step)
 
     def meta(self) -> dict[str, Any]:
         """The description that a checkpoint holds beside the arrays."""
@@ -211,7 +224,21 @@ def compile_programs(
         if (programs.spec, programs.way) == wanted:
             current.use(programs)
             return
+    logger.info('compiling %s%s', _way(phase), _left(setup, phase))
     current.use(compiled(setup, current.spec, phase, batch))
+
+
+def _left(setup, phase):
+    """Names what a run has to compile after the programs of this phase."""
+    spans = setup.plan.spans
+    later = [span for span in spans if span.start >= max(s.stop for s in spans if s.phase is phase)]
+    names = list(
+        dict.fromkeys(_way(span.phase) for span in later if _way(span.phase) != _way(phase))
+    )
+    grows = setup.config.growth.kinds and any(s.phase is Phase.GROWTH for s in spans)
+    if grows and phase is not Phase.OPTIMIZE:
+        names.insert(names.index('search') + 1 if 'search' in names else 0, 'every grown network')
+    return f'; still to come: {", ".join(names)}' if names else ''
 
 
 def compile_upcoming(
@@ -224,6 +251,7 @@ def compile_upcoming(
     phase, spec = later[0].phase, current.spec
     derives = phase is Phase.OPTIMIZE and not spec.is_derived()
     if not derives and _way(phase) != _way(span.phase):
+        logger.info('compiling %s meanwhile%s', _way(phase), _left(setup, phase))
         current.upcoming = in_background(lambda: compiled(setup, spec, phase, batch))
 
 
@@ -254,7 +282,7 @@ def compiled(
     """
     cost.forward_flops(spec)  # counted once for each network: here nobody waits for it
     recipe = setup.recipe(spec)
-    like = state.abstract_state(recipe.model, setup.tx, devices.everywhere())
+    like = state.abstract_packed(recipe.model, setup.tx, devices.everywhere())
     train = None
     if batch is not None:
         train = devices.compile_train(recipe, phase, like, batch, setup.shared)
@@ -289,7 +317,7 @@ def normalised(setup: Setup, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def evaluate(setup: Setup, current: Current, pool: np.ndarray) -> list[dict[str, jax.Array]]:
     """Queues an evaluation of the current network on all images of `pool`; does not wait for it."""
     call = current.programs.evaluate.call
-    return [call(current.state, b, setup.shared) for b in eval_chunks(setup, pool)]
+    return [call(current.packed, b, setup.shared) for b in eval_chunks(setup, pool)]
 
 
 def means(sums: list[dict[str, jax.Array]]) -> tuple[float, float]:
@@ -308,5 +336,10 @@ def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> float:
 
 def count_parameters(current: Current) -> int:
     """Numbers in `params` of the current network, without a head that only training has."""
-    used = {name: tree for name, tree in current.state.params.items() if name != SECOND_HEAD}
-    return sum(leaf.size for leaf in jax.tree.leaves(used))
+    return parameters_in(current.packed.layout.like.params)
+
+
+def parameters_in(params: Mapping[str, Any]) -> int:
+    """Counts the numbers in `params`, without those of a head that only training has."""
+    used = {name: tree for name, tree in params.items() if name != SECOND_HEAD}
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(used))

@@ -6,6 +6,7 @@ import logging
 import pathlib
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -226,7 +227,8 @@ def begin(setup: Setup, origin: Origin) -> Current:
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
     checkpoint.require_room(setup.workdir, start)
-    return Current(origin.spec, devices.replicated(start), origin.phase)
+    packed = devices.replicated(state.Packed.of(jax.device_get(start)))
+    return Current(origin.spec, packed, origin.phase)
 
 
 def resume(setup: Setup) -> Current:
@@ -236,7 +238,8 @@ def resume(setup: Setup) -> Current:
         meta = setup.checkpoints.describe(step)
         spec = spaces.spec_from_json(meta['spec'])
         restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
-        return Current(spec, restored, Phase(meta['phase']), Told.from_json(meta['told']))
+        packed = devices.replicated(state.Packed.of(jax.device_get(restored)))
+        return Current(spec, packed, Phase(meta['phase']), Told.from_json(meta['told']))
 
     current = setup.checkpoints.newest_whole(read)
     log_network(setup, current.spec)

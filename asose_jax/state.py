@@ -6,12 +6,14 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from asose_jax.forward import Mode
 from asose_jax.genotype import Genotype, NetSpec
 from asose_jax.mixed import AUXILIARY
 from asose_jax.model import SuperNet
+from asose_jax.packing import Packing
 
 
 @flax.struct.dataclass
@@ -69,27 +71,130 @@ class SearchState:
         return {'params': self.params, 'arch': self.arch}
 
 
-def init_state(model: SuperNet, tx: optax.GradientTransformation, key: jax.Array) -> SearchState:
+class Layout:
+    """How a state is packed: a vector in the place of each tree of arrays.
+
+    The optimizer works number by number (but for the norm of all gradients), so vectors are as good
+    to it as the trees that it was made for.
+
+    Attributes:
+      like: the state's shapes and dtypes.
+    """
+
+    def __init__(self, state: SearchState):
+        self.like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
+        self._known = tuple(jax.tree.leaves(self.like)), jax.tree.structure(self.like)
+        self.params, self.arch = Packing(state.params), Packing(state.arch)
+        self.batch_stats, self.totals = Packing(state.batch_stats), Packing(state.totals)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self._known == other._known
+
+    def __hash__(self) -> int:
+        return hash(self._known)
+
+    def each(self, state: SearchState, how: str) -> SearchState:
+        """Returns `state` packed or unpacked, as `how` names the method of `Packing`."""
+
+        def moments(like, held):
+            packing = self._of(like)
+            return held if packing is None else getattr(packing, how)(held)
+
+        names = ('params', 'arch', 'batch_stats', 'totals')
+        trees = {name: getattr(getattr(self, name), how)(getattr(state, name)) for name in names}
+        opt_state = jax.tree.map(
+            moments,
+            self.like.opt_state,
+            state.opt_state,
+            is_leaf=lambda node: self._of(node) is not None,
+        )
+        return state.replace(**trees, opt_state=opt_state)
+
+    def _of(self, node):
+        """The packing of moments, which have the structure of what they belong to."""
+        structure = jax.tree.structure(node)
+        return next((p for p in (self.params, self.arch) if p.structure == structure), None)
+
+
+@flax.struct.dataclass
+class Packed:
+    """A state as compiled steps hold it from call to call."""
+
+    vectors: SearchState  # with a vector for each dtype in the place of a tree
+    layout: Layout = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, state: SearchState) -> 'Packed':
+        """Packs a state. Of arrays on the host, the vectors are on the host."""
+        layout = Layout(state)
+        return cls(layout.each(state, 'pack'), layout)
+
+    def unpack(self) -> SearchState:
+        """Returns the state that was packed; on the host, views of the vectors."""
+        return self.layout.each(self.vectors, 'unpack')
+
+    def put(self, **trees: Any) -> 'Packed':
+        """Returns a copy with other trees in these fields of the state, of the same shapes."""
+        packed = {name: getattr(self.layout, name).pack(tree) for name, tree in trees.items()}
+        return self.replace(vectors=self.vectors.replace(**packed))
+
+
+def init_state(
+    model: SuperNet, tx: optax.GradientTransformation, key: jax.Array, below: str | None = None
+) -> SearchState:
     """The state at step 0, on the default device.
 
     Args:
       model: the network.
       tx: its optimizer.
       key: randomness of weights and alpha.
+      below: the name of a module; then only what belongs to it is computed, and all else is zeros.
 
     Returns:
       A fresh state; `arch` is empty where nothing is left to choose.
     """
-    initial = functools.partial(_initial, model, tx)
-    # Runs once: time spent on optimizing this program would not come back.
-    return jax.jit(initial, compiler_options={'xla_backend_optimization_level': 0})(key)
+    made = iter(_computed(model, tx, below, key))
+
+    def value(path, leaf):
+        return next(made) if _is_below(path, below) else np.zeros(leaf.shape, leaf.dtype)
+
+    return jax.tree.map_with_path(value, _shapes(model, tx))
+
+
+# Runs once: time spent on optimizing this program would not come back.
+@functools.partial(
+    jax.jit, static_argnums=(0, 1, 2), compiler_options={'xla_backend_optimization_level': 0}
+)
+def _computed(model, tx, below, key):
+    """The leaves of a fresh state that belong to the module, in order."""
+    leaves = jax.tree.leaves_with_path(_initial(model, tx, key))
+    return [leaf for path, leaf in leaves if _is_below(path, below)]
+
+
+def _is_below(path, module):
+    return module is None or any(getattr(part, 'key', None) == module for part in path)
 
 
 def abstract_state(
     model: SuperNet, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
 ) -> SearchState:
     """Shapes, dtypes and placement of `init_state`, without its arrays."""
-    shapes = jax.eval_shape(functools.partial(_initial, model, tx), jax.random.key(0))
+    return _placed(_shapes(model, tx), sharding)
+
+
+def abstract_packed(
+    model: SuperNet, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
+) -> Packed:
+    """Shapes, dtypes and placement of a packed `init_state`, without its arrays."""
+    return _placed(jax.eval_shape(Packed.of, _shapes(model, tx)), sharding)
+
+
+@functools.lru_cache(8)
+def _shapes(model, tx):
+    return jax.eval_shape(functools.partial(_initial, model, tx), jax.random.key(0))
+
+
+def _placed(shapes, sharding):
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )

@@ -16,18 +16,18 @@ from asose_jax import batches, chain, optim, unrolled
 from asose_jax.forward import Mode
 from asose_jax.phases import Phase
 from asose_jax.recipe import AXIS, Recipe
-from asose_jax.state import SearchState, Totals
+from asose_jax.state import Packed, Totals
 
 
 def train_steps(
-    recipe: Recipe, phase: Phase, state: SearchState, batch: Any, shared: Any
-) -> tuple[SearchState, dict[str, jax.Array]]:
+    recipe: Recipe, phase: Phase, packed: Packed, batch: Any, shared: Any
+) -> tuple[Packed, dict[str, jax.Array]]:
     """Runs `batch['steps']` steps. State buffers are donated.
 
     Args:
       recipe: static.
       phase: static.
-      state: the same on every device.
+      packed: the state, the same on every device.
       batch: this device's part of `batches.chunk`: `[slots, B/D, ...]` per key.
       shared: see `devices.shared_arrays`.
 
@@ -36,30 +36,31 @@ def train_steps(
       totals since the last evaluation, the longest streak of skipped steps, alpha, and the gates.
     """
 
-    def body(slot, state):
+    def body(slot, packed):
         images, labels = _fetch(slot, batch, shared)
         following = functools.partial(_fetch, slot + 1, batch, shared)
-        return train_step(recipe, phase, state, images, labels, shared['key'], following)
+        return train_step(recipe, phase, packed, images, labels, shared['key'], following)
 
-    state = lax.fori_loop(0, batch['steps'], body, state)
+    packed = lax.fori_loop(0, batch['steps'], body, packed)
+    state = packed.unpack()
     metrics = {
         'totals': state.totals,
         'longest_streak': state.longest_streak,
         'arch': state.arch,
         'gates': chain.gates(state.params),
     }
-    return state, metrics
+    return packed, metrics
 
 
 def train_step(
     recipe: Recipe,
     phase: Phase,
-    state: SearchState,
+    packed: Packed,
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
     following: Callable[[], tuple[jax.Array, jax.Array]],
-) -> SearchState:
+) -> Packed:
     """One update, of the weights or of alpha (spec section 3), or of both where they move together.
 
     Only the gradient whose turn it is gets computed. A step whose gradient is not finite changes
@@ -68,15 +69,16 @@ def train_step(
     Args:
       recipe: static.
       phase: static.
-      state: before the step.
+      packed: the state before the step.
       images: this device's, `[B/D, H, W, C]`, normalised float32.
       labels: `[B/D]` int32.
       key: of the run. The draw of operations is the same on all devices.
       following: images and labels of the step after this one; asked for in second order only.
 
     Returns:
-      The state after the step.
+      The state after the step, packed.
     """
+    layout, state, vectors = packed.layout, packed.unpack(), packed.vectors
 
     def places(labels):
         """Of these images in the batch of all devices."""
@@ -111,11 +113,11 @@ def train_step(
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])
 
-    def gradient(groups, mode, draw_key, images, labels):
+    def gradient(groups, mode, *batch):
         """Gradient of these groups, the mean over devices."""
 
         def of(parts):
-            return loss({**state.trainable, **parts}, mode, draw_key, images, labels)
+            return loss({**state.trainable, **parts}, mode, *batch)
 
         moving = {group: state.trainable[group] for group in groups}
         (value, aux), grads = jax.value_and_grad(of, has_aux=True)(moving)
@@ -126,7 +128,8 @@ def train_step(
         return value, aux, grads
 
     def whole(grads):
-        return {**optax.tree.zeros_like(state.trainable), **grads}
+        known = {group: getattr(layout, group).pack(tree) for group, tree in grads.items()}
+        return {**optax.tree.zeros_like(vectors.trainable), **known}
 
     def weight_turn(groups=('params',), mode=None):
         mode = mode or recipe.weight_mode(phase)
@@ -141,11 +144,12 @@ def train_step(
             weight_steps=jnp.int32(1),
             guarded_rows=guarded,
         )
-        return value, whole(grads), batch_stats, moved
+        if 'arch' in grads:
+            grads['arch'] = penalised(grads['arch'])
+        return value, whole(grads), layout.batch_stats.pack(batch_stats), moved
 
     def turn_of_both():
         value, grads, batch_stats, moved = weight_turn(('params', 'arch'), Mode.ALPHA)
-        grads['arch'] = penalised(grads['arch'])
         return value, grads, batch_stats, moved.replace(arch_loss=value, arch_steps=jnp.int32(1))
 
     def penalised(grads):
@@ -161,9 +165,10 @@ def train_step(
 
         def stepped(grads):
             grads = whole({'params': grads})
-            opt_state, trainable = state.opt_state, state.trainable
+            opt_state, trainable = vectors.opt_state, vectors.trainable
             updates, _ = recipe.tx.update(grads, opt_state, trainable, step=optim.BEFORE)
-            return optax.apply_updates(state.params, updates['params'])
+            moved = optax.apply_updates(vectors.params, updates['params'])
+            return layout.params.unpack(moved)
 
         mean = functools.partial(lax.pmean, axis_name=AXIS)
         return unrolled.gradient(at, stepped, state.params, state.arch, valid, train, mean)
@@ -194,7 +199,7 @@ def train_step(
         moved = Totals.zeros().replace(
             arch_loss=value, arch_steps=jnp.int32(1), guarded_rows=guarded
         )
-        return value, whole({'arch': penalised(grads)}), state.batch_stats, moved
+        return value, whole({'arch': penalised(grads)}), vectors.batch_stats, moved
 
     if phase.searches:
         is_alpha_turn = recipe.plan.is_alpha_turn(state.step)
@@ -202,30 +207,34 @@ def train_step(
         value, grads, batch_stats, moved = lax.cond(is_alpha_turn, moves_alpha, weight_turn)
     else:
         value, grads, batch_stats, moved = weight_turn()
-    updates, opt_state = recipe.tx.update(grads, state.opt_state, state.trainable, step=state.step)
-    updated = state.replace(
-        **optax.apply_updates(state.trainable, updates),
+    updates, opt_state = recipe.tx.update(
+        grads, vectors.opt_state, vectors.trainable, step=vectors.step
+    )
+    updated = vectors.replace(
+        **optax.apply_updates(vectors.trainable, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
-        totals=jax.tree.map(jnp.add, state.totals, moved),
+        totals=layout.totals.pack(moved),
         streak=jnp.int32(0),
     )
-    skipped = state.replace(
-        totals=state.totals.replace(
-            guarded_rows=state.totals.guarded_rows + moved.guarded_rows,
-            skipped_steps=state.totals.skipped_steps + 1,
+    skipped = vectors.replace(
+        totals=layout.totals.pack(
+            Totals.zeros().replace(guarded_rows=moved.guarded_rows, skipped_steps=jnp.int32(1))
         ),
-        streak=state.streak + 1,
+        streak=vectors.streak + 1,
     )
     finite = _all_finite((value, grads))
-    state = jax.tree.map(functools.partial(jnp.where, finite), updated, skipped)
-    return state.replace(
-        step=state.step + 1, longest_streak=jnp.maximum(state.longest_streak, state.streak)
+    after = jax.tree.map(functools.partial(jnp.where, finite), updated, skipped)
+    after = after.replace(
+        step=vectors.step + 1,
+        totals=optax.tree.add(vectors.totals, after.totals),
+        longest_streak=jnp.maximum(vectors.longest_streak, after.streak),
     )
+    return packed.replace(vectors=after)
 
 
 def eval_steps(
-    recipe: Recipe, phase: Phase, state: SearchState, batch: Any, shared: Any
+    recipe: Recipe, phase: Phase, packed: Packed, batch: Any, shared: Any
 ) -> dict[str, jax.Array]:
     """Evaluates the images of `batch['steps']` batches, without noise, with running statistics.
 
@@ -234,7 +243,7 @@ def eval_steps(
     Args:
       recipe: static.
       phase: static; see `Recipe.eval_mode`.
-      state: read only.
+      packed: the state, read only.
       batch: this device's part of `batches.chunk`, with `weight` `[slots, B/D]`: 1 counts, 0 not.
       shared: see `devices.shared_arrays`.
 
@@ -242,6 +251,7 @@ def eval_steps(
       Per batch, summed over all devices: `loss`, `correct` and `images`, `[slots]` float32; and
       `logits` of this device's images, `[slots, B/D, num_classes]` float32.
     """
+    state = packed.unpack()
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
     beta = recipe.plan.beta(state.step)
 

@@ -72,7 +72,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
     )
     config.init_from = str(checkpoint)
     found = start.begin(setup, start.origin(config, images, plan))
-    spec, held = found.spec, jax.device_get(found.state)
+    spec, held = found.spec, found.state
     chosen = genotype.most_likely(spec, held.arch)
     held = states.derive_state(held, spec, chosen, tx)
     spec = genotype.derive(spec, chosen)
@@ -93,7 +93,8 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
             fresh=lambda wanted: states.init_state(setup.model(wanted), tx, key),
             key=key,
         )
-        current = session.Current(grown_spec, devices.replicated(grown), Phase.OPTIMIZE)
+        packed = devices.replicated(states.Packed.of(jax.device_get(grown)))
+        current = session.Current(grown_spec, packed, Phase.OPTIMIZE)
         current.told.phases.append({'compile_seconds': 0.0})
         stream = batches.stream(
             images.images, lambda s: loop.indices_at(setup, span, s), span.start, span.stop
@@ -101,7 +102,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         while taken := list(itertools.islice(stream, setup.slots())):
             batch = batches.chunk(taken, setup.slots(), jax.device_count())
             session.compile_programs(setup, current, Phase.OPTIMIZE, batch)
-            current.state, _ = current.programs.train.call(current.state, batch, shared)
+            current.packed, _ = current.programs.train.call(current.packed, batch, shared)
         loss, accuracy = session.means(session.evaluate(setup, current, images.valid))
         result.append((each.score, loss, accuracy))
     return result

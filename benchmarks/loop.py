@@ -59,22 +59,23 @@ def main() -> None:
 
     slots = config.chunk_steps
     bare = ours.Network(size, Phase.SEARCH, slots=slots)
-    zeros = jax.tree.map(jax.numpy.zeros_like, bare.state.arch)
-    bare.state = bare.state.replace(arch=devices.replicated(zeros))
+    zeros = jax.tree.map(jax.numpy.zeros_like, bare.packed.unpack().arch)
+    bare.packed = devices.replicated(bare.packed.put(arch=zeros))
     images = pipeline.load_data(config)
     epoch = pipeline.make_plan(config, len(images.train)).spans[0].epoch_steps
     full, rest = bare.chunk(slots), bare.chunk(epoch % slots)
     evaluation = bare.evaluation(len(images.valid))
 
     def calls(evaluates):
-        bare.state = bare.state.replace(step=devices.replicated(jax.numpy.int32(0)))
+        vectors = bare.packed.vectors.replace(step=devices.replicated(jax.numpy.int32(0)))
+        bare.packed = bare.packed.replace(vectors=vectors)
         start = time.perf_counter()
         for _ in range(options.epochs):
             for chunk in [full] * (epoch // slots) + [rest] * (epoch % slots > 0):
-                bare.state, _ = bare.program.call(bare.state, chunk, bare.shared)
+                bare.packed, _ = bare.program.call(bare.packed, chunk, bare.shared)
             if evaluates:
                 evaluation()
-        jax.block_until_ready(bare.state)
+        jax.block_until_ready(bare.packed)
         return options.epochs * epoch / (time.perf_counter() - start)
 
     def whole_program():

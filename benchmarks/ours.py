@@ -80,8 +80,9 @@ class Network:
                 'labels': random.integers(0, 10, _IMAGES, dtype=np.int32),
             }
         )
-        self.state = devices.replicated(state.init_state(model, tx, jax.random.key(1)))
-        self.program = devices.compile_train(recipe, phase, self.state, self.chunk(1), self.shared)
+        begun = jax.device_get(state.init_state(model, tx, jax.random.key(1)))
+        self.packed = devices.replicated(state.Packed.of(begun))
+        self.program = devices.compile_train(recipe, phase, self.packed, self.chunk(1), self.shared)
 
     def chunk(self, count: int) -> dict[str, np.ndarray]:
         """Random indices for `count` steps."""
@@ -97,9 +98,9 @@ class Network:
         batch = self.size.batch
         each = [{'index': row, 'weight': np.ones(batch, np.float32)} for row in self._rows(count)]
         chunk = batches.chunk(each, self.slots, jax.device_count())
-        example = (self.state, chunk, self.shared)
+        example = (self.packed, chunk, self.shared)
         call = devices.compile_eval(self.recipe, self.phase, *example).call
-        return lambda: call(self.state, chunk, self.shared)
+        return lambda: call(self.packed, chunk, self.shared)
 
     def draw(self, operations: list[str]) -> None:
         """From now on every draw gives these, one a block."""
@@ -110,13 +111,14 @@ class Network:
             }
             for block, row in enumerate(rows)
         }
-        self.state = self.state.replace(arch=devices.replicated(arch))
+        self.packed = devices.replicated(self.packed.put(arch=arch))
 
     def run(self, count: int = 1, start: int = 0) -> None:
         """`count` steps of the run, the first of them with number `start`."""
-        self.state = self.state.replace(step=devices.replicated(jnp.int32(start)))
-        self.state, _ = self.program.call(self.state, self.chunk(count), self.shared)
-        jax.block_until_ready(self.state)
+        vectors = self.packed.vectors.replace(step=devices.replicated(jnp.int32(start)))
+        packed = self.packed.replace(vectors=vectors)
+        self.packed, _ = self.program.call(packed, self.chunk(count), self.shared)
+        jax.block_until_ready(self.packed)
 
 
 def draws(primitives: tuple[str, ...], depth: int) -> list[list[str]]:
