@@ -171,7 +171,8 @@ def scored(
     gradient = None
     for images, labels in batches:
         change, taps, streams, inputs = _backward(derived, variables, images, labels)
-        gradient = change if gradient is None else optax.tree.add(gradient, change)
+        change = jax.device_get(change)  # many small arrays: the host adds them at once
+        gradient = change if gradient is None else jax.tree.map(np.add, gradient, change)
         for place in places:
             if place.kind == DEPTH:
                 x, g = streams[place.where], taps[place.where]
@@ -188,12 +189,18 @@ def scored(
         # Each channel is copied with the same probability (or the same number of times).
         copies = (step.channels - before) / before
         kernels = growth.consuming(derived, gradient, step.where)
-        return float(np.sqrt(copies * sum(jnp.sum(jnp.square(k / len(batches))) for k in kernels)))
+        return float(np.sqrt(copies * sum(np.sum(np.square(k / len(batches))) for k in kernels)))
 
     return [dataclasses.replace(c, score=score(c)) for c in found]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# These run a few times each: time spent on optimizing them would not come back.
+_once = functools.partial(
+    jax.jit, static_argnums=0, compiler_options={'xla_backend_optimization_level': 0}
+)
+
+
+@_once
 def _backward(derived, variables, images, labels):
     """Gradients of the weights and of every place, and what the operations there would see."""
     net = SuperNet(derived)
@@ -233,7 +240,7 @@ def _backward(derived, variables, images, labels):
     return (*gradients, streams, inputs)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@_once
 def _gate_gradients(names, x, g, key):
     """<g, f(x)> for every operation of `names`, fresh; `[len(names)]`."""
     products = []

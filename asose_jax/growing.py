@@ -6,6 +6,7 @@ network trains on, the state is grown, and training goes on with the new program
 grows depends on steps and accuracies only, never on how long something took.
 """
 
+import dataclasses
 import logging
 import time
 from typing import Any
@@ -21,6 +22,10 @@ from asose_jax.session import Current, Setup
 logger = logging.getLogger('asose_jax')
 
 _SCORES = 2  # the stream of validation batches for scores; `loop` has the streams before
+# Growths that take place together name their places in the network as it stands: a new block, which
+# moves others up, comes last.
+_ORDER = ('auto', growth.WIDTH, growth.BRANCH, growth.DEPTH)
+_NOWHERE = 'no such place'
 _SCORE_IMAGES = 128  # in one of them, at most: scores are computed on one device
 
 
@@ -68,7 +73,7 @@ def consider(
       batch: an example of a chunk to train on.
 
     Returns:
-      The growths that took place, none or one, as in metrics and summary.
+      The growths that took place, as in metrics and summary.
     """
     c, told = setup.config.growth, current.told.growing
     if not decides(setup, span):
@@ -85,7 +90,7 @@ def consider(
         prepare(setup, current, batch)
     if told.pending is None or step < told.pending['step']:
         return []
-    return [_grow(setup, current, accuracy)]
+    return _grow(setup, current, accuracy)
 
 
 def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> None:
@@ -93,48 +98,79 @@ def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> Non
     pending = current.told.growing.pending
     if pending is None:
         return
-    spec = growth.grown_spec(current.spec, Growth.from_json(pending['growth']))
+    spec = current.spec
+    for step in _steps(pending):
+        spec = growth.grown_spec(spec, step)
     setup.settle(spec)
+    logger.info('compiling the grown network: %s', ', '.join(map(_in_words, _steps(pending))))
 
     def work():
         programs = session.compiled(setup, spec, Phase.GROWTH, batch)
-        return programs, jax.device_get(_fresh(setup, pending['step'])(spec))
+        return programs, _fresh(setup, pending['step'], _steps(pending)[-1])(spec)
 
     current.ahead = session.in_background(work)
+
+
+def _steps(pending):
+    """The growths that are to take place together, one after another."""
+    held = pending['growth']
+    return [Growth.from_json(each) for each in (held if isinstance(held, list) else [held])]
 
 
 def _key(setup, step):
     return jax.random.fold_in(setup.key(session.GROWTH), step)
 
 
-def _fresh(setup, step):
+def _fresh(setup, step, what):
     """Weights and alpha of what is new. Its residual is there already: a skip would add nothing."""
-    start, key = setup.config.growth, _key(setup, step)
-    return lambda spec: state.init_state(setup.model(spec, start), setup.tx, key)
+    start, key, block = setup.config.growth, _key(setup, step), f'block_{what.where}'
+
+    def made(spec):
+        return jax.device_get(state.init_state(setup.model(spec, start), setup.tx, key, block))
+
+    return made
 
 
 def _decide(setup, current, step, due):
     """What will be done at step `due`; `None` if the limits allow nothing. JSON."""
     c, told, start = setup.config.growth, current.told.growing, time.monotonic()
     limits = candidates.Limits(c.max_depth, c.max_channels, c.max_branches, c.max_params)
-    held = jax.device_get(current.state)
+    held = current.state
     for _ in c.kinds:
-        kind = c.kinds[told.turn % len(c.kinds)]
+        kinds = c.kinds[told.turn % len(c.kinds)]
         told.turn += 1
-        kinds = growth.KINDS if kind == 'auto' else (kind,)
-        found, refused = candidates.possible(
-            current.spec, held.params, kinds, c.width_factor, limits
-        )
-        chosen = _choose(setup, current, kind, found, held, step) if found else None
-        if chosen is not None:
+        chosen = _choose_together(setup, current, kinds, held, step, limits)
+        if chosen:
             return {
-                'growth': chosen.growth.to_json(),
-                'score': chosen.score,
+                'growth': [each.growth.to_json() for each in chosen],
+                'score': [each.score for each in chosen],
                 'step': due,
                 'stall_seconds': time.monotonic() - start,
             }
-        logger.info('growth (%s) is not possible: %s', kind, '; '.join(refused) or 'no such place')
     return None
+
+
+def _choose_together(setup, current, kinds, held, step, limits):
+    """The best candidate of each kind in `'depth+width'`, in the order in which they are made."""
+    c, chosen = setup.config.growth, []
+    for kind in sorted(kinds.split('+'), key=_ORDER.index):
+        found, refused = candidates.possible(
+            current.spec,
+            held.params,
+            growth.KINDS if kind == 'auto' else (kind,),
+            c.width_factor,
+            dataclasses.replace(limits, params=_left(limits.params, chosen)),
+        )
+        best = _choose(setup, current, kind, found, held, step) if found else None
+        if best is None:
+            logger.info('growth (%s) is not possible: %s', kind, '; '.join(refused) or _NOWHERE)
+        else:
+            chosen.append(best)
+    return chosen
+
+
+def _left(params, chosen):
+    return None if params is None else params - sum(each.added for each in chosen)
 
 
 def _choose(setup, current, kind, found, held, step):
@@ -176,53 +212,66 @@ def score_batches(setup: Setup, number: int) -> list[tuple[np.ndarray, np.ndarra
 
 
 def _grow(setup, current, accuracy):
-    """Makes `current` the grown network; returns what is told of it."""
+    """Makes `current` the grown network; returns an event for each growth."""
     start, told = time.monotonic(), current.told.growing
     pending = told.pending
-    step, what = pending['step'], Growth.from_json(pending['growth'])
+    step = pending['step']
     if not current.ahead.done():
         logger.info('growing: waiting for the compiler')
     programs, made = current.ahead.result()
-    spec, grown = growth.grow(
-        current.spec,
-        jax.device_get(current.state),
-        what,
-        fresh=lambda _: made,
-        key=_key(setup, step),
-    )
-    params_before = session.count_parameters(current)
+    key, spec, grown = _key(setup, step), current.spec, current.state
+    sizes, specs = [session.count_parameters(current)], []
+    for each in _steps(pending):
+        fresh = (lambda _: made) if each == _steps(pending)[-1] else _fresh(setup, step, each)
+        spec, grown = growth.grow(spec, grown, each, fresh=fresh, key=key)
+        sizes.append(session.parameters_in(grown.params))
+        specs.append(spec)
     before = session.evaluate(setup, current, setup.data.valid)
-    current.spec, current.state = spec, devices.replicated(grown)
+    current.spec, current.state = spec, grown
     current.use(programs)
     current.ahead, told.pending = None, None
     after = session.evaluate(setup, current, setup.data.valid)
     current.told.genotype = genotype.most_likely(spec, grown.arch).to_json()
-    event = {
-        'step': step,
-        'kind': what.kind,
-        'where': what.where,
-        'score': pending['score'],
-        'params_before': params_before,
-        'params_after': session.count_parameters(current),
-        'valid_accuracy_before': accuracy,
-        'valid_accuracy_after': session.means(after)[1],
-        'max_abs_logit_change': max(
-            float(np.abs(devices.pieces(new['logits']) - devices.pieces(old['logits'])).max())
-            for old, new in zip(before, after, strict=True)
-        ),
-        'stall_seconds': pending['stall_seconds'] + time.monotonic() - start,
-    }
-    current.told.growth.append(event)
+    change = max(
+        float(np.abs(devices.pieces(new['logits']) - devices.pieces(old['logits'])).max())
+        for old, new in zip(before, after, strict=True)
+    )
+    scores = pending['score']
+    scores = scores if isinstance(scores, list) else [scores]
+    events = []
+    for number, each in enumerate(_steps(pending)):
+        events.append(
+            {
+                'step': step,
+                'kind': each.kind,
+                'where': each.where,
+                'score': scores[number],
+                'params_before': sizes[number],
+                'params_after': sizes[number + 1],
+                'valid_accuracy_before': accuracy,
+                'valid_accuracy_after': session.means(after)[1],
+                'max_abs_logit_change': change,
+                'stall_seconds': 0.0,
+            }
+        )
+        if spec != specs[number]:
+            events[-1]['network'] = specs[number].to_json()
+    events[0]['stall_seconds'] = pending['stall_seconds'] + time.monotonic() - start
+    current.told.growth.extend(events)
     logger.info(
         'growth: %s; %d to %d parameters, logits changed by at most %.1e, waited %.1f s',
-        {
-            growth.DEPTH: f'a new block {what.where}',
-            growth.WIDTH: f'stage {what.where} has {what.channels} channels now',
-            growth.BRANCH: f'block {what.where} has a branch more',
-        }[what.kind],
-        params_before,
-        event['params_after'],
-        event['max_abs_logit_change'],
-        event['stall_seconds'],
+        ', '.join(_in_words(each) for each in _steps(pending)),
+        sizes[0],
+        sizes[-1],
+        change,
+        events[0]['stall_seconds'],
     )
-    return event
+    return events
+
+
+def _in_words(what):
+    return {
+        growth.DEPTH: f'a new block {what.where}',
+        growth.WIDTH: f'stage {what.where} has {what.channels} channels now',
+        growth.BRANCH: f'block {what.where} has a branch more',
+    }[what.kind]

@@ -118,13 +118,17 @@ class Record:
             if 'network' in line:
                 spec = _spec(line['network'])
             networks.append(_network(spec, line))
-            events = line.get('growth')
-            for event in events if isinstance(events, list) else ():
-                if isinstance(event, dict) and isinstance(event.get('where'), int):
-                    grown = line.get('grown')
-                    grown = grown if isinstance(grown, dict) else {}
-                    spec = _spec(grown.get('network'))
-                    growths.append(Grown(i, event, networks[-1], _network(spec, grown)))
+            events, grown = line.get('growth'), line.get('grown')
+            events = [e for e in events if _is_growth(e)] if isinstance(events, list) else []
+            before = networks[-1]
+            for number, event in enumerate(events, 1):
+                told = grown if isinstance(grown, dict) else {}
+                if number < len(events):  # one of several that took place together
+                    told = {'network': event.get('network')}
+                spec = _spec(told.get('network'))
+                after = _network(spec, told)
+                growths.append(Grown(i, event, before, after))
+                before = after
         return networks, growths
 
     @property
@@ -148,7 +152,11 @@ class Record:
     def tracks(self) -> list[Track]:
         """Alpha over time, by row; empty where nothing was searched."""
         live: dict[tuple[int, int], Track] = {}
-        events = {grown.at: grown.event for grown in self.growths}
+        deeper = [
+            (grown.at, grown.event['where'])
+            for grown in self.growths
+            if grown.event.get('kind') == growth.DEPTH
+        ]
         for i, network in enumerate(self.networks):
             rows = network.spec.rows() if network and network.probabilities else []
             for row, shares in zip(rows, network.probabilities if rows else [], strict=True):
@@ -156,9 +164,8 @@ class Record:
                     continue
                 key = (row.group, row.member)
                 live.setdefault(key, Track(*row, {})).columns[i] = shares
-            event = events.get(i, {})
-            if event.get('kind') == growth.DEPTH:
-                live = {(g + (g >= event['where']), m): track for (g, m), track in live.items()}
+            for where in (where for at, where in deeper if at == i):
+                live = {(g + (g >= where), m): track for (g, m), track in live.items()}
         return [dataclasses.replace(live[key], group=key[0], member=key[1]) for key in sorted(live)]
 
 
@@ -176,6 +183,10 @@ def read(workdir: pathlib.Path) -> Record:
             unread += 1
     chosen = contents(workdir / 'genotype.json')
     return Record(workdir.resolve().name, lines=lines, unread=unread, genotype=chosen, **files)
+
+
+def _is_growth(event):
+    return isinstance(event, dict) and isinstance(event.get('where'), int)
 
 
 def number(value: Any) -> float | None:

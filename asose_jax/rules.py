@@ -82,7 +82,18 @@ _INSIDE = Rule('a number in (0, 1)', lambda v: _number(v) and 0 < v < 1)
 
 _BLOCKS = Rule('a tuple of distinct block numbers, from 0', _block_numbers)
 
-_GROWTHS = (*growth.KINDS, 'auto')
+
+def _growths(value):
+    return isinstance(value, tuple | list) and all(map(_growth, value))
+
+
+def _growth(value):
+    """One kind, `'auto'`, or different kinds that take place together, joined by `+`."""
+    if not isinstance(value, str):
+        return False
+    kinds = value.split('+')
+    return value == 'auto' or (len(set(kinds)) == len(kinds) and set(kinds) <= set(growth.KINDS))
+
 
 RULES: dict[str, Rule] = {
     'seed': Rule('an integer in [0, 2**32)', _is_seed),
@@ -164,8 +175,9 @@ RULES: dict[str, Rule] = {
     'search.selection': _one_of('argmax', 'perturbation'),
     'growth.epochs': _integers(0),
     'growth.kinds': Rule(
-        "a tuple of 'depth', 'width', 'branch', 'auto', taken in turn; () does not grow",
-        lambda v: isinstance(v, tuple | list) and all(k in _GROWTHS for k in v),
+        "a tuple of 'depth', 'width', 'branch', 'auto', or several joined by + that take place "
+        "together ('depth+width'), taken in turn; () does not grow",
+        _growths,
     ),
     'growth.where': _one_of('score', 'last', 'random'),
     'growth.threshold': _NOT_NEGATIVE,

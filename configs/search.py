@@ -130,7 +130,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     config.growth = growth = ml_collections.ConfigDict()
     growth.epochs = 40  # of search in which the network may grow; it does not in fewer than
     # patience + lead_epochs + last_epochs + 1
-    growth.kinds = ('depth', 'width')  # in turn, also 'branch'; 'auto': best gain per parameter
+    growth.kinds = ('depth', 'width')  # in turn, also 'branch'; 'depth+width': both together, so
+    # that one network is compiled instead of two; 'auto': best gain per parameter
     growth.where = 'score'  # where the gradient promises most; 'last' block or stage; 'random'
     growth.threshold = 0.02  # validation accuracy that is better by less does not count, ...
     growth.patience = 5  # ... and after so many evaluations without better ones, the network grows
@@ -206,9 +207,10 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         warmup.epochs = 5
         search.epochs = 30
         growth.epochs = 8
-        growth.threshold = 1.0  # nothing is that much better: it grows after epochs 2 and 3
+        growth.kinds = ('depth+width',)  # most of the time of such a run is the compiler's
+        growth.threshold = 1.0  # nothing is that much better: it grows after epoch 2
         growth.patience = 1
-        growth.last_epochs = 5
+        growth.last_epochs = 6  # and no more than once
         growth.lead_epochs = 0  # an epoch takes less than a second
         optimize.epochs = 20
         retrain.epochs = 40
