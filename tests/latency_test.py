@@ -1,11 +1,16 @@
 """Latencies: measured once, kept in a file, and never taken from a wrong one."""
 
+import itertools
 import json
 import logging
+import pathlib
+import types
 
+import jax
+import numpy as np
 import pytest
 
-from asose_jax import chain, latency, workdir
+from asose_jax import chain, cost, latency, workdir
 from asose_jax.errors import UserError
 from asose_jax.latency import Latencies
 
@@ -26,11 +31,30 @@ def clock(monkeypatch):
     return taken
 
 
-def test_more_work_takes_longer_and_nothing_takes_nothing():
-    held = Latencies(latency.pathlib.Path('none'), 8, 'float32')
-    assert held.operation('conv_7x1_1x7', (16, 16, 32), 1) > 0.01
+def test_measurement_is_the_quartiles_of_calls_that_were_warm(monkeypatch):
+    """By a clock of our own: two calls take a minute, the others 1, 2, ... 10 seconds."""
+    took = [60, 60, *range(1, 11)]
+    times = itertools.chain.from_iterable((0, seconds) for seconds in took)
+    monkeypatch.setattr(latency, 'time', types.SimpleNamespace(perf_counter=lambda: next(times)))
+    found = latency.measured(cost.operation('conv_7x1_1x7', (4, 4, 4), 1, images=2))
+    of_a_pass = 1000 * np.arange(1, 11) / latency._PASSES
+    np.testing.assert_allclose(found, np.quantile(of_a_pass, (0.25, 0.5, 0.75)))
+    assert next(times, None) is None
+
+
+def test_more_work_takes_longer_and_nothing_takes_nothing(monkeypatch):
+    """Where a pass takes as long as its operations are many, whatever the machine."""
+
+    def measured(part):
+        variables = jax.eval_shape(part.start, jax.random.key(0), part.x)
+        flops = jax.jit(part.call).lower(variables, part.x).cost_analysis().get('flops', 0.0)
+        return (1e-6 * flops + 1.0,) * 3
+
+    monkeypatch.setattr(latency, 'measured', measured)
+    held = Latencies(pathlib.Path('none'), 8, 'float32')
     whole = held.network(SPEC)
     assert 0 < whole < held.operation('conv_7x1_1x7', (32, 32, 64), 1)
+    assert held.operation('skip_connect', (8, 8, 4), 1) == 0
 
 
 def test_each_name_shape_and_stride_is_measured_once(clock, tmp_path):

@@ -7,20 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import networks
 
 from asose_jax import mixed
 from asose_jax.forward import Forward, Mode, SearchSettings
 from asose_jax.norm import Norm
 
-NAMES = ('none', 'skip_connect', 'max_pool_3x3', 'sep_conv_3x3', 'conv_7x1_1x7')
+NAMES = ('none', 'skip_connect', 'max_pool_3x3', 'dil_conv_3x3')
 NORM = Norm('float32', None)
-X = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
+X = np.random.default_rng(0).normal(size=(2, 6, 6, 4)).astype('f')
 
 
 @functools.cache
 def _made():
-    op, _ = _op(Mode.SKIP)
-    return op.init(jax.random.key(1), X, None)
+    return _begun(_op(Mode.SKIP)[0])
+
+
+def _begun(op, x=X):
+    """Random variables, without waiting for a compiler."""
+    return networks.random_like(jax.eval_shape(lambda: op.init(jax.random.key(1), x, None)))
 
 
 def _op(mode, remat=False):
@@ -44,7 +49,7 @@ def _loss(mode, remat=False):
 
 
 def _trained():
-    return {'params': _made()['params'], 'alpha': jnp.arange(5.0)}
+    return {'params': _made()['params'], 'alpha': np.arange(4, dtype='f')}
 
 
 def test_equal_mixed_operations_share_one_trace():
@@ -72,29 +77,30 @@ def test_remat_changes_no_number(mode):
 
 
 def test_paths_are_dropped_by_image_and_position_and_the_mean_stays():
-    x, key = jnp.ones((4000, 1, 1, 2)), jax.random.key(0)
-    positions = jnp.arange(4000)
-    y = mixed.drop_path(x, 0.25, key, positions)
-    assert jnp.array_equal(y[..., 0], y[..., 1])
-    assert jnp.allclose(jnp.unique(y), jnp.array([0, 4 / 3]))
-    assert jnp.allclose(y.mean(), 1, atol=0.03)
-    assert jnp.array_equal(mixed.drop_path(x[:9], 0.25, key, positions[90:99]), y[90:99])
-    assert jnp.array_equal(mixed.drop_path(x, 0.0, key, positions), x)
+    x, key = np.ones((4000, 1, 1, 2), 'f'), jax.random.key(0)
+    positions = np.arange(4000)
+    drop = jax.jit(mixed.drop_path)
+    y = np.asarray(drop(x, 0.25, key, positions))
+    np.testing.assert_array_equal(y[..., 0], y[..., 1])
+    np.testing.assert_allclose(np.unique(y), [0, 4 / 3], rtol=1e-5)
+    np.testing.assert_allclose(y.mean(), 1, atol=0.03)
+    np.testing.assert_array_equal(drop(x[:9], 0.25, key, positions[90:99]), y[90:99])
+    np.testing.assert_array_equal(drop(x, 0.0, key, positions), x)
 
 
 def test_uniform_draws_whatever_alpha_says():
     _, choice = _op(Mode.UNIFORM)
-    arch = {'arch': {'alpha': jnp.array([9.0, 0, 0, 0, -9])}}
-    draw = jax.vmap(lambda key: choice.apply(arch, rngs={'gumbel': key}))
-    rows = draw(jax.random.split(jax.random.key(0), 4000))
-    assert jnp.array_equal(jnp.sort(rows)[:, -2:], jnp.tile(jnp.array([0.0, 1.0]), (4000, 1)))
-    assert jnp.allclose(rows.mean(0), 0.2, atol=0.03)
+    arch = {'arch': {'alpha': np.float32([9, 0, 0, -9])}}
+    draw = jax.jit(jax.vmap(lambda key: choice.apply(arch, rngs={'gumbel': key})))
+    rows = np.asarray(draw(jax.random.split(jax.random.key(0), 4000)))
+    np.testing.assert_array_equal(np.sort(rows)[:, -2:], np.tile([0.0, 1.0], (4000, 1)))
+    np.testing.assert_allclose(rows.mean(0), 0.25, atol=0.03)
 
 
 # --- Remedies against collapse
 
 FEW = ('none', 'skip_connect', 'max_pool_3x3', 'nor_conv_1x1')
-DRAWN = jax.nn.one_hot(3, 4)
+DRAWN = np.eye(4, dtype='f')[3]
 both_strides = pytest.mark.parametrize('stride', [1, 2])
 
 
@@ -108,35 +114,40 @@ def _output(op, variables, x, weights=DRAWN):
     return op.apply(variables, x, weights, mutable=['batch_stats'])[0]
 
 
-def _begun(op, x=X):
-    return jax.jit(lambda: op.init(jax.random.key(1), x, None))()
-
-
 @both_strides
 @pytest.mark.parametrize('mode', [Mode.SKIP, Mode.DRAW, Mode.ALPHA])
 def test_auxiliary_skip_is_added_to_what_was_drawn(mode, stride):
     with_it, without = (_remedied(mode, stride, beta=beta) for beta in (0.3, None))
     made = _begun(with_it)
     own = {name: {'skip_connect': tree.get('auxiliary', {})} for name, tree in made.items()}
-    skip = _output(_remedied(Mode.SKIP, stride), own, X)
     assert ('auxiliary' in made.get('params', {})) == (stride == 2)
-    expected = _output(without, made, X) + 0.3 * skip
-    assert jnp.allclose(_output(with_it, made, X), expected, atol=1e-6)
+
+    @jax.jit
+    def outputs():
+        skip = _output(_remedied(Mode.SKIP, stride), own, X)
+        return _output(with_it, made, X), _output(without, made, X) + 0.3 * skip
+
+    np.testing.assert_allclose(*outputs(), rtol=1e-5, atol=1e-6)
 
 
 @both_strides
 def test_partial_channels_are_cut_weighed_joined_and_shuffled(stride):
-    x = jax.random.normal(jax.random.key(2), (2, 5, 5, 6))
+    x = np.random.default_rng(2).normal(size=(2, 5, 5, 6)).astype('f')
     op = _remedied(Mode.DRAW, stride, partial=3, channels=6)
     made = _begun(op, x)
-    part = _output(_remedied(Mode.DRAW, stride, channels=2), made, x[..., :2])
-    rest = np.asarray(x[..., 2:])
+
+    @jax.jit
+    def outputs():
+        alone = _remedied(Mode.DRAW, stride, channels=2)
+        return _output(op, made, x), _output(alone, made, x[..., :2])
+
+    y, part = jax.device_get(outputs())
+    rest = x[..., 2:]
     if stride == 2:
         corners = [(i, j) for i in (0, 2, 4) for j in (0, 2, 4)]
         rest = np.stack([rest[:, i : i + 2, j : j + 2].max((1, 2)) for i, j in corners], 1)
         rest = rest.reshape(2, 3, 3, 4)
     parts = [part, rest[..., :2], rest[..., 2:]]
-    y = _output(op, made, x)
     for channel in range(6):
         expected = parts[channel % 3][..., channel // 3]
         np.testing.assert_allclose(y[..., channel], expected, rtol=1e-6)

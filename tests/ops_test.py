@@ -7,16 +7,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import networks
 
 from asose_jax import chain, ops
 
 NORM = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
-def _apply(name, x, channels=4, norm=NORM):
-    op = ops.make(name, channels, norm)
-    variables = op.init(jax.random.key(0), x, False)
-    return op.apply(variables, x, False), variables
+def _random(seed, shape):
+    return np.random.default_rng(seed).normal(size=shape).astype('f')
+
+
+def _variables(op, x):
+    """Random ones, without waiting for a compiler."""
+    return networks.random_like(jax.eval_shape(lambda: op.init(jax.random.key(0), x, False)))
+
+
+def _apply(name, x, channels=4):
+    op = ops.make(name, channels, NORM)
+    return jax.jit(lambda: op.apply(_variables(op, x), x, False))()
 
 
 def test_order_is_that_of_the_spec():
@@ -37,8 +46,10 @@ def test_order_is_that_of_the_spec():
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('name', ops.PRIMITIVES)
 def test_shape_and_dtype_are_kept_and_parameters_are_float32(name, dtype):
-    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 4)).astype(dtype)
-    y, variables = _apply(name, x, norm=functools.partial(NORM, dtype=dtype))
+    op = ops.make(name, 4, functools.partial(NORM, dtype=dtype))
+    x = jax.ShapeDtypeStruct((2, 5, 6, 4), dtype)
+    start = functools.partial(op.init_with_output, train=False)
+    y, variables = jax.eval_shape(start, jax.random.key(0), x)
     assert (y.shape, y.dtype) == (x.shape, x.dtype)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
@@ -62,50 +73,49 @@ def test_shape_and_dtype_are_kept_and_parameters_are_float32(name, dtype):
     ],
 )
 def test_number_of_parameters_by_hand(name, numbers):
-    _, variables = _apply(name, jnp.ones((1, 3, 3, 4)))
+    variables = _variables(ops.make(name, 4, NORM), np.ones((1, 3, 3, 4), 'f'))
     assert sum(leaf.size for leaf in jax.tree.leaves(variables.get('params', {}))) == numbers
     assert (numbers == 0) == (name in ops.PARAMETER_FREE)
 
 
 @pytest.mark.parametrize('name', ops.PRIMITIVES)
 def test_stride_keeps_every_other_pixel_of_odd_images_too(name):
-    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 4))
-    thin = ops.make(name, 4, NORM, 2)
-    y, variables = thin.init_with_output(jax.random.key(0), x, False)
+    x, thin = _random(1, (2, 5, 6, 4)), ops.make(name, 4, NORM, 2)
+    variables = _variables(thin, x)
+    y = jax.eval_shape(lambda: thin.apply(variables, x, False))
     assert y.shape == (2, 3, 3, 4)
     if name == 'skip_connect' or name.startswith('sep_conv'):  # these see less in between
         return
-    whole = ops.make(name, 4, NORM).apply(variables, x, False)
+    each = (op.apply(variables, x, False) for op in (thin, ops.make(name, 4, NORM)))
+    y, whole = jax.jit(lambda: tuple(each))()
     np.testing.assert_allclose(y, whole[:, ::2, ::2], atol=1e-5)
 
 
 def test_skip_of_stride_two_is_two_shifted_halves():
-    x = jax.random.normal(jax.random.key(1), (1, 4, 4, 4))
-    y, variables = ops.make('skip_connect', 4, NORM, 2).init_with_output(
-        jax.random.key(0), x, False
-    )
+    x, op = _random(1, (1, 4, 4, 4)), ops.make('skip_connect', 4, NORM, 2)
+    y, variables = jax.jit(op.init_with_output, static_argnums=2)(jax.random.key(0), x, False)
     first, second = (variables['params']['reduce'][f'shift_{i}']['kernel'] for i in range(2))
-    rectified = jax.nn.relu(x)
+    rectified = np.maximum(x, 0)
     halves = [rectified[:, ::2, ::2] @ first, rectified[:, 1::2, 1::2] @ second]
-    expected = jnp.concatenate(halves, -1) / np.sqrt(1 + 1e-5)
+    expected = np.concatenate(halves, -1) / np.sqrt(1 + 1e-5)
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
 
 def test_none_is_zero_and_skip_is_identity():
-    x = jax.random.normal(jax.random.key(1), (2, 5, 6, 4))
-    np.testing.assert_array_equal(_apply('none', x)[0], 0)
-    np.testing.assert_array_equal(_apply('skip_connect', x)[0], x)
+    x = _random(1, (2, 5, 6, 4))
+    np.testing.assert_array_equal(_apply('none', x), 0)
+    np.testing.assert_array_equal(_apply('skip_connect', x), x)
 
 
 def test_average_does_not_count_padding():
-    x = jnp.arange(9.0).reshape(1, 3, 3, 1)
-    y = _apply('avg_pool_3x3', x, channels=1)[0][0, :, :, 0]
+    x = np.arange(9, dtype='f').reshape(1, 3, 3, 1)
+    y = _apply('avg_pool_3x3', x, channels=1)[0, :, :, 0]
     np.testing.assert_allclose(y, [[2, 2.5, 3], [3.5, 4, 4.5], [5, 5.5, 6]])
 
 
 def test_maximum_ignores_padding_also_below_zero():
-    x = -jnp.arange(1.0, 10.0).reshape(1, 3, 3, 1)
-    y = _apply('max_pool_3x3', x, channels=1)[0][0, :, :, 0]
+    x = -np.arange(1, 10, dtype='f').reshape(1, 3, 3, 1)
+    y = _apply('max_pool_3x3', x, channels=1)[0, :, :, 0]
     np.testing.assert_allclose(y, [[-1, -1, -2], [-1, -1, -2], [-4, -4, -5]])
 
 
@@ -122,11 +132,10 @@ def test_maximum_ignores_padding_also_below_zero():
 )
 def test_reach_of_the_convolutions(name, reach):
     """How far one changed pixel is felt, along both axes."""
-    x = jnp.ones((1, 21, 21, 4))
-    op = ops.make(name, 4, NORM)
-    variables = op.init(jax.random.key(0), x, False)
-    change = op.apply(variables, x.at[0, 10, 10].add(1.0), False) - op.apply(variables, x, False)
-    felt = jnp.abs(change[0]).max(-1) > 1e-6
+    pair = np.ones((2, 21, 21, 4), 'f')
+    pair[1, 10, 10] += 1
+    one, other = _apply(name, pair)
+    felt = np.abs(one - other).max(-1) > 1e-6
     for axis in (0, 1):
         where = np.flatnonzero(felt.any(axis))
         assert (where.min(), where.max()) == (10 - reach, 10 + reach)

@@ -6,10 +6,10 @@ import json
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import networks
 
 from asose_jax import cost, genotype, nasbench201, optim, phases, spaces, state
 from asose_jax.forward import Mode, SearchSettings
@@ -34,8 +34,22 @@ SIZES = {
         'primitives': ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3'),
     },
 }
-IMAGES = jax.random.normal(jax.random.key(0), (6, 6, 6, 2))
-LABELS = jnp.arange(6) % 3
+# What is computed has few operations: each of an edge's takes its time to compile.
+COMPILED = {
+    'chain': {
+        **SIZES['chain'],
+        'primitives': ('none', 'avg_pool_3x3', 'skip_connect', 'dil_conv_3x3'),
+    },
+    'nasbench201': {
+        'depth': 2,  # two cells, which share alpha
+        'reductions': (),
+        'primitives': ('none', 'skip_connect', 'nor_conv_1x1'),
+    },
+    'darts': {**SIZES['darts'], 'primitives': ('none', 'skip_connect', 'dil_conv_3x3')},
+}
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.normal(size=(6, 6, 6, 2)).astype('f')
+LABELS = np.arange(6) % 3
 TAU = 0.7
 every_space = pytest.mark.parametrize('space', SPACES)
 # Many operations to compile; what is slow in DARTS' space is tested in the slow tests.
@@ -44,9 +58,18 @@ a_cell = pytest.mark.parametrize(
 )
 
 
+def _build(space, sizes):
+    return SPACES[space].build((6, 6, 2), 3, channels=4, max_channels=8, **sizes)
+
+
 @functools.cache
 def _spec(space):
-    return SPACES[space].build((6, 6, 2), 3, channels=4, max_channels=8, **SIZES[space])
+    return _build(space, SIZES[space])
+
+
+@functools.cache
+def _small(space):
+    return _build(space, COMPILED[space])
 
 
 # Both remedies against collapse, and operations that are quickly compiled.
@@ -54,12 +77,12 @@ PLAIN = ('none', 'skip_connect', 'max_pool_3x3')
 REMEDIES = SearchSettings(auxiliary_skip=True)
 
 
-def _partial(space):
-    sizes = {**SIZES[space], 'primitives': PLAIN}
-    spec = SPACES[space].build((6, 6, 2), 3, channels=4, max_channels=8, **sizes)
-    return dataclasses.replace(spec, partial=2)
+def _partial(space, **changes):
+    sizes = {**COMPILED[space], 'primitives': PLAIN, **changes}
+    return dataclasses.replace(_build(space, sizes), partial=2)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def _logits(spec, variables, mode, beta=0.0):
     net = SuperNet(spec, REMEDIES)
     keys = {'gumbel': jax.random.key(3)}
@@ -67,44 +90,37 @@ def _logits(spec, variables, mode, beta=0.0):
 
 
 @functools.cache
-def _variables(space):
-    return _shaken(SuperNet(_spec(space), SearchSettings()))
+def _variables(spec):
+    return networks.variables(SuperNet(spec))
 
 
-def _begun(net):
-    keys = {'params': jax.random.key(1), 'arch': jax.random.key(2)}
-    return net.init(keys, IMAGES[:1], mode=Mode.SKIP, train=False)
+@functools.partial(jax.jit, static_argnames=('spec', 'mode', 'groups', 'train'))
+def _step(trainable, batch_stats, key, spec, mode, groups=(), train=True):
+    """Mean loss, logits, and the gradients of these groups."""
+
+    def loss(moved):
+        logits, _ = SuperNet(spec).apply(
+            {**trainable, **moved, 'batch_stats': batch_stats},
+            IMAGES,
+            TAU,
+            mode=mode,
+            train=train,
+            mutable=['batch_stats', 'guard'],
+            rngs={'gumbel': key},
+        )
+        return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean(), logits
+
+    return jax.value_and_grad(loss, has_aux=True)({group: trainable[group] for group in groups})
 
 
-def _shaken(net):
-    """Fresh weights, with BatchNorm statistics and scales that are not trivial."""
-    made = jax.jit(lambda: _begun(net))()
-    random = np.random.default_rng(0)
-
-    def shaken(leaf):
-        return leaf + random.uniform(0, 0.2, leaf.shape).astype('f')
-
-    moved = jax.tree.map(shaken, {k: made[k] for k in ('params', 'batch_stats')})
-    return {**moved, 'arch': made['arch']}
+def _stepped(spec, seed, mode, groups=(), train=True, arch=None):
+    v = _variables(spec)
+    trainable = {'params': v['params'], 'arch': v['arch'] if arch is None else arch}
+    found = _step(trainable, v['batch_stats'], jax.random.key(seed), spec, mode, groups, train)
+    return jax.device_get(found)
 
 
-@functools.partial(jax.jit, static_argnames=('space', 'mode', 'train'))
-def _loss(params, arch, key, space, mode, train=True):
-    logits, changed = SuperNet(_spec(space)).apply(
-        {'params': params, 'arch': arch, 'batch_stats': _variables(space)['batch_stats']},
-        IMAGES,
-        TAU,
-        mode=mode,
-        train=train,
-        mutable=['batch_stats', 'guard'],
-        rngs={'gumbel': key},
-    )
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
-    return loss, (logits, changed['batch_stats'])
-
-
-def _alphas(space, arch):
-    spec = _spec(space)
+def _alphas(spec, arch):
     return [genotype.at(arch, spec.alpha_path(*row[:2]))['alpha'] for row in spec.rows()]
 
 
@@ -116,9 +132,10 @@ def test_description_survives_json_and_can_be_a_dictionary_key(space):
 
 @every_space
 def test_every_row_has_its_alpha_and_every_place_its_operations(space):
-    spec, variables = _spec(space), _variables(space)
+    spec = _spec(space)
+    variables = networks.shapes(SuperNet(spec))
     assert len(jax.tree.leaves(variables['arch'])) == len(spec.rows())
-    for row, alpha in zip(spec.rows(), _alphas(space, variables['arch']), strict=True):
+    for row, alpha in zip(spec.rows(), _alphas(spec, variables['arch']), strict=True):
         assert alpha.shape == (len(row.candidates),)
         for place in spec.places(row.group, row.member):
             held = genotype.at(variables['params'], place.path)
@@ -126,37 +143,32 @@ def test_every_row_has_its_alpha_and_every_place_its_operations(space):
 
 
 @a_cell
-@pytest.mark.parametrize('seed', range(2))
-def test_alpha_step_gives_every_primitive_of_every_row_the_gradient_of_the_dense_form(space, seed):
-    v, key = _variables(space), jax.random.key(seed)
+@pytest.mark.parametrize('seed', [0, 2])  # others draw `none` where nothing else leads on
+def test_steps_take_the_gradients_of_the_dense_form_and_give_one_to_every_primitive(space, seed):
+    """Also where cells share alpha."""
+    spec = _small(space)
+    _, alpha = _stepped(spec, seed, Mode.ALPHA, ('arch',))
+    (_, logits), weights = _stepped(spec, seed, Mode.DRAW, ('params',))
+    (_, expected), dense = _stepped(spec, seed, Mode.DENSE, ('params', 'arch'))
+    chex.assert_trees_all_close(alpha['arch'], dense['arch'], atol=1e-5, rtol=1e-3)
+    assert all((row != 0).all() for row in _alphas(spec, alpha['arch']))
+    drawn = (logits, weights['params'])
+    chex.assert_trees_all_close(drawn, (expected, dense['params']), atol=2e-5, rtol=1e-4)
 
-    def gradient(mode):
-        return jax.grad(lambda a: _loss(v['params'], a, key, space, mode)[0])(v['arch'])
 
-    ours = gradient(Mode.ALPHA)
-    chex.assert_trees_all_close(ours, gradient(Mode.DENSE), atol=1e-5, rtol=1e-3)
-    for alpha in _alphas(space, ours):
-        assert (alpha != 0).all()
-
-
-@a_cell
-def test_drawn_only_and_dense_give_the_same_logits_and_weight_gradients(space):
-    v, key = _variables(space), jax.random.key(3)
-
-    def run(mode):
-        loss = jax.value_and_grad(lambda p: _loss(p, v['arch'], key, space, mode), has_aux=True)
-        (_, (logits, _)), gradient = loss(v['params'])
-        return logits, gradient
-
-    chex.assert_trees_all_close(run(Mode.DRAW), run(Mode.DENSE), atol=2e-5, rtol=1e-4)
+def test_alpha_step_gives_every_primitive_of_a_cell_the_gradient_of_the_dense_form():
+    spec = _build('nasbench201', {**SIZES['nasbench201'], 'depth': 1, 'reductions': ()})
+    ours, dense = (
+        _stepped(spec, 0, mode, ('arch',))[1]['arch'] for mode in (Mode.ALPHA, Mode.DENSE)
+    )
+    chex.assert_trees_all_close(ours, dense, atol=1e-5, rtol=1e-3)
+    assert all((row != 0).all() for row in _alphas(spec, ours))
 
 
 @every_space
 def test_warmup_gives_a_gradient_to_skip_connect_only(space):
-    v, spec = _variables(space), _spec(space)
-    gradient = jax.grad(lambda p: _loss(p, v['arch'], jax.random.key(0), space, Mode.SKIP)[0])(
-        v['params']
-    )
+    spec = _small(space)
+    gradient = _stepped(spec, 0, Mode.SKIP, ('params',))[1]['params']
     for row in spec.rows():
         for place in spec.places(row.group, row.member):
             operations = genotype.at(gradient, place.path)
@@ -168,25 +180,26 @@ def test_warmup_gives_a_gradient_to_skip_connect_only(space):
 
 
 @every_space
-@pytest.mark.parametrize('seed', range(2))
+@pytest.mark.parametrize('seed', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_derived_network_is_the_supernet_under_argmax(space, seed):
-    v, spec = _variables(space), _spec(space)
+    spec = _small(space)
+    v = _variables(spec)
     random = np.random.default_rng(seed)
     arch = jax.tree.map(lambda a: random.normal(size=a.shape).astype('f'), v['arch'])
     chosen = genotype.most_likely(spec, arch)
-    expected = _loss(v['params'], arch, jax.random.key(0), space, Mode.ARGMAX, train=False)[1][0]
+    (_, expected), _ = _stepped(spec, 0, Mode.ARGMAX, train=False, arch=arch)
     pruned = {g: state.prune(v[g], spec, chosen) for g in ('params', 'batch_stats')}
-    derived = SuperNet(genotype.derive(spec, chosen))
-    logits = derived.apply(pruned, IMAGES, mode=Mode.ARGMAX, train=False)
+    derived = genotype.derive(spec, chosen)
+    logits = _logits(derived, pruned, Mode.ARGMAX)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
-    assert genotype.most_likely(derived.spec, {}) == chosen
+    assert genotype.most_likely(derived, {}) == chosen
 
 
 @every_space
 def test_derived_state_has_the_tree_of_a_fresh_one(space):
     tx = optim.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))
     spec = _spec(space)
-    held = state.init_state(SuperNet(spec), tx, jax.random.key(0))
+    held = networks.fresh_state(SuperNet(spec), tx)
     chosen = genotype.most_likely(spec, held.arch)
     derived = state.derive_state(held, spec, chosen, tx)
     fresh = jax.eval_shape(
@@ -198,23 +211,22 @@ def test_derived_state_has_the_tree_of_a_fresh_one(space):
 
 @a_cell
 def test_a_row_of_nan_acts_as_skip_connect(space):
-    v, spec = _variables(space), _spec(space)
-    path = spec.alpha_path(1, 0)
+    spec = _small(space)
+    path, candidates = spec.alpha_path(1, 0), spec.groups()[1][0]
 
-    def poisoned(value):
-        arch = jax.tree.map(lambda leaf: leaf, v['arch'])
-        row = genotype.at(arch, path)
-        row['alpha'] = value(row['alpha'])
+    def with_row(value):
+        arch = jax.tree.map(lambda leaf: leaf, _variables(spec)['arch'])
+        genotype.at(arch, path)['alpha'] = np.float32(value)
         return arch
 
-    candidates = spec.groups()[1][0]
-    sure = 1e4 * jax.nn.one_hot(candidates.index('skip_connect'), len(candidates))
-    for mode in (Mode.DRAW, Mode.ALPHA):
-        broken, expected = (
-            _loss(v['params'], poisoned(value), jax.random.key(0), space, mode)[1][0]
-            for value in (lambda alpha: alpha.at[2].set(jnp.nan), lambda alpha: sure)
+    broken = np.array(genotype.at(_variables(spec)['arch'], path)['alpha'])
+    broken[2] = np.nan
+    sure = 1e4 * np.eye(len(candidates))[candidates.index('skip_connect')]
+    for mode, group in ((Mode.DRAW, 'params'), (Mode.ALPHA, 'arch')):
+        found, expected = (
+            _stepped(spec, 0, mode, (group,), arch=with_row(row))[0][1] for row in (broken, sure)
         )
-        np.testing.assert_array_equal(broken, expected)
+        np.testing.assert_array_equal(found, expected)
 
 
 @every_space
@@ -230,7 +242,7 @@ def test_rows_weigh_the_flops_of_candidates(space):
 def test_genotype_survives_the_text_of_its_space(space):
     if SPACES[space].dumps is None:
         pytest.skip('the space has no text of its own')
-    chosen = genotype.most_likely(_spec(space), _variables(space)['arch'])
+    chosen = genotype.most_likely(_spec(space), _variables(_spec(space))['arch'])
     assert SPACES[space].loads(SPACES[space].dumps(chosen)) == chosen
 
 
@@ -252,8 +264,8 @@ def test_random_cells_are_of_the_space_and_use_all_of_it(space):
 
 @a_cell
 def test_remedies_leave_alpha_and_edges_the_gradient_of_the_dense_form(space):
-    spec = _partial(space)
-    made = _shaken(SuperNet(spec, REMEDIES))
+    spec = _partial(space, **({'depth': 1} if space == 'nasbench201' else {}))
+    made = networks.variables(SuperNet(spec, REMEDIES))
 
     def gradient(mode):
         def loss(arch):
@@ -269,11 +281,11 @@ def test_remedies_leave_alpha_and_edges_the_gradient_of_the_dense_form(space):
 @every_space
 def test_auxiliary_skips_at_weight_zero_leave_no_trace_in_the_derived_network(space):
     spec = dataclasses.replace(_partial(space), partial=1)
-    made = _shaken(SuperNet(spec, REMEDIES))
+    made = networks.variables(SuperNet(spec, REMEDIES))
     chosen = genotype.most_likely(spec, made['arch'])
     pruned = {g: state.prune(made[g], spec, chosen) for g in ('params', 'batch_stats')}
     derived = genotype.derive(spec, chosen)
-    fresh = jax.eval_shape(lambda: _begun(SuperNet(derived)))
+    fresh = networks.shapes(SuperNet(derived))
     chex.assert_trees_all_equal_shapes(pruned, {g: fresh[g] for g in pruned})
     before, faded = (_logits(spec, made, Mode.ARGMAX, beta) for beta in (0.5, 0.0))
     logits = _logits(derived, pruned, Mode.ARGMAX)
@@ -285,7 +297,7 @@ def test_auxiliary_skips_at_weight_zero_leave_no_trace_in_the_derived_network(sp
 def test_without_remedies_arrays_are_what_they_were(space):
     spec = _spec(space)
     assert spec.partial == 1
-    held = jax.eval_shape(lambda: _begun(SuperNet(spec)))
+    held = networks.shapes(SuperNet(spec))
     names = {key.key for path, _ in jax.tree.leaves_with_path(held) for key in path}
     assert not names & {'auxiliary', 'logits'}
     old = {k: v for k, v in spec.to_json().items() if k != 'partial'}  # as it was written before

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import networks
 
 from asose_jax import chain, genotype, optim, phases, state
 from asose_jax.genotype import Genotype
@@ -23,14 +24,16 @@ PLAN = phases.make_plan(dict.fromkeys(Phase, 1), 4)
 TX = optim.make_optimizer(PLAN)
 
 
+def _fresh(spec, seed=0):
+    return networks.fresh_state(SuperNet(spec), TX, seed)
+
+
 @functools.cache
 def trained():
     """A state in which every array differs from its start."""
-    fresh = state.init_state(SuperNet(SPEC), TX, jax.random.key(0))
-    leaves, structure = jax.tree.flatten(fresh)
-    return structure.unflatten(
-        [leaf + jnp.asarray(i + 1, leaf.dtype) for i, leaf in enumerate(leaves)]
-    )
+    leaves, structure = jax.tree.flatten(_fresh(SPEC))
+    moved = [np.asarray(leaf + i + 1, leaf.dtype) for i, leaf in enumerate(leaves)]
+    return structure.unflatten(moved)
 
 
 def _paths(tree):
@@ -41,15 +44,19 @@ def _paths(tree):
 
 
 def test_seed_fixes_the_start():
-    make = functools.partial(state.init_state, SuperNet(SPEC), TX)
+    spec = chain.build(
+        (4, 4, 1), 3, channels=4, depth=1, reductions=(), max_channels=4, primitives=NAMES[1:3]
+    )
+    make = functools.partial(state.init_state, SuperNet(spec), TX)
     first, again, other = (make(jax.random.key(seed)) for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, again)
     assert (first.params['stem']['kernel'] != other.params['stem']['kernel']).all()
 
 
 def test_transition_adds_noise_of_the_stated_size_and_nothing_else():
-    arch = {f'block_{i}': {'choice_0': {'alpha': jnp.arange(10.0)}} for i in range(200)}
-    moved = state.smooth_transition_to_search(jax.random.key(0), arch, 0.05)
+    row = np.tile(np.arange(10, dtype=np.float32), 100)
+    arch = {f'block_{i}': {'choice_0': {'alpha': row}} for i in range(2)}
+    moved = jax.jit(state.smooth_transition_to_search)(jax.random.key(0), arch, 0.05)
     noise = np.stack(
         [a - b for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(arch), strict=True)]
     )
@@ -66,7 +73,7 @@ def test_transition_adds_noise_of_the_stated_size_and_nothing_else():
 def test_derived_state_has_the_structure_of_a_fresh_one_and_the_values_of_the_old(names):
     chosen = Genotype(tuple((name,) for name in names))
     derived = state.derive_state(trained(), SPEC, chosen, TX)
-    fresh = state.init_state(SuperNet(genotype.derive(SPEC, chosen)), TX, jax.random.key(0))
+    fresh = _fresh(genotype.derive(SPEC, chosen))
     assert jax.tree.structure(derived) == jax.tree.structure(fresh)
     assert _paths(derived) == _paths(fresh)
     old = {jax.tree_util.keystr(p): leaf for p, leaf in jax.tree.leaves_with_path(trained())}
@@ -76,10 +83,9 @@ def test_derived_state_has_the_structure_of_a_fresh_one_and_the_values_of_the_ol
 
 def test_chosen_operations_of_partial_channels_begin_anew_and_all_else_goes_on():
     spec = dataclasses.replace(SPEC, partial=2)
-    held = state.init_state(SuperNet(spec), TX, jax.random.key(0))
-    held = jax.tree.map(lambda leaf: leaf + jnp.asarray(1, leaf.dtype), held)
+    held = jax.tree.map(lambda leaf: np.asarray(leaf + 1, leaf.dtype), _fresh(spec))
     chosen = Genotype((('sep_conv_3x3',), ('dil_conv_3x3',)))
-    fresh = state.init_state(SuperNet(genotype.derive(spec, chosen)), TX, jax.random.key(2))
+    fresh = _fresh(genotype.derive(spec, chosen), seed=2)
     derived = state.derive_state(held, spec, chosen, TX, fresh)
     assert jax.tree.structure(derived) == jax.tree.structure(fresh)
     assert _paths(derived) == _paths(fresh)
@@ -121,5 +127,6 @@ def test_restart_keeps_what_was_learned_and_forgets_what_was_counted():
 
 def test_trainable_is_the_tree_of_the_optimizer():
     zeros = optax.tree.zeros_like(trained().trainable)
-    updates, _ = TX.update(zeros, trained().opt_state, trained().trainable, step=jnp.int32(0))
+    update = jax.jit(TX.update)
+    updates, _ = update(zeros, trained().opt_state, trained().trainable, step=np.int32(0))
     assert jax.tree.structure(updates) == jax.tree.structure(trained().trainable)

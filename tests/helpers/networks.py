@@ -1,13 +1,66 @@
-"""Small networks of every space."""
+"""Small networks of every space: their arrays, without waiting for a compiler."""
+
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
+from asose_jax import state
 from asose_jax.forward import Mode
+from asose_jax.genotype import NetSpec
 from asose_jax.model import SuperNet
 
+_AROUND_ONE = {'scale', 'var'}
 
-def parameters(spec):
-    net, x = SuperNet(spec), jnp.zeros((1, *spec.image_shape))
-    made = jax.eval_shape(lambda: net.init(jax.random.key(0), x, mode=Mode.ARGMAX, train=False))
-    return sum(leaf.size for leaf in jax.tree.leaves(made['params']))
+
+@functools.cache
+def shapes(net: SuperNet) -> Any:
+    """All variables of a network, as shapes."""
+    keys, x = jax.random.key(0), jnp.zeros((1, *net.spec.image_shape))
+    names = {'params': keys, 'arch': keys}
+    return jax.eval_shape(lambda: net.init(names, x, mode=Mode.SKIP, train=False))
+
+
+def parameters(spec: NetSpec) -> int:
+    """How many numbers the weights of a network are."""
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(SuperNet(spec))['params']))
+
+
+def random_like(tree: Any, seed: int = 0) -> Any:
+    """Numbers for shapes of variables: nothing is zero, and BatchNorm's statistics not trivial."""
+    random = np.random.default_rng(seed)
+
+    def value(path, leaf):
+        name = path[-1].key
+        if name in _AROUND_ONE or name.startswith('gate_'):
+            return random.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
+        if name in ('bias', 'mean'):
+            return random.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype)
+        if len(leaf.shape) < 2:  # rows of alpha, and weights of edges
+            return (0.5 * random.normal(size=leaf.shape)).astype(leaf.dtype)
+        scale = np.prod(leaf.shape[:-1]) ** -0.5
+        return (scale * random.normal(size=leaf.shape)).astype(leaf.dtype)
+
+    return jax.tree.map_with_path(value, tree)
+
+
+def variables(net: SuperNet, seed: int = 0) -> dict[str, Any]:
+    """Random `params`, `arch` (empty where nothing is chosen) and `batch_stats`."""
+    return {'arch': {}, **random_like(shapes(net), seed)}
+
+
+@functools.cache
+def _state_shapes(net, tx):
+    return jax.eval_shape(functools.partial(state._initial, net, tx), jax.random.key(0))
+
+
+def fresh_state(
+    net: SuperNet, tx: optax.GradientTransformation, seed: int = 0
+) -> state.SearchState:
+    """A state at step 0, on the host: random variables, and an optimizer that has seen nothing."""
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), _state_shapes(net, tx))
+    made = random_like({k: getattr(zeros, k) for k in ('params', 'arch', 'batch_stats')}, seed)
+    return zeros.replace(**made)

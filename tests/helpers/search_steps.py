@@ -5,16 +5,17 @@ import functools
 
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asose_jax import batches, chain, devices, optim, phases, state, steps
+from asose_jax import batches, chain, devices, optim, phases, steps
 from asose_jax.data import Data, ImageSet
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
+from asose_jax.state import Packed
+from helpers import networks
 
-NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')
+NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
 
 
 SPEC = chain.build(
@@ -55,7 +56,11 @@ SHARED = devices.shared_arrays(data(), KEY)
 
 @functools.cache
 def call(phase, devices, recipe=RECIPE):
-    return jax.pmap(
+    """A compiled call of trees on the host, `(state, batch, shared) -> (state, metrics)`.
+
+    What it gives is the same on all of its devices, or it fails.
+    """
+    compiled = jax.pmap(
         functools.partial(steps.train_steps, recipe, phase),
         axis_name=steps.AXIS,
         in_axes=(None, 0, None),
@@ -63,10 +68,26 @@ def call(phase, devices, recipe=RECIPE):
         devices=jax.devices()[:devices],
     )
 
+    def on_trees(before, batch, shared):
+        packed, metrics = compiled(Packed.of(before), batch, shared)
+        assert_replicas_equal(packed, devices)
+        return jax.tree.map(np.array, packed).unpack(), metrics
+
+    return on_trees
+
+
+def assert_replicas_equal(tree, devices):
+    """Every device has the same numbers, to the bit."""
+    for leaf in jax.tree.leaves(tree):
+        replicas = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(replicas) == devices
+        for replica in replicas[1:]:
+            np.testing.assert_array_equal(replicas[0], replica)
+
 
 def fresh(step=START):
-    made = state.init_state(RECIPE.model, TX, jax.random.key(1))
-    return jax.device_get(made.replace(step=jnp.int32(step)))
+    """A state on the host, at a step; whoever gets it may change it."""
+    return networks.fresh_state(RECIPE.model, TX, seed=1).replace(step=np.int32(step))
 
 
 def run(before, count, devices=1, phase=Phase.SEARCH, poison=None, recipe=RECIPE):
@@ -97,12 +118,34 @@ def after_one(recipe, index):
     """The state after the first step of search."""
     chunk = batches.chunk([{'index': index}], 8, 1)
     shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
-    after, _ = call(Phase.SEARCH, 1, recipe)(fresh(), chunk, {**shared, 'key': KEY})
+    before = networks.fresh_state(recipe.model, recipe.tx, seed=1).replace(step=np.int32(START))
+    after, _ = call(Phase.SEARCH, 1, recipe)(before, chunk, {**shared, 'key': KEY})
     return after
 
 
-def first_moment(recipe, index):
+# One block, nothing to learn in it: what is compiled fastest.
+ONE_BLOCK = dataclasses.replace(
+    STILL,
+    model=SuperNet(
+        chain.build(
+            *((6, 6, 1), 3),
+            channels=4,
+            depth=1,
+            reductions=(),
+            max_channels=4,
+            primitives=('none', 'max_pool_3x3', 'skip_connect'),
+        ),
+        synced_over=steps.AXIS,
+    ),
+)
+
+
+def first_moment_of(after):
     """Adam's, after one alpha step from 0: its gradient, times 1 - b1."""
-    after = after_one(recipe, index)
     assert after.totals.arch_steps == 1
     return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
+
+
+def first_moment(recipe, index):
+    """That of a state after its first step."""
+    return first_moment_of(after_one(recipe, index))
