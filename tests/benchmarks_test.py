@@ -7,15 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from helpers.benchmarks import NAMES
 
 import asose_jax
 from benchmarks import ablation, measure
 from configs.search import get_config
 
-NAMES = ['compile', 'loop', 'ops', 'scaling', 'step']
 
-
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize('name', NAMES)
 def test_benchmark_leaves_its_numbers_and_its_picture(name, root, tmp_path):
     if name == 'step':
@@ -46,7 +45,7 @@ def test_the_table_takes_over_runs_with_the_configs_of_today_only(tmp_path):
     assert ablation.earlier(file, ablation.SIZE) == {'seed': runs}
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_growth_position_compares_the_places_of_a_new_block(root, tmp_path):
     small = {'model.channels': 4, 'model.depth': 2, 'model.reductions': (1,)}
     small |= {'model.primitives': ('skip_connect', 'max_pool_3x3'), 'warmup.epochs': 0}
@@ -61,7 +60,7 @@ def test_growth_position_compares_the_places_of_a_new_block(root, tmp_path):
     assert re.search(r'mean advantage over 1 networks: [+-]\d', told)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_ablation_writes_its_table_with_every_run_and_repeats_none(root, tmp_path):
     command = [sys.executable, '-m', 'benchmarks.ablation', '--quick', '--out', str(tmp_path)]
     command += ['--workdir', str(tmp_path / 'runs'), '--seeds', '0', '1', '--from-scratch']

@@ -9,8 +9,8 @@ import sys
 
 import numpy as np
 import pytest
-from benchmarks_test import NAMES
 from helpers import prepared
+from helpers.benchmarks import NAMES
 from helpers.pictures import picture
 from PIL import Image
 
@@ -38,6 +38,8 @@ SMALL = (
     *('retrain.epochs=1', 'retrain.batch_size=16', 'checkpoint.every_seconds=600'),
     "model.primitives=('none','skip_connect','max_pool_3x3','sep_conv_3x3','nor_conv_3x3')",
 )
+# The README's lines on the run in /tmp/digits.
+FIRST = re.compile(r'(workdir=|scratch\.py:)/tmp/digits\b')
 # Further flags of the lines that have such a part.
 SPECIAL = {
     'seeds': ('seeds=(0,)', 'random_cells=1'),
@@ -157,17 +159,12 @@ def _written(line, tmp_path, number):
     return _small(line.replace('--workdir=DIR', f'--workdir={tmp_path}/dir_{number}'))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    'name', [name for name in [*DOCUMENTS, *CONFIGS] if any(map(_is_run, lines_of(name)))]
-)
-def test_commands_run_one_after_another(name, tmp_path):
+def _run(lines, words, tmp_path):
+    """Runs these lines, one after another."""
     _world(tmp_path)
     environment = {**os.environ, 'TFDS_DATA_DIR': str(tmp_path / 'tfds'), 'JAX_PLATFORMS': 'cpu'}
     shell = f'python() {{ {sys.executable} "$@"; }}'
-    fields = [flag.partition('=')[0] for flag in SMALL]
-    words = [_without(line, fields) for line in lines_of(name) if 'RUN=' in line]
-    for number, line in enumerate(filter(_is_run, lines_of(name))):
+    for number, line in enumerate(lines):
         script = '\n'.join([shell, *words, _written(line, tmp_path, number)])
         done = subprocess.run(
             ['bash', '-euc', script],
@@ -178,3 +175,21 @@ def test_commands_run_one_after_another(name, tmp_path):
             check=False,
         )
         assert done.returncode == 0, f'{line}\n{script}\n{done.stderr[-2000:]}'
+
+
+@pytest.mark.slow
+def test_first_commands_of_the_readme_run_one_after_another(tmp_path):
+    """A search, the same network from scratch, and all that is done with a finished run."""
+    lines = [line for line in lines_of('README.md') if _is_run(line) and FIRST.search(line)]
+    assert len(lines) == 5
+    _run(lines, [], tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    'name', [name for name in [*DOCUMENTS, *CONFIGS] if any(map(_is_run, lines_of(name)))]
+)
+def test_commands_run_one_after_another(name, tmp_path):
+    fields = [flag.partition('=')[0] for flag in SMALL]
+    words = [_without(line, fields) for line in lines_of(name) if 'RUN=' in line]
+    _run(filter(_is_run, lines_of(name)), words, tmp_path)

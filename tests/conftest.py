@@ -9,7 +9,7 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_opti
 
 import jax
 import pytest
-from helpers import costs
+from helpers import costs, laws
 from helpers.shared import Shared
 
 from asose_jax import compilation_cache
@@ -24,12 +24,17 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'programs'))  # o
 compilation_cache.install(pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']))
 
 
+pytest_addoption = laws.pytest_addoption
+
+
 def pytest_configure(config):
     config.pluginmanager.register(costs.Costs(config, CACHE / 'seconds.json'))
 
 
 def pytest_collection_modifyitems(config, items):
     """Long tests first, by what they took before, so that none runs alone at the end."""
+    if config.getoption('laws'):
+        laws.write(ROOT, items)
     known = costs.seconds(CACHE / 'seconds.json')
     files = {}
     for item in items:

@@ -10,9 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers.runs import EVERY_STEP, Killed, final_state, lines_of, stop_after, summary_of, tiny
+from helpers.runs import (
+    CHEAPEST,
+    Compiled,
+    assert_resumed_as_the_whole,
+    assert_same_end,
+    final_state,
+    lines_of,
+    run_with_stops,
+    stop_after,
+    tiny,
+)
 
-from asose_jax import batches, checkpoint, curvature, devices, ops, pipeline, state, steps
+from asose_jax import checkpoint, curvature, devices, ops, pipeline, state, steps
 from asose_jax.config import flatten, validate
 from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SuperNet, mixture_of
@@ -20,7 +30,7 @@ from asose_jax.norm import Norm
 from asose_jax.spaces import SPACES
 from configs import scratch
 
-PRIMITIVES = ('none', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
+PRIMITIVES = ('none', 'max_pool_3x3', 'skip_connect', 'nor_conv_1x1')
 NORM = Norm('float32', None)
 IMAGES = jax.random.normal(jax.random.key(0), (6, 6, 6, 2))
 LABELS = jnp.arange(6) % 3
@@ -134,7 +144,7 @@ def test_search_ends_when_the_mean_of_a_window_has_risen_by_a_third(eigenvalues,
 # The eigenvalue rises in epoch 5: two windows of 2 are epochs 2 and 3, and 4 and 5.
 SERIES = {6: 1.0, 12: 1.0, 18: 1.0, 24: 1.0, 30: 3.0}
 FIELDS = {
-    'model.primitives': ('skip_connect', 'sep_conv_3x3'),
+    'model.primitives': CHEAPEST,
     'warmup.epochs': 0,
     'search.epochs': 8,
     'search.early_stop': True,
@@ -145,17 +155,24 @@ FIELDS = {
 
 @pytest.fixture(scope='module')
 def halted(tmp_path_factory):
-    """A run whose search ended early, and alpha at the end of each of its epochs."""
-    workdir, alphas, original = tmp_path_factory.mktemp('halted') / 'run', {}, _measured
+    """A run whose search ended early, and alpha at the end of each of its epochs.
+
+    And `stopped` beside it: the same, stopped before, at the end of search, and after.
+    """
+    place, alphas = tmp_path_factory.mktemp('halted'), {}
 
     def remembered(setup, current):
         alphas[current.step] = jax.device_get(current.state.arch)
-        return original(setup, current)
+        return _measured(setup, current)
 
     with pytest.MonkeyPatch.context() as patch:
+        Compiled().install(patch)
         patch.setattr(curvature, '_measure', remembered)
-        summary = pipeline.run(tiny(**FIELDS, **{'checkpoint.every_seconds': 0}), workdir)
-    return workdir, summary, alphas
+        summary = pipeline.run(tiny(**FIELDS), place / 'run')
+        patch.setattr(curvature, '_measure', _measured)
+        stops = [(stop_after, step) for step in (29, 30, 32)]
+        run_with_stops(tiny(**FIELDS), place / 'stopped', stops)
+    return place / 'run', summary, alphas
 
 
 def _measured(setup, current):
@@ -191,28 +208,8 @@ def _like(spec):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    'step',
-    [
-        pytest.param(29, id='before'),
-        pytest.param(30, id='at-the-end-of-search'),
-        pytest.param(32, id='mid-optimize'),
-    ],
-)
-def test_stopped_and_resumed_run_ends_its_search_alike(halted, tmp_path, monkeypatch, step):
-    config = tiny(**FIELDS, **EVERY_STEP)
-    monkeypatch.setattr(curvature, '_measure', _measured)
-    with monkeypatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(Killed):
-            pipeline.run(config, tmp_path)
-    batches._shuffled.cache_clear()
-    pipeline.run(config, tmp_path)
-    assert lines_of(tmp_path) == lines_of(halted[0])
-    assert summary_of(tmp_path) == summary_of(halted[0])
-    ours, theirs = final_state(tmp_path, config), final_state(halted[0], config)
-    assert ours[:2] == theirs[:2]
-    chex.assert_trees_all_equal(ours[2], theirs[2])
+def test_stopped_and_resumed_run_ends_its_search_alike(halted):
+    assert_same_end(halted[0].parent / 'stopped', halted[0], tiny(**FIELDS))
 
 
 @pytest.mark.slow
@@ -240,19 +237,12 @@ def test_control_of_a_run_with_remedies_is_no_contradiction(tmp_path):
 
 
 @pytest.mark.slow
-def test_run_with_both_remedies_is_resumed_bit_for_bit(tmp_path, monkeypatch):
+def test_run_with_both_remedies_is_resumed_bit_for_bit(tmp_path):
     never = {'search.epochs': 4, 'search.stop_window': 1, 'search.stop_ratio': 1e-9}
     fields = {**FIELDS, **never, 'search.selection': 'perturbation'}
-    pipeline.run(tiny(**fields), tmp_path / 'whole')
+    assert_resumed_as_the_whole(fields, 11, tmp_path)
     values = [line['arch/eigenvalue'] for line in lines_of(tmp_path / 'whole')[:-1]]
     assert all(value >= 0 for value in values)
     assert len(set(values)) == len(values) == 4
-    config = tiny(**fields, **EVERY_STEP)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 11)
-        with pytest.raises(Killed):
-            pipeline.run(config, tmp_path / 'halves')
-    pipeline.run(config, tmp_path / 'halves')
-    assert lines_of(tmp_path / 'halves') == lines_of(tmp_path / 'whole')
     summary = json.loads((tmp_path / 'whole' / 'summary.json').read_text())
     assert (summary['halted'], summary['selection']) == (None, 'perturbation')

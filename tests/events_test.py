@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from helpers.runs import EVERY_STEP, Killed, stop_after, tiny
+from helpers.runs import make_whole
 
-from asose_jax import chain, events, pipeline
+from asose_jax import chain, events
 
 accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
 
@@ -23,16 +23,10 @@ def _lines(workdir):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore::DeprecationWarning')
-def test_events_have_every_number_of_the_metrics_also_after_a_kill(tmp_path, monkeypatch):
-    fields = {'growth.epochs': 0, **EVERY_STEP}
-    with monkeypatch.context() as patch:
-        stop_after(patch, 9)
-        with pytest.raises(Killed):
-            pipeline.run(tiny(**fields), tmp_path)
-    pipeline.run(tiny(**fields), tmp_path)
-    found, lines = _read(tmp_path), _lines(tmp_path)
+def test_events_have_every_number_of_the_metrics_also_after_kills(shared):
+    workdir = shared('whole', make_whole) / 'stopped'
+    found, lines = _read(workdir), _lines(workdir)
     names = {
         name
         for line in lines
@@ -50,10 +44,10 @@ def test_events_have_every_number_of_the_metrics_also_after_a_kill(tmp_path, mon
             [value for _, value in told], [value for _, value in expected], rtol=1e-5
         )
     searched = [line['step'] for line in lines if line['phase'] != 'optimize']
-    for name in ('alpha/0_0', 'alpha/1_0'):
-        assert [event.step for event in found.Histograms(name)] == searched
+    for name, steps in {'alpha/0_0': searched, 'alpha/1_0': searched[-3:]}.items():
+        assert [event.step for event in found.Histograms(name)] == steps
     pictures = [event.step for event in found.Images('choices')]
-    assert pictures == [4, 16, 20]  # the ends of the phases
+    assert pictures == [4, 16, 34, 46, 52, 56]  # the ends of the phases, and the growths
 
 
 def test_picture_frames_what_is_chosen():

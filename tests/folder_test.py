@@ -324,7 +324,7 @@ def test_part_that_is_not_read_is_told(pets, caplog, monkeypatch):
 
 
 def test_fewer_images_than_a_batch_are_an_error_before_training(pets, tmp_path):
-    config = config_of(pets, **{'batch_size': 64})
-    with pytest.raises(UserError, match=r'batch_size=64: there are only 14 .* Take at most 8 '):
+    config = config_of(pets, **{'batch_size': 64, 'data.valid_fraction': 0.45})
+    with pytest.raises(UserError, match=r'batch_size=64: there are only 13 .* Take at most 12 '):
         pipeline.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()

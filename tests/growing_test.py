@@ -1,74 +1,53 @@
 """When a network grows: at plateaus, between steps, and the same way after any stop."""
 
-import gc
+import itertools
 import json
 import logging
-import weakref
+import types
 
-import chex
 import pytest
 from helpers.runs import (
     EVERY_STEP,
-    Killed,
+    WHOLE,
+    assert_same_end,
     final_state,
     growing_config,
-    lines_of,
+    make_whole,
+    run_with_stops,
     stop_after,
-    summary_of,
+    stop_before_saving,
+    tiny,
 )
 
 from asose_jax import (
-    batches,
-    devices,
     growing,
     growth,
     page,
     pipeline,
     record,
-    results,
     spaces,
     state,
 )
-from asose_jax.config import flatten
+from asose_jax.candidates import Candidate, Limits
+from asose_jax.config import flatten, validate
 from asose_jax.errors import UserError
+from asose_jax.growth import Growth
 from asose_jax.phases import Phase
 from configs import scratch
 
 
-@pytest.fixture(scope='module')
-def grown(tmp_path_factory):
+@pytest.fixture(scope='session')
+def grown(shared):
     """A run that grew in depth and in width, and was never stopped; and what it compiled."""
-    compiled, original = [], devices.compile_train
-    workdir = tmp_path_factory.mktemp('grown') / 'run'
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            devices,
-            'compile_train',
-            lambda *a: (compiled.append((a[0].model.spec, a[1])), original(*a))[1],
-        )
-        summary = pipeline.run(growing_config(), workdir)
-    return workdir, summary, compiled
+    place = shared('whole', make_whole)
+    summary = json.loads((place / 'run' / 'summary.json').read_text())
+    return place / 'run', summary, json.loads((place / 'programs.json').read_text())
 
 
-@pytest.mark.slow
-def test_programs_of_earlier_networks_are_let_go(tmp_path, monkeypatch):
-    made, alive, original, finish = [], [], devices.compile_train, results.write
-
-    def compile_train(*arguments):
-        program = original(*arguments)
-        made.append(weakref.ref(program))
-        return program
-
-    def at_the_end(setup, current):
-        gc.collect()
-        alive.extend(ref() for ref in made if ref() is not None)
-        return finish(setup, current)
-
-    monkeypatch.setattr(devices, 'compile_train', compile_train)
-    monkeypatch.setattr(results, 'write', at_the_end)
-    pipeline.run(growing_config(), tmp_path)
-    assert len(made) == 5  # warmup, search, two growths, optimize
-    assert alive == [made[-1]()]
+def test_programs_of_earlier_networks_are_let_go(grown):
+    _, _, programs = grown
+    assert len(programs['compiled']) == 5  # warmup, search, two growths, optimize
+    assert programs['alive'] == [4]
 
 
 @pytest.mark.parametrize(
@@ -108,9 +87,9 @@ def test_run_grows_in_turn_and_tells_it_in_metrics_and_summary(grown):
     assert params[40] == events[0]['params_after']
     network = json.loads((workdir / 'genotype.json').read_text())['network']
     spec = spaces.spec_from_json(network)
-    assert len(spec.blocks) == 3
+    assert len(spec.blocks) == 2
     assert summary['train_flops'] == lines[-1]['train_flops'] > lines[-2]['train_flops'] > 0
-    assert sum(growth.stage_channels(spec)) > 12
+    assert sum(growth.stage_channels(spec)) > 8
 
 
 def test_page_has_the_networks_before_and_after_each_growth(grown):
@@ -119,17 +98,17 @@ def test_page_has_the_networks_before_and_after_each_growth(grown):
     where = deeper.event['where']
     assert len(deeper.after.spec.blocks) == len(deeper.before.spec.blocks) + 1
     assert deeper.after.gates[where] == [0.0]  # the new block does nothing yet
-    assert [len(row) for row in deeper.after.probabilities] == [2, 2, 2]
+    assert [len(row) for row in deeper.after.probabilities] == [3, 3]
     assert growth.stage_channels(wider.after.spec) != growth.stage_channels(wider.before.spec)
     assert wider.after.chosen == wider.before.chosen
     text = (grown[0] / page.NAME).read_text(encoding='utf-8')
     assert f'G1: a new block {where}' in text
-    for title in ('before: 2 blocks', 'after: 3 blocks', 'before: 3 blocks'):
+    for title in ('before: 1 blocks', 'after: 2 blocks', 'before: 2 blocks'):
         assert title in text
 
 
 def test_each_grown_network_is_compiled_once(grown):
-    _, _, compiled = grown
+    compiled = grown[2]['compiled']
     assert [phase for _, phase in compiled] == [
         Phase.WARMUP,
         Phase.SEARCH,
@@ -137,55 +116,29 @@ def test_each_grown_network_is_compiled_once(grown):
         Phase.GROWTH,
         Phase.OPTIMIZE,
     ]
-    assert len({spec for spec, _ in compiled}) == 4
+    assert len({json.dumps(spec) for spec, _ in compiled}) == 4
 
 
-def _killed_before_saving(monkeypatch, step):
-    """Ends the run between the growth at `step` and its checkpoint."""
-    original = growing.consider
-
-    def consider(setup, current, span, record, batch):
-        events = original(setup, current, span, record, batch)
-        if record['step'] == step:
-            assert events
-            raise Killed
-        return events
-
-    monkeypatch.setattr(growing, 'consider', consider)
+def test_run_stopped_around_its_growths_and_resumed_ends_bit_for_bit_as_the_whole_one(grown):
+    """Decided and trained on; between growth and checkpoint; grown twice and one step."""
+    assert_same_end(grown[0].parent / 'stopped', grown[0], tiny(**WHOLE))
 
 
-@pytest.mark.parametrize(
-    ('stop', 'step'),
-    [
-        pytest.param(stop_after, 28, id='decided', marks=pytest.mark.slow),
-        pytest.param(stop_after, 31, id='decided-and-trained-on', marks=pytest.mark.slow),
-        pytest.param(
-            _killed_before_saving, 34, id='between-growth-and-checkpoint', marks=pytest.mark.slow
-        ),
-        pytest.param(stop_after, 34, id='grown', marks=pytest.mark.slow),
-        pytest.param(stop_after, 47, id='grown-twice-and-one-step', marks=pytest.mark.slow),
-    ],
-)
-def test_growing_run_stopped_and_resumed_ends_bit_for_bit_as_the_whole_one(
-    grown, tmp_path, monkeypatch, stop, step
+@pytest.mark.slow
+def test_growth_of_several_blocks_stopped_again_and_again_ends_bit_for_bit_as_the_whole_one(
+    tmp_path,
 ):
+    """A call is a step, each leaves a checkpoint, and what is resumed is compiled anew."""
+    pipeline.run(growing_config(), tmp_path / 'whole')
     config = growing_config(**EVERY_STEP)
-    with monkeypatch.context() as patch:
-        stop(patch, step)
-        with pytest.raises(Killed):
-            pipeline.run(config, tmp_path)
-    batches._shuffled.cache_clear()  # as in a new process
-    pipeline.run(config, tmp_path)
-    assert lines_of(tmp_path) == lines_of(grown[0])
-    assert summary_of(tmp_path) == summary_of(grown[0])
-    ours, theirs = final_state(tmp_path, config), final_state(grown[0], growing_config())
-    assert ours[:2] == theirs[:2]
-    chex.assert_trees_all_equal(ours[2], theirs[2])
+    stops = [(stop_after, 28), (stop_after, 31), (stop_before_saving, 34), (stop_after, 34)]
+    run_with_stops(config, tmp_path / 'stopped', [*stops, (stop_after, 47)])
+    assert_same_end(tmp_path / 'stopped', tmp_path / 'whole', config)
 
 
 def test_optimizer_counts_and_totals_go_on_through_growth(grown):
-    """57 + 4 steps, no matter through how many networks."""
-    config = growing_config()
+    """52 + 4 steps, no matter through how many networks."""
+    config = tiny(**WHOLE)
     step, _, final = final_state(grown[0], config)
     plan = pipeline.make_plan(config, 287)
     assert step == int(final.step) == plan.steps
@@ -197,22 +150,22 @@ def _counts(tree):
     return [leaf for leaf in state.jax.tree.leaves(tree) if leaf.dtype == 'int32']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('changes', 'told'),
     [
-        pytest.param({'growth.kinds': ()}, None, id='no-kinds', marks=pytest.mark.slow),
-        pytest.param({'growth.last_epochs': 5}, None, id='last-epochs', marks=pytest.mark.slow),
+        pytest.param({'growth.kinds': ()}, None, id='no-kinds'),
+        pytest.param({'growth.last_epochs': 5}, None, id='last-epochs'),
         pytest.param(
-            {'growth.max_depth': 2, 'growth.max_channels': 7},
-            'would make 3, over growth.max_depth=2',
+            {'growth.max_depth': 1, 'growth.max_channels': 7},
+            'would make 2, over growth.max_depth=1',
             id='limits',
-            marks=pytest.mark.slow,
         ),
     ],
 )
 def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        summary = pipeline.run(growing_config(**{'optimize.epochs': 0, **changes}), tmp_path)
+        summary = pipeline.run(tiny(**{**WHOLE, **changes}), tmp_path)
     assert summary['growth'] == []
     refusals = [r.getMessage() for r in caplog.records if 'not possible' in r.getMessage()]
     if told is None:
@@ -256,13 +209,58 @@ def test_control_of_nothing_is_an_error(tmp_path):
         ({'growth.kinds': ('branch',), 'growth.where': 'random'}, ['branch', 'branch']),
         ({'growth.where': 'last', 'growth.lead_epochs': 0}, ['depth', 'width', 'depth', 'width']),
         ({'growth.kinds': ('auto',)}, None),
+        ({'growth.kinds': ('branch+depth+width',)}, [*'wbd'] * 2),
     ],
-    ids=['branch-random', 'last-at-once', 'auto'],
+    ids=['branch-random', 'last-at-once', 'auto', 'together'],
 )
 def test_other_ways_to_grow_run_through(tmp_path, changes, kinds):
-    summary = pipeline.run(growing_config(**changes), tmp_path)
+    summary = pipeline.run(tiny(**{**WHOLE, **changes}), tmp_path)
     assert len(summary['growth']) >= 2
     if kinds is not None:
-        assert [event['kind'] for event in summary['growth']] == kinds
+        names = {kind[0]: kind for kind in growth.KINDS}
+        expected = [names.get(kind, kind) for kind in kinds]
+        assert [event['kind'] for event in summary['growth']] == expected
     assert all(event['max_abs_logit_change'] <= 1e-5 for event in summary['growth'])
     assert summary['test_accuracy'] > 0.05
+    for before, after in itertools.pairwise(record.read(tmp_path).growths):
+        if before.at == after.at:  # together: one after another, in the network as it stood
+            assert before.after.spec == after.before.spec != after.after.spec
+            assert before.event['params_after'] == after.event['params_before']
+
+
+def test_growths_that_take_place_together_are_the_best_of_each_kind_a_new_block_last(monkeypatch):
+    """Places are those of the network as it stands; all of them together keep to the limit."""
+    limits = []
+
+    def possible(spec, params, kinds, factor, limit):
+        (kind,) = kinds
+        limits.append(limit.params)
+        if limit.params < 10:
+            return [], ['too dear']
+        return [Candidate(Growth(kind, i), 10, score) for i, score in enumerate([1, 3, 2])], []
+
+    monkeypatch.setattr(growing.candidates, 'possible', possible)
+    monkeypatch.setattr(
+        growing, '_choose', lambda s, c, kind, found, held, step: max(found, key=lambda x: x.score)
+    )
+    config = tiny()
+    setup = types.SimpleNamespace(config=config)
+    current = types.SimpleNamespace(spec=None)
+    held = types.SimpleNamespace(params=None)
+    limit = Limits(9, 99, 9, 25)
+    chosen = growing._choose_together(setup, current, 'depth+branch+width', held, 0, limit)
+    assert [(each.growth.kind, each.growth.where) for each in chosen] == [
+        ('width', 1),
+        ('branch', 1),
+    ]
+    assert limits == [25, 15, 5]
+    chosen = growing._choose_together(setup, current, 'depth+width', held, 0, limit)
+    assert [each.growth.kind for each in chosen] == ['width', 'depth']
+
+
+@pytest.mark.parametrize(
+    'kinds', [('depth+depth',), ('depth+auto',), ('depth+',), ('length+depth',)]
+)
+def test_kinds_that_cannot_take_place_together_are_refused(kinds):
+    with pytest.raises(UserError, match=r'growth.kinds=.*joined by \+'):
+        validate(growing_config(**{'growth.kinds': (kinds,)}), 1)

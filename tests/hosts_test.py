@@ -9,12 +9,12 @@ import types
 
 import numpy as np
 import pytest
-from helpers.command import Run, says
+from helpers.command import ForkedRun, says
 from helpers.runs import lines_of, streamed
 
 from asose_jax import devices
 
-FIELDS = {'growth.kinds': ('depth',), 'chunk_steps': 4}
+FIELDS = {'growth.kinds': ('depth',), 'growth.epochs': 4, 'chunk_steps': 4}
 
 
 def _port():
@@ -27,7 +27,7 @@ def _hosts(root, workdir, hosts=2, devices=2, fields=None):
     address = f'localhost:{_port()}'
     common = {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(hosts)}
     return [
-        Run(
+        ForkedRun(
             root,
             workdir,
             {**FIELDS, **(fields or {})},
@@ -42,7 +42,7 @@ def _hosts(root, workdir, hosts=2, devices=2, fields=None):
 def alone(root, tmp_path_factory):
     """One process with four devices."""
     workdir = tmp_path_factory.mktemp('alone') / 'run'
-    run = Run(root, workdir, FIELDS, environment={'JAX_NUM_CPU_DEVICES': '4'})
+    run = ForkedRun(root, workdir, FIELDS, environment={'JAX_NUM_CPU_DEVICES': '4'})
     assert run.wait() == 0, run.told
     return workdir
 
@@ -75,14 +75,13 @@ def test_two_hosts_of_two_devices_do_what_one_of_four_does(alone, together):
 
 @pytest.mark.slow
 def test_all_hosts_stop_at_the_same_step_when_one_is_asked_to(root, tmp_path, together):
-    fields = {'checkpoint.every_seconds': 1000}  # it is the signal that saves
-    first, second = _hosts(root, tmp_path, fields=fields)
-    assert first.wait_for(says('warmup 1/1'))
-    second.process.send_signal(signal.SIGTERM)
+    first, second = _hosts(root, tmp_path)  # it is the signal that saves
+    assert first.wait_for(says('growth 2/4')), first.told
+    second.signal(signal.SIGTERM)
     assert (first.wait(), second.wait()) == (0, 0), first.told + second.told
     stopped = re.search(r'stopped and saved at step (\d+) of', first.told)
     assert int(stopped[1]) in first.steps()
-    for run in _hosts(root, tmp_path, fields=fields):
+    for run in _hosts(root, tmp_path):
         assert run.wait() == 0, run.told
     assert lines_of(tmp_path) == lines_of(together)
 
@@ -94,14 +93,14 @@ def test_lost_host_ends_the_job_with_a_word_and_it_goes_on_with_any_number_of_ho
     first, second = _hosts(root, tmp_path / 'run')
     assert first.wait_for(lambda run: len(run.steps()) > 1)
     second.kill()
-    assert first.wait(60) != 0
+    assert first.wait() != 0
     # The second line is that of JAX, which ends the process where it waits for the lost one.
     assert 'another host' in first.told or 'another task died' in first.told, first.told
     shutil.copytree(tmp_path / 'run', tmp_path / 'copy')
     for run in _hosts(root, tmp_path / 'run'):
         assert run.wait() == 0, run.told
     assert lines_of(tmp_path / 'run') == lines_of(together)
-    single = Run(root, tmp_path / 'copy', FIELDS, environment={'JAX_NUM_CPU_DEVICES': '2'})
+    single = ForkedRun(root, tmp_path / 'copy', FIELDS, environment={'JAX_NUM_CPU_DEVICES': '2'})
     assert single.wait() == 0, single.told
     _assert_alike(tmp_path / 'copy', alone)
 
@@ -109,7 +108,7 @@ def test_lost_host_ends_the_job_with_a_word_and_it_goes_on_with_any_number_of_ho
 @pytest.mark.slow
 def test_hosts_read_their_parts_of_streamed_batches(root, tmp_path, cifar_dir):
     fields = streamed(cifar_dir)
-    one = Run(root, tmp_path / 'one', fields, environment={'JAX_NUM_CPU_DEVICES': '4'})
+    one = ForkedRun(root, tmp_path / 'one', fields, environment={'JAX_NUM_CPU_DEVICES': '4'})
     assert one.wait() == 0, one.told
     assert 'streamed' in one.told
     for run in _hosts(root, tmp_path / 'two', fields=fields):
@@ -157,8 +156,22 @@ def test_hosts_of_a_pod_join_by_themselves(monkeypatch, flag, workers, joins):
         assert calls[0]['heartbeat_timeout_seconds'] <= 60
 
 
-def test_hosts_that_cannot_find_each_other_are_told_what_to_set(root, tmp_path):
-    run = Run(root, tmp_path / 'run', options=('--multihost',))
+@pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+def test_hosts_that_cannot_find_each_other_are_told_what_to_set(monkeypatch):
+    import main
+
+    def lost(**_):
+        raise ValueError('coordinator_address should be defined.')
+
+    monkeypatch.setattr(main, '_MULTIHOST', types.SimpleNamespace(value=True))
+    monkeypatch.setattr(main.jax.distributed, 'initialize', lost)
+    with pytest.raises(SystemExit, match=r'(?s)coordinator_address.*JAX_COORDINATOR_ADDRESS'):
+        main._join_hosts()
+
+
+@pytest.mark.slow
+def test_hosts_that_cannot_find_each_other_end_their_processes(root, tmp_path):
+    run = ForkedRun(root, tmp_path / 'run', options=('--multihost',))
     assert run.wait() == 1
     assert 'JAX_COORDINATOR_ADDRESS' in run.told
     assert 'Traceback' not in run.told

@@ -1,12 +1,15 @@
 """The command line: what a person sees when something is wrong."""
 
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
 
 import pytest
+from absl import app, flags
+from absl.testing import flagsaver
 from helpers import recorded
 
 from asose_jax import chain, norm, ops, pipeline, spaces
@@ -22,25 +25,68 @@ def _main(root, *arguments):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=900,
         check=False,
     )
 
 
+@pytest.fixture
+def command(root, monkeypatch, caplog):
+    """The program, but for its process: a function of its arguments, which gives what is told."""
+    import main
+
+    def leave(status):
+        raise SystemExit(status)
+
+    def run(*arguments):
+        argv = ['main.py', *arguments]
+        monkeypatch.setattr(sys, 'argv', argv)
+        main.main(main._parse(argv))
+        return '\n'.join(caplog.messages)
+
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(main.process, 'leave', leave)
+    monkeypatch.setattr(main.process, 'prepare', lambda *_: logging.getLogger('asose_jax'))
+    with flagsaver.flagsaver(), caplog.at_level(logging.INFO, 'asose_jax'):
+        yield run
+
+
+# ml_collections loads configs by a method that is to go.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
+DIGITS = '--config=configs/search.py:digits'
+WRONG = [
+    (['--config.serach.epochs=2'], ['serach', 'Did you mean', 'search']),
+    (['--config.search.epochs=two'], ['search.epochs', 'two']),
+    (['--config.search.turn_period=1'], ['search.turn_period=1: must be an integer']),
+    (['--config.data.name=cifar11'], ["data.name='cifar11'", 'Did you mean']),
+    (['--config=nowhere.py'], ['nowhere.py', 'No such file']),
+    (['extra'], ["unexpected argument 'extra'"]),
+    (['--config=configs/search.py:mnist'], ["'mnist'; there are cifar10, digits"]),
+]
+
+
+@pytest.mark.parametrize(('arguments', 'messages'), WRONG)
+def test_wrong_command_is_one_message(command, caplog, tmp_path, arguments, messages):
+    workdir = tmp_path / 'run'
+    with pytest.raises((SystemExit, app.UsageError)) as stopped:
+        command(DIGITS, f'--workdir={workdir}', *arguments)
+    assert stopped.value.args[0] != 0
+    told = '\n'.join([str(stopped.value), *caplog.messages])
+    for message in messages:
+        assert message in told
+    assert 'Traceback' not in told
+    assert not workdir.exists()
+
+
+_FURTHEST = WRONG[2]
+
+
 @pytest.mark.parametrize(
     ('arguments', 'messages'),
-    [
-        (['--config.serach.epochs=2'], ['serach', 'Did you mean', 'search']),
-        (['--config.search.epochs=two'], ['search.epochs', 'two']),
-        (['--config.search.turn_period=1'], ['search.turn_period=1: must be an integer']),
-        (['--config.data.name=cifar11'], ["data.name='cifar11'", 'Did you mean']),
-        (['--config=nowhere.py'], ['nowhere.py', 'No such file']),
-        (['extra'], ["unexpected argument 'extra'"]),
-    ],
+    [pytest.param(*wrong, marks=[] if wrong is _FURTHEST else pytest.mark.slow) for wrong in WRONG],
 )
-def test_wrong_command_is_one_message_without_a_stack(root, tmp_path, arguments, messages):
+def test_wrong_command_ends_its_process_without_a_stack(root, tmp_path, arguments, messages):
     workdir = tmp_path / 'run'
-    done = _main(root, '--config=configs/search.py:digits', f'--workdir={workdir}', *arguments)
+    done = _main(root, DIGITS, f'--workdir={workdir}', *arguments)
     told = done.stdout + done.stderr
     assert done.returncode not in (0, -11)
     for message in messages:
@@ -49,24 +95,23 @@ def test_wrong_command_is_one_message_without_a_stack(root, tmp_path, arguments,
     assert not workdir.exists()
 
 
-def test_unknown_preset_names_the_known_ones(root, tmp_path):
-    done = _main(root, '--config=configs/search.py:mnist', f'--workdir={tmp_path}')
-    told = done.stdout + done.stderr
-    assert "unknown preset 'mnist'; there are cifar10, digits" in told
-    assert 'Traceback' not in told
+def test_missing_workdir_is_asked_for(command):
+    flags.mark_flag_as_required('workdir')  # as the program does when it is started
+    with pytest.raises(SystemExit, match='--workdir'):
+        command(DIGITS)
 
 
-def test_missing_workdir_is_asked_for(root):
-    done = _main(root, '--config=configs/search.py:digits')
+@pytest.mark.slow
+def test_missing_workdir_ends_the_process(root):
+    done = _main(root, DIGITS)
     assert '--workdir' in done.stdout + done.stderr
     assert done.returncode != 0
 
 
-def test_page_of_a_run_is_drawn_again_by_one_command_without_a_config(root, tmp_path):
+def test_page_of_a_run_is_drawn_again_by_one_command_without_a_config(command, tmp_path):
     recorded.write(tmp_path / 'run', **{'search.epochs': 2})
-    done = _main(root, '--mode=report', f'--workdir={tmp_path / "run"}')
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / 'run' / 'report.html') in done.stderr
+    told = command('--mode=report', f'--workdir={tmp_path / "run"}')
+    assert str(tmp_path / 'run' / 'report.html') in told
     assert (tmp_path / 'run' / 'report.html').read_text().startswith('<!DOCTYPE html>')
 
 
@@ -108,7 +153,9 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
         (4, 4, 1), 2, channels=4, depth=1, reductions=(), max_channels=4, primitives=names
     )
     keys = {'params': jax.random.key(0), 'arch': jax.random.key(1)}
-    variables = SuperNet(spec).init(keys, jnp.ones((1, 4, 4, 1)), mode=Mode.SKIP, train=False)
+    net = SuperNet(spec)
+    made = jax.jit(lambda: net.init(keys, jnp.ones((1, 4, 4, 1)), mode=Mode.SKIP, train=False))
+    variables = made()
     assert 'conv_1x1' in variables['params']['block_0']['branch_0']
     halves = ops.make('conv_1x1', 4, norm.Norm('float32', None), 2)
     y, _ = halves.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 4)), False)

@@ -1,14 +1,13 @@
 """Several searches in one command: real processes."""
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from helpers import several_searches
+from helpers.command import Run, wait_until_free
 from helpers.runs import lines_of
 
 from asose_jax import many, page
@@ -39,10 +38,12 @@ def _config(**fields):
     return config
 
 
-def test_what_stopped_one_of_the_runs_is_told_with_its_log(tmp_path):
+def test_what_stopped_one_of_the_runs_is_told_with_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr(many.process, 'places', lambda: [many.process.Place({}, 0)])
+    nowhere = {'data.name': 'folder', 'data.dir': str(tmp_path / 'pts')}
     with pytest.raises(UserError) as error:
-        many.run(_config(**{'seeds': (5,), 'data.name': 'cifar11'}), tmp_path)
-    for part in ('seed_5 ended with status 2', 'log.txt', "data.name='cifar11'", 'Did you mean'):
+        many.run(_config(seeds=(5,), **nowhere), tmp_path)
+    for part in ('seed_5 ended with status 2', 'log.txt', "pts': there is no such folder"):
         assert part in str(error.value)
 
 
@@ -102,71 +103,74 @@ def test_the_end_of_all_leaves_a_page_of_all(tmp_path):
     assert '2 of 2 searches are finished, 7 of 7 trainings beside them.' in text
 
 
-@pytest.mark.slow
-def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(root, tmp_path):
-    fields = {**FIELDS, 'seeds': (0, 1), 'random_cells': 2, 'plain_cells': ('nor_conv_3x3',)}
-    command = [
-        sys.executable,
-        'main.py',
-        '--config=configs/search.py:nasbench201',
-        *(f'--config.{name}={value}' for name, value in fields.items()),
-    ]
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
-    together = tmp_path / 'together'
-
-    def started():
-        return subprocess.Popen(
-            [*command, f'--workdir={together}'],
-            cwd=root,
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    for how in (signal.SIGTERM, signal.SIGKILL):
-        stopped = started()
-        waited = time.monotonic() + 240
-        steps = 3 if how == signal.SIGTERM else 6
-        while not any(
-            len(list((together / f'seed_{s}' / 'checkpoints').glob('[0-9]*')))
-            and _lines(together / f'seed_{s}') >= steps // 3
-            for s in (0, 1)
-        ):
-            assert time.monotonic() < waited
-            time.sleep(0.2)
-        stopped.send_signal(how)
-        told = stopped.communicate(timeout=120)[1]
-        if how == signal.SIGTERM:
-            assert stopped.returncode == 0
-            assert 'to go on: python main.py' in told
-        time.sleep(20 if how == signal.SIGKILL else 0)  # until its children have saved and ended
-    whole = started()
-    told = whole.communicate(timeout=500)[1]
-    assert whole.returncode == 0, told
+@pytest.mark.parametrize(
+    ('stops', 'several'),
+    [
+        pytest.param(
+            (signal.SIGKILL,), {'seeds': (0, 1), 'random_cells': 1}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            (signal.SIGTERM, signal.SIGKILL),
+            {'seeds': (0, 1), 'random_cells': 2, 'plain_cells': ('nor_conv_3x3',)},
+            marks=pytest.mark.soak,
+        ),
+    ],
+    ids=['killed', 'stopped and killed'],
+)
+def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
+    root, tmp_path, stops, several
+):
+    together, alone = tmp_path / 'together', tmp_path / 'alone'
+    how = {'config': 'configs/search.py:nasbench201', 'environment': {'JAX_NUM_CPU_DEVICES': '1'}}
+    for number in stops:
+        stopped = Run(root, together, several, base=FIELDS, **how)
+        evaluations = 1 if number == signal.SIGTERM else 2
+        assert stopped.wait_for(lambda _, n=evaluations: _evaluated(together, n)), stopped.told
+        stopped.signal(number)
+        status = stopped.wait()
+        if number == signal.SIGTERM:
+            assert status == 0, stopped.told
+            assert 'to go on: python main.py' in stopped.told
+        for seed in several['seeds']:
+            wait_until_free(together / f'seed_{seed}')
+    whole = Run(root, together, several, base=FIELDS, **how)
+    assert whole.wait() == 0, whole.told
     summary = json.loads((together / 'summary.json').read_text())
     assert [row['name'] for row in summary['searches']] == ['seed_0', 'seed_1']
-    groups = (summary['random'], summary['found'], summary['plain']['nor_conv_3x3'])
-    assert [group['count'] for group in groups] == [2, 2, 2]
-    text = (together / 'plain' / 'nor_conv_3x3' / 'seed_1' / 'genotype.txt').read_text()
-    assert text.count('nor_conv_3x3') == 6
-    assert (together / 'summary.md').read_text().strip() in told
+    plain = several.get('plain_cells', ())
+    groups = (summary['random'], summary['found'], *(summary['plain'][name] for name in plain))
+    counts = (several['random_cells'], *(2 for _ in ('found', *plain)))
+    assert tuple(group['count'] for group in groups) == counts
+    for name in plain:
+        text = (together / 'plain' / name / 'seed_1' / 'genotype.txt').read_text()
+        assert text.count(name) == 6
+    assert (together / 'summary.md').read_text().strip() in whole.told
     links = several_searches.Parsed((together / page.NAME).read_text(encoding='utf-8')).links
     assert {'seed_0/report.html', 'seed_1/report.html'} <= set(links)
 
-    alone = tmp_path / 'alone'
-    several = ('seeds', 'random_cells', 'plain_cells')
-    single = [part for part in command if not any(field in part for field in several)]
-    done = subprocess.run(
-        ['taskset', '-c', '0', *single, '--config.seed=1', f'--workdir={alone}'],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with _on_one_core():
+        single = Run(root, alone, {'seed': 1}, base=FIELDS, **how)
+    assert single.wait() == 0, single.told
     assert lines_of(alone) == lines_of(together / 'seed_1')
+
+
+@contextlib.contextmanager
+def _on_one_core():
+    """Of this thread, and of the processes that it starts meanwhile."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _evaluated(directory, count):
+    """Whether one of the searches has left so many lines, and a checkpoint."""
+    return any(
+        _lines(seed) >= count and any((seed / 'checkpoints').glob('[0-9]*'))
+        for seed in directory.glob('seed_*')
+    )
 
 
 def _lines(directory):

@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 from helpers.pictures import config_of, picture
+from helpers.runs import CHEAPEST
 from jax import export as jax_export
 from PIL import Image
 
@@ -42,7 +43,8 @@ def test_class_names_come_through_to_all_that_a_run_leaves_as_they_are(tmp_path)
     """Also where the folder's own name is no text."""
     root = tmp_path / os.fsdecode(b'set\xe9')
     names, run = _hostile(root), tmp_path / 'run'
-    config = config_of(root, **{'data.resident_megabytes': 0, 'data.image_size': 8})
+    small = {'model.depth': 1, 'model.reductions': (), 'model.primitives': CHEAPEST}
+    config = config_of(root, **small, **{'data.resident_megabytes': 0, 'data.image_size': 8})
     pipeline.run(config, run)
     asose_jax.evaluate(run)
     asose_jax.export(run)

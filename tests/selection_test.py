@@ -136,7 +136,7 @@ def test_logits_are_finite_and_their_softmax_has_the_ratios():
 # --- The run
 
 FIELDS = {
-    'model.primitives': ('none', 'skip_connect', 'sep_conv_3x3'),
+    'model.primitives': NAMES,
     'warmup.epochs': 0,
     'growth.epochs': 0,
     'search.selection': 'perturbation',
@@ -172,7 +172,7 @@ def test_evaluation_is_of_the_mixture_that_the_rows_say(tmp_path, monkeypatch):
     seen = {}
 
     def spied(spec, rows, accuracy, key):
-        for name in ('none', 'skip_connect', 'sep_conv_3x3'):
+        for name in NAMES:
             only = [np.float32([each == name for each in row.candidates]) for row in spec.rows()]
             seen[name] = accuracy(only)
         seen['all'] = accuracy(rows)
@@ -183,5 +183,5 @@ def test_evaluation_is_of_the_mixture_that_the_rows_say(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         pipeline.run(tiny(**FIELDS), tmp_path)
     assert all(0 < value < 1 for value in seen.values())
-    assert seen['skip_connect'] != seen['sep_conv_3x3']
+    assert seen['skip_connect'] != seen['nor_conv_1x1']
     assert seen['scaled'] == seen['all']

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from helpers.runs import tiny
+from helpers.runs import CHEAPEST, WHOLE, make_whole, tiny
 
 import asose_jax
 from asose_jax import pipeline, trained
@@ -28,10 +29,11 @@ assert not any(name.startswith(('flax', 'asose_jax')) for name in sys.modules)
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-    """A run with `optimize`."""
-    workdir = tmp_path_factory.mktemp('finished')
-    return workdir, asose_jax.search(tiny(**{'growth.epochs': 0}), workdir)
+def finished(shared, tmp_path_factory):
+    """A run with `optimize`, to which tests may add."""
+    workdir = tmp_path_factory.mktemp('finished') / 'run'
+    shutil.copytree(shared('whole', make_whole) / 'run', workdir)
+    return workdir, json.loads((workdir / 'summary.json').read_text())
 
 
 def _test_images(config):
@@ -99,7 +101,7 @@ def test_run_does_not_go_on_with_data_that_changed(finished, monkeypatch):
     monkeypatch.setattr(pipeline, 'load_data', _changed(lambda d: {'valid': d.valid[1:]}))
     before = (finished[0] / 'run.json').read_text()
     with pytest.raises(UserError, match='They are split anew'):
-        asose_jax.search(tiny(**{'growth.epochs': 0}), finished[0])
+        asose_jax.search(tiny(**WHOLE), finished[0])
     assert (finished[0] / 'run.json').read_text() == before
 
 
@@ -131,7 +133,8 @@ def test_exported_network_says_the_same_in_a_process_without_this_package(finish
 
 @pytest.mark.slow
 def test_run_without_optimize_leaves_what_its_supernet_had_learned(tmp_path):
-    config = tiny(**{'growth.epochs': 0, 'optimize.epochs': 0, 'warmup.epochs': 0})
+    epochs = {'growth.epochs': 0, 'optimize.epochs': 0, 'warmup.epochs': 0}
+    config = tiny(**epochs, **{'model.primitives': CHEAPEST, 'search.epochs': 1})
     result = asose_jax.search(config, tmp_path)
     _, images, labels = _test_images(config)
     model = asose_jax.load(tmp_path)
@@ -164,15 +167,17 @@ def test_of_several_runs_one_must_be_named(tmp_path):
         trained.load(tmp_path)
 
 
-def test_readme_shows_python_that_works(root, tmp_path, monkeypatch):
+def test_readme_shows_python_that_works(root, finished, tmp_path, monkeypatch):
+    """On a run that has ended already, which it takes as it is."""
+    workdir = shutil.copytree(finished[0], tmp_path / 'run')
     text = (root / 'README.md').read_text(encoding='utf-8')
     (code,) = [
         block
         for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL)
         if 'asose_jax.search(' in block
     ]
-    monkeypatch.setattr('configs.search.get_config', lambda preset: tiny(**{'growth.epochs': 0}))
+    monkeypatch.setattr('configs.search.get_config', lambda preset: tiny(**WHOLE))
     names = {}
-    exec(code.replace('/tmp/digits', str(tmp_path)), names)
+    exec(code.replace('/tmp/digits', str(workdir)), names)
     assert len(names['names']) == 3
     assert set(names['names']) <= set(map(str, range(10)))

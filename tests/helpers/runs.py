@@ -1,20 +1,28 @@
 """Small runs of the whole program, and what is compared of them."""
 
 import dataclasses
+import gc
 import json
+import pathlib
+import weakref
+from collections.abc import Callable
 
 import chex
 import jax
+import ml_collections
 import pytest
 
 from asose_jax import (
     batches,
     checkpoint,
     devices,
+    growing,
+    loop,
     model,
     page,
     pipeline,
     record,
+    results,
     spaces,
     state,
     steps,
@@ -24,13 +32,16 @@ from configs.search import get_config
 CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
 
 
+CHEAPEST = ('skip_connect', 'nor_conv_1x1')  # to compile
+
+
 EVERY_STEP = {'checkpoint.every_seconds': 0, 'chunk_steps': 1}  # leaves a checkpoint
 
 
 TIMES = ('images_per_second', 'seconds', 'compile_seconds', 'stall_seconds')
 
 
-# Four short phases: 4 + 12 + 6 + 4 steps of 64 images over 8 devices, 8 channels, 2 blocks.
+# Four short phases: 4 + 12 + 6 + 4 steps of 64 images over 2 devices, 8 channels, 2 blocks.
 TINY = {
     'batch_size': 64,
     'data.valid_fraction': 0.8,
@@ -110,15 +121,24 @@ class Killed(BaseException):
 
 
 def stop_after(monkeypatch, step):
-    """Ends the run as a kill would, once the checkpoint of `step` is written."""
-    original = checkpoint.Checkpoints.save
+    """Ends the run as a kill would, once the checkpoint of `step` is written.
 
-    def save(self, at, *rest):
-        original(self, at, *rest)
+    Each call is a step, by the same programs as longer calls; that step's is due.
+    """
+    save, first = checkpoint.Checkpoints.save, []
+
+    def due(self):
+        first.append(self.latest() or 0)
+        return first[0] + len(first) == step
+
+    def stopped(self, at, *rest):
+        save(self, at, *rest)
         if at == step:
             raise Killed
 
-    monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+    monkeypatch.setattr(loop, '_length', lambda *_: 1)
+    monkeypatch.setattr(checkpoint.Checkpoints, 'due', due)
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', stopped)
 
 
 SKIPS = {
@@ -157,20 +177,14 @@ AHEAD = {
 }
 
 
-def assert_resumed_as_the_whole(fields, step, tmp_path, monkeypatch):
+def assert_resumed_as_the_whole(fields, step, tmp_path):
     """A run in long calls, and one that was killed between its calls of one step."""
-    pipeline.run(tiny(**fields), tmp_path / 'whole')
-    config = tiny(**fields, **EVERY_STEP)
-    with monkeypatch.context() as patch:
-        stop_after(patch, step)
-        with pytest.raises(Killed):
-            pipeline.run(config, tmp_path / 'halves')
-    batches._shuffled.cache_clear()
-    pipeline.run(config, tmp_path / 'halves')
-    assert lines_of(tmp_path / 'halves') == lines_of(tmp_path / 'whole')
-    assert summary_of(tmp_path / 'halves') == summary_of(tmp_path / 'whole')
-    ours, theirs = (final_state(tmp_path / name, config) for name in ('halves', 'whole'))
-    chex.assert_trees_all_equal(ours[2], theirs[2])
+    config = tiny(**fields)
+    with pytest.MonkeyPatch.context() as patch:
+        Compiled().install(patch)
+        pipeline.run(config, tmp_path / 'whole')
+        run_with_stops(config, tmp_path / 'halves', [(stop_after, step)])
+    assert_same_end(tmp_path / 'halves', tmp_path / 'whole', config)
 
 
 # Growth is decided after epochs 2 and 4, and takes place one epoch later, at steps 34 and 46.
@@ -188,3 +202,129 @@ GROWING = {
 
 def growing_config(**changes):
     return tiny(**{**GROWING, **changes})
+
+
+# --- One run that most tests read
+
+NEVER = 10**9  # seconds between checkpoints: only the ends of phases and growths save
+
+
+# All phases and two growths: 4 + 12 + 36 + 4 steps. The network grows at steps 34 and 46.
+WHOLE = {
+    **TINY,
+    **GROWING,
+    'model.depth': 1,
+    'model.reductions': (0,),
+    'model.primitives': ('none', *CHEAPEST),
+    'checkpoint.every_seconds': NEVER,
+}
+
+
+class Compiled:
+    """Programs of runs with one config, in this process: each is compiled for the first of them.
+
+    What they are compiled anew for is the law of kill_test.py, whose processes share nothing.
+    """
+
+    def __init__(self):
+        self.calls, self.train = {}, []  # the second: a weak reference to each, with what it is of
+
+    def _made(self, original, recipe, phase, example):
+        key = original.__name__, recipe.model.spec, phase.searches or phase
+        if key in self.calls:
+            return devices.Program(self.calls[key], 0.0, 0)
+        made = original(recipe, phase, *example)
+        self.calls[key] = made.call
+        if original.__name__ == 'compile_train':
+            self.train.append((weakref.ref(made), recipe.model.spec.to_json(), str(phase)))
+        return made
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From now on, runs share what they compile."""
+        for name in ('compile_train', 'compile_eval'):
+            original = getattr(devices, name)
+            monkeypatch.setattr(
+                devices,
+                name,
+                lambda recipe, phase, *example, original=original: self._made(
+                    original, recipe, phase, example
+                ),
+            )
+
+
+def make_whole(place: pathlib.Path) -> None:
+    """Makes in `place` one run twice, and `programs.json` with what it compiled.
+
+    `run` was never stopped; `stopped` was: in each phase, and around a growth.
+    """
+    compiled, alive, write = Compiled(), [], results.write
+
+    def at_the_end(setup, current):
+        gc.collect()
+        alive.extend(i for i, (made, *_) in enumerate(compiled.train) if made() is not None)
+        return write(setup, current)
+
+    place.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        compiled.install(patch)
+        with pytest.MonkeyPatch.context() as ending:
+            ending.setattr(results, 'write', at_the_end)
+            pipeline.run(tiny(**WHOLE), place / 'run')
+        programs = [[spec, phase] for _, spec, phase in compiled.train]
+        stops = [(stop_after, step) for step in (2, 9, 31)]
+        stops += [(stop_before_saving, 34), (stop_after, 47), (stop_after, 54)]
+        run_with_stops(tiny(**WHOLE), place / 'stopped', stops)
+    (place / 'programs.json').write_text(json.dumps({'compiled': programs, 'alive': alive}))
+
+
+def run_until(
+    step: int,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    stop: Callable[[pytest.MonkeyPatch, int], None] = stop_after,
+) -> None:
+    """Runs it, or goes on with it, until `stop` ends it at `step`."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop(patch, step)
+        with pytest.raises(Killed):
+            pipeline.run(config, workdir)
+
+
+def run_with_stops(config: ml_collections.ConfigDict, workdir: pathlib.Path, stops: list) -> None:
+    """Runs it, ended by each of `stops` in turn, which are functions and their steps."""
+    for stop, step in stops:
+        run_until(step, config, workdir, stop)
+        assert not (workdir / 'summary.json').exists()
+        batches._shuffled.cache_clear()  # as in a new process
+    pipeline.run(config, workdir)
+
+
+def stop_before_saving(monkeypatch, step):
+    """Ends the run between the growth at `step` and its checkpoint."""
+    original = growing.consider
+
+    def consider(setup, current, span, record, batch):
+        events = original(setup, current, span, record, batch)
+        if record['step'] == step:
+            assert events
+            raise Killed
+        return events
+
+    monkeypatch.setattr(growing, 'consider', consider)
+
+
+def end_of(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> tuple:
+    """All that must not depend on how often a run was stopped: what it wrote, and its state."""
+    texts = [(workdir / 'genotype.json').read_text(), page_of(workdir)]
+    return lines_of(workdir), summary_of(workdir), texts, final_state(workdir, config)
+
+
+def assert_same_end(
+    ours: pathlib.Path, theirs: pathlib.Path, config: ml_collections.ConfigDict
+) -> None:
+    """Two runs ended alike, bit for bit."""
+    (*told, ours), (*expected, theirs) = (end_of(workdir, config) for workdir in (ours, theirs))
+    for ours_told, theirs_told in zip(told, expected, strict=True):
+        assert ours_told == theirs_told
+    assert ours[:2] == theirs[:2]
+    chex.assert_trees_all_equal(ours[2], theirs[2])

@@ -1,0 +1,3 @@
+"""Benchmarks that run small by themselves, with --quick."""
+
+NAMES = ['compile', 'loop', 'ops', 'scaling', 'step']

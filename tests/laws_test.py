@@ -1,0 +1,21 @@
+"""Every law of the table is held in the default ring, by tests that are there."""
+
+import pytest
+from helpers import laws
+
+
+def test_every_law_has_a_test_in_the_default_ring(request):
+    if not request.config.option.markexpr.startswith('not slow'):
+        pytest.skip('of the default ring')
+    if request.config.args_source.name != 'TESTPATHS':
+        pytest.skip('only some of the tests were collected')
+    found = laws.held_by(request.session.items)
+    assert not [law for law, tests in found.items() if not tests]
+
+
+def test_every_test_of_the_table_is_there(root):
+    for names in laws.LAWS.values():
+        for name in names:
+            file, _, function = name.partition('::')
+            text = (root / 'tests' / f'{file}.py').read_text(encoding='utf-8')
+            assert f'def {function}(' in text or not function, name
