@@ -230,14 +230,12 @@ def compile_programs(
 
 def _left(setup, phase):
     """Names what a run has to compile after the programs of this phase."""
-    spans = setup.plan.spans
-    later = [span for span in spans if span.start >= max(s.stop for s in spans if s.phase is phase)]
-    names = list(
-        dict.fromkeys(_way(span.phase) for span in later if _way(span.phase) != _way(phase))
-    )
-    grows = setup.config.growth.kinds and any(s.phase is Phase.GROWTH for s in spans)
-    if grows and phase is not Phase.OPTIMIZE:
-        names.insert(names.index('search') + 1 if 'search' in names else 0, 'every grown network')
+    phases = [span.phase for span in setup.plan.spans]
+    order = list(Phase)
+    names = [_way(later) for later in order[order.index(phase) + 1 :] if later in phases]
+    names = list(dict.fromkeys(name for name in names if name != _way(phase)))
+    if phase is not Phase.OPTIMIZE and Phase.GROWTH in phases and setup.config.growth.kinds:
+        names.insert('search' in names, 'every grown network')
     return f'; still to come: {", ".join(names)}' if names else ''
 
 
