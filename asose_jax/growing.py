@@ -220,18 +220,19 @@ def _grow(setup, current, accuracy):
         logger.info('growing: waiting for the compiler')
     programs, made = current.ahead.result()
     key, spec, grown = _key(setup, step), current.spec, current.state
-    sizes, specs = [session.count_parameters(current)], []
+    sizes, between = [session.count_parameters(current)], []
     for each in _steps(pending):
         fresh = (lambda _: made) if each == _steps(pending)[-1] else _fresh(setup, step, each)
         spec, grown = growth.grow(spec, grown, each, fresh=fresh, key=key)
         sizes.append(session.parameters_in(grown.params))
-        specs.append(spec)
+        chosen = genotype.most_likely(spec, grown.arch).to_json()
+        between.append({'network': spec.to_json(), 'genotype': chosen})
     before = session.evaluate(setup, current, setup.data.valid)
     current.spec, current.state = spec, grown
     current.use(programs)
     current.ahead, told.pending = None, None
     after = session.evaluate(setup, current, setup.data.valid)
-    current.told.genotype = genotype.most_likely(spec, grown.arch).to_json()
+    current.told.genotype = chosen
     change = max(
         float(np.abs(devices.pieces(new['logits']) - devices.pieces(old['logits'])).max())
         for old, new in zip(before, after, strict=True)
@@ -254,8 +255,8 @@ def _grow(setup, current, accuracy):
                 'stall_seconds': 0.0,
             }
         )
-        if spec != specs[number]:
-            events[-1]['network'] = specs[number].to_json()
+        if number < len(between) - 1:  # what the others began with
+            events[-1] |= between[number]
     events[0]['stall_seconds'] = pending['stall_seconds'] + time.monotonic() - start
     current.told.growth.extend(events)
     logger.info(

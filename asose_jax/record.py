@@ -124,7 +124,7 @@ class Record:
             for number, event in enumerate(events, 1):
                 told = grown if isinstance(grown, dict) else {}
                 if number < len(events):  # one of several that took place together
-                    told = {'network': event.get('network')}
+                    told = {key: event.get(key) for key in ('network', 'genotype')}
                 spec = _spec(told.get('network'))
                 after = _network(spec, told)
                 growths.append(Grown(i, event, before, after))
