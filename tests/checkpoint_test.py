@@ -159,6 +159,15 @@ def test_every_bit_of_the_arrays_is_guarded(tmp_path):
             chex.assert_trees_all_equal(restored, fresh(7))
 
 
+def test_arrays_that_are_whole_but_of_another_checkpoint_are_damage(tmp_path):
+    """The format finds nothing wrong with them; the checksums in the description do."""
+    _save(tmp_path, [7, 8], keep=2)
+    shutil.rmtree(tmp_path / '7' / 'state')
+    shutil.copytree(tmp_path / '8' / 'state', tmp_path / '7' / 'state')
+    with pytest.raises(checkpoint.DamagedError, match=r'the checksum of .* is another one'):
+        _read(tmp_path)
+
+
 def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     place = tmp_path / 'checkpoints'
     _save(place, [1, 2, 3], keep=3)
