@@ -8,6 +8,7 @@ import signal
 import pytest
 from helpers import several_searches
 from helpers.command import Run, wait_until_free
+from helpers.pages import Parsed
 from helpers.runs import lines_of
 
 from asose_jax import many, page
@@ -145,7 +146,7 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
         text = (together / 'plain' / name / 'seed_1' / 'genotype.txt').read_text()
         assert text.count(name) == 6
     assert (together / 'summary.md').read_text().strip() in whole.told
-    links = several_searches.Parsed((together / page.NAME).read_text(encoding='utf-8')).links
+    links = Parsed((together / page.NAME).read_text(encoding='utf-8')).links
     assert {'seed_0/report.html', 'seed_1/report.html'} <= set(links)
 
     with _on_one_core():
