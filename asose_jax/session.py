@@ -154,6 +154,11 @@ class Programs:
     evaluate: devices.Program
 
 
+def on_devices(held: SearchState) -> Packed:
+    """Packs a state, and puts a copy on every device."""
+    return devices.replicated(Packed.of(jax.device_get(held)))
+
+
 @dataclasses.dataclass
 class Current:
     """Where a run is. `phase` is the last phase that was entered; `told` what it has to tell.
@@ -181,7 +186,7 @@ class Current:
 
     @state.setter
     def state(self, held: SearchState) -> None:
-        self.packed = devices.replicated(Packed.of(jax.device_get(held)))
+        self.packed = on_devices(held)
 
     @property
     def step(self) -> int:

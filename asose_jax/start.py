@@ -6,7 +6,6 @@ import logging
 import pathlib
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
@@ -17,7 +16,7 @@ from asose_jax.errors import UserError
 from asose_jax.forward import Mode
 from asose_jax.model import SECOND_HEAD
 from asose_jax.phases import Phase, Plan
-from asose_jax.session import INIT, Current, Setup, model_of
+from asose_jax.session import INIT, Current, Setup, model_of, on_devices
 from asose_jax.told import Told
 
 logger = logging.getLogger('asose_jax')
@@ -227,8 +226,7 @@ def begin(setup: Setup, origin: Origin) -> Current:
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
     checkpoint.require_room(setup.workdir, start)
-    packed = devices.replicated(state.Packed.of(jax.device_get(start)))
-    return Current(origin.spec, packed, origin.phase)
+    return Current(origin.spec, on_devices(start), origin.phase)
 
 
 def resume(setup: Setup) -> Current:
@@ -238,8 +236,8 @@ def resume(setup: Setup) -> Current:
         meta = setup.checkpoints.describe(step)
         spec = spaces.spec_from_json(meta['spec'])
         restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
-        packed = devices.replicated(state.Packed.of(jax.device_get(restored)))
-        return Current(spec, packed, Phase(meta['phase']), Told.from_json(meta['told']))
+        told = Told.from_json(meta['told'])
+        return Current(spec, on_devices(restored), Phase(meta['phase']), told)
 
     current = setup.checkpoints.newest_whole(read)
     log_network(setup, current.spec)

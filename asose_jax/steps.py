@@ -113,11 +113,11 @@ def train_step(
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])
 
-    def gradient(groups, mode, *batch):
+    def gradient(groups, mode, draw_key, images, labels):
         """Gradient of these groups, the mean over devices."""
 
         def of(parts):
-            return loss({**state.trainable, **parts}, mode, *batch)
+            return loss({**state.trainable, **parts}, mode, draw_key, images, labels)
 
         moving = {group: state.trainable[group] for group in groups}
         (value, aux), grads = jax.value_and_grad(of, has_aux=True)(moving)

@@ -70,7 +70,7 @@ def forward(params, arch, key, mode, settings=HARD, train=False, spec=SPEC):
 
 @functools.partial(jax.jit, static_argnames=('mode', 'settings', 'spec', 'groups'))
 def step(params, arch, key, mode, settings=HARD, spec=SPEC, groups=None):
-    """What `forward` gives, in training; and the gradients that a step of this mode takes."""
+    """Gives what `forward` does in training, and the gradients that a step of this mode takes."""
 
     def loss(moved):
         of = {'params': params, 'arch': arch, **moved}
