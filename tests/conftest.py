@@ -4,12 +4,9 @@ import os
 import pathlib
 import shutil
 
-# Before jax starts: the tests' programs run for milliseconds and compile for seconds.
-os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-
 import jax
 import pytest
-from helpers import costs, laws
+from helpers import compiler, costs, laws
 from helpers.shared import Shared
 
 from asose_jax import compilation_cache
@@ -18,6 +15,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 TFDS = ROOT.parent / 'shared' / 'tfds'
 CACHE = ROOT / '.cache'
 
+compiler.be_quick()
 jax.config.update('jax_num_cpu_devices', int(os.environ.get('TEST_DEVICES', '2')))
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE / 'programs'))  # of all processes

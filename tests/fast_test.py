@@ -126,7 +126,7 @@ def test_depthwise_is_relu_and_the_grouped_convolution(case):
     _assert_same(*_depthwise_outcomes(DEPTHWISE_CASES)[case], case[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_depthwise_of_the_search_spaces_is_the_grouped_convolution(shape):
     cases = tuple((*how, shape, dtype) for how in USED for dtype in DTYPES)
@@ -165,7 +165,7 @@ def test_conv_is_the_plain_convolution(case):
     _assert_same(*_conv_outcomes(CONV_CASES)[case], case[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize('shape', SHAPES, ids=str)
 def test_conv_is_the_plain_convolution_in_every_combination(shape):
     cases = tuple(itertools.product(*CONV[:2], (shape,), DTYPES))

@@ -9,6 +9,7 @@ import pytest
 from helpers.runs import (
     EVERY_STEP,
     WHOLE,
+    Compiled,
     assert_same_end,
     final_state,
     growing_config,
@@ -42,6 +43,18 @@ def grown(shared):
     place = shared('whole', make_whole)
     summary = json.loads((place / 'run' / 'summary.json').read_text())
     return place / 'run', summary, json.loads((place / 'programs.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def programs():
+    """What runs of this module share."""
+    return Compiled()
+
+
+@pytest.fixture
+def compiled(monkeypatch, programs):
+    """Each program is compiled for the first run that needs it."""
+    programs.install(monkeypatch)
 
 
 def test_programs_of_earlier_networks_are_let_go(grown):
@@ -128,11 +141,14 @@ def test_run_stopped_around_its_growths_and_resumed_ends_bit_for_bit_as_the_whol
 def test_growth_of_several_blocks_stopped_again_and_again_ends_bit_for_bit_as_the_whole_one(
     tmp_path,
 ):
-    """A call is a step, each leaves a checkpoint, and what is resumed is compiled anew."""
-    pipeline.run(growing_config(), tmp_path / 'whole')
+    """A call is a step, and each leaves a checkpoint; stopped also wherever phases meet."""
     config = growing_config(**EVERY_STEP)
-    stops = [(stop_after, 28), (stop_after, 31), (stop_before_saving, 34), (stop_after, 34)]
-    run_with_stops(config, tmp_path / 'stopped', [*stops, (stop_after, 47)])
+    stops = [(stop_after, step) for step in (4, 9, 16, 28, 31)]
+    stops += [(stop_before_saving, 34), (stop_after, 34), (stop_after, 47), (stop_after, 52)]
+    with pytest.MonkeyPatch.context() as patch:
+        Compiled().install(patch)
+        run_with_stops(config, tmp_path / 'stopped', stops)
+    pipeline.run(growing_config(), tmp_path / 'whole')
     assert_same_end(tmp_path / 'stopped', tmp_path / 'whole', config)
 
 
@@ -163,6 +179,7 @@ def _counts(tree):
         ),
     ],
 )
+@pytest.mark.usefixtures('compiled')
 def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
         summary = pipeline.run(tiny(**{**WHOLE, **changes}), tmp_path)
@@ -219,6 +236,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
     ],
     ids=['branch-random', 'last-at-once', 'auto', 'together'],
 )
+@pytest.mark.usefixtures('compiled')
 def test_other_ways_to_grow_run_through(tmp_path, changes, kinds):
     summary = pipeline.run(tiny(**{**WHOLE, **changes}), tmp_path)
     assert len(summary['growth']) >= 2

@@ -155,7 +155,7 @@ def test_every_primitive_grows_in_width_depth_and_branches_exactly(names):
     assert _change(before, after, (Mode.ARGMAX,)) <= 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize('name', NAMES)
 def test_every_primitive_alone_grows_exactly(name):
     """On the derived network, where no draw decides what is computed."""
@@ -210,10 +210,14 @@ def _holds_of(names, examples):
     holds()
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ('sep_conv_3x3', 'conv_7x1_1x7')]
-
-
-@pytest.mark.parametrize('name', ['dil_conv_3x3', *SLOW])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'dil_conv_3x3',
+        pytest.param('conv_7x1_1x7', marks=pytest.mark.slow),
+        pytest.param('sep_conv_3x3', marks=pytest.mark.soak),
+    ],
+)
 def test_ten_growths_in_any_order_keep_the_logits_of_a_derived_network(name):
     _holds_of((name,), 2)
 

@@ -94,8 +94,9 @@ def test_lost_host_ends_the_job_with_a_word_and_it_goes_on_with_any_number_of_ho
     assert first.wait_for(lambda run: len(run.steps()) > 1)
     second.kill()
     assert first.wait() != 0
-    # The second line is that of JAX, which ends the process where it waits for the lost one.
-    assert 'another host' in first.told or 'another task died' in first.told, first.told
+    # The other words are of JAX, and of its collectives on CPUs, where they notice it first.
+    words = ('another host', 'another task died', 'gloo')
+    assert any(word in first.told for word in words), first.told
     shutil.copytree(tmp_path / 'run', tmp_path / 'copy')
     for run in _hosts(root, tmp_path / 'run'):
         assert run.wait() == 0, run.told

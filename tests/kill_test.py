@@ -66,14 +66,9 @@ def _kill_until(root, workdir, moments, chance):
     return kills
 
 
-def test_run_killed_and_asked_to_stop_and_killed_again_ends_bit_for_bit_as_the_whole_one(
-    root, tmp_path, whole
-):
-    """In search; in growth; when it has grown twice. The last process compiles anew."""
-    killed = ForkedRun(root, tmp_path)
-    assert killed.wait_for(says('search 1/2')), killed.told
-    killed.kill()
-    _stopped_in_good_order(root, tmp_path, says('growth 2/6'), signal.SIGTERM)
+def test_run_asked_to_stop_and_then_killed_ends_bit_for_bit_as_the_whole_one(root, tmp_path, whole):
+    """Asked in search, killed when it has grown twice. The last process compiles anew."""
+    _stopped_in_good_order(root, tmp_path, says('search 1/2'), signal.SIGTERM)
     killed = ForkedRun(root, tmp_path)
     assert killed.wait_for(lambda run: 46 in run.steps()), killed.told  # it has grown twice
     killed.kill()
@@ -110,19 +105,16 @@ def test_runs_killed_fifty_times_end_bit_for_bit_as_the_whole_one(root, tmp_path
 
 
 @pytest.mark.slow
-def test_run_killed_at_five_moments_ends_bit_for_bit_as_the_whole_one(root, tmp_path, whole):
-    moments = ['progress', 'saving', 'growth begins', 'grown', 'optimize begins']
+def test_run_killed_at_four_moments_ends_bit_for_bit_as_the_whole_one(root, tmp_path, whole):
+    moments = ['progress', 'saving', 'growth begins', 'grown']
     kills = _kill_until(root, tmp_path, moments, random.Random(0))
     assert kills == moments
     assert_same_end(tmp_path, whole, CONFIG)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_asked_to_stop_it_saves_says_how_to_go_on_and_exits_in_good_order(
-    root, tmp_path, whole, number
-):
-    step = _stopped_in_good_order(root, tmp_path, says('growth 2/6'), number)
+def test_stopped_from_the_keyboard_it_saves_and_goes_on_at_that_step(root, tmp_path, whole):
+    step = _stopped_in_good_order(root, tmp_path, says('growth 2/6'), signal.SIGINT)
     again = ForkedRun(root, tmp_path)
     assert again.wait() == 0, again.told
     assert f'going on from step {step}' in again.told

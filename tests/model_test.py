@@ -281,10 +281,11 @@ def test_without_the_guard_a_nan_row_chooses_what_argmax_makes_of_it():
     arch, bare = variables()['arch'], SearchSettings(guard=False)
     (_, (logits, changed)), _ = _step(2, Mode.DRAW, bare, arch=_poisoned(arch))
     (_, (expected, _)), _ = _step(2, Mode.DRAW, arch=_sure(arch, FEW[0]))
-    np.testing.assert_array_equal(logits, expected)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(logits, expected)  # another program rounds anew
     assert not changed.get('guard')
     healthy, guarded = (_step(2, Mode.DRAW, settings)[0][1][0] for settings in (bare, HARD))
-    np.testing.assert_array_equal(healthy, guarded)
+    close(healthy, guarded)
 
 
 def test_nan_row_gets_no_gradient_and_the_others_a_finite_one():

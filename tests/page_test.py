@@ -281,8 +281,15 @@ def test_text_and_lines_stand_out_from_what_is_behind_them(root, scheme):
     assert contrast('alarm', 'alarm-panel') >= 4.5
 
 
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-@pytest.mark.parametrize('width', [390, 1280])
+@pytest.mark.parametrize(
+    ('width', 'scheme'),
+    [
+        (390, 'light'),
+        (1280, 'dark'),
+        pytest.param(390, 'dark', marks=pytest.mark.slow),
+        pytest.param(1280, 'light', marks=pytest.mark.slow),
+    ],
+)
 def test_in_a_browser_nothing_overlaps_or_overflows_or_complains(runs, browser, width, scheme):
     opened = browser.new_page(viewport={'width': width, 'height': 844}, color_scheme=scheme)
     told, asked = [], []

@@ -142,8 +142,10 @@ def test_every_row_has_its_alpha_and_every_place_its_operations(space):
             assert {name for name in row.candidates if 'conv' in name} <= set(held)
 
 
-@a_cell
-@pytest.mark.parametrize('seed', [0, 2])  # others draw `none` where nothing else leads on
+@pytest.mark.parametrize(
+    ('space', 'seed'),  # other seeds draw `none` where nothing else leads on
+    [('nasbench201', 0), ('nasbench201', 2), pytest.param('darts', 0, marks=pytest.mark.slow)],
+)
 def test_steps_take_the_gradients_of_the_dense_form_and_give_one_to_every_primitive(space, seed):
     """Also where cells share alpha."""
     spec = _small(space)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 
 from asose_jax import compilation_cache
+from helpers import compiler
 from helpers.runs import WHOLE
 
 _LOOK_SECONDS = 0.02  # between looks at what no line tells: files, and that the process has ended
@@ -180,6 +181,7 @@ def _become(root, arguments, environment, code, tells):
     kept = os.environ.get('JAX_ENABLE_COMPILATION_CACHE', 'true') == 'true'
     jax.config.update('jax_enable_compilation_cache', kept)
     compilation_cache.install(pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR']))
+    compiler.keep_runs_exact()
     sys.path.insert(0, str(root))
     sys.argv = arguments
     exec(code)
