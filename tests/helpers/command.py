@@ -184,7 +184,7 @@ def _become(root, arguments, environment, code, tells):
     compiler.keep_runs_exact()
     sys.path.insert(0, str(root))
     sys.argv = arguments
-    exec(code)
+    exec(code, {})
     runpy.run_path('main.py', run_name='__main__')
 
 
