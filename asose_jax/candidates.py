@@ -7,7 +7,7 @@ al. 2020, arXiv:2102.08574), applied to growths that keep the function. Splittin
 (Liu et al. 2019, arXiv:1910.02366) looks at the second order instead, which costs more passes.
 
 All growths are scored by one backward pass of the network as it stands: it gives the gradient at
-every place where a block with gate 0 could be, and that of every weight which reads a stage.
+every place where a block with factors of 0 could be, and that of every weight which reads a stage.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asose_jax import chain, genotype, growth, mixed, ops, state
+from asose_jax import chain, factors, genotype, growth, mixed, ops, state
 from asose_jax.chain import ChainSpec
 from asose_jax.forward import Mode
 from asose_jax.growth import BRANCH, DEPTH, WIDTH, Growth
@@ -57,8 +57,8 @@ class Candidate:
 
     Attributes:
       growth: what it would be.
-      added: numbers it would add to `params`.
-      score: root of the expected gain, the norm of the gradient of what is added: |dL/dgate| for
+      added: numbers it would add to `params`, without factors.
+      score: root of the expected gain, the norm of the gradient of what is added: |dL/dfactor| for
         depth and branches, |dL/d(outgoing weights of the copies)| for width.
     """
 
@@ -87,7 +87,7 @@ def possible(
       Candidates, and sentences for the log.
     """
     names = _names_to_search(spec)
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    size = factors.count(params)
     found, refused = [], []
 
     def consider(step, added, where, value, limit, limit_name):
@@ -106,13 +106,13 @@ def possible(
         if kind == DEPTH:
             for position, width in enumerate(widths):
                 step = Growth(DEPTH, position, candidates=names)
-                added = _size_of_mixed(names, width) + 1
+                added = _size_of_mixed(names, width)
                 where = f'a block at {position}'
                 consider(step, added, where, len(spec.blocks) + 1, limits.depth, 'max_depth')
         elif kind == BRANCH:
             for number, block in enumerate(spec.blocks):
                 step = Growth(BRANCH, number, candidates=names)
-                added = _size_of_mixed(names, block.channels) + 1
+                added = _size_of_mixed(names, block.channels)
                 where = f'a branch of block {number}'
                 count = len(block.branches) + 1
                 consider(step, added, where, count, limits.branches, 'max_branches')
@@ -145,7 +145,7 @@ def scored(
 ) -> list[Candidate]:
     """The candidates with their scores.
 
-    The network is the one that alpha makes most likely. The gradient of a gate that is 0 is
+    The network is the one that alpha makes most likely. The gradient of a factor that is 0 is
     <dL/dy, f(x)>, with y what the block adds to, and f the new operation with the weights of its
     start; the score is its root mean square over those candidate operations that have
     weights, if any has.
@@ -165,9 +165,9 @@ def scored(
         'params': state.prune(current.params, spec, chosen),
         'batch_stats': state.prune(current.batch_stats, spec, chosen),
     }
-    derived = genotype.derive(spec, chosen)
+    derived = genotype.chosen_alone(spec, chosen)
     places = [c.growth for c in found if c.growth.kind != WIDTH]
-    gates = dict.fromkeys(places, 0.0)
+    slopes = dict.fromkeys(places, 0.0)
     gradient = None
     for images, labels in batches:
         change, taps, streams, inputs = _backward(derived, variables, images, labels)
@@ -179,12 +179,12 @@ def scored(
             else:
                 x, g = inputs[place.where], taps[place.where + 1]
             names = tuple(n for n in place.candidates if n not in ops.PARAMETER_FREE)
-            gates[place] += np.asarray(_gate_gradients(names or place.candidates, x, g, key))
+            slopes[place] += np.asarray(_factor_gradients(names or place.candidates, x, g, key))
 
     def score(candidate):
         step = candidate.growth
         if step.kind != WIDTH:
-            return float(np.sqrt(np.mean(np.square(gates[step] / len(batches)))))
+            return float(np.sqrt(np.mean(np.square(slopes[step] / len(batches)))))
         before = growth.stage_channels(spec)[step.where]
         # Each channel is copied with the same probability (or the same number of times).
         copies = (step.channels - before) / before
@@ -241,7 +241,7 @@ def _backward(derived, variables, images, labels):
 
 
 @_once
-def _gate_gradients(names, x, g, key):
+def _factor_gradients(names, x, g, key):
     """<g, f(x)> for every operation of `names`, fresh; `[len(names)]`."""
     products = []
     for number, name in enumerate(names):

@@ -7,12 +7,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from asose_jax import ops
 from asose_jax.forward import Forward
 from asose_jax.genotype import NetSpec, Place, frozen, widths
-from asose_jax.mixed import Choice, MixedOp, scale
+from asose_jax.mixed import Choice, MixedOp
 
 Array = jax.Array
 
@@ -98,6 +97,7 @@ class ChainSpec(NetSpec):
             data['stem_channels'],
             blocks,
             partial=data.get('partial', 1),
+            factors=frozen(data.get('factors', ())),
             residual=data.get('residual', True),
         )
 
@@ -118,7 +118,7 @@ def build(
     """
     sizes = widths(channels, depth, reductions, max_channels)
     blocks = tuple(BlockSpec(width, stride, (tuple(primitives),)) for width, stride in sizes)
-    return ChainSpec(tuple(image_shape), num_classes, channels, blocks)
+    return ChainSpec(tuple(image_shape), num_classes, channels, blocks).with_factors()
 
 
 def scaled(spec: ChainSpec, channels: int) -> ChainSpec:
@@ -156,13 +156,20 @@ def _transitions(spec):
 
 
 class Block(nn.Module):
-    """`y = x + sum_b gate_b * mixed_b(x)`, after a 1x1 convolution where shape or width changes.
+    """`y = x + sum_b mixed_b(x)`, after a 1x1 convolution where shape or width changes.
 
-    The residual is there whatever is drawn: no operation cuts the network, and a block whose gates
-    are zero is the identity (spec section 2). Without it, for comparison, `none` cuts.
+    The residual is there whatever is drawn: no operation cuts the network, and a block whose
+    operations all have factors of zero is the identity. Without it, for comparison, `none` cuts.
+
+    Attributes:
+      spec: what is built.
+      factors: whether the operations of each branch have factors.
+      forward: the pass.
+      residual: whether `x` is added.
     """
 
     spec: BlockSpec
+    factors: tuple[bool, ...]
     forward: Forward
     residual: bool = True
 
@@ -174,20 +181,13 @@ class Block(nn.Module):
             x = ops.pointwise(width, x.dtype, 'transition')(x)
             x = forward.norm(use_running_average=not forward.train, name='transition_norm')(x)
         y = x if self.residual else 0.0
-        for i, candidates in enumerate(self.spec.branches):
+        for i, (candidates, factor) in enumerate(
+            zip(self.spec.branches, self.factors, strict=True)
+        ):
             weights = Choice(candidates, forward, name=f'choice_{i}')()
-            mixed = MixedOp(candidates, width, forward, name=f'branch_{i}')
-            gate = self.param(f'gate_{i}', nn.initializers.ones, (), jnp.float32)
-            y += scale(gate, mixed(x, weights))
+            mixed = MixedOp(candidates, width, forward, factor=factor, name=f'branch_{i}')
+            y += mixed(x, weights)
         return y
-
-
-def gates(params: Mapping[str, Any]) -> list[list[Any]]:
-    """The gates in `params`, scalars, by block and branch; empty in other spaces."""
-    found = []
-    while (block := params.get(f'block_{len(found)}')) is not None:
-        found.append([block[f'gate_{i}'] for i in range(sum('gate_' in name for name in block))])
-    return found
 
 
 def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
@@ -195,6 +195,6 @@ def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
     x = ops.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = nn.relu(forward.norm(use_running_average=not forward.train, name='stem_norm')(x))
     yield x
-    for i, block in enumerate(spec.blocks):
-        x = Block(block, forward, spec.residual, name=f'block_{i}')(x)
+    for i, (block, factors) in enumerate(zip(spec.blocks, spec.factored(), strict=True)):
+        x = Block(block, factors, forward, spec.residual, name=f'block_{i}')(x)
         yield x

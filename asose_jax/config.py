@@ -118,8 +118,10 @@ def _contradictions(config, flat, devices):
         )
     if grows and not model['residual']:
         wrong.append(
-            f'model.residual=False: blocks without it do not grow, a gate of 0 would cut; {instead}'
+            f'model.residual=False: blocks without it do not grow, a factor of 0 would cut; '
+            f'{instead}'
         )
+    wrong += _no_exact_start(config)
     if search['noise'] == 'temperature' and not estimator.noisy:
         noisy = ', '.join(name for name, row in ESTIMATORS.items() if row.noisy)
         wrong.append(
@@ -239,6 +241,38 @@ def _contradictions(config, flat, devices):
     if not any(config[phase]['epochs'] for phase in phases):
         wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')
     return wrong
+
+
+def _no_exact_start(config):
+    """Why a search that is to begin exactly cannot: something has to carry the images then."""
+    model, search = config['model'], config['search']
+    otherwise = 'set search.exact_start=False'
+    if not search['exact_start']:
+        return []
+    if not model['residual']:
+        return [
+            'search.exact_start=True: with model.residual=False nothing would go through a block '
+            f'at the start; {otherwise}'
+        ]
+    if config['warmup']['operations'] == 'uniform' and config['warmup']['epochs']:
+        return [
+            "search.exact_start=True: warmup.operations='uniform' trains the candidates, which "
+            f'would begin at 0; {otherwise}, or warmup.operations=skip'
+        ]
+    if model['space'] != 'chain' and not search['auxiliary_skip']:
+        return [
+            f'search.exact_start=True: nothing would go through a cell of {model["space"]!r} at '
+            f'the start; set search.auxiliary_skip=True, or {otherwise}'
+        ]
+    return []
+
+
+def begins_exactly(config: ml_collections.ConfigDict) -> bool:
+    """Whether search begins with the function that warmup ended with; see `mixed.MixedOp`."""
+    if config.search.exact_start is not None:
+        return config.search.exact_start
+    alone = config.model.residual and config.warmup.operations == 'skip'
+    return config.model.space == 'chain' and alone
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

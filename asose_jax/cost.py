@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax import genotype, ops
+from asose_jax import factors, genotype, ops
 from asose_jax.estimators import Estimator
 from asose_jax.forward import Mode
 from asose_jax.genotype import NONE, SAFE, NetSpec
@@ -137,7 +137,7 @@ def training_flops(
       Floating-point operations.
     """
     candidates = [row.candidates for row in spec.rows()]
-    if mode is Mode.SKIP:
+    if mode is Mode.SKIP:  # with an exact start not even that, which costs nothing either
         probabilities = [np.array([n == SAFE for n in names]) for names in candidates]
     if mode is Mode.UNIFORM:
         probabilities = [np.full(len(names), 1 / len(names)) for names in candidates]
@@ -217,7 +217,7 @@ def _flops(part):
 
 
 def _params(part):
-    return sum(leaf.size for leaf in jax.tree.leaves(_variables(part).get('params', {})))
+    return factors.count(_variables(part).get('params', {}))
 
 
 def _meter(of):

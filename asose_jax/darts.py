@@ -22,7 +22,7 @@ import numpy as np
 from asose_jax import ops
 from asose_jax.forward import Forward
 from asose_jax.genotype import NONE, Genotype, NetSpec, Place, widths
-from asose_jax.mixed import MixedOp, edge_weights, scale, shared_draws
+from asose_jax.mixed import MixedOp, edge_weights, shared_draws
 
 Array = jax.Array
 
@@ -161,6 +161,7 @@ class Cell(nn.Module):
 
     Attributes:
       edges: candidates, by node and by what an edge comes from.
+      factors: likewise, whether they have factors.
       channels: of every node.
       stride: of edges that come from the inputs.
       halves: whether the earlier input is twice as large as the later one.
@@ -168,6 +169,7 @@ class Cell(nn.Module):
     """
 
     edges: tuple[tuple[tuple[str, ...], ...], ...]
+    factors: tuple[tuple[bool, ...], ...]
     channels: int
     stride: int
     halves: bool
@@ -195,12 +197,11 @@ class Cell(nn.Module):
             for m, candidates in enumerate(edges):
                 if candidates == (NONE,):
                     continue
-                stride = self.stride if m < INPUTS else 1
-                mixed = MixedOp(
-                    candidates, self.channels, self.forward, stride, name=f'edge_{g}_{m}'
-                )
+                stride, factor = self.stride if m < INPUTS else 1, self.factors[g][m]
+                name = f'edge_{g}_{m}'
+                mixed = MixedOp(candidates, self.channels, self.forward, stride, factor, name=name)
                 y = mixed(states[m], weights[g][m])
-                total += y if shares[g] is None else scale(shares[g][m], y)
+                total += y if shares[g] is None else ops.scale(shares[g][m], y)
             states.append(total)
         return jnp.concatenate(states[INPUTS:], -1)
 
@@ -216,7 +217,8 @@ def body(spec: DartsSpec, forward: Forward, x: Array) -> Iterator[Array]:
         edges, own = spec.normal, slice(NODES)
         if stride == 2:
             edges, own = spec.reduce, slice(NODES, None)
-        cell = Cell(edges, channels, stride, halves, forward, name=f'cell_{i}')
+        factors = spec.factored()[own]
+        cell = Cell(edges, factors, channels, stride, halves, forward, name=f'cell_{i}')
         y = cell(earlier, later, weights[own], shares[own])
         earlier, later, halves = later, y, stride == 2
         yield later

@@ -1,6 +1,7 @@
 """The compiled programs. The only room that maps over devices.
 
     train(packed, batch, shared) -> (packed, metrics)       evaluate(packed, batch, shared) -> sums
+    statistics(packed, batch, shared) -> packed
 
 `batch` is cut along its first axis, one piece per device; `packed`, the state, and `shared` go in
 whole.
@@ -127,6 +128,13 @@ def compile_train(recipe: Recipe, phase: Phase, *example: Any) -> Program:
     """Compiles the training call of (network, phase). `example`: packed, batch, shared."""
     function = functools.partial(steps.train_steps, recipe, phase)
     return _compile(function, example, out_axes=(None, 0), donate_argnums=0)
+
+
+def compile_statistics(recipe: Recipe, phase: Phase, *example: Any) -> Program:
+    """Compiles what gives an evaluation its statistics. `example`: packed, batch, shared."""
+    del phase  # the same in all
+    function = functools.partial(steps.own_statistics, recipe)
+    return _compile(function, example, out_axes=None, donate_argnums=0)
 
 
 def compile_eval(recipe: Recipe, phase: Phase, *example: Any) -> Program:

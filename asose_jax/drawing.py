@@ -143,12 +143,12 @@ def _chain(network, changed, new, role):
             name, at = network.chosen[g][m], top + 24 + 28 * m
             made.box(_LEFT + 10, at, 128, 22, family(name))
             made.text(_LEFT + 18, at + 15, name)
-            gate = network.gates[g][m] if network.gates else None
+            factor = network.factors[g][m] if network.factors else None
             share = 'new' if (g, m) == new else _percent(sure.get((g, m)))
-            gated = '' if gate is None else f'gate {gate:.2f}'
+            told_factor = '' if factor is None else f'factor {factor:.2f}'
             made.text(_LEFT + 146, at + 15, share, 'new' if share == 'new' else 'muted')
-            made.text(WIDTH - 12, at + 15, gated, 'muted', 'end')
-            facts = [fact for fact in (name, share, gated) if fact]
+            made.text(WIDTH - 12, at + 15, told_factor, 'muted', 'end')
+            facts = [fact for fact in (name, share, told_factor) if fact]
             told.append(f'block {g}, {block.channels} channels: {", ".join(facts)}')
         bottom = top + height
         if spec.residual:

@@ -16,7 +16,7 @@ Array = jax.Array
 class Mode(enum.Enum):
     """How a mixed operation uses its candidates. Static: each value is its own program."""
 
-    SKIP = 'skip'  # skip_connect, nothing else (warmup)
+    SKIP = 'skip'  # skip_connect, nothing else; with an exact start not even that (warmup)
     UNIFORM = 'uniform'  # a draw in which all are equally likely (warmup, if wanted)
     DRAW = 'draw'  # a draw; only what it gives a weight is computed (weight steps)
     ALPHA = (
@@ -40,6 +40,8 @@ class SearchSettings:
       noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
       thresholds: which operations weight steps leave out of a mixture, see `gumbel.drop_small`.
       remat: the backward pass keeps nothing of an operation but its input.
+      exact_start: whether factors begin at 0, so that search begins with what warmup ended with;
+        else at 1. See `MixedOp`.
       auxiliary_skip: whether mixed operations have a skip beside their candidates, see `MixedOp`.
       guard: whether rows of alpha that are not finite act as `skip_connect`.
       drop_path: at which rate a derived network leaves operations out at the end of optimize.
@@ -53,6 +55,7 @@ class SearchSettings:
     noise: str = 'unit'
     thresholds: gumbel.Thresholds = gumbel.Thresholds()
     remat: bool = False
+    exact_start: bool = False
     auxiliary_skip: bool = False
     guard: bool = True
     drop_path: float = 0.0

@@ -44,6 +44,8 @@ class NetSpec(abc.ABC):
       num_classes: size of the output.
       partial: K; one of K channels goes through the candidates of a mixed operation, see
         `mixed.MixedOp`. 1 in a derived network.
+      factors: by group and member, whether what the operations there give is multiplied by a
+        factor, see `mixed.MixedOp`; empty: none is.
     """
 
     SPACE: ClassVar[str]
@@ -52,6 +54,7 @@ class NetSpec(abc.ABC):
     image_shape: tuple[int, int, int]
     num_classes: int
     partial: int = dataclasses.field(default=1, kw_only=True)
+    factors: tuple[tuple[bool, ...], ...] = dataclasses.field(default=(), kw_only=True)
 
     @abc.abstractmethod
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
@@ -112,6 +115,15 @@ class NetSpec(abc.ABC):
             for g, group in enumerate(self.groups())
             for m, candidates in enumerate(group)
         ]
+
+    def factored(self) -> tuple[tuple[bool, ...], ...]:
+        """`factors` in full, by group and member."""
+        return self.factors or tuple((False,) * len(group) for group in self.groups())
+
+    def with_factors(self) -> Self:
+        """The same network, with factors wherever there is a choice."""
+        found = tuple(tuple(len(names) > 1 for names in group) for group in self.groups())
+        return dataclasses.replace(self, factors=found)
 
     def is_derived(self) -> bool:
         """Whether every operation is chosen, so that there is nothing left to search."""
@@ -216,14 +228,22 @@ def of_rows(spec: NetSpec, picked: Sequence[Any]) -> Genotype:
 
 
 def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
-    """The plain network of the chosen operations: one candidate in every row, all channels."""
+    """The plain network of the chosen operations: one candidate in every row, all channels.
+
+    It has no factors; that of a trained supernet may keep some, see `factors.folded_spec`.
+    """
+    return dataclasses.replace(chosen_alone(spec, genotype), partial=1, factors=())
+
+
+def chosen_alone(spec: NetSpec, genotype: Genotype) -> NetSpec:
+    """The supernet without the candidates that were not chosen; all else is as it was."""
     chosen = tuple(tuple((name,) for name in group) for group in genotype.operations)
     if [len(group) for group in chosen] != [len(group) for group in spec.groups()]:
         raise ValueError(
             f'the genotype has groups of {[len(group) for group in chosen]} operations, the '
             f'network of {[len(group) for group in spec.groups()]}'
         )
-    return dataclasses.replace(spec.with_groups(chosen), partial=1)
+    return spec.with_groups(chosen)
 
 
 def widths(

@@ -2,8 +2,8 @@
 
 Each growth is a pure function of a description and a state, and gives the grown description and a
 state that computes the same logits, in training and in evaluation. It is array code on the host,
-between steps. Depth and branches: x + gate * f(x) with gate 0. Width: Net2Wider (Chen et al. 2016,
-arXiv:1511.05641) with an unequal split, so that copies do not stay twins.
+between steps. Depth and branches: x + f * op(x) with factors f of 0. Width: Net2Wider (Chen et al.
+2016, arXiv:1511.05641) with an unequal split, so that copies do not stay twins.
 
 What the optimizer keeps. Moments go through the same maps as the numbers they belong to: momentum
 is a velocity, so a grown network with momentum m goes on moving as the old one did. Counts and
@@ -24,6 +24,7 @@ import numpy as np
 
 from asose_jax import chain
 from asose_jax.chain import BlockSpec, ChainSpec
+from asose_jax.ops import FACTOR
 from asose_jax.state import SearchState
 
 DEPTH, WIDTH, BRANCH = KINDS = ('depth', 'width', 'branch')
@@ -97,7 +98,7 @@ def stage_channels(spec: ChainSpec) -> list[int]:
 def deepen(
     spec: ChainSpec, state: SearchState, position: int, candidates: tuple[str, ...], *, fresh: Fresh
 ) -> tuple[ChainSpec, SearchState]:
-    """Inserts a block of stride 1 with gate 0.
+    """Inserts a block of stride 1 whose candidates have factors of 0.
 
     Args:
       spec: of the network.
@@ -119,38 +120,42 @@ def deepen(
             return None
         return tuple(f'block_{number - 1}' if _number(n) == number else n for n in names)
 
-    return grown, _carry(state, fresh(grown), origin, f'block_{position}', 'gate_0')
+    return grown, _carry(state, fresh(grown), origin, (f'block_{position}', 'branch_0'))
 
 
 def branch(
     spec: ChainSpec, state: SearchState, block: int, candidates: tuple[str, ...], *, fresh: Fresh
 ) -> tuple[ChainSpec, SearchState]:
-    """Adds a mixed operation with gate 0 to a block. Arguments as for `deepen`."""
+    """Adds a mixed operation with factors of 0 to a block. Arguments as for `deepen`."""
     grown = _branched(spec, block, candidates)
     number = len(spec.blocks[block].branches)
-    new = {f'{part}_{number}' for part in ('branch', 'choice', 'gate')}
+    new = {f'{part}_{number}' for part in ('branch', 'choice')}
 
     def origin(names):
         return None if f'block_{block}' in names and new & set(names) else names
 
-    return grown, _carry(state, fresh(grown), origin, f'block_{block}', f'gate_{number}')
+    return grown, _carry(state, fresh(grown), origin, (f'block_{block}', f'branch_{number}'))
 
 
 def _deepened(spec, position, candidates):
     width = spec.blocks[position - 1].channels if position else spec.stem_channels
     added = BlockSpec(width, 1, (tuple(candidates),))
     blocks = (*spec.blocks[:position], added, *spec.blocks[position:])
-    return dataclasses.replace(spec, blocks=blocks)
+    flags = spec.factored()
+    flags = (*flags[:position], (True,), *flags[position:])
+    return dataclasses.replace(spec, blocks=blocks, factors=flags)
 
 
 def _branched(spec, block, candidates):
     old = spec.blocks[block]
     new = dataclasses.replace(old, branches=(*old.branches, tuple(candidates)))
     blocks = (*spec.blocks[:block], new, *spec.blocks[block + 1 :])
-    return dataclasses.replace(spec, blocks=blocks)
+    flags = spec.factored()
+    flags = (*flags[:block], (*flags[block], True), *flags[block + 1 :])
+    return dataclasses.replace(spec, blocks=blocks, factors=flags)
 
 
-def _carry(old, fresh, origin, block, gate):
+def _carry(old, fresh, origin, place):
     """`fresh` with all that `old` knows; `origin` gives names in `old`, `None` for what is new.
 
     Adam divides by the root of its second moment. At 0 behind a count that goes on, it would let a
@@ -163,7 +168,7 @@ def _carry(old, fresh, origin, block, gate):
         source = origin(names)
         if source is not None:
             return known[source]
-        if names == ('params', block, gate):
+        if names[:3] == ('params', *place) and names[-1] == FACTOR:
             return np.zeros(leaf.shape, leaf.dtype)
         if 'nu' in names:
             rows = [np.asarray(v) for n, v in known.items() if 'nu' in n and v.shape == leaf.shape]

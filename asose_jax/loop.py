@@ -10,11 +10,11 @@ import numpy as np
 
 from asose_jax import (
     batches,
-    chain,
     cost,
     curvature,
     devices,
     events,
+    factors,
     genotype,
     growing,
     page,
@@ -68,8 +68,7 @@ def train_phase(setup: Setup, current: Current, outlets: Outlets) -> None:
         return end, devices.send(chunk)
 
     end, batch = next_chunk(step)
-    session.compile_programs(setup, current, span.phase, batch)
-    session.compile_upcoming(setup, current, span, batch)
+    session.compile_programs(setup, current, span.phase, batch, span)
     growing.prepare(setup, current, batch)
     bar = report.Progress(setup.console, span, step, setup.config.batch_size)
     with setup.asked.held(), bar as progress:
@@ -82,6 +81,7 @@ def train_phase(setup: Setup, current: Current, outlets: Outlets) -> None:
             step = end
             sums = None
             if step == span.epoch_end(step - 1):
+                session.refresh_statistics(setup, current)
                 sums = session.evaluate(setup, current, setup.data.valid)
                 current.packed = current.packed.put(totals=zeros)
             queued.append((step, metrics, sums))
@@ -183,7 +183,7 @@ def _figures(setup, step, metrics):
 def _record(setup, current, span, figures, metrics, sums):
     """One line of metrics. Warns of a collapse, and of a fall."""
     loss, valid_accuracy = session.means(sums)
-    arch, totals, gates = devices.on_host((metrics['arch'], metrics['totals'], metrics['gates']))
+    arch, totals, held = devices.on_host([metrics[key] for key in ('arch', 'totals', 'factors')])
     law = _law(setup, current.spec, span, figures['tau'])
     current.told.train_flops += cost.training_flops(
         current.spec,
@@ -223,7 +223,7 @@ def _record(setup, current, span, figures, metrics, sums):
         'params': session.count_parameters(current),
         'train_flops': current.told.train_flops,
         'alarms': alarms,
-        'gates': report.rounded(gates),
+        'factors': report.rounded(held),
         **network,
     }
 
@@ -239,11 +239,10 @@ def _law(setup, spec, span, tau):
 def _grown(current):
     """The network after a growth, for the log."""
     held = current.state
-    arch, gates = held.arch, chain.gates(held.params)
-    analysis = report.architecture_analysis(arch, current.spec)
+    analysis = report.architecture_analysis(held.arch, current.spec)
     return {
         'network': current.spec.to_json(),
-        'gates': report.rounded(gates),
+        'factors': report.rounded(factors.of(current.spec, held.params)),
         **{key: analysis[key] for key in ('genotype', 'arch/probabilities')},
     }
 

@@ -16,7 +16,7 @@ from jax import lax
 from asose_jax import fast, gumbel, ops, pooling
 from asose_jax.estimators import ESTIMATORS
 from asose_jax.forward import Forward, Mode
-from asose_jax.genotype import SAFE, NetSpec
+from asose_jax.genotype import NONE, SAFE, NetSpec
 
 Array = jax.Array
 
@@ -117,6 +117,27 @@ def shared_draws(
     return [[next(left) for _ in group] for group in spec.groups()]
 
 
+class Factored(nn.Module):
+    """An operation and its factor, side by side in one tree of `params`.
+
+    Attributes:
+      operation: what is multiplied.
+      start: of the factor.
+    """
+
+    operation: ops.Operation
+    start: float
+
+    def setup(self):
+        nn.share_scope(self, self.operation)
+        start = nn.initializers.constant(self.start)
+        self.factor = self.param(ops.FACTOR, start, (), jnp.float32)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        """As `ops.Operation`."""
+        return ops.scale(self.factor, self.operation(x, train))
+
+
 class MixedOp(nn.Module):
     """All candidates side by side, weighted by a row of architecture weights.
 
@@ -127,24 +148,34 @@ class MixedOp(nn.Module):
     stride 2 as the largest of 2x2 pixels, and a shuffle brings them to the front in what follows
     (Xu et al. 2020, arXiv:1907.05737, section 3.2).
 
+    Factors: what each candidate but `none` gives is multiplied by a scalar of its own, which is one
+    of the weights. With an exact start it begins at 0, and warmup trains what is around the mixed
+    operations alone: whatever is drawn then, search begins with the function that warmup ended
+    with, and each candidate opens by its own gradient.
+
     Attributes:
       candidates: names from `ops.PRIMITIVES`.
       channels: in and out.
       forward: the pass.
       stride: 1 or 2.
+      factor: whether candidates have factors.
     """
 
     candidates: tuple[str, ...]
     channels: int
     forward: Forward
     stride: int = 1
+    factor: bool = False
 
     def setup(self):
         settings, norm = self.forward.settings, self.forward.norm
         self.width = self.channels // self.forward.partial
         self.has_auxiliary = settings.auxiliary_skip and len(self.candidates) > 1
         for name in self.candidates:
-            setattr(self, name, ops.make(name, self.width, norm, self.stride))
+            operation = ops.make(name, self.width, norm, self.stride)
+            if self.factor and name != NONE:
+                operation = Factored(operation, 0.0 if settings.exact_start else 1.0)
+            setattr(self, name, operation)
         if self.has_auxiliary:
             setattr(self, AUXILIARY, ops.make(SAFE, self.width, norm, self.stride))
 
@@ -155,7 +186,7 @@ class MixedOp(nn.Module):
         y = self._weighted(seen, weights)
         if self.has_auxiliary:
             skip = getattr(self, AUXILIARY)(seen, self.forward.train)
-            y += scale(jnp.asarray(self.forward.beta), skip)
+            y += ops.scale(jnp.asarray(self.forward.beta), skip)
         if partial == 1:
             return y
         rest = x[..., self.width :]
@@ -169,6 +200,8 @@ class MixedOp(nn.Module):
             outputs = [getattr(self, name)(x, train) for name in names]
             return outputs[0]  # every candidate got its variables
         if mode is Mode.SKIP and len(names) > 1:
+            if self.factor and settings.exact_start:
+                return jnp.zeros_like(x[:, :: self.stride, :: self.stride])
             names = (SAFE,)
         collections = [self.variables.get(name, {}) for name in ('params', 'batch_stats')]
         params, stats = ([tree.get(name, {}) for name in names] for tree in collections)
@@ -208,13 +241,16 @@ def _program(names, channels, stride, norm, settings, mode, train):
     def drawn(params, stats, x, weights):
         return lax.switch(jnp.argmax(weights), branches, params, stats, x)
 
-    def ones(params, stats, x):
-        del params, stats
-        return jnp.ones_like(x[:, ::stride, ::stride])
+    def ones(k, params, stats, x):
+        del stats
+        found = jnp.ones_like(x[:, ::stride, ::stride])
+        if not any(ops.FACTOR in own for own in params):
+            return found
+        return ops.scale(params[k].get(ops.FACTOR, jnp.float32(0)), found)  # 0 of `none`
 
     candidates = tuple(lambda *tree, branch=branch: branch(*tree)[0] for branch in branches)
     if not estimator.dense:
-        candidates = (ones,) * len(names)
+        candidates = tuple(functools.partial(ones, k) for k in range(len(names)))
 
     def for_alpha(params, stats, x, weights):
         y, new = lax.switch(jnp.argmax(weights), branches, params, stats, x)
@@ -222,7 +258,7 @@ def _program(names, channels, stride, norm, settings, mode, train):
 
     def dense(params, stats, x, weights):
         each = [functions[k](params[k], stats[k], x) for k in range(len(names))]
-        y = sum(scale(w, out) for w, (out, _) in zip(weights, each, strict=True))
+        y = sum(ops.scale(w, out) for w, (out, _) in zip(weights, each, strict=True))
         return y, [new for _, new in each]
 
     def mixture(params, stats, x, weights):
@@ -236,7 +272,7 @@ def _program(names, channels, stride, norm, settings, mode, train):
             lax.cond(kept[k] > 0, functions[k], nothing, params[k], stats[k], x)
             for k in range(len(names))
         ]
-        y = sum(scale(w, out) for w, (out, _) in zip(kept, each, strict=True))
+        y = sum(ops.scale(w, out) for w, (out, _) in zip(kept, each, strict=True))
         return y, [new for _, new in each]
 
     if len(names) == 1:
@@ -253,11 +289,6 @@ def _program(names, channels, stride, norm, settings, mode, train):
 def shuffled(x: Array, parts: int) -> Array:
     """Channels of `[B, H, W, C]` dealt anew: the first of every part, all the second ..."""
     return x.reshape(*x.shape[:-1], parts, -1).swapaxes(-1, -2).reshape(x.shape)
-
-
-def scale(weight: Array, y: Array) -> Array:
-    """`weight * y` in the dtype of y, `[B, H, W, C]`."""
-    return weight.astype(y.dtype).reshape((1,) * y.ndim) * y
 
 
 def drop_path(x: Array, rate: Array | float, key: Array, positions: Array) -> Array:

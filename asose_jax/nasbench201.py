@@ -77,9 +77,16 @@ def build(
 
 
 class Cell(nn.Module):
-    """Keeps size and channels."""
+    """Keeps size and channels.
+
+    Attributes:
+      cell: candidates, by node and by the node that an edge comes from.
+      factors: likewise, whether they have factors.
+      forward: the pass.
+    """
 
     cell: tuple[tuple[tuple[str, ...], ...], ...]
+    factors: tuple[tuple[bool, ...], ...]
     forward: Forward
 
     @nn.compact
@@ -90,7 +97,8 @@ class Cell(nn.Module):
             for m, candidates in enumerate(edges):
                 if candidates != ('none',):
                     name = f'edge_{g}_{m}'
-                    mixed = MixedOp(candidates, x.shape[-1], self.forward, name=name)
+                    factor = self.factors[g][m]
+                    mixed = MixedOp(candidates, x.shape[-1], self.forward, factor=factor, name=name)
                     total += mixed(nodes[m], weights[g][m])
             nodes.append(total)
         return nodes[-1]
@@ -121,7 +129,7 @@ def body(spec: NasBench201Spec, forward: Forward, x: Array) -> Iterator[Array]:
     x = forward.norm(use_running_average=average, name='stem_norm')(x)
     for i, (channels, stride) in enumerate(spec.modules):
         if stride == 1:
-            x = Cell(spec.cell, forward, name=f'cell_{i}')(x, weights)
+            x = Cell(spec.cell, spec.factored(), forward, name=f'cell_{i}')(x, weights)
         else:
             x = ResidualBlock(channels, forward, name=f'reduction_{i}')(x)
         if i + 1 == len(spec.modules):

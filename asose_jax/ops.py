@@ -35,6 +35,12 @@ class Operation(nn.Module):
     norm: Callable[..., nn.Module]
     stride: int = dataclasses.field(default=1, kw_only=True)
 
+    @classmethod
+    def last_norm(cls, stride: int) -> tuple[str, ...] | None:
+        """Where in its `params` the BatchNorm is that it ends with; `None` if it does not."""
+        del stride
+        return None
+
 
 class Zero(Operation):
     @nn.compact
@@ -44,6 +50,10 @@ class Zero(Operation):
 
 class Identity(Operation):
     """With stride 2 a `FactorizedReduce`, which has weights."""
+
+    @classmethod
+    def last_norm(cls, stride: int) -> tuple[str, ...] | None:
+        return None if stride == 1 else ('reduce', 'norm')
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -91,6 +101,10 @@ class SepConv(Operation):
 
     size: int
 
+    @classmethod
+    def last_norm(cls, stride: int) -> tuple[str, ...]:
+        return ('sep_1', 'norm')
+
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         for i in range(2):
@@ -106,6 +120,10 @@ class DilConv(Operation):
     """ReLU, depthwise k with dilation 2, pointwise, BN."""
 
     size: int
+
+    @classmethod
+    def last_norm(cls, stride: int) -> tuple[str, ...]:
+        return ('dil', 'norm')
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -140,6 +158,10 @@ class CrossConv(Operation):
 
     size: int
 
+    @classmethod
+    def last_norm(cls, stride: int) -> tuple[str, ...]:
+        return ('norm',)
+
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = Conv(self.channels, (1, self.size), name='horizontal')(nn.relu(x))
@@ -151,6 +173,10 @@ class ReluConvNorm(Operation):
     """ReLU, convolution kxk, BN: the `nor_conv` of NAS-Bench-201 (arXiv:2001.00326)."""
 
     size: int
+
+    @classmethod
+    def last_norm(cls, stride: int) -> tuple[str, ...]:
+        return ('norm',)
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -197,6 +223,8 @@ PRIMITIVES: dict[str, tuple[type[Operation], Mapping[str, Any]]] = {
 # field's usual collapse.
 PARAMETER_FREE = frozenset({'none', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect'})
 
+FACTOR = 'factor'  # a scalar beside an operation's own `params`, by which its output is multiplied
+
 
 def make(
     name: str, channels: int, norm: Callable[..., nn.Module], stride: int = 1, **options: Any
@@ -204,6 +232,11 @@ def make(
     """The operation called `name`, as a module; `options` are those of `nn.Module`."""
     module, attributes = PRIMITIVES[name]
     return module(channels=channels, norm=norm, stride=stride, **attributes, **options)
+
+
+def scale(weight: Array, y: Array) -> Array:
+    """`weight * y` in the dtype of y, `[B, H, W, C]`."""
+    return weight.astype(y.dtype).reshape((1,) * y.ndim) * y
 
 
 @functools.cache
@@ -226,16 +259,20 @@ def function(
       remat: whether the backward pass keeps nothing but the input.
 
     Returns:
-      `f(params, stats, x) -> (y, stats)`, with the trees of the module's collections.
+      `f(params, stats, x) -> (y, stats)`, with the trees of the module's collections; `params` may
+      have a `FACTOR` beside them.
     """
     operation = make(name, channels, norm, stride, parent=None)
 
     def apply(params, stats, x):
-        variables = {'params': params, 'batch_stats': stats}
-        if not train:
-            return operation.apply(variables, x, train), stats
-        y, changed = operation.apply(variables, x, train, mutable=['batch_stats'])
-        return y, changed.get('batch_stats', stats)
+        own = {key: tree for key, tree in params.items() if key != FACTOR}
+        variables = {'params': own, 'batch_stats': stats}
+        if train:
+            y, changed = operation.apply(variables, x, train, mutable=['batch_stats'])
+            stats = changed.get('batch_stats', stats)
+        else:
+            y = operation.apply(variables, x, train)
+        return (scale(params[FACTOR], y) if FACTOR in params else y), stats
 
     if remat:
         apply = jax.checkpoint(apply, prevent_cse=False)

@@ -24,6 +24,7 @@ from asose_jax import (
     devices,
     events,
     expected_cost,
+    factors,
     genotype,
     interrupt,
     loop,
@@ -298,7 +299,7 @@ def _derive(setup, current):
         chosen = selection.by_perturbation(setup, current)
     else:
         chosen = genotype.most_likely(current.spec, current.state.arch)
-    spec, fresh = genotype.derive(current.spec, chosen), None
+    spec, fresh = factors.folded_spec(current.spec, chosen), None
     if current.spec.partial > 1:
         logger.info('the chosen operations begin anew: so far they saw some of the channels only')
         fresh = state.init_state(setup.model(spec), setup.tx, setup.key(session.DERIVATION))

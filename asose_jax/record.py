@@ -25,13 +25,14 @@ class Network:
       spec: its description.
       chosen: the operation of every row of alpha, by group and member, if it were derived now.
       probabilities: softmax(alpha) by row, in the order of `spec.rows()`; empty if not known.
-      gates: by block and branch; empty where a space has none, `None` for what is no number.
+      factors: of the chosen operations, by group and member; empty where they are not known,
+        `None` for an operation without a factor.
     """
 
     spec: NetSpec
     chosen: list[list[str]]
     probabilities: list[list[float]]
-    gates: list[list[float | None]]
+    factors: list[list[float | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,8 +144,8 @@ class Record:
         """That of the last evaluation or growth; of a finished run, the one in genotype.json."""
         spec = _spec(self.genotype.get('network'))
         if spec is not None:
-            gates = self.lines[-1].get('gates') if self.lines else None
-            return _network(spec, {'genotype': self.genotype.get('genotype'), 'gates': gates})
+            held = self.lines[-1].get('factors') if self.lines else None
+            return _network(spec, {'genotype': self.genotype.get('genotype'), 'factors': held})
         if self.growths and self.growths[-1].at == len(self.lines) - 1:
             return self.growths[-1].after
         return self.networks[-1] if self.networks else None
@@ -225,10 +226,21 @@ def _network(spec: NetSpec | None, told: Mapping[str, Any]) -> Network | None:
         chosen = [[str(name) for name in group] for group in told['genotype']]
         sizes = [[len(row.candidates) for row in spec.rows()], [len(g) for g in spec.groups()]]
         shares = [[float(share) for share in row] for row in told.get('arch/probabilities') or []]
-        gates = [[number(gate) for gate in block] for block in told.get('gates') or []]
         fits = [len(group) for group in chosen] == sizes[1]
         fits &= not shares or [len(row) for row in shares] == sizes[0]
-        gates = gates if [len(block) for block in gates] == sizes[1] else []
+        held = _factors(spec, chosen, told.get('factors') or [])
     except _ODD:
         return None
-    return Network(spec, chosen, shares, gates) if fits else None
+    return Network(spec, chosen, shares, held) if fits else None
+
+
+def _factors(spec, chosen, told):
+    """The factors of the chosen operations; empty if they do not fit the description."""
+    if [[len(row) for row in group] for group in told] != [
+        [len(names) for names in group] for group in spec.groups()
+    ]:
+        return []
+    return [
+        [number(told[g][m][names.index(chosen[g][m])]) for m, names in enumerate(group)]
+        for g, group in enumerate(spec.groups())
+    ]

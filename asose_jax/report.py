@@ -80,12 +80,13 @@ def _entropies(rows):
     return [float(stats.entropy(row)) for row in rows]
 
 
-def rounded(gates: list[list[Any]]) -> list[list[float | None]]:
-    """Gates as JSON, to four digits; `None` where one is not finite."""
-    return [
-        [round(float(gate), 4) if math.isfinite(gate) else None for gate in block]
-        for block in gates
-    ]
+def rounded(factors: list[list[list[Any]]]) -> list[list[list[float | None]]]:
+    """Factors as JSON, to four digits; `None` where there is none, or one is not finite."""
+
+    def digits(factor):
+        return None if factor is None or not math.isfinite(factor) else round(float(factor), 4)
+
+    return [[[digits(factor) for factor in row] for row in group] for group in factors]
 
 
 class MetricsLog:

@@ -51,6 +51,7 @@ def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         'search.early_stop': False,
         'search.selection': 'argmax',
         'search.auxiliary_skip': False,
+        'search.exact_start': None,
         'search.partial_channels': 1,
         'search.second_order': False,
         'arch.anchor': 0.0,

@@ -163,6 +163,8 @@ RULES: dict[str, Rule] = {
     'search.tau_floor': _POSITIVE,
     'search.anneal_every': _optional(_integers(1)),
     'search.transition_noise': _NOT_NEGATIVE,
+    'search.statistics_batches': _integers(0),
+    'search.exact_start': _optional(_BOOL),
     'search.auxiliary_skip': _BOOL,
     'search.partial_channels': _integers(1),
     'search.thresholds': Rule(

@@ -2,11 +2,13 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import logging
 import math
 import pathlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -24,12 +26,14 @@ from asose_jax import (
     devices,
     estimators,
     expected_cost,
+    factors,
     genotype,
     gumbel,
     interrupt,
     nats,
     state,
 )
+from asose_jax.config import begins_exactly
 from asose_jax.data import Data
 from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SECOND_HEAD, SuperNet
@@ -42,6 +46,7 @@ logger = logging.getLogger('asose_jax')
 
 # Uses of the run's key, told apart.
 STEPS, INIT, TRANSITION, GROWTH, CURVATURE, SELECTION, DERIVATION = range(7)
+_STATISTICS = 3  # a stream of batches; `loop` and `growing` have those before
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
@@ -68,6 +73,7 @@ def model_of(
         guard=c.guard.alpha,
         drop_path=c.optimize.drop_path,
         second_head=c.optimize.second_head,
+        exact_start=begins_exactly(c),
         auxiliary_skip=c.search.auxiliary_skip,
     )
     return SuperNet(spec, settings, c.model.dtype, synced_over=AXIS)
@@ -146,12 +152,23 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Programs:
-    """The compiled calls of one network in one way of using it; search and growth use it alike."""
+    """The compiled calls of one network in one way of using it; search and growth use it alike.
+
+    Attributes:
+      spec: of the network.
+      way: of using it.
+      train: steps; `None` if there will be none.
+      statistics: comes before an evaluation, see `refresh_statistics`; `None` if running ones do.
+      evaluate: an evaluation.
+      seconds: that it took to compile them.
+    """
 
     spec: genotype.NetSpec
     way: str
     train: devices.Program | None
+    statistics: devices.Program | None
     evaluate: devices.Program
+    seconds: float
 
 
 def on_devices(held: SearchState) -> Packed:
@@ -203,34 +220,52 @@ class Current:
     def use(self, programs: Programs) -> None:
         """Goes on with these programs."""
         self.programs = programs
-        parts = [part for part in (programs.train, programs.evaluate) if part]
-        seconds = [part.compile_seconds for part in parts]
-        self.row['compile_seconds'] += sum(seconds)
+        parts = [programs.train, programs.statistics, programs.evaluate]
+        self.row['compile_seconds'] += programs.seconds
         logger.info(
-            'compiled %s: %s s; %.0f MiB of memory at the peak',
+            'compiled %s: %.1f s; %.0f MiB of memory at the peak',
             programs.way,
-            ' + '.join(f'{s:.1f}' for s in seconds),
-            max(part.peak_bytes for part in parts) / 2**20,
+            programs.seconds,
+            max(part.peak_bytes for part in parts if part) / 2**20,
         )
 
 
 def compile_programs(
-    setup: Setup, current: Current, phase: Phase, batch: dict[str, np.ndarray] | None
+    setup: Setup,
+    current: Current,
+    phase: Phase,
+    batch: dict[str, np.ndarray] | None,
+    span: Span | None = None,
 ) -> None:
-    """Makes `current.programs` those of (network, phase), unless they are. See `compiled`."""
-    wanted, ready = (current.spec, _way(phase)), current.programs
-    if ready and (ready.spec, ready.way) == wanted:
-        return
+    """Makes `current.programs` those of (network, phase), unless they are. See `compiled`.
+
+    Args:
+      setup: of the run.
+      current: where it is.
+      phase: how its network is used.
+      batch: an example of a chunk to train on; `None` if there will be no training.
+      span: if given, compiles for the phase after it in the background, from now on.
+    """
+    wanted, programs = (current.spec, _way(phase)), current.programs
     upcoming, current.upcoming = current.upcoming, None
-    if upcoming is not None:
+    if upcoming is not None and not _are(programs, wanted):
         if not upcoming.done():
             logger.info('%s: waiting for the compiler', phase)
         programs = upcoming.result()
-        if (programs.spec, programs.way) == wanted:
-            current.use(programs)
-            return
-    logger.info('compiling %s%s', _way(phase), _left(setup, phase))
-    current.use(compiled(setup, current.spec, phase, batch))
+    if _are(programs, wanted):
+        compile_upcoming(setup, current, span, batch)
+    else:
+        logger.info('compiling %s%s', _way(phase), _left(setup, phase))
+        spec = current.spec
+        work = in_background(lambda: compiled(setup, spec, phase, batch))
+        compile_upcoming(setup, current, span, batch)
+        programs = work.result()
+    if programs is not current.programs:
+        current.use(programs)
+
+
+def _are(programs, wanted):
+    return programs is not None and (programs.spec, programs.way) == wanted
 
 
 def _left(setup, phase):
@@ -245,11 +280,11 @@ def _left(setup, phase):
 
 
 def compile_upcoming(
-    setup: Setup, current: Current, span: Span, batch: dict[str, np.ndarray]
+    setup: Setup, current: Current, span: Span | None, batch: dict[str, np.ndarray]
 ) -> None:
     """Compiles the next phase's programs while `span` runs, where the network will be the same."""
-    later = [other for other in setup.plan.spans if other.start >= span.stop]
-    if not later or current.upcoming is not None:
+    later = [other for other in setup.plan.spans if span and other.start >= span.stop]
+    if not later:
         return
     phase, spec = later[0].phase, current.spec
     derives = phase is Phase.OPTIMIZE and not spec.is_derived()
@@ -275,7 +310,7 @@ def in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
 def compiled(
     setup: Setup, spec: genotype.NetSpec, phase: Phase, batch: dict[str, np.ndarray] | None
 ) -> Programs:
-    """The programs of (network, phase).
+    """The programs of (network, phase), compiled side by side: each is on one core at times.
 
     Args:
       setup: of the run.
@@ -283,15 +318,30 @@ def compiled(
       phase: how it is used.
       batch: an example of a chunk to train on; `None` if there will be no training.
     """
+    start = time.perf_counter()
     cost.forward_flops(spec)  # counted once for each network: here nobody waits for it
     recipe = setup.recipe(spec)
     like = state.abstract_packed(recipe.model, setup.tx, devices.everywhere())
-    train = None
-    if batch is not None:
-        train = devices.compile_train(recipe, phase, like, batch, setup.shared)
     example = next(eval_chunks(setup, setup.data.valid))
-    evaluate = devices.compile_eval(recipe, phase, like, example, setup.shared)
-    return Programs(spec, _way(phase), train, evaluate)
+    jobs = {'evaluate': (devices.compile_eval, example)}
+    if batch is not None:
+        jobs['train'] = devices.compile_train, batch
+    searched = recipe.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
+    if searched and setup.config.search.statistics_batches:
+        jobs['statistics'] = devices.compile_statistics, example
+    begun = {
+        name: in_background(functools.partial(job, recipe, phase, like, given, setup.shared))
+        for name, (job, given) in jobs.items()
+    }
+    made = {name: future.result() for name, future in begun.items()}
+    return Programs(
+        spec,
+        _way(phase),
+        made.get('train'),
+        made.get('statistics'),
+        made['evaluate'],
+        time.perf_counter() - start,
+    )
 
 
 def _way(phase):
@@ -317,6 +367,25 @@ def normalised(setup: Setup, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return (images - setup.data.mean) / setup.data.std, labels
 
 
+def refresh_statistics(setup: Setup, current: Current) -> None:
+    """Gives the current network's BatchNorms statistics that are its own, before an evaluation.
+
+    Those of a supernet are means over draws. The network that alpha makes most likely is evaluated
+    with means over a few training batches, always the same ones, and goes on with them: training
+    does not read them, and the derived network begins with them.
+    """
+    if current.programs.statistics is None:
+        return
+    count = min(setup.config.search.statistics_batches, setup.slots())
+    c, train = setup.config, setup.data.train
+    pool = [
+        batches.batch_indices(train, c.seed, _STATISTICS, i, c.batch_size) for i in range(count)
+    ]
+    call = current.programs.statistics.call
+    chunk = next(eval_chunks(setup, np.concatenate(pool)))
+    current.packed = call(current.packed, chunk, setup.shared)
+
+
 def evaluate(setup: Setup, current: Current, pool: np.ndarray) -> list[dict[str, jax.Array]]:
     """Queues an evaluation of the current network on all images of `pool`; does not wait for it."""
     call = current.programs.evaluate.call
@@ -338,11 +407,10 @@ def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> float:
 
 
 def count_parameters(current: Current) -> int:
-    """Numbers in `params` of the current network, without a head that only training has."""
+    """Numbers in `params` of the current network; see `parameters_in`."""
     return parameters_in(current.packed.layout.like.params)
 
 
 def parameters_in(params: Mapping[str, Any]) -> int:
-    """Counts the numbers in `params`, without those of a head that only training has."""
-    used = {name: tree for name, tree in params.items() if name != SECOND_HEAD}
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(used))
+    """Counts the numbers in `params`, without factors and a head that only training has."""
+    return factors.count({name: tree for name, tree in params.items() if name != SECOND_HEAD})

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from asose_jax import chain, checkpoint, devices, genotype, ops, spaces, state
+from asose_jax import chain, checkpoint, devices, gates, genotype, ops, spaces, state
+from asose_jax.config import begins_exactly
 from asose_jax.data import Data
 from asose_jax.errors import UserError
 from asose_jax.forward import Mode
@@ -30,6 +31,7 @@ class Origin:
     directory: pathlib.Path | None = None
     step: int | None = None
     phase: Phase | None = None
+    gates: bool = False  # of an older version, see `gates`
 
 
 def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origin:
@@ -47,7 +49,8 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
         _require_same_space(found.spec, m.space, f'init_from={config.init_from!r}')
         if not found.spec.is_derived():
             _require_same_form(found.spec, config)
-        _require_same_weights(found.spec, arrays, config)
+        if not found.gates:
+            _require_same_weights(found.spec, arrays, config)
         return found
     if config.network is not None:
         spec = _read_network(config.network, images)
@@ -65,6 +68,8 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
     spec = dataclasses.replace(spec, partial=config.search.partial_channels)
     if not m.residual:
         spec = dataclasses.replace(spec, residual=False)
+    if begins_exactly(config):
+        spec = spec.with_factors()
     if not all(spec.places(row.group, row.member) for row in spec.rows()):
         raise UserError(
             f'model.reductions={tuple(m.reductions)}: with model.depth={m.depth} in the space '
@@ -79,6 +84,8 @@ def _require_same_form(spec, config):
     forms = [('search.partial_channels', spec.partial, config.search.partial_channels)]
     if isinstance(spec, chain.ChainSpec):
         forms.append(('model.residual', spec.residual, config.model.residual))
+    else:
+        forms.append(('search.exact_start', bool(spec.factors), begins_exactly(config)))
     for field, found, wanted in forms:
         if found != wanted:
             raise UserError(
@@ -167,7 +174,8 @@ def _of_another_run(source, images, plan):
             'further: set warmup.epochs, search.epochs and growth.epochs to 0, or take a '
             'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
         )
-    return Origin(spec, directory, step, Phase(meta['phase'])), [*meta['checksums']]
+    arrays = [*meta['checksums']]
+    return Origin(spec, directory, step, Phase(meta['phase']), gates.are_in(arrays)), arrays
 
 
 def _read_network(path, images):
@@ -198,7 +206,7 @@ def _read_network(path, images):
             f'{", ".join(ops.PRIMITIVES)}.'
         )
     _require_same_images(images, spec, f'network={path!r} is for')
-    return spec
+    return dataclasses.replace(spec, factors=())  # of a trained supernet's end
 
 
 def _require_same_images(images, spec, whose):
@@ -212,13 +220,17 @@ def _require_same_images(images, spec, whose):
 
 def begin(setup: Setup, origin: Origin) -> Current:
     """Step 0: fresh, or with weights, alpha, BN statistics and moments of another run."""
-    log_network(setup, origin.spec)
+    spec = origin.spec
+    log_network(setup, spec)
     if origin.directory is None:
         start = state.init_state(setup.model(origin.spec), setup.tx, setup.key(INIT))
     else:
         with checkpoint.Checkpoints(origin.directory) as checkpoints:
             try:
-                old = checkpoints.restore(origin.step, _abstract_state(setup, origin.spec))
+                if origin.gates:
+                    spec, old = gates.restore(checkpoints, origin.step, spec, setup.model, setup.tx)
+                else:
+                    old = checkpoints.restore(origin.step, _abstract_state(setup, spec))
             except checkpoint.DamagedError as error:
                 raise UserError(f'init_from={setup.config.init_from!r}: {error}') from error
         start = state.restart(old)
@@ -226,7 +238,7 @@ def begin(setup: Setup, origin: Origin) -> Current:
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
     checkpoint.require_room(setup.workdir, start)
-    return Current(origin.spec, on_devices(start), origin.phase)
+    return Current(spec, on_devices(start), origin.phase)
 
 
 def resume(setup: Setup) -> Current:
@@ -234,6 +246,12 @@ def resume(setup: Setup) -> Current:
 
     def read(step):
         meta = setup.checkpoints.describe(step)
+        if gates.are_in(meta['checksums']):
+            raise UserError(
+                f'{setup.workdir} holds a run of an older version of asose_jax, whose blocks had '
+                'gates. Let that version finish it; or begin a run in another --workdir with '
+                f'--config.init_from={setup.checkpoints.directory / str(step)}'
+            )
         spec = spaces.spec_from_json(meta['spec'])
         restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
         told = Told.from_json(meta['told'])

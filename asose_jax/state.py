@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from asose_jax import factors
 from asose_jax.forward import Mode
 from asose_jax.genotype import Genotype, NetSpec
 from asose_jax.mixed import AUXILIARY
@@ -220,6 +221,8 @@ def _initial(model, tx, key):
 def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float = 0.05) -> Any:
     """alpha_search = alpha_warmup + noise_std * N(0, 1); the knowledge of warmup is kept.
 
+    The logits of edges, which are summed whatever is drawn, stay as they are.
+
     Args:
       key: randomness of the noise.
       arch: alpha tree, float32.
@@ -228,13 +231,13 @@ def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float = 0.
     Returns:
       A tree like `arch` (spec section 3, Knowledge kept).
     """
-    leaves, tree = jax.tree.flatten(arch)
-    keys = jax.random.split(key, max(1, len(leaves)))
-    noisy = [
-        alpha + noise_std * jax.random.normal(k, alpha.shape, alpha.dtype)
-        for alpha, k in zip(leaves, keys, strict=False)
-    ]
-    return tree.unflatten(noisy)
+    keys = iter(jax.random.split(key, max(1, len(jax.tree.leaves(arch)))))
+
+    def noisy(path, leaf):
+        noise = jax.random.normal(next(keys), leaf.shape, leaf.dtype)
+        return leaf + noise_std * noise if path[-1].key == 'alpha' else leaf
+
+    return jax.tree.map_with_path(noisy, arch)
 
 
 def derive_state(
@@ -247,25 +250,29 @@ def derive_state(
     """The state of the derived network: what belongs to the chosen operations, as it was.
 
     Weights, BatchNorm statistics, momentum and the counts of the schedules are carried over; alpha
-    and the operations that were not chosen are left behind. Of a supernet with partial channels,
-    the chosen operations begin anew, since they get all channels now.
+    and the operations that were not chosen are left behind, and factors are folded. Of a supernet
+    with partial channels, the chosen operations begin anew, since they get all channels now.
 
     Args:
       state: of the supernet.
       spec: of the supernet.
       chosen: the genotype.
       tx: the optimizer.
-      fresh: `init_state` of `genotype.derive(spec, chosen)`, needed with partial channels.
+      fresh: `init_state` of `factors.folded_spec(spec, chosen)`, needed with partial channels.
 
     Returns:
-      A state with the tree structure of a fresh `init_state` of `genotype.derive(spec, chosen)`.
+      A state like a fresh `init_state` of `factors.folded_spec(spec, chosen)`.
     """
-    params = prune(state.params, spec, chosen)
+    velocity = prune(optax.tree.get(state.opt_state, 'trace')['params'], spec, chosen)
+    params, velocity = factors.fold(spec, chosen, prune(state.params, spec, chosen), velocity)
+    trainable = {'params': params, 'arch': {}}
+    opt_state = adopt(tx.init(trainable), state.opt_state)
+    trace = {**optax.tree.get(opt_state, 'trace'), 'params': velocity}
     derived = state.replace(
         params=params,
         arch={},
         batch_stats=prune(state.batch_stats, spec, chosen),
-        opt_state=adopt(tx.init({'params': params, 'arch': {}}), state.opt_state),
+        opt_state=optax.tree.set(opt_state, trace=trace),
     )
     if spec.partial == 1:
         return derived

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from asose_jax import batches, chain, optim, unrolled
+from asose_jax import batches, factors, optim, unrolled
 from asose_jax.forward import Mode
+from asose_jax.norm import BatchNorm
 from asose_jax.phases import Phase
 from asose_jax.recipe import AXIS, Recipe
 from asose_jax.state import Packed, Totals
@@ -33,7 +34,7 @@ def train_steps(
 
     Returns:
       The new state, the same on every device; and per device what the host wants to look at: the
-      totals since the last evaluation, the longest streak of skipped steps, alpha, and the gates.
+      totals since the last evaluation, the longest streak of skipped steps, alpha, and factors.
     """
 
     def body(slot, packed):
@@ -47,7 +48,7 @@ def train_steps(
         'totals': state.totals,
         'longest_streak': state.longest_streak,
         'arch': state.arch,
-        'gates': chain.gates(state.params),
+        'factors': factors.of(recipe.model.spec, state.params),
     }
     return packed, metrics
 
@@ -288,6 +289,52 @@ def eval_steps(
     sums = lax.fori_loop(0, batch['steps'], body, sums)
     logits = sums.pop('logits')
     return {**lax.psum(sums, AXIS), 'logits': logits}
+
+
+def own_statistics(recipe: Recipe, packed: Packed, batch: Any, shared: Any) -> Packed:
+    """Gives BatchNorm the statistics of the network that alpha makes most likely.
+
+    A supernet's running statistics are means over draws, and belong to none of its networks.
+
+    Args:
+      recipe: static.
+      packed: the state.
+      batch: this device's part of `batches.chunk`, images to train on; they are not augmented, as
+        those of evaluations are not.
+      shared: see `devices.shared_arrays`.
+
+    Returns:
+      The state with means over `batch['steps']` batches as its running statistics.
+    """
+    state = packed.unpack()
+    variables = {**state.trainable, 'batch_stats': state.batch_stats}
+    momentum = BatchNorm.momentum
+
+    def body(slot, total):
+        images, _ = _fetch(slot, batch, shared)
+        _, changed = recipe.model.apply(
+            variables,
+            images,
+            beta=recipe.plan.beta(state.step),
+            mode=Mode.ARGMAX,
+            train=True,
+            mutable=['batch_stats', 'guard', 'second_head'],
+            rngs={'drop_path': shared['key']},  # nothing is dropped before optimize
+        )
+        now = jax.tree.map(
+            lambda new, old: (new - momentum * old) / (1 - momentum),
+            changed['batch_stats'],
+            state.batch_stats,
+        )
+        return optax.tree.add(total, now)
+
+    total = lax.fori_loop(0, batch['steps'], body, optax.tree.zeros_like(state.batch_stats))
+
+    def mean(path, leaf):
+        found = leaf / batch['steps']
+        return jnp.maximum(found, 0) if path[-1].key == 'var' else found
+
+    return packed.put(batch_stats=jax.tree.map_with_path(mean, total))
 
 
 def _fetch(slot, batch, shared):

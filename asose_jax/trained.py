@@ -17,6 +17,8 @@ from sklearn import metrics
 from asose_jax import (
     checkpoint,
     devices,
+    factors,
+    gates,
     pipeline,
     record,
     results,
@@ -28,7 +30,7 @@ from asose_jax import (
 from asose_jax.config import unflatten
 from asose_jax.errors import UserError
 from asose_jax.forward import Mode
-from asose_jax.genotype import Genotype, NetSpec, derive, frozen
+from asose_jax.genotype import Genotype, NetSpec, frozen
 from asose_jax.model import SECOND_HEAD, SuperNet
 
 logger = logging.getLogger('asose_jax')
@@ -144,7 +146,8 @@ def load(directory: str | pathlib.Path) -> Trained:
             )
         chosen = Genotype(frozen(summary['genotype']))
         params, stats = (state.prune(tree, spec, chosen) for tree in (params, stats))
-        spec = derive(spec, chosen)
+        params, _ = factors.fold(spec, chosen, params)
+        spec = factors.folded_spec(spec, chosen)
     params = {name: tree for name, tree in params.items() if name != SECOND_HEAD}
     stats = {name: tree for name, tree in stats.items() if name != SECOND_HEAD}
     return Trained(
@@ -167,9 +170,12 @@ def _restored(directory, config, summary):
     tx = pipeline.make_optimizer(config, plan)
     with checkpoint.Checkpoints(directory / 'checkpoints') as checkpoints:
         step = checkpoints.latest()
-        spec = spaces.spec_from_json(checkpoints.describe(step)['spec'])
-        model = session.model_of(config, spec)
-        like = state.abstract_state(model, tx, devices.everywhere())
+        told = checkpoints.describe(step)
+        spec = spaces.spec_from_json(told['spec'])
+        model_of = functools.partial(session.model_of, config)
+        if gates.are_in(told['checksums']):
+            return gates.restore(checkpoints, step, spec, model_of, tx)
+        like = state.abstract_state(model_of(spec), tx, devices.everywhere())
         return spec, jax.device_get(checkpoints.restore(step, like))
 
 

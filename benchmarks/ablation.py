@@ -87,6 +87,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'seed_no_residual_warmup_uniform': (_SEED, {**_CUT, 'warmup.operations': 'uniform'}),
     'defaults_no_residual': (_DEFAULT, _CUT),
     **{name: (f'{_CRISIS}:{name}', {}) for name in _CURED},
+    'gates_at_one': (_DEFAULT, {'search.exact_start': False, 'search.statistics_batches': 0}),
     'no_clip': (_DEFAULT, {'weights.clip': 0.0}),
     'biased': (_DEFAULT, _BIASED),
     'noisy_biased': (_DEFAULT, {**_BIASED, 'arch.init_std': 0.5}),

@@ -113,6 +113,10 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.tau_floor = 0.1  # lowest temperature
     search.anneal_every = config_dict.placeholder(int)  # alpha updates per decay; None: spread out
     search.transition_noise = 0.05  # added to alpha when the search begins
+    search.exact_start = config_dict.placeholder(bool)  # candidates begin at 0: search begins with
+    # what warmup, of the residuals alone, ended with; None: in the space 'chain' where it can
+    search.statistics_batches = 8  # of train, at most chunk_steps: evaluations take BatchNorm's
+    # statistics from so many; 0: running ones, which are means over draws
     search.auxiliary_skip = False  # a skip beside every mixed operation, fading in search: DARTS-
     search.partial_channels = 1  # K: candidates see one of K channels, as in PC-DARTS; 1: all
     search.thresholds = (
@@ -302,6 +306,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         config.arch.lr = 3e-4
         search.arch_data = 'train'
         search.noise = 'unit'
+        search.exact_start = False
+        search.statistics_batches = 0
         search.anneal_every = 1
         growth.where = 'last'
         growth.lead_epochs = 0

@@ -8,7 +8,7 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax import candidates, chain, genotype, growth, optim, phases, state
+from asose_jax import candidates, chain, factors, genotype, growth, optim, phases, state
 from asose_jax.candidates import Limits
 from asose_jax.forward import Mode
 from asose_jax.growth import Growth
@@ -76,14 +76,14 @@ def test_every_place_and_kind_is_a_candidate():
 
 def _derived():
     chosen = genotype.most_likely(SPEC, start().arch)
-    return genotype.derive(SPEC, chosen), state.derive_state(start(), SPEC, chosen, TX)
+    return factors.folded_spec(SPEC, chosen), state.derive_state(start(), SPEC, chosen, TX)
 
 
 @pytest.mark.parametrize(
     'place', [('depth', 2), ('branch', 1), pytest.param(('depth', 0), marks=pytest.mark.slow)]
 )
-def test_score_of_a_gate_is_its_gradient_in_the_network_that_was_grown(place):
-    """One block with one gate for each operation, really inserted, and differentiated."""
+def test_score_of_a_factor_is_its_gradient_in_the_network_that_was_grown(place):
+    """One block with one factor for each operation, really inserted, and differentiated."""
     spec, derived = _derived()
     names = ('sep_conv_3x3', 'dil_conv_3x3')  # those with weights
     gradients = []
@@ -92,18 +92,20 @@ def test_score_of_a_gate_is_its_gradient_in_the_network_that_was_grown(place):
 
         grown_spec, grown = growth.grow(spec, derived, step, fresh=_fresh, key=KEY)
         block = f'block_{step.where}'
-        row, gate = ('branch_0', 'gate_0') if step.kind == 'depth' else ('branch_1', 'gate_1')
+        row = 'branch_0' if step.kind == 'depth' else 'branch_1'
         # The operation with the weights that the score gave it.
         width = grown_spec.blocks[step.where].channels
         operation = candidates.ops.make(name, width, candidates.nn.BatchNorm)
         x = np.zeros((1, 6, 6, width), np.float32)
         made = jax.jit(operation.init, static_argnums=2)(jax.random.fold_in(KEY, number), x, True)
-        grown.params[block][row] = {name: made['params']}
+        assert grown.params[block][row][name]['factor'] == 0
+        own = made['params']
 
         @jax.jit
         @jax.grad
-        def slope(value, spec=grown_spec, held=grown, block=block, gate=gate):
-            params = {**held.params, block: {**held.params[block], gate: value}}
+        def slope(factor, spec=grown_spec, held=grown, block=block, row=row, name=name, own=own):
+            added = {name: {**own, 'factor': factor}}
+            params = {**held.params, block: {**held.params[block], row: added}}
             return _loss(spec, params, held.batch_stats)
 
         gradients.append(float(slope(np.float32(0))))
@@ -133,16 +135,14 @@ def test_score_of_a_width_is_the_gradient_of_the_copies_outgoing_weights():
 
 
 def test_added_parameters_are_those_of_the_grown_supernet():
-    def size(tree):
-        return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
     for step in (
         Growth('depth', 2, candidates=NAMES),
         Growth('branch', 0, candidates=NAMES),
         Growth('width', 1, channels=16),
     ):
         _, grown = growth.grow(SPEC, start(), step, fresh=_fresh, key=KEY)
-        assert scored()[step].added == size(grown.params) - size(start().params)
+        before, after = (factors.count(held.params) for held in (start(), grown))
+        assert scored()[step].added == after - before
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,14 @@ def pytest_collection_modifyitems(config, items):
     known = costs.seconds(CACHE / 'seconds.json')
     files = {}
     for item in items:
-        files[item.path] = files.get(item.path, 0) + known.get(item.nodeid, 0.1)
+        files[item.path] = files.get(item.path, 0) + known.get(item.nodeid, _guess(item))
     items.sort(key=lambda item: (-files[item.path], item.path))
+
+
+def _guess(item):
+    """Seconds of a test that has not been run here."""
+    slow = {'slow', 'soak'} & {marker.name for marker in item.iter_markers()}
+    return 0.1 if not slow else 60 if 'root' in item.fixturenames else 10  # it starts processes
 
 
 @pytest.fixture(autouse=True, scope='module')

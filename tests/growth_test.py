@@ -329,6 +329,13 @@ def test_copies_are_not_twins_after_one_update():
             assert np.abs(kernel[..., copy] - kernel[..., first]).max() > 1e-6
 
 
+def _with_factors(operations, value):
+    return {
+        name: {**own, 'factor': value} if 'factor' in own else own
+        for name, own in operations.items()
+    }
+
+
 def test_new_block_starts_shut_with_alpha_as_at_the_start_and_others_move_up():
     spec = _chain(CHEAP)
     old = _trained(spec)
@@ -336,10 +343,11 @@ def test_new_block_starts_shut_with_alpha_as_at_the_start_and_others_move_up():
     fresh = _fresh(grown_spec)
     assert [block.stride for block in grown_spec.blocks] == [1, 1, 2]
     assert [block.channels for block in grown_spec.blocks] == [4, 4, 8]
-    assert new.params['block_1']['gate_0'] == 0
+    inserted = new.params['block_1']['branch_0']
+    assert {inserted[name]['factor'].item() for name in CHEAP if name != 'none'} == {0.0}
     chex.assert_trees_all_equal(new.arch['block_1'], fresh.arch['block_1'])
     chex.assert_trees_all_equal(
-        new.params['block_1']['branch_0'], fresh.params['block_1']['branch_0']
+        inserted, _with_factors(fresh.params['block_1']['branch_0'], np.float32(0))
     )
     for there, here in ((0, 0), (1, 2)):
         for tree in ('params', 'arch', 'batch_stats'):

@@ -333,15 +333,15 @@ def test_warmup_uses_skip_connect_only():
     _, gradient = _step(0, Mode.SKIP)
     for block in range(2):
         operations = gradient['params'][f'block_{block}']['branch_0']
+        assert operations.pop('skip_connect')['factor'] != 0
         assert all((leaf == 0).all() for leaf in jax.tree.leaves(operations))
-        assert gradient['params'][f'block_{block}']['gate_0'] != 0
 
 
-def test_block_with_zero_gate_is_the_identity():
+def test_block_with_factors_of_zero_is_the_identity():
     spec = chain.BlockSpec(4, 1, (('none', 'skip_connect', 'dil_conv_3x3'),))
     norm = functools.partial(model.nn.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=jnp.float32)
     start, use = (
-        chain.Block(spec, Forward(norm, SearchSettings(), mode, False))
+        chain.Block(spec, (True,), Forward(norm, SearchSettings(), mode, False))
         for mode in (Mode.SKIP, Mode.ARGMAX)
     )
     x = RANDOM.normal(size=(2, 5, 5, 4)).astype('f')
@@ -349,7 +349,8 @@ def test_block_with_zero_gate_is_the_identity():
     made = networks.random_like(jax.eval_shape(start.init, keys, x))
     call = jax.jit(use.apply)
     assert (call(made, x) != x).any()
-    made['params']['gate_0'] = np.float32(0)
+    for operation in made['params']['branch_0'].values():
+        operation['factor'] = np.float32(0)
     np.testing.assert_array_equal(call(made, x), x)
 
 

@@ -58,7 +58,7 @@ def test_page_says_what_the_run_came_to(runs):
     assert 'collapse: 83 % of the genotype is skip_connect' in found.sections['alarms']
     assert '(evaluations 8–9, 12 of 37)' in found.sections['alarms']
     assert 'block 1, branch 1' in found.sections['alpha']
-    assert 'gate 0.75' in found.sections['network']
+    assert 'factor 0.75' in found.sections['network']
     assert '5 of 5' in found.sections['time']
     assert 'jax 0.10.2' in found.sections['setup']
     assert 'Not finished: search, epoch 2 of 3.' in Parsed(text_of(runs['begun'])).text
@@ -108,7 +108,7 @@ def test_broken_lines_and_files_are_left_out(tmp_path):
     lines = path.read_text().splitlines()
     lines[1:1] = ['{"step": 3, "lo', '[]', '{"step": 1}']
     odd = {**json.loads(lines[0]), 'valid/accuracy': math.nan, 'train/loss': None, 'tau': 'x'}
-    odd |= {'growth': [3, {'where': None}], 'alarms': 'x', 'gates': [[None]], 'arch/counts': 7}
+    odd |= {'growth': [3, {'where': None}], 'alarms': 'x', 'factors': [[None]], 'arch/counts': 7}
     odd |= {'network': {'space': 'unknown'}}
     lines[0] = json.dumps(odd)
     path.write_text('\n'.join(lines))

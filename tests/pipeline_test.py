@@ -92,7 +92,7 @@ def test_every_evaluation_writes_one_line(whole):
     drawn = [line['arch/draw_entropy'] for line in lines]
     assert [entropy is None for entropy in drawn] == [True, *[False] * 8, True]
     assert all(0 <= line['arch/draw_entropy'] < line['arch/entropy'] for line in lines[1:9])
-    assert lines[-1]['params'] < lines[-2]['params']
+    assert lines[-1]['params'] <= lines[-2]['params']
     assert lines[-1]['arch/entropy'] == 0
 
 
@@ -108,7 +108,7 @@ def test_page_is_that_of_the_files_that_the_run_has_left(whole):
         (0, [*range(9)]),
         (1, [6, 7, 8]),
     ]
-    assert all(len(block) == 1 for network in told.networks for block in network.gates)
+    assert all(len(block) == 1 for network in told.networks for block in network.factors)
     json.loads((workdir / 'run.json').read_text())['classes'].index('7')
 
 
@@ -202,9 +202,8 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('step', [9, 10], ids=['weight step next', 'alpha step next'])
-def test_search_that_looks_ahead_is_resumed_bit_for_bit(step, tmp_path):
-    assert_resumed_as_the_whole({**CELLS, **AHEAD}, step, tmp_path)
+def test_search_that_looks_ahead_is_resumed_bit_for_bit(tmp_path):
+    assert_resumed_as_the_whole({**CELLS, **AHEAD}, 10, tmp_path)  # a step of alpha is next
     assert all(line['guard/grad'] == 0 for line in lines_of(tmp_path / 'whole'))
 
 
@@ -275,7 +274,7 @@ def test_new_mixed_operations_lean_against_what_a_residual_does_already():
     'seed', [3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (4, 5))]
 )
 def test_six_blocks_learn_in_warmup_with_any_seed(seed, tmp_path):
-    """Gradients not clipped push gates of these seeds to -0.7, and accuracy stays under 31 %."""
+    """With factors at 1, these seeds need gradients that are clipped."""
     config = get_config('digits')
     config.seed = seed
     config.model.depth, config.model.reductions = 6, (1, 3)
@@ -285,7 +284,6 @@ def test_six_blocks_learn_in_warmup_with_any_seed(seed, tmp_path):
     pipeline.run(config, tmp_path / 'run')
     last = lines_of(tmp_path / 'run')[-1]
     assert last['valid/accuracy'] > 0.33
-    assert min(gate for block in last['gates'] for gate in block) > -0.4
 
 
 @pytest.mark.slow

@@ -75,9 +75,9 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
     assert path.read_text() == '{"step": 1, "valid/loss": null, "x": null}\n'
 
 
-def test_gates_are_rounded_and_null_where_they_are_no_numbers():
-    gates = [[jnp.float32(1 / 3)], [jnp.float32(0), jnp.float32(jnp.nan)]]
-    assert report.rounded(gates) == [[0.3333], [0.0, None]]
+def test_factors_are_rounded_and_null_where_they_are_no_numbers():
+    factors = [[[jnp.float32(1 / 3), None]], [[jnp.float32(0)], [jnp.float32(jnp.nan)]]]
+    assert report.rounded(factors) == [[[0.3333, None]], [[0.0], [None]]]
 
 
 def _console(terminal, width=120):

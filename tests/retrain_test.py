@@ -209,8 +209,8 @@ def test_a_wider_network_is_described_as_it_is_and_goes_on_where_it_stopped(tmp_
     assert described['genotype'] == whole['genotype'] == [['skip_connect'], ['max_pool_3x3']]
     network = described['network']
     assert (network['stem_channels'], [b['channels'] for b in network['blocks']]) == (8, [8, 16])
-    # Stem, transition, head; BatchNorm after the first two; a gate for each block.
-    assert whole['params'] == 9 * 8 + 2 * 8 + 8 * 16 + 2 * 16 + 16 * 10 + 10 + 2
+    # Stem, transition, head; BatchNorm after the first two.
+    assert whole['params'] == 9 * 8 + 2 * 8 + 8 * 16 + 2 * 16 + 16 * 10 + 10
     _resumed(config, tmp_path)
 
 

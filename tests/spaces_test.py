@@ -11,7 +11,7 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax import cost, genotype, nasbench201, optim, phases, spaces, state
+from asose_jax import cost, factors, genotype, nasbench201, optim, phases, spaces, state
 from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
@@ -191,7 +191,8 @@ def test_derived_network_is_the_supernet_under_argmax(space, seed):
     chosen = genotype.most_likely(spec, arch)
     (_, expected), _ = _stepped(spec, 0, Mode.ARGMAX, train=False, arch=arch)
     pruned = {g: state.prune(v[g], spec, chosen) for g in ('params', 'batch_stats')}
-    derived = genotype.derive(spec, chosen)
+    pruned['params'], _ = factors.fold(spec, chosen, pruned['params'])
+    derived = factors.folded_spec(spec, chosen)
     logits = _logits(derived, pruned, Mode.ARGMAX)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * abs(expected).max())
     assert genotype.most_likely(derived, {}) == chosen
@@ -205,7 +206,7 @@ def test_derived_state_has_the_tree_of_a_fresh_one(space):
     chosen = genotype.most_likely(spec, held.arch)
     derived = state.derive_state(held, spec, chosen, tx)
     fresh = jax.eval_shape(
-        functools.partial(state._initial, SuperNet(genotype.derive(spec, chosen)), tx),
+        functools.partial(state._initial, SuperNet(factors.folded_spec(spec, chosen)), tx),
         jax.random.key(0),
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(derived, fresh)
@@ -286,7 +287,7 @@ def test_auxiliary_skips_at_weight_zero_leave_no_trace_in_the_derived_network(sp
     made = networks.variables(SuperNet(spec, REMEDIES))
     chosen = genotype.most_likely(spec, made['arch'])
     pruned = {g: state.prune(made[g], spec, chosen) for g in ('params', 'batch_stats')}
-    derived = genotype.derive(spec, chosen)
+    derived = genotype.chosen_alone(spec, chosen)
     fresh = networks.shapes(SuperNet(derived))
     chex.assert_trees_all_equal_shapes(pruned, {g: fresh[g] for g in pruned})
     before, faded = (_logits(spec, made, Mode.ARGMAX, beta) for beta in (0.5, 0.0))

@@ -17,8 +17,11 @@ from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
-SPEC = chain.build(
-    (4, 4, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
+SPEC = dataclasses.replace(  # what becomes of factors is in factors_test
+    chain.build(
+        (4, 4, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
+    ),
+    factors=(),
 )
 PLAN = phases.make_plan(dict.fromkeys(Phase, 1), 4)
 TX = optim.make_optimizer(PLAN)

@@ -13,7 +13,7 @@ from asose_jax.forward import Mode
 from asose_jax.genotype import NetSpec
 from asose_jax.model import SuperNet
 
-_AROUND_ONE = {'scale', 'var'}
+_AROUND_ONE = {'scale', 'var', 'factor'}
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def random_like(tree: Any, seed: int = 0) -> Any:
 
     def value(path, leaf):
         name = path[-1].key
-        if name in _AROUND_ONE or name.startswith('gate_'):
+        if name in _AROUND_ONE:
             return random.uniform(0.5, 1.5, leaf.shape).astype(leaf.dtype)
         if name in ('bias', 'mean'):
             return random.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype)

@@ -118,7 +118,7 @@ def _lines(config, spec):
                 'params': 10_000 + 500 * number,
                 'train_flops': 1e9 * done,
                 'alarms': ['collapse: 83 % of the genotype is skip_connect'] * (done in (8, 9, 12)),
-                'gates': _gates(spec),
+                'factors': _factors(spec),
                 'images_per_second': 900 + 40 * float(random.normal()),
                 'seconds': 1.7 * (epoch + 1),
                 'compile_seconds': 4.5,
@@ -132,7 +132,7 @@ def _lines(config, spec):
                 line['growth'], number = [event], number + 1
                 grown = report.architecture_analysis(_arch(spec, goals, share), spec)
                 kept = {key: grown[key] for key in ('genotype', 'arch/probabilities')}
-                line['grown'] = {'network': spec.to_json(), 'gates': _gates(spec), **kept}
+                line['grown'] = {'network': spec.to_json(), 'factors': _factors(spec), **kept}
                 before = grown['genotype']
             yield line
 
@@ -177,10 +177,13 @@ def _arch(spec, goals, share):
     return arch
 
 
-def _gates(spec):
+def _factors(spec):
     if not isinstance(spec, chain.ChainSpec):
         return []
-    return [[1.0 - 0.25 * m for m, _ in enumerate(block.branches)] for block in spec.blocks]
+    return [
+        [[1.0 - 0.25 * m] * len(names) for m, names in enumerate(block.branches)]
+        for block in spec.blocks
+    ]
 
 
 def _dump(path, content):

@@ -151,7 +151,7 @@ SKIPS = {
 
 NAMES_OF = {
     'nasbench201': ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3'),
-    'darts': ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3'),
+    'darts': ('none', 'max_pool_3x3', 'skip_connect'),
 }
 
 
@@ -241,7 +241,7 @@ class Compiled:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From now on, runs share what they compile."""
-        for name in ('compile_train', 'compile_eval'):
+        for name in ('compile_train', 'compile_statistics', 'compile_eval'):
             original = getattr(devices, name)
             monkeypatch.setattr(
                 devices,

@@ -63,6 +63,8 @@ BAD = {
     'search.tau_floor': [0],
     'search.anneal_every': [0],
     'search.transition_noise': [-0.05],
+    'search.statistics_batches': [-1, 1.5, None],
+    'search.exact_start': [1, 'yes'],
     'search.auxiliary_skip': [1, None],
     'search.partial_channels': [0, 2.0, True],
     'model.residual': [1, None],

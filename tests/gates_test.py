@@ -1,0 +1,62 @@
+"""Checkpoints of versions whose blocks had gates go on as the same networks with factors."""
+
+import dataclasses
+
+import chex
+import jax
+import numpy as np
+import pytest
+from helpers import networks
+
+from asose_jax import chain, checkpoint, devices, factors, gates, genotype, optim, phases, state
+from asose_jax.model import SuperNet
+from asose_jax.phases import Phase
+
+NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
+SPEC = chain.build(
+    (6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
+)
+TX = optim.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))
+
+
+def _as_before(held):
+    """A state with gates, and the same one with factors."""
+    number = iter(np.linspace(0.5, 1.5, 99).astype(np.float32))
+    old = jax.tree.map(
+        lambda leaf: next(number) if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf),
+        gates._each(gates._with_gates, jax.tree.map(_described, held)),
+    )
+    known = dict(jax.tree.leaves_with_path(held))
+    old = jax.tree.map_with_path(known.get, old)
+    return old, gates._each(gates._with_factors, held, old)
+
+
+def _described(leaf):
+    return jax.ShapeDtypeStruct(np.shape(leaf), np.asarray(leaf).dtype, sharding=None)
+
+
+@pytest.mark.parametrize('derived', [False, True])
+def test_checkpoint_of_before_is_the_network_whose_factors_are_its_gates(tmp_path, derived):
+    spec = SPEC
+    if derived:
+        spec = genotype.chosen_alone(
+            SPEC, genotype.Genotype((('skip_connect',), ('dil_conv_3x3',)))
+        )
+    held = networks.fresh_state(SuperNet(spec), TX)
+    old, expected = _as_before(held)
+    plain = dataclasses.replace(spec, factors=())
+    with checkpoint.Checkpoints(tmp_path / 'checkpoints') as checkpoints:
+        told = {key: value for key, value in plain.to_json().items() if key != 'factors'}
+        checkpoints.save(0, devices.replicated(old), {'spec': told})
+        checkpoints.finish()
+        meta = checkpoints.describe(0)
+        assert gates.are_in(meta['checksums'])
+        found_spec, found = gates.restore(
+            checkpoints, 0, chain.ChainSpec.from_json(meta['spec']), SuperNet, TX
+        )
+    if derived:
+        chosen = genotype.most_likely(spec, {})
+        expected = state.derive_state(expected, spec, chosen, TX)
+        spec = factors.folded_spec(spec, chosen)
+    assert found_spec == spec
+    chex.assert_trees_all_equal(found, expected)
