@@ -128,12 +128,13 @@ def _contradictions(config, flat, devices):
             f'search.noise={search["noise"]!r}: search.estimator={search["estimator"]!r} has no '
             f'such noise; take one of {noisy}, or search.noise=unit'
         )
-    if search['freeze_epochs'] and search['freeze_epochs'] >= search['epochs']:
+    frozen = frozen_epochs(config)
+    if frozen and frozen >= search['epochs']:
         wrong.append(
             f'search.freeze_epochs={search["freeze_epochs"]}: must be less than '
             f'search.epochs={search["epochs"]}, or alpha never moves in search'
         )
-    moving = search['epochs'] - search['freeze_epochs']
+    moving = search['epochs'] - frozen
     if search['early_stop'] and moving < 2 * search['stop_window']:
         wrong.append(
             f'search.stop_window={search["stop_window"]}: search.early_stop compares twice as many '
@@ -269,10 +270,18 @@ def _no_exact_start(config):
 
 def begins_exactly(config: ml_collections.ConfigDict) -> bool:
     """Whether search begins with the function that warmup ended with; see `mixed.MixedOp`."""
-    if config.search.exact_start is not None:
-        return config.search.exact_start
+    wanted = config.search.get('exact_start')  # runs of before the field have none
+    if wanted is not None:
+        return wanted
     alone = config.model.residual and config.warmup.operations == 'skip'
     return config.model.space == 'chain' and alone
+
+
+def frozen_epochs(config: ml_collections.ConfigDict) -> int:
+    """How many epochs of search, its first ones, leave alpha at rest."""
+    if config.search.freeze_epochs is not None:
+        return config.search.freeze_epochs
+    return config.search.epochs // 5 if begins_exactly(config) else 0
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

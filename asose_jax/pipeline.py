@@ -41,7 +41,7 @@ from asose_jax import (
     start,
     state,
 )
-from asose_jax.config import flatten, require_same, validate
+from asose_jax.config import flatten, frozen_epochs, require_same, validate
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase, Plan
 from asose_jax.workdir import claimed, write_atomically
@@ -178,7 +178,7 @@ def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
         tau_rate=s.tau_rate,
         tau_floor=s.tau_floor,
         anneal_every=s.anneal_every,
-        freeze_epochs=s.freeze_epochs,
+        freeze_epochs=frozen_epochs(config),
         together=s.turns == 'together',
     )
 

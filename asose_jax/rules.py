@@ -154,7 +154,7 @@ RULES: dict[str, Rule] = {
     'search.turn_period': _integers(2),
     'search.turns': _one_of('alternate', 'together'),
     'search.arch_data': _one_of('valid', 'train'),
-    'search.freeze_epochs': _integers(0),
+    'search.freeze_epochs': _optional(_integers(0)),
     'search.estimator': _one_of(*ESTIMATORS),
     'search.second_order': _BOOL,
     'search.noise': _optional(_one_of('unit', 'temperature')),

@@ -88,6 +88,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'defaults_no_residual': (_DEFAULT, _CUT),
     **{name: (f'{_CRISIS}:{name}', {}) for name in _CURED},
     'gates_at_one': (_DEFAULT, {'search.exact_start': False, 'search.statistics_batches': 0}),
+    'never_frozen': (_DEFAULT, {'search.freeze_epochs': 0}),
     'no_clip': (_DEFAULT, {'weights.clip': 0.0}),
     'biased': (_DEFAULT, _BIASED),
     'noisy_biased': (_DEFAULT, {**_BIASED, 'arch.init_std': 0.5}),

@@ -99,7 +99,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     config.search = search = ml_collections.ConfigDict()
     search.epochs = 30  # passes of the weights over train; alpha steps come on top
-    search.freeze_epochs = 0  # the first of them, in which only the weights move
+    search.freeze_epochs = config_dict.placeholder(int)  # first epochs, in which alpha rests; None:
+    # a fifth of them if search begins exactly, so that all candidates open, else none
     search.turn_period = 3  # one of so many steps moves alpha, the others the weights
     search.turns = 'alternate'  # 'together': alpha's steps move the weights as well, by one batch
     search.arch_data = 'valid'  # what alpha learns on: 'valid', or 'train' as the reference does

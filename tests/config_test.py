@@ -4,7 +4,7 @@ import pytest
 from helpers.wrong_values import BAD
 from ml_collections import ConfigDict
 
-from asose_jax.config import differences, flatten, validate
+from asose_jax.config import begins_exactly, differences, flatten, frozen_epochs, validate
 from asose_jax.errors import UserError
 from asose_jax.rules import RULES
 from configs import search
@@ -158,6 +158,18 @@ def test_missing_field_is_named():
             r'together: .* set arch.samples=1',
         ),
         ({'search.freeze_epochs': 30}, r'search.freeze_epochs=30: must be less than'),
+        (
+            {'search.exact_start': True, 'model.residual': False, 'growth.epochs': 0},
+            r'search.exact_start=True: with model.residual=False nothing would go through a block',
+        ),
+        (
+            {'search.exact_start': True, 'warmup.operations': 'uniform'},
+            r"search.exact_start=True: warmup.operations='uniform' trains the candidates",
+        ),
+        (
+            {'search.exact_start': True, 'model.space': 'darts', 'growth.epochs': 0},
+            r"nothing would go through a cell of 'darts' at the start; set search.auxiliary_skip",
+        ),
         ({'search.estimator': 'reinmax'}, r"'reinmax' needs at least 1.0; set search.tau_start"),
         ({'random_cells': 3}, r'random_cells=3: .* set seeds'),
         ({'plain_cells': ('skip_connect',)}, r'plain_cells=.* set seeds'),
@@ -188,6 +200,29 @@ def test_missing_field_is_named():
 def test_contradictions_are_named(fields, message):
     with pytest.raises(UserError, match=message):
         validate(_with(**fields), devices=8)
+
+
+@pytest.mark.parametrize(
+    ('preset', 'fields', 'exactly', 'frozen'),
+    [
+        ('cifar10', {}, True, 6),
+        ('cifar10', {'search.epochs': 4}, True, 0),
+        ('cifar10', {'search.freeze_epochs': 1}, True, 1),
+        ('cifar10', {'model.residual': False}, False, 0),
+        ('cifar10', {'warmup.operations': 'uniform'}, False, 0),
+        ('digits', {'search.exact_start': False}, False, 0),
+        ('seed', {}, False, 0),
+        ('darts', {}, False, 0),
+        ('darts', {'search.exact_start': True}, True, 6),
+    ],
+)
+def test_search_begins_exactly_where_it_can_and_alpha_rests_at_first_then(
+    preset, fields, exactly, frozen
+):
+    config = search.get_config(preset)
+    config.update_from_flattened_dict(fields)
+    assert begins_exactly(config) == exactly
+    assert frozen_epochs(config) == frozen
 
 
 def test_differences_name_the_fields():

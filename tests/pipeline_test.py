@@ -178,6 +178,7 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
         'model.depth': 2,
         'model.primitives': ('none', 'skip_connect', 'nor_conv_1x1'),
         'search.auxiliary_skip': True,
+        'search.exact_start': space == 'nasbench201',
         'search.partial_channels': 2,
         'growth.epochs': 0,
     }

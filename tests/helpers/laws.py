@@ -38,7 +38,12 @@ LAWS = {
     'Each growth keeps the function, in training and evaluation, for every primitive': [
         'growth_test'
     ],
+    'Search begins with the function that warmup ended with, whatever is drawn': [
+        'factors_test::test_whatever_is_drawn_search_begins_with_the_function_that_warmup_ended_with',
+        'factors_test::test_warmup_trains_nothing_of_a_mixed_operation_and_search_opens_what_is_drawn',
+    ],
     'The derived network is the supernet under argmax': [
+        'factors_test::test_what_is_kept_computes_the_same_and_moves_as_before',
         'model_test::test_derived_network_is_the_supernet_under_argmax',
         'spaces_test::test_derived_network_is_the_supernet_under_argmax',
     ],

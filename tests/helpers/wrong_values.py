@@ -52,7 +52,7 @@ BAD = {
     'search.turn_period': [1, 0],
     'search.turns': ['both', None],
     'search.arch_data': ['test'],
-    'search.freeze_epochs': [-1, None],
+    'search.freeze_epochs': [-1, 1.5],
     'search.estimator': ['darts', None],
     'search.second_order': ['yes', 1],
     'arch.samples': [0, 1.5],
