@@ -68,7 +68,8 @@ def train_phase(setup: Setup, current: Current, outlets: Outlets) -> None:
         return end, devices.send(chunk)
 
     end, batch = next_chunk(step)
-    session.compile_programs(setup, current, span.phase, batch, span)
+    session.compile_programs(setup, current, span.phase, batch)
+    session.compile_upcoming(setup, current, span, batch)
     growing.prepare(setup, current, batch)
     bar = report.Progress(setup.console, span, step, setup.config.batch_size)
     with setup.asked.held(), bar as progress:

@@ -2,13 +2,11 @@
 
 import concurrent.futures
 import dataclasses
-import functools
 import itertools
 import logging
 import math
 import pathlib
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -160,7 +158,6 @@ class Programs:
       train: steps; `None` if there will be none.
       statistics: comes before an evaluation, see `refresh_statistics`; `None` if running ones do.
       evaluate: an evaluation.
-      seconds: that it took to compile them.
     """
 
     spec: genotype.NetSpec
@@ -168,7 +165,6 @@ class Programs:
     train: devices.Program | None
     statistics: devices.Program | None
     evaluate: devices.Program
-    seconds: float
 
 
 def on_devices(held: SearchState) -> Packed:
@@ -221,51 +217,34 @@ class Current:
         """Goes on with these programs."""
         self.programs = programs
         parts = [programs.train, programs.statistics, programs.evaluate]
-        self.row['compile_seconds'] += programs.seconds
+        parts = [part for part in parts if part]
+        seconds = [part.compile_seconds for part in parts]
+        self.row['compile_seconds'] += sum(seconds)
         logger.info(
-            'compiled %s: %.1f s; %.0f MiB of memory at the peak',
+            'compiled %s: %s s; %.0f MiB of memory at the peak',
             programs.way,
-            programs.seconds,
-            max(part.peak_bytes for part in parts if part) / 2**20,
+            ' + '.join(f'{s:.1f}' for s in seconds),
+            max(part.peak_bytes for part in parts) / 2**20,
         )
 
 
 def compile_programs(
-    setup: Setup,
-    current: Current,
-    phase: Phase,
-    batch: dict[str, np.ndarray] | None,
-    span: Span | None = None,
+    setup: Setup, current: Current, phase: Phase, batch: dict[str, np.ndarray] | None
 ) -> None:
-    """Makes `current.programs` those of (network, phase), unless they are. See `compiled`.
-
-    Args:
-      setup: of the run.
-      current: where it is.
-      phase: how its network is used.
-      batch: an example of a chunk to train on; `None` if there will be no training.
-      span: if given, compiles for the phase after it in the background, from now on.
-    """
-    wanted, programs = (current.spec, _way(phase)), current.programs
+    """Makes `current.programs` those of (network, phase), unless they are. See `compiled`."""
+    wanted, ready = (current.spec, _way(phase)), current.programs
+    if ready and (ready.spec, ready.way) == wanted:
+        return
     upcoming, current.upcoming = current.upcoming, None
-    if upcoming is not None and not _are(programs, wanted):
+    if upcoming is not None:
         if not upcoming.done():
             logger.info('%s: waiting for the compiler', phase)
         programs = upcoming.result()
-    if _are(programs, wanted):
-        compile_upcoming(setup, current, span, batch)
-    else:
-        logger.info('compiling %s%s', _way(phase), _left(setup, phase))
-        spec = current.spec
-        work = in_background(lambda: compiled(setup, spec, phase, batch))
-        compile_upcoming(setup, current, span, batch)
-        programs = work.result()
-    if programs is not current.programs:
-        current.use(programs)
-
-
-def _are(programs, wanted):
-    return programs is not None and (programs.spec, programs.way) == wanted
+        if (programs.spec, programs.way) == wanted:
+            current.use(programs)
+            return
+    logger.info('compiling %s%s', _way(phase), _left(setup, phase))
+    current.use(compiled(setup, current.spec, phase, batch))
 
 
 def _left(setup, phase):
@@ -280,11 +259,11 @@ def _left(setup, phase):
 
 
 def compile_upcoming(
-    setup: Setup, current: Current, span: Span | None, batch: dict[str, np.ndarray]
+    setup: Setup, current: Current, span: Span, batch: dict[str, np.ndarray]
 ) -> None:
     """Compiles the next phase's programs while `span` runs, where the network will be the same."""
-    later = [other for other in setup.plan.spans if span and other.start >= span.stop]
-    if not later:
+    later = [other for other in setup.plan.spans if other.start >= span.stop]
+    if not later or current.upcoming is not None:
         return
     phase, spec = later[0].phase, current.spec
     derives = phase is Phase.OPTIMIZE and not spec.is_derived()
@@ -310,7 +289,7 @@ def in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
 def compiled(
     setup: Setup, spec: genotype.NetSpec, phase: Phase, batch: dict[str, np.ndarray] | None
 ) -> Programs:
-    """The programs of (network, phase), compiled side by side: each is on one core at times.
+    """The programs of (network, phase).
 
     Args:
       setup: of the run.
@@ -318,30 +297,18 @@ def compiled(
       phase: how it is used.
       batch: an example of a chunk to train on; `None` if there will be no training.
     """
-    start = time.perf_counter()
     cost.forward_flops(spec)  # counted once for each network: here nobody waits for it
     recipe = setup.recipe(spec)
     like = state.abstract_packed(recipe.model, setup.tx, devices.everywhere())
-    example = next(eval_chunks(setup, setup.data.valid))
-    jobs = {'evaluate': (devices.compile_eval, example)}
+    train = None
     if batch is not None:
-        jobs['train'] = devices.compile_train, batch
+        train = devices.compile_train(recipe, phase, like, batch, setup.shared)
+    example, statistics = next(eval_chunks(setup, setup.data.valid)), None
     searched = recipe.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
     if searched and setup.config.search.statistics_batches:
-        jobs['statistics'] = devices.compile_statistics, example
-    begun = {
-        name: in_background(functools.partial(job, recipe, phase, like, given, setup.shared))
-        for name, (job, given) in jobs.items()
-    }
-    made = {name: future.result() for name, future in begun.items()}
-    return Programs(
-        spec,
-        _way(phase),
-        made.get('train'),
-        made.get('statistics'),
-        made['evaluate'],
-        time.perf_counter() - start,
-    )
+        statistics = devices.compile_statistics(recipe, phase, like, example, setup.shared)
+    evaluate = devices.compile_eval(recipe, phase, like, example, setup.shared)
+    return Programs(spec, _way(phase), train, statistics, evaluate)
 
 
 def _way(phase):
