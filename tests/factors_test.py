@@ -148,6 +148,15 @@ def test_warmup_trains_nothing_of_a_mixed_operation_and_search_opens_what_is_dra
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(warmup['stem']))
 
 
+@pytest.mark.parametrize('exactly', [True, False])
+def test_factors_begin_at_zero_where_search_begins_exactly_else_at_one(exactly):
+    net = SuperNet(SPEC, SearchSettings(exact_start=exactly))
+    params = state.init_state(net, TX, jax.random.key(0)).params
+    found = [leaf for path, leaf in jax.tree.leaves_with_path(params) if factors.is_factor(path)]
+    assert len(found) == 2 * (len(NAMES) - 1)  # none of `none`
+    assert set(map(float, found)) == {0.0 if exactly else 1.0}
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_what_is_kept_computes_the_same_and_moves_as_before(name):
     """Of every kind of candidate: v of f s is f v_s + s v_f."""
