@@ -4,6 +4,7 @@ The cost of a network is a sum over its parts: what each candidate adds at its p
 around them. So it is known of every network of a space when it is known of each candidate.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -199,8 +200,8 @@ def operation(
 
 
 def network(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> Part:
-    """The whole network, for so many images."""
-    net = SuperNet(spec, dtype=dtype)
+    """The whole network, for so many images; as a plain one, without factors."""
+    net = SuperNet(dataclasses.replace(spec, factors=()), dtype=dtype)
     start, call = (
         functools.partial(f, mode=Mode.ARGMAX, train=False) for f in (net.init, net.apply)
     )

@@ -60,8 +60,10 @@ def fold(
       velocity: SGD's momentum, like `params`, if there is any.
 
     Returns:
-      `params` and `velocity` of `folded_spec(spec, chosen)`.
+      `params` and `velocity` of `folded_spec(spec, chosen)`; of partial channels, without factors.
     """
+    if spec.partial > 1:
+        return without(params), None if velocity is None else without(velocity)
     params, velocity = (jax.tree.map(lambda leaf: leaf, tree) for tree in (params, velocity))
     for path, norm in _sites(spec, chosen):
         held = _at(params, path)
@@ -75,6 +77,16 @@ def fold(
                 speeds[name] = factor * speeds[name] + numbers[name] * speed
             numbers[name] = factor * numbers[name]
     return params, velocity
+
+
+def without(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries without factors, and without what is empty then."""
+    parts = {
+        name: without(part) if isinstance(part, Mapping) else part
+        for name, part in params.items()
+        if name != FACTOR
+    }
+    return {name: part for name, part in parts.items() if not isinstance(part, Mapping) or part}
 
 
 def _sites(spec, chosen) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:

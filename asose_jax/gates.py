@@ -62,7 +62,7 @@ def _each(change, *states):
 
 def _with_gates(params: Mapping[str, Any]) -> dict[str, Any]:
     """Shapes as they were: without factors, and with a gate for each branch."""
-    found = _without_factors(params)
+    found = factors.without(params)
     number = jax.tree.leaves(params)[0]
     gate = jax.ShapeDtypeStruct((), np.float32, sharding=number.sharding)
     for block, parts in params.items():
@@ -70,16 +70,6 @@ def _with_gates(params: Mapping[str, Any]) -> dict[str, Any]:
         for name in branches:
             found.setdefault(block, {})[name.replace('branch', 'gate')] = gate
     return found
-
-
-def _without_factors(tree):
-    """Without factors, and whatever is empty then."""
-    parts = {
-        name: _without_factors(part) if isinstance(part, Mapping) else part
-        for name, part in tree.items()
-        if name != FACTOR
-    }
-    return {name: part for name, part in parts.items() if not isinstance(part, Mapping) or part}
 
 
 def _with_factors(like, old):

@@ -306,7 +306,8 @@ def compiled(
     example, statistics = next(eval_chunks(setup, setup.data.valid)), None
     searched = recipe.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
     if searched and setup.config.search.statistics_batches:
-        statistics = devices.compile_statistics(recipe, phase, like, example, setup.shared)
+        given = next(_statistics_chunks(setup))
+        statistics = devices.compile_statistics(recipe, phase, like, given, setup.shared)
     evaluate = devices.compile_eval(recipe, phase, like, example, setup.shared)
     return Programs(spec, _way(phase), train, statistics, evaluate)
 
@@ -343,14 +344,18 @@ def refresh_statistics(setup: Setup, current: Current) -> None:
     """
     if current.programs.statistics is None:
         return
-    count = min(setup.config.search.statistics_batches, setup.slots())
-    c, train = setup.config, setup.data.train
-    pool = [
-        batches.batch_indices(train, c.seed, _STATISTICS, i, c.batch_size) for i in range(count)
-    ]
     call = current.programs.statistics.call
-    chunk = next(eval_chunks(setup, np.concatenate(pool)))
-    current.packed = call(current.packed, chunk, setup.shared)
+    for chunk in _statistics_chunks(setup):
+        current.packed = call(current.packed, chunk, setup.shared)
+
+
+def _statistics_chunks(setup):
+    c, train = setup.config, setup.data.train
+    numbers = range(c.search.statistics_batches)
+    pool = [batches.batch_indices(train, c.seed, _STATISTICS, i, c.batch_size) for i in numbers]
+    for i, chunk in enumerate(eval_chunks(setup, np.concatenate(pool))):
+        done = np.full(jax.local_device_count(), i * setup.slots(), np.int32)
+        yield {**chunk, 'done': devices.send(done)}
 
 
 def evaluate(setup: Setup, current: Current, pool: np.ndarray) -> list[dict[str, jax.Array]]:

@@ -300,18 +300,18 @@ def own_statistics(recipe: Recipe, packed: Packed, batch: Any, shared: Any) -> P
       recipe: static.
       packed: the state.
       batch: this device's part of `batches.chunk`, images to train on; they are not augmented, as
-        those of evaluations are not.
+        those of evaluations are not. `batch['done']` is how many batches came in calls before.
       shared: see `devices.shared_arrays`.
 
     Returns:
-      The state with means over `batch['steps']` batches as its running statistics.
+      The state with means over all those batches as its running statistics.
     """
     state = packed.unpack()
-    variables = {**state.trainable, 'batch_stats': state.batch_stats}
     momentum = BatchNorm.momentum
 
-    def body(slot, total):
+    def body(slot, batch_stats):
         images, _ = _fetch(slot, batch, shared)
+        variables = {**state.trainable, 'batch_stats': batch_stats}
         _, changed = recipe.model.apply(
             variables,
             images,
@@ -321,20 +321,16 @@ def own_statistics(recipe: Recipe, packed: Packed, batch: Any, shared: Any) -> P
             mutable=['batch_stats', 'guard', 'second_head'],
             rngs={'drop_path': shared['key']},  # nothing is dropped before optimize
         )
-        now = jax.tree.map(
-            lambda new, old: (new - momentum * old) / (1 - momentum),
-            changed['batch_stats'],
-            state.batch_stats,
-        )
-        return optax.tree.add(total, now)
 
-    total = lax.fori_loop(0, batch['steps'], body, optax.tree.zeros_like(state.batch_stats))
+        def mean(path, new, old):
+            own = (new - momentum * old) / (1 - momentum)  # of this batch
+            found = old + (own - old) / (batch['done'] + slot + 1)
+            return jnp.maximum(found, 0) if path[-1].key == 'var' else found
 
-    def mean(path, leaf):
-        found = leaf / batch['steps']
-        return jnp.maximum(found, 0) if path[-1].key == 'var' else found
+        return jax.tree.map_with_path(mean, changed['batch_stats'], batch_stats)
 
-    return packed.put(batch_stats=jax.tree.map_with_path(mean, total))
+    found = lax.fori_loop(0, batch['steps'], body, state.batch_stats)
+    return packed.put(batch_stats=found)
 
 
 def _fetch(slot, batch, shared):

@@ -116,8 +116,8 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     search.transition_noise = 0.05  # added to alpha when the search begins
     search.exact_start = config_dict.placeholder(bool)  # candidates begin at 0: search begins with
     # what warmup, of the residuals alone, ended with; None: in the space 'chain' where it can
-    search.statistics_batches = 8  # of train, at most chunk_steps: evaluations take BatchNorm's
-    # statistics from so many; 0: running ones, which are means over draws
+    search.statistics_batches = 8  # of train, from which evaluations take BatchNorm's statistics;
+    # 0: running ones, which are means over draws
     search.auxiliary_skip = False  # a skip beside every mixed operation, fading in search: DARTS-
     search.partial_channels = 1  # K: candidates see one of K channels, as in PC-DARTS; 1: all
     search.thresholds = (

@@ -147,6 +147,7 @@ FIELDS = {
     'model.primitives': CHEAPEST,
     'warmup.epochs': 0,
     'search.epochs': 8,
+    'search.freeze_epochs': 0,
     'search.early_stop': True,
     'search.stop_window': 2,
     'growth.epochs': 0,

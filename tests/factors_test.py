@@ -200,7 +200,7 @@ def test_statistics_of_their_own_are_those_of_the_most_likely_network():
     recipe, images = small.RECIPE, small.data()
     held = small.fresh(small.START)
     index = np.arange(8, dtype=np.int32)
-    chunk = small.batches.chunk([{'index': index}], 2, 1)
+    chunk = small.batches.chunk([{'index': index}], 2, 1) | {'done': np.zeros(1, np.int32)}
     call = jax.pmap(
         functools.partial(steps.own_statistics, recipe),
         axis_name=steps.AXIS,
