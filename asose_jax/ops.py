@@ -2,7 +2,8 @@
 
 Every operation keeps the channels and follows the DARTS conventions, ReLU-Conv-BN
 (Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one: write a module with the attributes
-and the call signature of `Operation`, and give it a row in `PRIMITIVES`.
+and the call signature of `Operation`, say in `last_norm` where the BatchNorm is that it ends with,
+if it does, and give it a row in `PRIMITIVES`.
 """
 
 import dataclasses
