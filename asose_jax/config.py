@@ -1,6 +1,8 @@
 """Checks a config before anything is done with it: one error that names every wrong field."""
 
+import copy
 import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +13,11 @@ from asose_jax import expected_cost, nats, spaces
 from asose_jax.errors import UserError
 from asose_jax.estimators import ESTIMATORS
 from asose_jax.rules import RULES
+
+logger = logging.getLogger('asose_jax')
+
+# What runs did before there was the field.
+_BEFORE = {'search.exact_start': False, 'search.statistics_batches': 0}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -273,7 +280,7 @@ def begins_exactly(config: ml_collections.ConfigDict) -> bool:
     wanted = config.search.get('exact_start')  # runs of before the field have none
     if wanted is not None:
         return wanted
-    alone = config.model.residual and config.warmup.operations == 'skip'
+    alone = config.model.get('residual', True) and config.warmup.operations == 'skip'
     return config.model.space == 'chain' and alone
 
 
@@ -297,6 +304,24 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     ]
 
 
+def as_begun(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+    """The config, but with what a run in `workdir` did that was begun before a field existed."""
+    try:
+        before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+        missing = {name: value for name, value in _BEFORE.items() if name not in before}
+    except (OSError, ValueError, TypeError):
+        return config  # there is none, or `require_same` tells
+    if not missing:
+        return config
+    if config.search.freeze_epochs is None:
+        missing['search.freeze_epochs'] = before.get('search.freeze_epochs', 0)
+    made = copy.deepcopy(config)
+    made.update_from_flattened_dict(missing)
+    told = ', '.join(f'{name}={value}' for name, value in missing.items())
+    logger.info('the run in %s was begun by an older version; it goes on with %s', workdir, told)
+    return made
+
+
 def require_same(flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ...] = ()) -> None:
     """Refuses a workdir with a run of another config.
 
@@ -313,8 +338,9 @@ def require_same(flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ..
         return
     try:
         before = json.loads(path.read_text(encoding='utf-8'))
-        differing = [d for d in differences(flat, before) if d.split(':')[0] not in but]
-    except (OSError, ValueError, AttributeError) as error:
+        told = differences(flat, {**_BEFORE, **before})
+        differing = [line for line in told if line.split(':')[0] not in but]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f'{path} cannot be read ({type(error).__name__}: {error}). If this command is that of '
             'the run in there, delete the file; otherwise choose another --workdir.'

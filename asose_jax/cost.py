@@ -138,7 +138,7 @@ def training_flops(
       Floating-point operations.
     """
     candidates = [row.candidates for row in spec.rows()]
-    if mode is Mode.SKIP:  # with an exact start not even that, which costs nothing either
+    if mode is Mode.SKIP:  # with an exact start not even that
         probabilities = [np.array([n == SAFE for n in names]) for names in candidates]
     if mode is Mode.UNIFORM:
         probabilities = [np.full(len(names), 1 / len(names)) for names in candidates]

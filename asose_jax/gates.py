@@ -1,6 +1,7 @@
 """Checkpoints of before factors, in which a branch had one gate for all of its candidates."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,11 @@ from asose_jax.state import SearchState
 def are_in(names: Iterable[str]) -> bool:
     """Whether a checkpoint with arrays of these names has gates."""
     return any("['gate_0']" in name for name in names)
+
+
+def is_gate(name: str) -> bool:
+    """Whether the array of this name is a gate, or a factor, which took its place."""
+    return "['gate_" in name or f"['{FACTOR}']" in name
 
 
 def restore(
@@ -42,7 +48,8 @@ def restore(
     flags = tuple((True,) * len(group) for group in spec.groups())
     spec = dataclasses.replace(spec, factors=flags)
     like = state.abstract_state(model_of(spec), tx, devices.everywhere())
-    held = jax.device_get(checkpoints.restore(step, _each(_with_gates, like)))
+    held = _each(functools.partial(_with_gates, spec), like)
+    held = jax.device_get(checkpoints.restore(step, held))
     held = _each(_with_factors, like, held)
     if not spec.is_derived():
         return spec, held
@@ -60,15 +67,13 @@ def _each(change, *states):
     )
 
 
-def _with_gates(params: Mapping[str, Any]) -> dict[str, Any]:
+def _with_gates(spec: NetSpec, params: Mapping[str, Any]) -> dict[str, Any]:
     """Shapes as they were: without factors, and with a gate for each branch."""
     found = factors.without(params)
     number = jax.tree.leaves(params)[0]
     gate = jax.ShapeDtypeStruct((), np.float32, sharding=number.sharding)
-    for block, parts in params.items():
-        branches = [name for name in parts if name.startswith('branch_')]
-        for name in branches:
-            found.setdefault(block, {})[name.replace('branch', 'gate')] = gate
+    for group, member, _ in spec.rows():
+        found.setdefault(f'block_{group}', {})[f'gate_{member}'] = gate
     return found
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 SCHEMA = 2  # of genotype.json
 NONE = 'none'  # an edge that is left out
-SAFE = 'skip_connect'  # what a guarded row of alpha uses, and all of warmup if not told otherwise
+SAFE = 'skip_connect'  # what a guarded row of alpha uses, and warmup, where it uses any
 
 
 class Row(NamedTuple):

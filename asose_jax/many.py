@@ -28,7 +28,7 @@ import rich.console
 import rich.progress
 
 from asose_jax import comparison, genotype, interrupt, pipeline, process, retrain, spaces, workdir
-from asose_jax.config import flatten, require_same, validate
+from asose_jax.config import as_begun, flatten, require_same, validate
 from asose_jax.errors import Stopped, UserError
 from asose_jax.page import Page
 
@@ -95,7 +95,9 @@ def run(
             f'seeds={tuple(config.seeds)}: several searches share the devices of one machine; '
             f'these are {jax.process_count()} hosts. Start it on one of them, without --multihost.'
         )
-    directory, flat = pathlib.Path(directory).expanduser(), flatten(config)
+    directory = pathlib.Path(directory).expanduser()
+    config = as_begun(config, directory)
+    flat = flatten(config)
     single = copy.deepcopy(config)
     single.seeds, single.random_cells, single.plain_cells = (), 0, ()
     validate(config, 1)

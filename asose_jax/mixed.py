@@ -148,10 +148,10 @@ class MixedOp(nn.Module):
     stride 2 as the largest of 2x2 pixels, and a shuffle brings them to the front in what follows
     (Xu et al. 2020, arXiv:1907.05737, section 3.2).
 
-    Factors: what each candidate but `none` gives is multiplied by a scalar of its own, which is one
-    of the weights. With an exact start it begins at 0, and warmup trains what is around the mixed
-    operations alone: whatever is drawn then, search begins with the function that warmup ended
-    with, and each candidate opens by its own gradient.
+    Factors, if they are asked for: what each candidate but `none` gives is multiplied by a scalar
+    of its own, which is one of the weights. With an exact start it begins at 0, and warmup trains
+    what is around the mixed operations alone: whatever is drawn then, search begins with the
+    function that warmup ended with, and each candidate opens by its own gradient.
 
     Attributes:
       candidates: names from `ops.PRIMITIVES`.

@@ -41,7 +41,7 @@ from asose_jax import (
     start,
     state,
 )
-from asose_jax.config import flatten, frozen_epochs, require_same, validate
+from asose_jax.config import as_begun, flatten, frozen_epochs, require_same, validate
 from asose_jax.errors import UserError
 from asose_jax.phases import Phase, Plan
 from asose_jax.workdir import claimed, write_atomically
@@ -72,6 +72,7 @@ def run(
     if jax.default_backend() == 'cpu':
         allocator.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
+    config = as_begun(config, workdir)
     flat = flatten(config)
     require_same(flat, workdir)
     with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:

@@ -144,8 +144,11 @@ class Record:
         """That of the last evaluation or growth; of a finished run, the one in genotype.json."""
         spec = _spec(self.genotype.get('network'))
         if spec is not None:
-            held = self.lines[-1].get('factors') if self.lines else None
-            return _network(spec, {'genotype': self.genotype.get('genotype'), 'factors': held})
+            found = _network(spec, {'genotype': self.genotype.get('genotype')})
+            last = self.networks[-1] if self.networks else None
+            if found and last and last.chosen == found.chosen:
+                found = dataclasses.replace(found, factors=last.factors)
+            return found
         if self.growths and self.growths[-1].at == len(self.lines) - 1:
             return self.growths[-1].after
         return self.networks[-1] if self.networks else None

@@ -44,7 +44,7 @@ logger = logging.getLogger('asose_jax')
 
 # Uses of the run's key, told apart.
 STEPS, INIT, TRANSITION, GROWTH, CURVATURE, SELECTION, DERIVATION = range(7)
-_STATISTICS = 3  # a stream of batches; `loop` and `growing` have those before
+_STATISTICS = 3  # a stream of batches of train; `loop` has another
 _STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
 
 
@@ -340,7 +340,7 @@ def refresh_statistics(setup: Setup, current: Current) -> None:
 
     Those of a supernet are means over draws. The network that alpha makes most likely is evaluated
     with means over a few training batches, always the same ones, and goes on with them: training
-    does not read them, and the derived network begins with them.
+    does not read them, and a network that alpha derives begins with them.
     """
     if current.programs.statistics is None:
         return

@@ -6,11 +6,12 @@ import logging
 import pathlib
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
 
-from asose_jax import chain, checkpoint, devices, gates, genotype, ops, spaces, state
+from asose_jax import chain, checkpoint, devices, factors, gates, genotype, ops, spaces, state
 from asose_jax.config import begins_exactly
 from asose_jax.data import Data
 from asose_jax.errors import UserError
@@ -49,8 +50,7 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
         _require_same_space(found.spec, m.space, f'init_from={config.init_from!r}')
         if not found.spec.is_derived():
             _require_same_form(found.spec, config)
-        if not found.gates:
-            _require_same_weights(found.spec, arrays, config)
+        _require_same_weights(found.spec, arrays, config)
         return found
     if config.network is not None:
         spec = _read_network(config.network, images)
@@ -99,7 +99,7 @@ def _require_same_weights(spec, arrays, config):
     model = model_of(config, spec)
     like = state.abstract_state(model, optax.identity(), devices.everywhere())
     theirs, ours = (
-        {name for name in names if name.startswith('.params')}
+        {name for name in names if name.startswith('.params') and not gates.is_gate(name)}
         for names in (arrays, checkpoint.names(like))
     )
     if theirs != ours:
@@ -234,11 +234,24 @@ def begin(setup: Setup, origin: Origin) -> Current:
             except checkpoint.DamagedError as error:
                 raise UserError(f'init_from={setup.config.init_from!r}: {error}') from error
         start = state.restart(old)
+        _tell_open(setup, old)
         logger.info(
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
     checkpoint.require_room(setup.workdir, start)
     return Current(spec, on_devices(start), origin.phase)
+
+
+def _tell_open(setup, old):
+    """Warns of a warmup of the residuals alone that begins with candidates which are open."""
+    leaves = jax.tree.leaves_with_path(old.params)
+    is_open = any(bool(leaf != 0) for path, leaf in leaves if factors.is_factor(path))
+    if is_open and begins_exactly(setup.config) and setup.config.warmup.epochs:
+        logger.warning(
+            'init_from=%r holds candidates that are trained, which warmup leaves out and search '
+            'begins with again: set warmup.epochs=0, or search.exact_start=False',
+            setup.config.init_from,
+        )
 
 
 def resume(setup: Setup) -> Current:

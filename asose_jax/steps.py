@@ -319,6 +319,7 @@ def own_statistics(recipe: Recipe, packed: Packed, batch: Any, shared: Any) -> P
             mode=Mode.ARGMAX,
             train=True,
             mutable=['batch_stats', 'guard', 'second_head'],
+            positions=lax.axis_index(AXIS) * len(images) + jnp.arange(len(images)),
             rngs={'drop_path': shared['key']},  # nothing is dropped before optimize
         )
 

@@ -21,6 +21,7 @@ from asose_jax import (
     batches,
     candidates,
     devices,
+    factors,
     genotype,
     growing,
     growth,
@@ -75,7 +76,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
     spec, held = found.spec, found.state
     chosen = genotype.most_likely(spec, held.arch)
     held = states.derive_state(held, spec, chosen, tx)
-    spec = genotype.derive(spec, chosen)
+    spec = factors.folded_spec(spec, chosen)
     key = setup.key(session.GROWTH)
     places = [
         candidates.Candidate(Growth('depth', place, candidates=NEW), 1)

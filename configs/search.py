@@ -95,7 +95,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
 
     config.warmup = warmup = ml_collections.ConfigDict()
     warmup.epochs = 10  # weights only
-    warmup.operations = 'skip'  # skip_connect only; 'uniform': any operation, all equally often
+    warmup.operations = 'skip'  # skip_connect or none, see search.exact_start; 'uniform': any
 
     config.search = search = ml_collections.ConfigDict()
     search.epochs = 30  # passes of the weights over train; alpha steps come on top
