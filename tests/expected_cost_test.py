@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from helpers import networks, search_steps
 from helpers.runs import (
+    CHEAPEST,
     EVERY_STEP,
     GROWING,
     Killed,
@@ -325,7 +326,7 @@ def test_what_was_measured_is_kept_and_a_resumed_run_ends_bit_for_bit(tmp_path, 
 
 @pytest.mark.slow
 def test_table_grows_with_the_network_and_is_kept(tmp_path, monkeypatch, clock):
-    fields = {**GROWING}
+    fields = {**GROWING, 'model.primitives': CHEAPEST}
     config = _stopped_and_resumed(tmp_path, monkeypatch, clock, 30, fields)
     _assert_same(tmp_path, config)
     summary = summary_of(tmp_path / 'whole')

@@ -144,7 +144,7 @@ def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
 def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     fields = {
         'model.space': space,
-        'model.depth': 3,
+        'model.depth': {'nasbench201': 3, 'darts': 2}[space],
         'model.primitives': NAMES_OF[space],
         'growth.epochs': 0,
     }
@@ -176,7 +176,7 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
     fields = {
         'model.space': space,
         'model.depth': 2,
-        'model.primitives': ('none', 'skip_connect', 'nor_conv_1x1'),
+        'model.primitives': NAMES_OF[space],
         'search.auxiliary_skip': True,
         'search.exact_start': space == 'nasbench201',
         'search.partial_channels': 2,
