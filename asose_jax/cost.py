@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax import factors, genotype, ops
+from asose_jax import genotype, ops
 from asose_jax.estimators import Estimator
 from asose_jax.forward import Mode
 from asose_jax.genotype import NONE, SAFE, NetSpec
@@ -218,7 +218,7 @@ def _flops(part):
 
 
 def _params(part):
-    return factors.count(_variables(part).get('params', {}))
+    return sum(leaf.size for leaf in jax.tree.leaves(_variables(part).get('params', {})))
 
 
 def _meter(of):

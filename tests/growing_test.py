@@ -50,7 +50,7 @@ pytestmark = pytest.mark.xdist_group('growing')  # they share programs
 
 @pytest.fixture(scope='module')
 def programs():
-    """What runs of this module share."""
+    """Shares compiled programs among the runs of this module."""
     return Compiled()
 
 

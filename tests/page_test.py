@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 from helpers import recorded
-from helpers.pages import HOSTILE, OVERLAPS, SHORT, Parsed, text_of
+from helpers.pages import HOSTILE, OVERLAPS, SHORT, Parsed, every_screen, text_of
 from PIL import Image
 
 from asose_jax import charts, page, record, words
@@ -281,15 +281,7 @@ def test_text_and_lines_stand_out_from_what_is_behind_them(root, scheme):
     assert contrast('alarm', 'alarm-panel') >= 4.5
 
 
-@pytest.mark.parametrize(
-    ('width', 'scheme'),
-    [
-        (390, 'light'),
-        (1280, 'dark'),
-        pytest.param(390, 'dark', marks=pytest.mark.slow),
-        pytest.param(1280, 'light', marks=pytest.mark.slow),
-    ],
-)
+@every_screen
 def test_in_a_browser_nothing_overlaps_or_overflows_or_complains(runs, browser, width, scheme):
     opened = browser.new_page(viewport={'width': width, 'height': 844}, color_scheme=scheme)
     told, asked = [], []

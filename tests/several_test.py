@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from helpers.pages import HOSTILE, OVERLAPS, Parsed, text_of
+from helpers.pages import HOSTILE, OVERLAPS, Parsed, every_screen, text_of
 from helpers.several_searches import FOUND, RANDOM, write
 
 from asose_jax import page, record, several, strips
@@ -140,15 +140,7 @@ def test_rebuilt_page_is_that_of_all_runs(all_of):
     assert 'several searches' in before
 
 
-@pytest.mark.parametrize(
-    ('width', 'scheme'),
-    [
-        (390, 'light'),
-        (1280, 'dark'),
-        pytest.param(390, 'dark', marks=pytest.mark.slow),
-        pytest.param(1280, 'light', marks=pytest.mark.slow),
-    ],
-)
+@every_screen
 def test_in_a_browser_nothing_overlaps_or_overflows_or_complains(all_of, browser, width, scheme):
     opened = browser.new_page(viewport={'width': width, 'height': 844}, color_scheme=scheme)
     told = []

@@ -11,7 +11,9 @@ _KNOWN = devices.jax.__version_info__ < (0, 11)
 def be_quick() -> None:
     """Lets XLA optimize nothing, and generate code in half the time; before jax has a backend."""
     flags = [os.environ.get('XLA_FLAGS', ''), '--xla_backend_optimization_level=0']
-    os.environ['XLA_FLAGS'] = ' '.join([*flags, f'--{_EMITTERS}=false'][: 3 if _KNOWN else 2])
+    if _KNOWN:
+        flags.append(f'--{_EMITTERS}=false')
+    os.environ['XLA_FLAGS'] = ' '.join(flags)
     keep_runs_exact()
 
 

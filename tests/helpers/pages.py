@@ -2,12 +2,26 @@
 
 import html.parser
 
+import pytest
+
 from asose_jax import page
 
 SHORT = {'warmup.epochs': 2, 'search.epochs': 3, 'optimize.epochs': 2}
 
 
 HOSTILE = '"><img src=x onerror=alert(1)>\'</td></style><script>alert(2)</script>&lt;{{ 7 * 7 }}'
+
+
+# Widths of a phone and of a desk, light and dark; the slow ring has the other two pairs.
+every_screen = pytest.mark.parametrize(
+    ('width', 'scheme'),
+    [
+        (390, 'light'),
+        (1280, 'dark'),
+        pytest.param(390, 'dark', marks=pytest.mark.slow),
+        pytest.param(1280, 'light', marks=pytest.mark.slow),
+    ],
+)
 
 
 OVERLAPS = """() => {
