@@ -22,9 +22,9 @@ import numpy as np
 import optax
 
 from asose_jax import chain, factors, genotype, growth, mixed, ops, state
-from asose_jax.chain import ChainSpec
+from asose_jax.chain import BRANCH, DEPTH, WIDTH, ChainSpec
 from asose_jax.forward import Mode
-from asose_jax.growth import BRANCH, DEPTH, WIDTH, Growth
+from asose_jax.growth import Growth
 from asose_jax.model import SuperNet
 from asose_jax.norm import Norm
 from asose_jax.state import SearchState

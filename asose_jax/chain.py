@@ -29,6 +29,9 @@ PRIMITIVES = (
 )
 
 
+DEPTH, WIDTH, BRANCH = KINDS_OF_GROWTH = ('depth', 'width', 'branch')
+
+
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
     """One block: a residual sum of mixed operations.

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from asose_jax import batches, candidates, devices, genotype, growth, session, state
+from asose_jax import batches, candidates, chain, devices, genotype, growth, session, state
 from asose_jax.growth import Growth
 from asose_jax.phases import Phase, Span
 from asose_jax.session import Current, Setup
@@ -24,7 +24,7 @@ logger = logging.getLogger('asose_jax')
 _SCORES = 2  # the stream of validation batches for scores; `loop` has the streams before
 # Growths that take place together name their places in the network as it stands: a new block, which
 # moves others up, comes last.
-_ORDER = ('auto', growth.WIDTH, growth.BRANCH, growth.DEPTH)
+_ORDER = ('auto', chain.WIDTH, chain.BRANCH, chain.DEPTH)
 _NOWHERE = 'no such place'
 _SCORE_IMAGES = 128  # in one of them, at most: scores are computed on one device
 
@@ -157,7 +157,7 @@ def _choose_together(setup, current, kinds, held, step, limits):
         found, refused = candidates.possible(
             current.spec,
             held.params,
-            growth.KINDS if kind == 'auto' else (kind,),
+            chain.KINDS_OF_GROWTH if kind == 'auto' else (kind,),
             c.width_factor,
             dataclasses.replace(limits, params=_left(limits.params, chosen)),
         )
@@ -179,9 +179,9 @@ def _choose(setup, current, kind, found, held, step):
         return found[int(jax.random.randint(key, (), 0, len(found)))]
     if c.where == 'last':
         last = {
-            growth.DEPTH: len(current.spec.blocks) - 1,
-            growth.WIDTH: growth.stages(current.spec)[-1],
-            growth.BRANCH: len(current.spec.blocks) - 1,
+            chain.DEPTH: len(current.spec.blocks) - 1,
+            chain.WIDTH: growth.stages(current.spec)[-1],
+            chain.BRANCH: len(current.spec.blocks) - 1,
         }[kind]
         return next((each for each in found if each.growth.where == last), None)
     scored = candidates.scored(
@@ -272,7 +272,7 @@ def _grow(setup, current, accuracy):
 
 def _in_words(what):
     return {
-        growth.DEPTH: f'a new block {what.where}',
-        growth.WIDTH: f'stage {what.where} has {what.channels} channels now',
-        growth.BRANCH: f'block {what.where} has a branch more',
+        chain.DEPTH: f'a new block {what.where}',
+        chain.WIDTH: f'stage {what.where} has {what.channels} channels now',
+        chain.BRANCH: f'block {what.where} has a branch more',
     }[what.kind]

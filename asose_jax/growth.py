@@ -23,11 +23,9 @@ import jax
 import numpy as np
 
 from asose_jax import chain
-from asose_jax.chain import BlockSpec, ChainSpec
+from asose_jax.chain import DEPTH, WIDTH, BlockSpec, ChainSpec
 from asose_jax.ops import FACTOR
 from asose_jax.state import SearchState
-
-DEPTH, WIDTH, BRANCH = KINDS = ('depth', 'width', 'branch')
 
 Fresh = Callable[[ChainSpec], SearchState]  # a state at the start of training, for any description
 

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from asose_jax import growth, spaces
+from asose_jax import chain, spaces
 from asose_jax.genotype import NetSpec
 
 _ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of what is not as it should
@@ -159,7 +159,7 @@ class Record:
         deeper = [
             (grown.at, grown.event['where'])
             for grown in self.growths
-            if grown.event.get('kind') == growth.DEPTH
+            if grown.event.get('kind') == chain.DEPTH
         ]
         for i, network in enumerate(self.networks):
             rows = network.spec.rows() if network and network.probabilities else []

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from asose_jax import expected_cost, growth, ops, spaces
+from asose_jax import chain, expected_cost, ops, spaces
 from asose_jax.estimators import ESTIMATORS
 
 
@@ -92,7 +92,9 @@ def _growth(value):
     if not isinstance(value, str):
         return False
     kinds = value.split('+')
-    return value == 'auto' or (len(set(kinds)) == len(kinds) and set(kinds) <= set(growth.KINDS))
+    return value == 'auto' or (
+        len(set(kinds)) == len(kinds) and set(kinds) <= set(chain.KINDS_OF_GROWTH)
+    )
 
 
 RULES: dict[str, Rule] = {

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from asose_jax import charts, drawing, growth, words
+from asose_jax import chain, charts, drawing, words
 from asose_jax.record import Grown, Record, number
 from asose_jax.words import NOTHING, percent, plain, seconds
 
@@ -96,9 +96,9 @@ def what(grown: Grown) -> str:
     """A growth in words."""
     kind, where = grown.event.get('kind'), grown.event.get('where')
     told = {
-        growth.DEPTH: f'a new block {where}',
-        growth.WIDTH: f'stage {where} is wider',
-        growth.BRANCH: f'block {where} has a branch more',
+        chain.DEPTH: f'a new block {where}',
+        chain.WIDTH: f'stage {where} is wider',
+        chain.BRANCH: f'block {where} has a branch more',
     }.get(kind, f'{kind} at {where}')
     return f'{told}, after evaluation {grown.at + 1}'
 
@@ -106,12 +106,12 @@ def what(grown: Grown) -> str:
 def _changed(grown):
     """The blocks that are not as they were, and the new branch, if there is one."""
     kind, where = grown.event.get('kind'), grown.event.get('where')
-    if kind == growth.DEPTH:
+    if kind == chain.DEPTH:
         return [where], (where, 0)
     pairs = zip(grown.before.spec.blocks, grown.after.spec.blocks, strict=False)
     changed = [i for i, (before, after) in enumerate(pairs) if before != after]
     branches = [(i, len(grown.before.spec.blocks[i].branches)) for i in changed]
-    return changed, branches[0] if kind == growth.BRANCH and branches else None
+    return changed, branches[0] if kind == chain.BRANCH and branches else None
 
 
 def alarms(record: Record) -> list[str]:

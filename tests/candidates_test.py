@@ -43,7 +43,7 @@ def start():
 
 @functools.cache
 def scored():
-    found, refused = candidates.possible(SPEC, start().params, growth.KINDS, 1.5, ANY)
+    found, refused = candidates.possible(SPEC, start().params, chain.KINDS_OF_GROWTH, 1.5, ANY)
     assert not refused
     return {c.growth: c for c in candidates.scored(found, SPEC, start(), BATCHES, KEY)}
 

@@ -177,7 +177,7 @@ def _histories(draw, names):
     """Ten growths in a row, each possible on what the ones before have made."""
     spec, steps = _chain(names), []
     for _ in range(10):
-        kind = draw(st.sampled_from(growth.KINDS))
+        kind = draw(st.sampled_from(chain.KINDS_OF_GROWTH))
         widths = growth.stage_channels(spec)
         if kind == 'depth':
             step = Growth(kind, draw(st.integers(0, len(spec.blocks))), candidates=names)
