@@ -17,8 +17,9 @@ import rich.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from asose_jax import many, page, process, retrain, trained
-from asose_jax.errors import Stopped, UserError
+from asose_jax import many, page, retrain, trained
+from asose_jax.runtime import process
+from asose_jax.runtime.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', 'configs/search.py', 'Config file, with an optional preset: FILE[:PRESET].'

@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asose_jax.errors import Stopped, UserError
     from asose_jax.genotype import Genotype
     from asose_jax.many import search
+    from asose_jax.runtime.errors import Stopped, UserError
     from asose_jax.trained import Trained, evaluate, export, load
 
 __all__ = [
@@ -26,7 +26,12 @@ __all__ = [
     'search',
 ]
 
-_ROOMS = {'Genotype': 'genotype', 'Stopped': 'errors', 'UserError': 'errors', 'search': 'many'}
+_ROOMS = {
+    'Genotype': 'genotype',
+    'Stopped': 'runtime.errors',
+    'UserError': 'runtime.errors',
+    'search': 'many',
+}
 
 
 def __getattr__(name: str) -> Any:

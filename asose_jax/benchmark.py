@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 ARCH = 'arch'  # the column that names the cells, as the space writes them
 

@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.workdir import checksum
 from asose_jax.state import SearchState
-from asose_jax.workdir import checksum
 
 logger = logging.getLogger('asose_jax')
 

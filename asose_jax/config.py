@@ -10,9 +10,9 @@ from typing import Any
 import ml_collections
 
 from asose_jax import expected_cost, nats, spaces
-from asose_jax.errors import UserError
 from asose_jax.estimators import ESTIMATORS
 from asose_jax.rules import RULES
+from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
 

@@ -14,8 +14,8 @@ from PIL import Image
 from sklearn import model_selection
 
 from asose_jax import folder
-from asose_jax.errors import UserError
 from asose_jax.images import ImageSet, fitted
+from asose_jax.runtime.errors import UserError
 
 _READ_AT_ONCE = 2000  # records per call when a set is loaded into memory
 _STATISTICS_FROM = 10_000  # training images that mean and deviation are taken from

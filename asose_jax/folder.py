@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from asose_jax.errors import UserError
 from asose_jax.images import ImageSet, fitted
+from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
 

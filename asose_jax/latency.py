@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from asose_jax import cost, devices, workdir
+from asose_jax import cost, devices
 from asose_jax.cost import Part
-from asose_jax.errors import UserError
 from asose_jax.genotype import NetSpec
+from asose_jax.runtime import workdir
+from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
 

@@ -22,9 +22,9 @@ from asose_jax import (
     session,
     state,
 )
-from asose_jax.errors import Stopped, UserError
 from asose_jax.estimators import ESTIMATORS
 from asose_jax.phases import Phase, Span
+from asose_jax.runtime.errors import Stopped, UserError
 from asose_jax.session import Current, Setup
 
 logger = logging.getLogger('asose_jax')

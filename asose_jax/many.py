@@ -27,10 +27,11 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from asose_jax import comparison, genotype, interrupt, pipeline, process, retrain, spaces, workdir
+from asose_jax import comparison, genotype, pipeline, retrain, spaces
 from asose_jax.config import as_begun, flatten, require_same, validate
-from asose_jax.errors import Stopped, UserError
 from asose_jax.page import Page
+from asose_jax.runtime import interrupt, process, workdir
+from asose_jax.runtime.errors import Stopped, UserError
 
 logger = logging.getLogger('asose_jax')
 

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from asose_jax.benchmark import Table
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
 

@@ -11,8 +11,9 @@ import time
 
 import jinja2
 
-from asose_jax import figures, record, sections, several, workdir
-from asose_jax.errors import UserError
+from asose_jax import figures, record, sections, several
+from asose_jax.runtime import workdir
+from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
 

@@ -17,7 +17,6 @@ import optax
 import rich.console
 
 from asose_jax import (
-    allocator,
     benchmark,
     checkpoint,
     data,
@@ -26,7 +25,6 @@ from asose_jax import (
     expected_cost,
     factors,
     genotype,
-    interrupt,
     loop,
     nats,
     optim,
@@ -42,9 +40,10 @@ from asose_jax import (
     state,
 )
 from asose_jax.config import as_begun, flatten, frozen_epochs, require_same, validate
-from asose_jax.errors import UserError
 from asose_jax.phases import Phase, Plan
-from asose_jax.workdir import claimed, write_atomically
+from asose_jax.runtime import interrupt, malloc
+from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.workdir import claimed, write_atomically
 
 logger = logging.getLogger('asose_jax')
 
@@ -70,7 +69,7 @@ def run(
     """
     validate(config, jax.device_count())
     if jax.default_backend() == 'cpu':
-        allocator.keep_freed_memory()
+        malloc.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
     config = as_begun(config, workdir)
     flat = flatten(config)

@@ -18,9 +18,10 @@ import rich.progress
 import rich.table
 from scipy import stats
 
-from asose_jax import genotype, ops, workdir
+from asose_jax import genotype, ops
 from asose_jax.genotype import NetSpec
 from asose_jax.phases import Span
+from asose_jax.runtime import workdir
 
 logger = logging.getLogger('asose_jax')
 

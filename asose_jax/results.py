@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 
-from asose_jax import cost, genotype, report, session, spaces, workdir
+from asose_jax import cost, genotype, report, session, spaces
 from asose_jax.data import Data
-from asose_jax.errors import UserError
 from asose_jax.phases import Phase
+from asose_jax.runtime import workdir
+from asose_jax.runtime.errors import UserError
 from asose_jax.session import Current, Setup
 
 logger = logging.getLogger('asose_jax')

@@ -4,7 +4,7 @@ import copy
 
 import ml_collections
 
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 # Where the fields of the config's `retrain` go.
 _TARGETS = {

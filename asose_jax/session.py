@@ -27,7 +27,6 @@ from asose_jax import (
     factors,
     genotype,
     gumbel,
-    interrupt,
     nats,
     state,
 )
@@ -37,6 +36,7 @@ from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SECOND_HEAD, SuperNet
 from asose_jax.phases import Phase, Plan, Span
 from asose_jax.recipe import AXIS, Recipe
+from asose_jax.runtime import interrupt
 from asose_jax.state import Packed, SearchState
 from asose_jax.told import Told
 

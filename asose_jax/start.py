@@ -14,10 +14,10 @@ import optax
 from asose_jax import chain, checkpoint, devices, factors, gates, genotype, ops, spaces, state
 from asose_jax.config import begins_exactly
 from asose_jax.data import Data
-from asose_jax.errors import UserError
 from asose_jax.forward import Mode
 from asose_jax.model import SECOND_HEAD
 from asose_jax.phases import Phase, Plan
+from asose_jax.runtime.errors import UserError
 from asose_jax.session import INIT, Current, Setup, model_of, on_devices
 from asose_jax.told import Told
 

@@ -25,13 +25,13 @@ from asose_jax import (
     session,
     spaces,
     state,
-    workdir,
 )
 from asose_jax.config import unflatten
-from asose_jax.errors import UserError
 from asose_jax.forward import Mode
 from asose_jax.genotype import Genotype, NetSpec, frozen
 from asose_jax.model import SECOND_HEAD, SuperNet
+from asose_jax.runtime import workdir
+from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
 

@@ -24,8 +24,9 @@ from typing import Any
 
 import ml_collections
 
-from asose_jax import chain, many, process, record, retrain
+from asose_jax import chain, many, record, retrain
 from asose_jax.config import flatten
+from asose_jax.runtime import process
 from benchmarks import measure
 from configs import crisis, search
 

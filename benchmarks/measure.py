@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from asose_jax import allocator
+from asose_jax.runtime import malloc
 
 _PLACES = ('out', 'json', 'png', 'workdir', 'data_dir')  # options that say where, not what
 DOCS = pathlib.Path(__file__).parent.parent / 'docs' / 'performance'
@@ -71,7 +71,7 @@ def pin(threads: int) -> int:
         raise RuntimeError('threads are started already: call pin() before jax is imported')
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:threads])
-    allocator.keep_freed_memory()  # for every contestant
+    malloc.keep_freed_memory()  # for every contestant
     return len(cores[:threads])
 
 

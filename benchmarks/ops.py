@@ -100,7 +100,7 @@ def _cases(channels, x):
     from asose_jax import chain, fast, ops, product
     from asose_jax.norm import Norm
 
-    def conv(kernel, x, dilation=1, groups=1):
+    def reference(kernel, x, dilation=1, groups=1):
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -120,21 +120,21 @@ def _cases(channels, x):
         name = f'depthwise {size}' + (' dilated' if dilation > 1 else '')
         cases[name] = Case(
             lambda k, x, d=dilation: fast.relu_depthwise_conv(x, k, d),
-            lambda k, x, d=dilation: conv(k, x, d, channels),
+            lambda k, x, d=dilation: reference(k, x, d, channels),
             kernel(size, size, 1, channels),
             (f'taps {size**2}',),
             name,
         )
     cases['1x1'] = Case(
         lambda k, x: product.dot_general(x, k),
-        lambda k, x: conv(k[None, None], x),
+        lambda k, x: reference(k[None, None], x),
         kernel(channels, channels),
         (f'taps {channels}',),
         '1x1',
     )
     cases['1x7, 7x1'] = Case(
         lambda ks, x: fast.conv(fast.conv(x, ks[0]), ks[1]),
-        lambda ks, x: conv(ks[1], conv(ks[0], x)),
+        lambda ks, x: reference(ks[1], reference(ks[0], x)),
         [kernel(1, 7, channels, channels), kernel(7, 1, channels, channels)],
         (f'taps {7 * channels}',) * 2,
         '1x7, 7x1',

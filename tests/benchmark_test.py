@@ -3,7 +3,7 @@
 import pytest
 
 from asose_jax.benchmark import Table
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 ROWS = 'arch,cifar10,cifar100\n|a~0|,90.5,70\n|b~0|,93,71.5\n|c~0|,93,60\n'
 

@@ -13,9 +13,9 @@ from helpers import networks
 from helpers.damage import flip
 
 from asose_jax import chain, checkpoint, optim, phases, spaces
-from asose_jax.errors import UserError
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
+from asose_jax.runtime.errors import UserError
 
 SPEC = chain.build(
     (4, 4, 1),

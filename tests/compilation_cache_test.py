@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from asose_jax import compilation_cache
-from asose_jax.compilation_cache import _Entries
+from asose_jax.runtime import compilation_cache
+from asose_jax.runtime.compilation_cache import _Entries
 
 PROGRAM = """
 import logging, pathlib, sys

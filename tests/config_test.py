@@ -8,8 +8,8 @@ from helpers.wrong_values import BAD
 from ml_collections import ConfigDict
 
 from asose_jax.config import as_begun, begins_exactly, differences, flatten, frozen_epochs, validate
-from asose_jax.errors import UserError
 from asose_jax.rules import RULES
+from asose_jax.runtime.errors import UserError
 from configs import search
 
 

@@ -7,7 +7,7 @@ from helpers.runs import CHEAPEST, NAMES_OF, tiny
 
 from asose_jax import pipeline
 from asose_jax.config import flatten
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 STEPS, CHANGES = 12, 3
 START = {'model.depth': 1, 'model.reductions': (), 'model.primitives': CHEAPEST}

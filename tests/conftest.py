@@ -9,7 +9,7 @@ import pytest
 from helpers import compiler, costs, laws
 from helpers.shared import Shared
 
-from asose_jax import compilation_cache
+from asose_jax.runtime import compilation_cache
 
 ROOT = pathlib.Path(__file__).parent.parent
 TFDS = ROOT.parent / 'shared' / 'tfds'

@@ -9,7 +9,7 @@ from helpers import prepared
 from PIL import Image
 
 from asose_jax import data, images
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 WHERE = "'set', split 'train'"
 

@@ -24,9 +24,9 @@ from helpers.runs import (
 from scipy import optimize
 
 from asose_jax import batches, cost, darts, genotype, latency, pipeline, steps
-from asose_jax.errors import UserError
 from asose_jax.expected_cost import Budget
 from asose_jax.phases import Phase
+from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import SPACES
 from asose_jax.state import Packed
 

@@ -10,7 +10,7 @@ from helpers.pictures import config_of, picture
 from PIL import Image
 
 from asose_jax import data, pipeline
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 
 @pytest.fixture

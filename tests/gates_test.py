@@ -23,9 +23,9 @@ from asose_jax import (
     pipeline,
     state,
 )
-from asose_jax.errors import UserError
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
+from asose_jax.runtime.errors import UserError
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
 SPEC = chain.build(

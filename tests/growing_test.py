@@ -31,9 +31,9 @@ from asose_jax import (
 )
 from asose_jax.candidates import Candidate, Limits
 from asose_jax.config import flatten, validate
-from asose_jax.errors import UserError
 from asose_jax.growth import Growth
 from asose_jax.phases import Phase
+from asose_jax.runtime.errors import UserError
 from configs import scratch
 
 

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from asose_jax import interrupt
-from asose_jax.errors import Stopped
+from asose_jax.runtime import interrupt
+from asose_jax.runtime.errors import Stopped
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -13,8 +13,8 @@ from helpers.damage import flip
 from helpers.runs import WHOLE, assert_same_end, final_state, make_whole, tiny
 
 from asose_jax import pipeline
-from asose_jax.errors import UserError
-from asose_jax.workdir import claimed
+from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.workdir import claimed
 
 CONFIG = tiny(**WHOLE)
 OFTEN = {'checkpoint.every_seconds': 0}  # after every call; else at the ends of phases and growths

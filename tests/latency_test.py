@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from asose_jax import chain, cost, latency, workdir
-from asose_jax.errors import UserError
+from asose_jax import chain, cost, latency
 from asose_jax.latency import Latencies
+from asose_jax.runtime import workdir
+from asose_jax.runtime.errors import UserError
 
 SPEC = chain.build((4, 4, 1), 3, channels=4, depth=1, reductions=(), max_channels=4, primitives=())
 SPEC = SPEC.with_groups(((('sep_conv_3x3',),),))

@@ -13,7 +13,7 @@ from helpers.runs import lines_of
 
 from asose_jax import many, page
 from asose_jax.config import flatten
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 from configs.search import get_config
 
 FIELDS = {

@@ -31,13 +31,13 @@ PUBLISHED = [
 ]
 
 
-@pytest.mark.parametrize(('text', 'shape', 'classes', 'flops', 'params'), PUBLISHED)
-def test_counts_are_the_published_ones(monkeypatch, text, shape, classes, flops, params):
+@pytest.mark.parametrize(('text', 'shape', 'classes', 'multiply_adds', 'params'), PUBLISHED)
+def test_counts_are_the_published_ones(monkeypatch, text, shape, classes, multiply_adds, params):
     """Both from one trace of the network."""
     traced, variables = [], cost._variables
     monkeypatch.setattr(cost, '_variables', lambda part: traced.append(variables(part)))
     spec = genotype.derive(nasbench201.build(shape, classes), nasbench201.loads(text))
-    assert f'{cost.multiply_adds(spec) / 1e6:.5f}' == flops
+    assert f'{cost.multiply_adds(spec) / 1e6:.5f}' == multiply_adds
     (made,) = traced
     assert f'{sum(leaf.size for leaf in jax.tree.leaves(made["params"])) / 1e6:.6f}' == params
 

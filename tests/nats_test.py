@@ -11,7 +11,7 @@ import pytest
 
 from asose_jax import nats
 from asose_jax.benchmark import Table
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 CELLS = ('|none~0|', '|skip_connect~0|', '|nor_conv_3x3~0|')
 

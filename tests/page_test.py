@@ -14,7 +14,7 @@ from helpers.pages import HOSTILE, OVERLAPS, SHORT, Parsed, every_screen, text_o
 from PIL import Image
 
 from asose_jax import charts, page, record, words
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 SECTIONS = (
     *('numbers', 'accuracy', 'curves', 'alpha', 'operations', 'network', 'growth', 'alarms'),

@@ -38,8 +38,8 @@ from asose_jax import (
     session,
     spaces,
 )
-from asose_jax.errors import UserError
 from asose_jax.phases import Phase
+from asose_jax.runtime.errors import UserError
 from configs.search import get_config
 
 

@@ -13,9 +13,9 @@ from helpers.runs import CHEAP, lines_of, summary_of, tiny
 from asose_jax import chain, darts, genotype, pipeline, retrain
 from asose_jax.chain import BlockSpec
 from asose_jax.config import validate
-from asose_jax.errors import UserError
 from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SECOND_HEAD, SuperNet
+from asose_jax.runtime.errors import UserError
 from configs.search import get_config
 
 CELL = '|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|avg_pool_3x3~1|nor_conv_3x3~2|'

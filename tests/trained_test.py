@@ -13,7 +13,7 @@ from helpers.runs import CHEAPEST, WHOLE, make_whole, tiny
 
 import asose_jax
 from asose_jax import pipeline, trained
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 _ALONE = """
 import sys

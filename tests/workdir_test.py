@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from asose_jax import workdir
-from asose_jax.errors import UserError
+from asose_jax.runtime import workdir
+from asose_jax.runtime.errors import UserError
 
 
 def test_second_run_is_refused_until_the_first_one_ends(tmp_path):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import jax
 
-from asose_jax import compilation_cache
+from asose_jax.runtime import compilation_cache
 from helpers import compiler
 from helpers.runs import WHOLE
 

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-from asose_jax.errors import Stopped
+from asose_jax.runtime.errors import Stopped
 
 logger = logging.getLogger('asose_jax')
 

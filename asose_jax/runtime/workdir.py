@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from asose_jax.errors import UserError
+from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
 

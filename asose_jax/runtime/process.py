@@ -13,7 +13,7 @@ from typing import NoReturn, TextIO
 import jax
 from absl import logging as absl_logging
 
-from asose_jax import compilation_cache
+from asose_jax.runtime import compilation_cache
 
 CACHE = pathlib.Path('~/.cache/asose_jax')
 SPAWN = multiprocessing.get_context('spawn')
