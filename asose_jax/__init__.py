@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asose_jax.genotype import Genotype
+    from asose_jax.arch.genotype import Genotype
     from asose_jax.many import search
     from asose_jax.runtime.errors import Stopped, UserError
     from asose_jax.trained import Trained, evaluate, export, load
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 _ROOMS = {
-    'Genotype': 'genotype',
+    'Genotype': 'arch.genotype',
     'Stopped': 'runtime.errors',
     'UserError': 'runtime.errors',
     'search': 'many',

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asose_jax import chain, factors, genotype, growth, mixed, ops, state
+from asose_jax import chain, factors, growth, mixed, ops, state
+from asose_jax.arch import genotype
 from asose_jax.chain import BRANCH, DEPTH, WIDTH, ChainSpec
 from asose_jax.forward import Mode
 from asose_jax.growth import Growth

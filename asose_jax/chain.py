@@ -9,8 +9,8 @@ import flax.linen as nn
 import jax
 
 from asose_jax import ops
+from asose_jax.arch.genotype import NetSpec, Place, frozen, widths
 from asose_jax.forward import Forward
-from asose_jax.genotype import NetSpec, Place, frozen, widths
 from asose_jax.mixed import Choice, MixedOp
 
 Array = jax.Array

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from asose_jax import genotype, ops, spaces
-from asose_jax.genotype import NONE, SAFE, Genotype
+from asose_jax import ops, spaces
+from asose_jax.arch import genotype
+from asose_jax.arch.genotype import NONE, SAFE, Genotype
 
 
 def compare(

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from asose_jax import expected_cost, nats, spaces
-from asose_jax.estimators import ESTIMATORS
+from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.rules import RULES
 from asose_jax.runtime.errors import UserError
 

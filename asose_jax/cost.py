@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax import genotype, ops
-from asose_jax.estimators import Estimator
+from asose_jax import ops
+from asose_jax.arch import genotype
+from asose_jax.arch.estimators import Estimator
+from asose_jax.arch.genotype import NONE, SAFE, NetSpec
 from asose_jax.forward import Mode
-from asose_jax.genotype import NONE, SAFE, NetSpec
 from asose_jax.model import SuperNet
 from asose_jax.norm import Norm
 

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax import ops
+from asose_jax.arch.genotype import NONE, Genotype, NetSpec, Place, widths
 from asose_jax.forward import Forward
-from asose_jax.genotype import NONE, Genotype, NetSpec, Place, widths
 from asose_jax.mixed import MixedOp, edge_weights, shared_draws
 
 Array = jax.Array

@@ -11,9 +11,9 @@ from collections.abc import Collection
 from typing import Any
 
 from asose_jax import chain, darts
+from asose_jax.arch.genotype import SAFE, NetSpec
 from asose_jax.chain import ChainSpec
 from asose_jax.darts import DartsSpec
-from asose_jax.genotype import SAFE, NetSpec
 from asose_jax.nasbench201 import NasBench201Spec
 from asose_jax.record import Network
 

@@ -12,7 +12,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from asose_jax import charts
-from asose_jax.genotype import NetSpec
+from asose_jax.arch.genotype import NetSpec
 from asose_jax.record import number
 
 FOLDER = 'events'

@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from asose_jax import cost, genotype, gumbel
+from asose_jax import cost
+from asose_jax.arch import genotype, gumbel
+from asose_jax.arch.genotype import SAFE, NetSpec
 from asose_jax.cost import Meter
-from asose_jax.genotype import SAFE, NetSpec
 from asose_jax.latency import Latencies
 from asose_jax.runtime import workdir
 from asose_jax.runtime.errors import UserError

@@ -13,8 +13,9 @@ from typing import Any
 
 import jax
 
-from asose_jax import genotype, ops
-from asose_jax.genotype import NONE, Genotype, NetSpec
+from asose_jax import ops
+from asose_jax.arch import genotype
+from asose_jax.arch.genotype import NONE, Genotype, NetSpec
 from asose_jax.ops import FACTOR
 
 

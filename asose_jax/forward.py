@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from asose_jax import gumbel
+from asose_jax.arch import gumbel
 
 Array = jax.Array
 

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import optax
 
-from asose_jax import checkpoint, devices, factors, genotype, state
-from asose_jax.genotype import NetSpec
+from asose_jax import checkpoint, devices, factors, state
+from asose_jax.arch import genotype
+from asose_jax.arch.genotype import NetSpec
 from asose_jax.model import SuperNet
 from asose_jax.ops import FACTOR
 from asose_jax.state import SearchState

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from asose_jax import batches, candidates, chain, devices, genotype, growth, session, state
+from asose_jax import batches, candidates, chain, devices, growth, session, state
+from asose_jax.arch import genotype
 from asose_jax.growth import Growth
 from asose_jax.phases import Phase, Span
 from asose_jax.session import Current, Setup

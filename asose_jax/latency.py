@@ -17,8 +17,8 @@ import numpy as np
 from jax import lax
 
 from asose_jax import cost, devices
+from asose_jax.arch.genotype import NetSpec
 from asose_jax.cost import Part
-from asose_jax.genotype import NetSpec
 from asose_jax.runtime import workdir
 from asose_jax.runtime.errors import UserError
 

@@ -15,14 +15,14 @@ from asose_jax import (
     devices,
     events,
     factors,
-    genotype,
     growing,
     page,
     report,
     session,
     state,
 )
-from asose_jax.estimators import ESTIMATORS
+from asose_jax.arch import genotype
+from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.phases import Phase, Span
 from asose_jax.runtime.errors import Stopped, UserError
 from asose_jax.session import Current, Setup

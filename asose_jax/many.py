@@ -27,7 +27,8 @@ import numpy as np
 import rich.console
 import rich.progress
 
-from asose_jax import comparison, genotype, pipeline, retrain, spaces
+from asose_jax import comparison, pipeline, retrain, spaces
+from asose_jax.arch import genotype
 from asose_jax.config import as_begun, flatten, require_same, validate
 from asose_jax.page import Page
 from asose_jax.runtime import interrupt, process, workdir

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asose_jax import fast, gumbel, ops, pooling
-from asose_jax.estimators import ESTIMATORS
+from asose_jax import fast, ops, pooling
+from asose_jax.arch import gumbel
+from asose_jax.arch.estimators import ESTIMATORS
+from asose_jax.arch.genotype import NONE, SAFE, NetSpec
 from asose_jax.forward import Forward, Mode
-from asose_jax.genotype import NONE, SAFE, NetSpec
 
 Array = jax.Array
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from asose_jax import ops, spaces
+from asose_jax.arch.genotype import NetSpec
 from asose_jax.forward import Forward, Mode, SearchSettings
-from asose_jax.genotype import NetSpec
 from asose_jax.norm import Norm
 
 Array = jax.Array

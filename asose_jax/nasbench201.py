@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from asose_jax import ops
+from asose_jax.arch.genotype import Genotype, NetSpec, Place, widths
 from asose_jax.forward import Forward
-from asose_jax.genotype import Genotype, NetSpec, Place, widths
 from asose_jax.mixed import MixedOp, shared_draws
 
 Array = jax.Array

@@ -10,7 +10,7 @@ import math
 
 import jax
 
-from asose_jax import gumbel
+from asose_jax.arch import gumbel
 
 # What logs show in optimize. Nothing is drawn there: the derived network is the tau -> 0 limit.
 OPTIMIZE_TAU = 0.01

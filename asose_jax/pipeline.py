@@ -24,7 +24,6 @@ from asose_jax import (
     events,
     expected_cost,
     factors,
-    genotype,
     loop,
     nats,
     optim,
@@ -39,6 +38,7 @@ from asose_jax import (
     start,
     state,
 )
+from asose_jax.arch import genotype
 from asose_jax.config import as_begun, flatten, frozen_epochs, require_same, validate
 from asose_jax.phases import Phase, Plan
 from asose_jax.runtime import interrupt, malloc

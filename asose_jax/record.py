@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from asose_jax import chain, spaces
-from asose_jax.genotype import NetSpec
+from asose_jax.arch.genotype import NetSpec
 
 _ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of what is not as it should
 

@@ -18,8 +18,9 @@ import rich.progress
 import rich.table
 from scipy import stats
 
-from asose_jax import genotype, ops
-from asose_jax.genotype import NetSpec
+from asose_jax import ops
+from asose_jax.arch import genotype
+from asose_jax.arch.genotype import NetSpec
 from asose_jax.phases import Span
 from asose_jax.runtime import workdir
 

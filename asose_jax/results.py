@@ -12,7 +12,8 @@ from typing import Any
 
 import jax
 
-from asose_jax import cost, genotype, report, session, spaces
+from asose_jax import cost, report, session, spaces
+from asose_jax.arch import genotype
 from asose_jax.data import Data
 from asose_jax.phases import Phase
 from asose_jax.runtime import workdir

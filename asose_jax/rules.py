@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from asose_jax import chain, expected_cost, ops, spaces
-from asose_jax.estimators import ESTIMATORS
+from asose_jax.arch.estimators import ESTIMATORS
 
 
 class Rule(NamedTuple):

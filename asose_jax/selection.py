@@ -13,8 +13,9 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from asose_jax import devices, genotype, session
-from asose_jax.genotype import NONE, Genotype, NetSpec
+from asose_jax import devices, session
+from asose_jax.arch import genotype
+from asose_jax.arch.genotype import NONE, Genotype, NetSpec
 from asose_jax.model import mixture_of
 from asose_jax.phases import Phase
 from asose_jax.session import Current, Setup

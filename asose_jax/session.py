@@ -22,14 +22,12 @@ from asose_jax import (
     checkpoint,
     cost,
     devices,
-    estimators,
     expected_cost,
     factors,
-    genotype,
-    gumbel,
     nats,
     state,
 )
+from asose_jax.arch import estimators, genotype, gumbel
 from asose_jax.config import begins_exactly
 from asose_jax.data import Data
 from asose_jax.forward import Mode, SearchSettings

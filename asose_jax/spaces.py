@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from asose_jax import chain, darts, nasbench201
-from asose_jax.genotype import NONE, SAFE, Genotype, NetSpec
+from asose_jax.arch.genotype import NONE, SAFE, Genotype, NetSpec
 
 
 class Space(NamedTuple):

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from asose_jax import chain, checkpoint, devices, factors, gates, genotype, ops, spaces, state
+from asose_jax import chain, checkpoint, devices, factors, gates, ops, spaces, state
+from asose_jax.arch import genotype
 from asose_jax.config import begins_exactly
 from asose_jax.data import Data
 from asose_jax.forward import Mode

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 from asose_jax import factors
+from asose_jax.arch.genotype import Genotype, NetSpec
 from asose_jax.forward import Mode
-from asose_jax.genotype import Genotype, NetSpec
 from asose_jax.mixed import AUXILIARY
 from asose_jax.model import SuperNet
 from asose_jax.packing import Packing

@@ -26,9 +26,9 @@ from asose_jax import (
     spaces,
     state,
 )
+from asose_jax.arch.genotype import Genotype, NetSpec, frozen
 from asose_jax.config import unflatten
 from asose_jax.forward import Mode
-from asose_jax.genotype import Genotype, NetSpec, frozen
 from asose_jax.model import SECOND_HEAD, SuperNet
 from asose_jax.runtime import workdir
 from asose_jax.runtime.errors import UserError

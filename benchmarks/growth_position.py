@@ -22,7 +22,6 @@ from asose_jax import (
     candidates,
     devices,
     factors,
-    genotype,
     growing,
     growth,
     loop,
@@ -31,6 +30,7 @@ from asose_jax import (
     start,
 )
 from asose_jax import state as states
+from asose_jax.arch import genotype
 from asose_jax.growth import Growth
 from asose_jax.phases import Phase
 from configs.search import get_config

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax import batches, chain, devices, genotype, optim, phases, state, steps
+from asose_jax import batches, chain, devices, optim, phases, state, steps
+from asose_jax.arch import genotype
 from asose_jax.forward import SearchSettings
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase

@@ -8,7 +8,8 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax import candidates, chain, factors, genotype, growth, optim, phases, state
+from asose_jax import candidates, chain, factors, growth, optim, phases, state
+from asose_jax.arch import genotype
 from asose_jax.candidates import Limits
 from asose_jax.forward import Mode
 from asose_jax.growth import Growth

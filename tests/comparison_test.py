@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from asose_jax import comparison, genotype, nasbench201
+from asose_jax import comparison, nasbench201
+from asose_jax.arch import genotype
 
 CONVS = '|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_1x1~2|'
 SKIPS = '|skip_connect~0|+|skip_connect~0|none~1|+|skip_connect~0|skip_connect~1|avg_pool_3x3~2|'

@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from asose_jax import chain, cost, genotype
-from asose_jax.estimators import ESTIMATORS
+from asose_jax import chain, cost
+from asose_jax.arch import genotype
+from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.forward import Mode
 
 NAMES = ('none', 'skip_connect', 'sep_conv_3x3', 'conv_7x1_1x7')

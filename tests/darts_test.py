@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asose_jax import cost, darts, genotype, mixed
+from asose_jax import cost, darts, mixed
+from asose_jax.arch import genotype
 from asose_jax.forward import Forward, Mode, SearchSettings
 
 # As their authors published them (genotypes.py of DARTS, PC-DARTS and GDAS; issue 7 of P-DARTS).

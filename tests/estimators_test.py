@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from asose_jax import estimators, mixed, norm
-from asose_jax.estimators import ESTIMATORS
+from asose_jax import mixed, norm
+from asose_jax.arch import estimators
+from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.forward import Forward, Mode, SearchSettings
 
 ALPHAS = (np.float32([0.4, -0.3, 0.1]), np.float32([-0.2, 0.5, 0.0]))

@@ -23,7 +23,8 @@ from helpers.runs import (
 )
 from scipy import optimize
 
-from asose_jax import batches, cost, darts, genotype, latency, pipeline, steps
+from asose_jax import batches, cost, darts, latency, pipeline, steps
+from asose_jax.arch import genotype
 from asose_jax.expected_cost import Budget
 from asose_jax.phases import Phase
 from asose_jax.runtime.errors import UserError

@@ -10,16 +10,9 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax import (
-    factors,
-    genotype,
-    optim,
-    phases,
-    spaces,
-    state,
-    steps,
-)
-from asose_jax.estimators import ESTIMATORS
+from asose_jax import factors, optim, phases, spaces, state, steps
+from asose_jax.arch import genotype
+from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase

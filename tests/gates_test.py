@@ -11,18 +11,8 @@ import pytest
 from helpers import networks
 from helpers.runs import run_until, tiny
 
-from asose_jax import (
-    chain,
-    checkpoint,
-    devices,
-    factors,
-    gates,
-    genotype,
-    optim,
-    phases,
-    pipeline,
-    state,
-)
+from asose_jax import chain, checkpoint, devices, factors, gates, optim, phases, pipeline, state
+from asose_jax.arch import genotype
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 from asose_jax.runtime.errors import UserError

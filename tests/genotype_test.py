@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asose_jax import chain, genotype, spaces
-from asose_jax.genotype import Genotype
+from asose_jax import chain, spaces
+from asose_jax.arch import genotype
+from asose_jax.arch.genotype import Genotype
 
 SPEC = chain.build((32, 32, 3), 10, channels=64, depth=6, reductions=(1, 3), max_channels=256)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asose_jax import gumbel
+from asose_jax.arch import gumbel
 
 ALPHA = jnp.array([0.3, -2.0, 1.0, 0.0])
 _draw = jax.jit(gumbel.gumbel_softmax, static_argnames=('hard', 'noise'))

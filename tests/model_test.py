@@ -15,7 +15,8 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax import chain, genotype, gumbel, mixed, model
+from asose_jax import chain, mixed, model
+from asose_jax.arch import genotype, gumbel
 from asose_jax.forward import Forward, Mode, SearchSettings
 from asose_jax.model import SuperNet
 

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from asose_jax import cost, genotype, nasbench201, norm
+from asose_jax import cost, nasbench201, norm
+from asose_jax.arch import genotype
 from asose_jax.forward import Forward, Mode, SearchSettings
 
 # FLOPs and parameters in millions, as NATS-Bench prints them (10 classes, 32x32), and for two of

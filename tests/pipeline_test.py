@@ -26,18 +26,8 @@ from helpers.runs import (
     tiny,
 )
 
-from asose_jax import (
-    chain,
-    checkpoint,
-    devices,
-    genotype,
-    model,
-    page,
-    pipeline,
-    record,
-    session,
-    spaces,
-)
+from asose_jax import chain, checkpoint, devices, model, page, pipeline, record, session, spaces
+from asose_jax.arch import genotype
 from asose_jax.phases import Phase
 from asose_jax.runtime.errors import UserError
 from configs.search import get_config

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import rich.console
 
-from asose_jax import chain, darts, genotype, report
+from asose_jax import chain, darts, report
+from asose_jax.arch import genotype
 from asose_jax.phases import Phase, Span
 
 SPEC = chain.build((8, 8, 1), 2, channels=4, depth=2, reductions=(), max_channels=4)

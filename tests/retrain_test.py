@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import pytest
 from helpers.runs import CHEAP, lines_of, summary_of, tiny
 
-from asose_jax import chain, darts, genotype, pipeline, retrain
+from asose_jax import chain, darts, pipeline, retrain
+from asose_jax.arch import genotype
 from asose_jax.chain import BlockSpec
 from asose_jax.config import validate
 from asose_jax.forward import Mode, SearchSettings

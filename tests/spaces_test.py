@@ -11,7 +11,8 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax import cost, factors, genotype, nasbench201, optim, phases, spaces, state
+from asose_jax import cost, factors, nasbench201, optim, phases, spaces, state
+from asose_jax.arch import genotype
 from asose_jax.forward import Mode, SearchSettings
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase

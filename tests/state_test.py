@@ -11,8 +11,9 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax import chain, genotype, optim, phases, state
-from asose_jax.genotype import Genotype
+from asose_jax import chain, optim, phases, state
+from asose_jax.arch import genotype
+from asose_jax.arch.genotype import Genotype
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 

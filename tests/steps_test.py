@@ -30,9 +30,10 @@ from helpers.search_steps import (
     same,
 )
 
-from asose_jax import batches, devices, estimators, optim, phases, steps
+from asose_jax import batches, devices, optim, phases, steps
+from asose_jax.arch import estimators
+from asose_jax.arch.genotype import Genotype, derive
 from asose_jax.forward import Mode, SearchSettings
-from asose_jax.genotype import Genotype, derive
 from asose_jax.model import SuperNet
 from asose_jax.phases import Phase
 from asose_jax.state import Packed

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 
 from asose_jax import state
+from asose_jax.arch.genotype import NetSpec
 from asose_jax.forward import Mode
-from asose_jax.genotype import NetSpec
 from asose_jax.model import SuperNet
 
 _AROUND_ONE = {'scale', 'var', 'factor'}

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from asose_jax import chain, genotype, growth, report, spaces
+from asose_jax import chain, growth, report, spaces
+from asose_jax.arch import genotype
 from asose_jax.config import flatten
 from asose_jax.growth import Growth
 from configs.search import get_config

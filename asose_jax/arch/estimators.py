@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import digamma, gammaln
 
-from asose_jax.gumbel import gumbel_softmax
+from asose_jax.arch.gumbel import gumbel_softmax
 
 Array = jax.Array
 
