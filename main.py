@@ -17,9 +17,12 @@ import rich.logging
 from absl import app, flags
 from ml_collections import config_flags
 
-from asose_jax import many, page, retrain, trained
+from asose_jax import inference
+from asose_jax.config import retrain
+from asose_jax.report import page
 from asose_jax.runtime import process
 from asose_jax.runtime.errors import Stopped, UserError
+from asose_jax.sweep import runner
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', 'configs/search.py', 'Config file, with an optional preset: FILE[:PRESET].'
@@ -46,7 +49,7 @@ _SILENT_SECONDS = 30  # after which a host counts as lost
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
-    finished = {'report': page.rebuild, 'evaluate': trained.evaluate, 'export': trained.export}
+    finished = {'report': page.rebuild, 'evaluate': inference.evaluate, 'export': inference.export}
     if _MODE.value not in finished:
         _join_hosts()
     console = rich.console.Console(stderr=True)
@@ -60,7 +63,7 @@ def main(argv: list[str]) -> None:
             config = retrain.config_of(config)
         if not config.seeds:  # many searches leave the devices to their own processes
             _tell_devices(logger)
-        many.search(config, _WORKDIR.value, console)
+        runner.search(config, _WORKDIR.value, console)
     except Stopped as stopped:
         logger.info('%s; to go on: %s', stopped, shlex.join(['python', *sys.argv]))
         if jax.distributed.is_initialized():

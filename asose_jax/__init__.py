@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asose_jax.arch.genotype import Genotype
-    from asose_jax.many import search
+    from asose_jax.inference import Trained, evaluate, export, load
     from asose_jax.runtime.errors import Stopped, UserError
-    from asose_jax.trained import Trained, evaluate, export, load
+    from asose_jax.sweep.runner import search
 
 __all__ = [
     'Genotype',
@@ -26,16 +26,17 @@ __all__ = [
     'search',
 ]
 
-_ROOMS = {
+_MODULES = {
     'Genotype': 'arch.genotype',
     'Stopped': 'runtime.errors',
     'UserError': 'runtime.errors',
-    'search': 'many',
+    'search': 'sweep.runner',
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what is asked for only then: whoever wants one room need not wait for jax."""
+    """Imports a public name on first use: other parts of the package need not wait for jax."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(importlib.import_module(f'{__name__}.{_ROOMS.get(name, "trained")}'), name)
+    module = importlib.import_module(f'{__name__}.{_MODULES.get(name, "inference")}')
+    return getattr(module, name)

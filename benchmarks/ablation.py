@@ -24,9 +24,12 @@ from typing import Any
 
 import ml_collections
 
-from asose_jax import chain, many, record, retrain
-from asose_jax.config import flatten
+from asose_jax.config import retrain
+from asose_jax.config.validation import flatten
+from asose_jax.metrics import run_record
 from asose_jax.runtime import process
+from asose_jax.spaces import chain
+from asose_jax.sweep import runner
 from benchmarks import measure
 from configs import crisis, search
 
@@ -162,7 +165,7 @@ def _quoted(value):
 
 def figures(directory: pathlib.Path) -> dict[str, Any]:
     """What one finished run came to: accuracies in shares, entropy in nats."""
-    run = record.read(directory)
+    run = run_record.read(directory)
     told = run.lines
     warmup = [line for line in told if line['phase'] == 'warmup']
     searched = [line for line in told if line['phase'] in ('search', 'growth')]
@@ -206,7 +209,7 @@ def finished(
         for file in (directory / row).glob('seed_*/summary.json'):
             seed = file.parent.name.removeprefix('seed_')
             runs[seed] = {**figures(file.parent), 'cpu': cpu}
-            if again := record.read(directory / row / f'scratch_{seed}').summary:
+            if again := run_record.read(directory / row / f'scratch_{seed}').summary:
                 runs[seed]['scratch'] = again['test_accuracy']
         if runs:
             found[row] = {seed: runs[seed] for seed in sorted(runs, key=int)}
@@ -352,12 +355,12 @@ def main() -> None:
         for row in options.rows:
             config = config_of(row, size, options.data_dir)
             config.seed = seed
-            searches.append(many.Job(f'{row}/seed_{seed}', copy.deepcopy(config)))
+            searches.append(runner.Job(f'{row}/seed_{seed}', copy.deepcopy(config)))
             config.update_from_flattened_dict(recipe)
             config.genotype = str(options.workdir / row / f'seed_{seed}')
-            trainings.append(many.Job(f'{row}/scratch_{seed}', retrain.config_of(config)))
+            trainings.append(runner.Job(f'{row}/scratch_{seed}', retrain.config_of(config)))
     for jobs in (searches, trainings) if options.from_scratch else (searches,):
-        many.run_all(jobs, process.places(), options.workdir)
+        runner.run_all(jobs, process.places(), options.workdir)
     found = finished(options.workdir, earlier(options.out / 'ablation.json', size))
     measure.write(options, 'ablation', {**differing(size), 'rows': found})
     text = table(found, size)

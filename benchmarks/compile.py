@@ -22,8 +22,8 @@ def main() -> None:
 
     import jax
 
-    from asose_jax import chain
-    from asose_jax.phases import Phase
+    from asose_jax.spaces import chain
+    from asose_jax.train.phases import Phase
     from benchmarks import ours
 
     jax.config.update('jax_enable_compilation_cache', False)

@@ -17,22 +17,15 @@ import pathlib
 import jax
 import numpy as np
 
-from asose_jax import (
-    batches,
-    candidates,
-    devices,
-    factors,
-    growing,
-    growth,
-    loop,
-    pipeline,
-    session,
-    start,
-)
-from asose_jax import state as states
 from asose_jax.arch import genotype
-from asose_jax.growth import Growth
-from asose_jax.phases import Phase
+from asose_jax.data import batches
+from asose_jax.nn import factors
+from asose_jax.search import initialization, phase_loop, pipeline, run_context
+from asose_jax.search.growth import controller, scoring, transforms
+from asose_jax.search.growth.transforms import Growth
+from asose_jax.train import pmap
+from asose_jax.train import state as states
+from asose_jax.train.phases import Phase
 from configs.search import get_config
 
 NEW = ('sep_conv_3x3',)
@@ -57,8 +50,8 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
     images = pipeline.load_data(config)
     plan = pipeline.make_plan(config, len(images.train))
     tx = pipeline.make_optimizer(config, plan)
-    shared = devices.shared_arrays(images, session.key_for(config.seed, session.STEPS))
-    setup = session.Setup(
+    shared = pmap.shared_arrays(images, run_context.key_for(config.seed, run_context.STEPS))
+    setup = run_context.Setup(
         config=config,
         workdir=checkpoint,
         console=None,
@@ -72,39 +65,39 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         writes=False,
     )
     config.init_from = str(checkpoint)
-    found = start.begin(setup, start.origin(config, images, plan))
+    found = initialization.begin(setup, initialization.origin(config, images, plan))
     spec, held = found.spec, found.state
     chosen = genotype.most_likely(spec, held.arch)
     held = states.derive_state(held, spec, chosen, tx)
     spec = factors.folded_spec(spec, chosen)
-    key = setup.key(session.GROWTH)
+    key = setup.key(run_context.GROWTH)
     places = [
-        candidates.Candidate(Growth('depth', place, candidates=NEW), 1)
+        scoring.Candidate(Growth('depth', place, candidates=NEW), 1)
         for place in range(len(spec.blocks) + 1)
     ]
-    scored = candidates.scored(places, spec, held, growing.score_batches(setup, 0), key)
+    scored = scoring.scored(places, spec, held, controller.score_batches(setup, 0), key)
     span = plan.spans[-1]
     held = held.replace(step=np.int32(span.start))
     result = []
     for each in scored:
-        grown_spec, grown = growth.grow(
+        grown_spec, grown = transforms.grow(
             spec,
             held,
             each.growth,
             fresh=lambda wanted: states.init_state(setup.model(wanted), tx, key),
             key=key,
         )
-        packed = devices.replicated(states.Packed.of(jax.device_get(grown)))
-        current = session.Current(grown_spec, packed, Phase.OPTIMIZE)
+        packed = pmap.replicated(states.Packed.of(jax.device_get(grown)))
+        current = run_context.Current(grown_spec, packed, Phase.OPTIMIZE)
         current.told.phases.append({'compile_seconds': 0.0})
         stream = batches.stream(
-            images.images, lambda s: loop.indices_at(setup, span, s), span.start, span.stop
+            images.images, lambda s: phase_loop.indices_at(setup, span, s), span.start, span.stop
         )
         while taken := list(itertools.islice(stream, setup.slots())):
             batch = batches.chunk(taken, setup.slots(), jax.device_count())
-            session.compile_programs(setup, current, Phase.OPTIMIZE, batch)
+            run_context.compile_programs(setup, current, Phase.OPTIMIZE, batch)
             current.packed, _ = current.programs.train.call(current.packed, batch, shared)
-        loss, accuracy = session.means(session.evaluate(setup, current, images.valid))
+        loss, accuracy = run_context.means(run_context.evaluate(setup, current, images.valid))
         result.append((each.score, loss, accuracy))
     return result
 

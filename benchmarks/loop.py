@@ -35,8 +35,9 @@ def main() -> None:
 
     import jax
 
-    from asose_jax import devices, pipeline
-    from asose_jax.phases import Phase
+    from asose_jax.search import pipeline
+    from asose_jax.train import pmap
+    from asose_jax.train.phases import Phase
     from benchmarks import ours
     from configs import search as presets
 
@@ -60,14 +61,14 @@ def main() -> None:
     slots = config.chunk_steps
     bare = ours.Network(size, Phase.SEARCH, slots=slots)
     zeros = jax.tree.map(jax.numpy.zeros_like, bare.packed.unpack().arch)
-    bare.packed = devices.replicated(bare.packed.put(arch=zeros))
+    bare.packed = pmap.replicated(bare.packed.put(arch=zeros))
     images = pipeline.load_data(config)
     epoch = pipeline.make_plan(config, len(images.train)).spans[0].epoch_steps
     full, rest = bare.chunk(slots), bare.chunk(epoch % slots)
     evaluation = bare.evaluation(len(images.valid))
 
     def calls(evaluates):
-        vectors = bare.packed.vectors.replace(step=devices.replicated(jax.numpy.int32(0)))
+        vectors = bare.packed.vectors.replace(step=pmap.replicated(jax.numpy.int32(0)))
         bare.packed = bare.packed.replace(vectors=vectors)
         start = time.perf_counter()
         for _ in range(options.epochs):

@@ -97,8 +97,10 @@ def _cases(channels, x):
     import jax.numpy as jnp
     from jax import lax
 
-    from asose_jax import chain, fast, ops, product
-    from asose_jax.norm import Norm
+    from asose_jax.nn import operations
+    from asose_jax.nn.batch_norm import Norm
+    from asose_jax.nn.cpu import conv, conv_1x1
+    from asose_jax.spaces import chain
 
     def reference(kernel, x, dilation=1, groups=1):
         return lax.conv_general_dilated(
@@ -119,21 +121,21 @@ def _cases(channels, x):
     for size, dilation in ((3, 1), (5, 1), (7, 1), (3, 2), (5, 2)):
         name = f'depthwise {size}' + (' dilated' if dilation > 1 else '')
         cases[name] = Case(
-            lambda k, x, d=dilation: fast.relu_depthwise_conv(x, k, d),
+            lambda k, x, d=dilation: conv.relu_depthwise_conv(x, k, d),
             lambda k, x, d=dilation: reference(k, x, d, channels),
             kernel(size, size, 1, channels),
             (f'taps {size**2}',),
             name,
         )
     cases['1x1'] = Case(
-        lambda k, x: product.dot_general(x, k),
+        lambda k, x: conv_1x1.dot_general(x, k),
         lambda k, x: reference(k[None, None], x),
         kernel(channels, channels),
         (f'taps {channels}',),
         '1x1',
     )
     cases['1x7, 7x1'] = Case(
-        lambda ks, x: fast.conv(fast.conv(x, ks[0]), ks[1]),
+        lambda ks, x: conv.conv(conv.conv(x, ks[0]), ks[1]),
         lambda ks, x: reference(ks[1], reference(ks[0], x)),
         [kernel(1, 7, channels, channels), kernel(7, 1, channels, channels)],
         (f'taps {7 * channels}',) * 2,
@@ -154,11 +156,11 @@ def _cases(channels, x):
     for name in chain.PRIMITIVES:
         if name in ('none', 'skip_connect'):
             continue
-        made = ops.make(name, channels, norm, parent=None)
+        made = operations.make(name, channels, norm, parent=None)
         variables = made.init(jax.random.key(1), jnp.zeros_like(x[:1]), False)
         stats, call = (
             variables.get('batch_stats', {}),
-            ops.function(name, channels, norm, 1, True, False),
+            operations.function(name, channels, norm, 1, True, False),
         )
         size = int(name[-1])
         separable = (f'taps {size**2}', f'taps {channels}', 'norm')

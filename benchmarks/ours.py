@@ -7,11 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax import batches, chain, devices, optim, phases, state, steps
 from asose_jax.arch import genotype
-from asose_jax.forward import SearchSettings
-from asose_jax.model import SuperNet
-from asose_jax.phases import Phase
+from asose_jax.data import batches
+from asose_jax.nn.forward import SearchSettings
+from asose_jax.spaces import chain
+from asose_jax.spaces.supernet import SuperNet
+from asose_jax.train import optimizer, phases, pmap, state, steps
+from asose_jax.train.phases import Phase
 
 TURN_PERIOD = 3  # one alpha step, two weight steps
 _IMAGES = 2048
@@ -67,12 +69,12 @@ class Network:
         plan = phases.make_plan(
             epochs, 600, turn_period=turn_period, tau_start=0.8, tau_rate=0.98, tau_floor=0.1
         )
-        tx = optim.make_optimizer(plan)
+        tx = optimizer.make_optimizer(plan)
         model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
         self.recipe = recipe = steps.Recipe(model, tx, plan, batches.Augmentation(4, True))
         random = np.random.default_rng(0)
         self.random = random
-        self.shared = devices.replicated(
+        self.shared = pmap.replicated(
             {
                 'key': jax.random.key(0),
                 'mean': jnp.full(size.image[-1], 128.0),
@@ -82,8 +84,8 @@ class Network:
             }
         )
         begun = jax.device_get(state.init_state(model, tx, jax.random.key(1)))
-        self.packed = devices.replicated(state.Packed.of(begun))
-        self.program = devices.compile_train(recipe, phase, self.packed, self.chunk(1), self.shared)
+        self.packed = pmap.replicated(state.Packed.of(begun))
+        self.program = pmap.compile_train(recipe, phase, self.packed, self.chunk(1), self.shared)
 
     def chunk(self, count: int) -> dict[str, np.ndarray]:
         """Random indices for `count` steps."""
@@ -100,7 +102,7 @@ class Network:
         each = [{'index': row, 'weight': np.ones(batch, np.float32)} for row in self._rows(count)]
         chunk = batches.chunk(each, self.slots, jax.device_count())
         example = (self.packed, chunk, self.shared)
-        call = devices.compile_eval(self.recipe, self.phase, *example).call
+        call = pmap.compile_eval(self.recipe, self.phase, *example).call
         return lambda: call(self.packed, chunk, self.shared)
 
     def draw(self, operations: list[str]) -> None:
@@ -112,11 +114,11 @@ class Network:
             }
             for block, row in enumerate(rows)
         }
-        self.packed = devices.replicated(self.packed.put(arch=arch))
+        self.packed = pmap.replicated(self.packed.put(arch=arch))
 
     def run(self, count: int = 1, start: int = 0) -> None:
         """`count` steps of the run, the first of them with number `start`."""
-        vectors = self.packed.vectors.replace(step=devices.replicated(jnp.int32(start)))
+        vectors = self.packed.vectors.replace(step=pmap.replicated(jnp.int32(start)))
         packed = self.packed.replace(vectors=vectors)
         self.packed, _ = self.program.call(packed, self.chunk(count), self.shared)
         jax.block_until_ready(self.packed)

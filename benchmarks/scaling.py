@@ -46,7 +46,7 @@ def point(axis: str, value: int, options: argparse.Namespace) -> dict[str, Any]:
     if axis == 'devices':
         jax.config.update('jax_num_cpu_devices', value)
 
-    from asose_jax.phases import Phase
+    from asose_jax.train.phases import Phase
     from benchmarks import ours
 
     # The drawn one first, and skip_connect, which every mixed operation has.

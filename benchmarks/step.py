@@ -39,7 +39,7 @@ def main() -> None:
 
     import torch
 
-    from asose_jax.phases import Phase
+    from asose_jax.train.phases import Phase
     from benchmarks import ours, theirs
 
     steps, cycles = options.call, max(1, options.call // 12)  # in a call of ours, of PyTorch's

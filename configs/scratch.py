@@ -4,7 +4,7 @@
 
 WORKDIR is that of a finished run. Only the phases differ: the network that it ended with starts
 from fresh weights and is optimized for as many epochs as the whole run, with warmup, search and
-growth, would have paid for (in floating-point operations, see asose_jax/cost.py).
+growth, would have paid for (in floating-point operations, see asose_jax/costs/flops.py).
 """
 
 import json

@@ -51,7 +51,7 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     data.resident_megabytes = 1024  # larger sets are streamed instead of held on the device
 
     config.model = model = ml_collections.ConfigDict()
-    model.space = 'chain'  # search space; 'nasbench201', 'darts': see asose_jax/spaces.py
+    model.space = 'chain'  # search space; 'nasbench201', 'darts': see asose_jax/spaces/registry.py
     model.channels = 64  # of the stem (darts: a third of it)
     model.depth = 6  # blocks (nasbench201, darts: cells, those that reduce included)
     model.reductions = (1, 3)  # those of them that halve the image and double the channels

@@ -5,9 +5,9 @@ import random
 import pytest
 from helpers.runs import CHEAPEST, NAMES_OF, tiny
 
-from asose_jax import pipeline
-from asose_jax.config import flatten
+from asose_jax.config.validation import flatten
 from asose_jax.runtime.errors import UserError
+from asose_jax.search import pipeline
 
 STEPS, CHANGES = 12, 3
 START = {'model.depth': 1, 'model.reductions': (), 'model.primitives': CHEAPEST}

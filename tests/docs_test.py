@@ -12,8 +12,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from asose_jax.config import flatten, validate
-from asose_jax.rules import RULES
+from asose_jax.config.schema import RULES
+from asose_jax.config.validation import flatten, validate
 from configs import search
 
 # Where a default, or the field itself, comes from; fields without a line are this program's own.

@@ -12,7 +12,7 @@ import pytest
 from helpers.command import ForkedRun, says
 from helpers.runs import lines_of, streamed
 
-from asose_jax import devices
+from asose_jax.train import pmap
 
 pytestmark = pytest.mark.xdist_group('hosts')  # they share the undisturbed runs
 FIELDS = {'growth.kinds': ('depth',), 'growth.epochs': 4, 'chunk_steps': 4}
@@ -115,12 +115,12 @@ def test_hosts_read_their_parts_of_streamed_batches(root, tmp_path, cifar_dir):
 def test_parts_of_all_hosts_are_the_batch(monkeypatch):
     hosts = [0, 0, 1, 1]
     owners = [types.SimpleNamespace(process_index=host) for host in hosts]
-    monkeypatch.setattr(devices.jax, 'devices', lambda: owners)
-    monkeypatch.setattr(devices.jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(pmap.jax, 'devices', lambda: owners)
+    monkeypatch.setattr(pmap.jax, 'process_count', lambda: 2)
     parts = []
     for host in (0, 1):
-        monkeypatch.setattr(devices.jax, 'process_index', lambda host=host: host)
-        parts.append(devices.own_part(np.arange(16)))
+        monkeypatch.setattr(pmap.jax, 'process_index', lambda host=host: host)
+        parts.append(pmap.own_part(np.arange(16)))
     np.testing.assert_array_equal(parts[0], np.arange(8))
     np.testing.assert_array_equal(parts[1], np.arange(8, 16))
 

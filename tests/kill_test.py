@@ -12,9 +12,9 @@ from helpers.command import ForkedRun, more, says
 from helpers.damage import flip
 from helpers.runs import WHOLE, assert_same_end, final_state, make_whole, tiny
 
-from asose_jax import pipeline
 from asose_jax.runtime.errors import UserError
 from asose_jax.runtime.workdir import claimed
+from asose_jax.search import pipeline
 
 CONFIG = tiny(**WHOLE)
 OFTEN = {'checkpoint.every_seconds': 0}  # after every call; else at the ends of phases and growths

@@ -12,7 +12,9 @@ from absl import app, flags
 from absl.testing import flagsaver
 from helpers import recorded
 
-from asose_jax import chain, norm, ops, pipeline, spaces
+from asose_jax.nn import batch_norm, operations
+from asose_jax.search import pipeline
+from asose_jax.spaces import chain, registry
 from configs.search import get_config
 
 
@@ -128,12 +130,12 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
     import jax
     import jax.numpy as jnp
 
-    from asose_jax.forward import Mode
-    from asose_jax.model import SuperNet
+    from asose_jax.nn.forward import Mode
+    from asose_jax.spaces.supernet import SuperNet
 
     code = _code(root, 'class Pointwise')
-    monkeypatch.setattr(ops, 'PRIMITIVES', dict(ops.PRIMITIVES))
-    exec(code, vars(ops) | {'PRIMITIVES': ops.PRIMITIVES})
+    monkeypatch.setattr(operations, 'PRIMITIVES', dict(operations.PRIMITIVES))
+    exec(code, vars(operations) | {'PRIMITIVES': operations.PRIMITIVES})
     names = ('skip_connect', 'conv_1x1')
     spec = chain.build(
         (4, 4, 1), 2, channels=4, depth=1, reductions=(), max_channels=4, primitives=names
@@ -143,7 +145,7 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
     made = jax.jit(lambda: net.init(keys, jnp.ones((1, 4, 4, 1)), mode=Mode.SKIP, train=False))
     variables = made()
     assert 'conv_1x1' in variables['params']['block_0']['branch_0']
-    halves = ops.make('conv_1x1', 4, norm.Norm('float32', None), 2)
+    halves = operations.make('conv_1x1', 4, batch_norm.Norm('float32', None), 2)
     y, _ = halves.init_with_output(jax.random.key(0), jnp.ones((1, 4, 4, 4)), False)
     assert y.shape == (1, 2, 2, 4)
 
@@ -152,7 +154,7 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
 def test_readme_shows_a_space_that_works(root, monkeypatch, tmp_path):
     """The code in the README, as it stands there, is searched and derived."""
     code = _code(root, 'class LadderSpec')
-    monkeypatch.setattr(spaces, 'SPACES', dict(spaces.SPACES))
+    monkeypatch.setattr(registry, 'SPACES', dict(registry.SPACES))
     exec(code, {'__name__': 'ladder'})
     config = get_config('digits')
     config.update_from_flattened_dict(

@@ -12,7 +12,9 @@ from jax import export as jax_export
 from PIL import Image
 
 import asose_jax
-from asose_jax import folder, page, pipeline
+from asose_jax.data import image_folder
+from asose_jax.report import page
+from asose_jax.search import pipeline
 
 HOSTILE = (
     *('[red]cats[red] & "dogs"', 'a b', 'größe 大', '$100', r'$\frac{a$', '<script>x', 'n' * 200),
@@ -33,7 +35,7 @@ def _hostile(root):
 
 def test_names_that_are_no_text_become_text(tmp_path):
     names = _hostile(tmp_path)
-    *_, found = folder.load(
+    *_, found = image_folder.load(
         str(tmp_path), ('train', 'test'), test_fraction=None, image_size=8, limit=0
     )
     assert found == tuple(names)

@@ -2,7 +2,7 @@
 
 A search wants the gradient of E[L], the mean loss over networks drawn with the probabilities
 softmax(alpha). Each estimator turns a row of logits and a key into weights whose derivative stands
-for it. `tests/estimators_test.py` compares them with the exact gradient, by enumeration.
+for it. `tests/arch/estimators_test.py` compares them with the exact gradient, by enumeration.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """What is built (`NetSpec`) and what was chosen (`Genotype`): frozen, hashable, plain JSON.
 
-Each search space has a description of its own, a child of `NetSpec`; see `spaces`.
+Each search space has a description of its own, a child of `NetSpec`; see `registry`.
 """
 
 import abc
@@ -43,9 +43,9 @@ class NetSpec(abc.ABC):
       image_shape: `(H, W, C)`.
       num_classes: size of the output.
       partial: K; one of K channels goes through the candidates of a mixed operation, see
-        `mixed.MixedOp`. 1 in a derived network.
+        `mixed_op.MixedOp`. 1 in a derived network.
       factors: by group and member, whether what the operations there give is multiplied by a
-        factor, see `mixed.MixedOp`; empty: none is.
+        factor, see `mixed_op.MixedOp`; empty: none is.
     """
 
     SPACE: ClassVar[str]

@@ -20,7 +20,9 @@ _LOOK_SECONDS = 0.02  # between looks at what no line tells: files, and that the
 _HERE = {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '2'}
 # Has imported what the program imports, which takes longer than a small run; runs are forks of it.
 _SERVER = multiprocessing.get_context('forkserver')
-_SERVER.set_forkserver_preload(['asose_jax.many', 'asose_jax.trained', 'asose_jax.retrain'])
+_SERVER.set_forkserver_preload(
+    ['asose_jax.sweep.runner', 'asose_jax.inference', 'asose_jax.config.retrain']
+)
 
 
 class Run:

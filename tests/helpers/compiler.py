@@ -2,10 +2,10 @@
 
 import os
 
-from asose_jax import devices
+from asose_jax.train import pmap
 
 _EMITTERS = 'xla_cpu_use_fusion_emitters'  # of jaxlib 0.10; later ones have nothing else
-_KNOWN = devices.jax.__version_info__ < (0, 11)
+_KNOWN = pmap.jax.__version_info__ < (0, 11)
 
 
 def be_quick() -> None:
@@ -23,4 +23,4 @@ def keep_runs_exact() -> None:
     The other code rounds with where its arrays lie: what is stopped would not end bit for bit.
     """
     if _KNOWN:
-        devices._OPTIONS['cpu'][_EMITTERS] = True
+        pmap._OPTIONS['cpu'][_EMITTERS] = True

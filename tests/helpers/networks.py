@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asose_jax import state
 from asose_jax.arch.genotype import NetSpec
-from asose_jax.forward import Mode
-from asose_jax.model import SuperNet
+from asose_jax.nn.forward import Mode
+from asose_jax.spaces.supernet import SuperNet
+from asose_jax.train import state
 
 _AROUND_ONE = {'scale', 'var', 'factor'}
 

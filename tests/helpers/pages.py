@@ -4,7 +4,7 @@ import html.parser
 
 import pytest
 
-from asose_jax import page
+from asose_jax.report import page
 
 SHORT = {'warmup.epochs': 2, 'search.epochs': 3, 'optimize.epochs': 2}
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from asose_jax import chain, growth, report, spaces
 from asose_jax.arch import genotype
-from asose_jax.config import flatten
-from asose_jax.growth import Growth
+from asose_jax.config.validation import flatten
+from asose_jax.metrics import arch_analysis
+from asose_jax.search.growth import transforms
+from asose_jax.search.growth.transforms import Growth
+from asose_jax.spaces import chain, registry
 from configs.search import get_config
 
 CHAIN = {
@@ -34,7 +36,7 @@ def write(
     config = get_config(preset)
     config.update_from_flattened_dict({**(CHAIN if preset == 'digits' else {}), **changes})
     m = config.model
-    spec = spaces.SPACES[m.space].build(
+    spec = registry.SPACES[m.space].build(
         (8, 8, 1) if preset == 'digits' else (32, 32, 3),
         10,
         channels=m.channels,
@@ -100,7 +102,9 @@ def _lines(config, spec):
             known = {} if phase == 'warmup' else goals
             tau = max(0.1, 0.8 * 0.9**done)
             law = tau if phase in ('search', 'growth') else None
-            analysis = report.architecture_analysis(_arch(spec, known, share), spec, before, law)
+            analysis = arch_analysis.architecture_analysis(
+                _arch(spec, known, share), spec, before, law
+            )
             before = analysis['genotype']
             accuracy = 0.97 - 0.8 * math.exp(-5 * share) + 0.01 * float(random.normal())
             line = {
@@ -131,7 +135,7 @@ def _lines(config, spec):
             if phase == 'growth' and kind and isinstance(spec, chain.ChainSpec):
                 spec, event = _grow(spec, kind, goals, random)
                 line['growth'], number = [event], number + 1
-                grown = report.architecture_analysis(_arch(spec, goals, share), spec)
+                grown = arch_analysis.architecture_analysis(_arch(spec, goals, share), spec)
                 kept = {key: grown[key] for key in ('genotype', 'arch/probabilities')}
                 line['grown'] = {'network': spec.to_json(), 'factors': _factors(spec), **kept}
                 before = grown['genotype']
@@ -148,7 +152,7 @@ def _grow(spec, kind, goals, random):
         for key in sorted(goals, reverse=True):
             if key[0] >= what.where:
                 goals[key[0] + 1, key[1]] = goals.pop(key)
-    grown = growth.grown_spec(spec, what)
+    grown = transforms.grown_spec(spec, what)
     for row in grown.rows():
         goals.setdefault(row[:2], random.normal(0, 4, len(row.candidates)))
     event = {

@@ -12,21 +12,13 @@ import jax
 import ml_collections
 import pytest
 
-from asose_jax import (
-    batches,
-    checkpoint,
-    devices,
-    growing,
-    loop,
-    model,
-    page,
-    pipeline,
-    record,
-    results,
-    spaces,
-    state,
-    steps,
-)
+from asose_jax.data import batches
+from asose_jax.metrics import run_record
+from asose_jax.report import page
+from asose_jax.search import phase_loop, pipeline, run_summary
+from asose_jax.search.growth import controller
+from asose_jax.spaces import registry, supernet
+from asose_jax.train import checkpoint, pmap, state, steps
 from configs.search import get_config
 
 CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
@@ -99,7 +91,7 @@ def summary_of(workdir):
 
 def page_of(workdir):
     """The page of a run if nothing took time, whatever its command, directory and config are."""
-    told = dataclasses.replace(record.read(workdir), config={})
+    told = dataclasses.replace(run_record.read(workdir), config={})
     told = dataclasses.replace(told, name='', lines=lines_of(workdir), summary=summary_of(workdir))
     return page.render(dataclasses.replace(told, run={**told.run, 'command': ''}))
 
@@ -109,10 +101,10 @@ def final_state(workdir, config):
     with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
         step = checkpoints.latest()
         meta = checkpoints.describe(step)
-        spec = spaces.spec_from_json(meta['spec'])
-        net = model.SuperNet(spec, synced_over=steps.AXIS)
+        spec = registry.spec_from_json(meta['spec'])
+        net = supernet.SuperNet(spec, synced_over=steps.AXIS)
         tx = pipeline.make_optimizer(config, pipeline.make_plan(config, 287))
-        like = state.abstract_state(net, tx, devices.everywhere())
+        like = state.abstract_state(net, tx, pmap.everywhere())
         return step, spec, jax.device_get(checkpoints.restore(step, like))
 
 
@@ -136,7 +128,7 @@ def stop_after(monkeypatch, step):
         if at == step:
             raise Killed
 
-    monkeypatch.setattr(loop, '_length', lambda *_: 1)
+    monkeypatch.setattr(phase_loop, '_length', lambda *_: 1)
     monkeypatch.setattr(checkpoint.Checkpoints, 'due', due)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', stopped)
 
@@ -232,7 +224,7 @@ class Compiled:
     def _made(self, original, recipe, phase, example):
         key = original.__name__, recipe.model.spec, phase.searches or phase
         if key in self.calls:
-            return devices.Program(self.calls[key], 0.0, 0)
+            return pmap.Program(self.calls[key], 0.0, 0)
         made = original(recipe, phase, *example)
         self.calls[key] = made.call
         if original.__name__ == 'compile_train':
@@ -242,9 +234,9 @@ class Compiled:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """From now on, runs share what they compile."""
         for name in ('compile_train', 'compile_statistics', 'compile_eval'):
-            original = getattr(devices, name)
+            original = getattr(pmap, name)
             monkeypatch.setattr(
-                devices,
+                pmap,
                 name,
                 lambda recipe, phase, *example, original=original: self._made(
                     original, recipe, phase, example
@@ -257,7 +249,7 @@ def make_whole(place: pathlib.Path) -> None:
 
     `run` was never stopped; `stopped` was: in each phase, and around a growth.
     """
-    compiled, alive, write = Compiled(), [], results.write
+    compiled, alive, write = Compiled(), [], run_summary.write
 
     def at_the_end(setup, current):
         gc.collect()
@@ -268,7 +260,7 @@ def make_whole(place: pathlib.Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         compiled.install(patch)
         with pytest.MonkeyPatch.context() as ending:
-            ending.setattr(results, 'write', at_the_end)
+            ending.setattr(run_summary, 'write', at_the_end)
             pipeline.run(tiny(**WHOLE), place / 'run')
         programs = [[spec, phase] for _, spec, phase in compiled.train]
         stops = [(stop_after, step) for step in (2, 9, 31)]
@@ -301,7 +293,7 @@ def run_with_stops(config: ml_collections.ConfigDict, workdir: pathlib.Path, sto
 
 def stop_before_saving(monkeypatch, step):
     """Ends the run between the growth at `step` and its checkpoint."""
-    original = growing.consider
+    original = controller.consider
 
     def consider(setup, current, span, record, batch):
         events = original(setup, current, span, record, batch)
@@ -310,7 +302,7 @@ def stop_before_saving(monkeypatch, step):
             raise Killed
         return events
 
-    monkeypatch.setattr(growing, 'consider', consider)
+    monkeypatch.setattr(controller, 'consider', consider)
 
 
 def end_of(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> tuple:

@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import optax
 
-from asose_jax import batches, chain, devices, optim, phases, steps
-from asose_jax.data import Data, ImageSet
-from asose_jax.model import SuperNet
-from asose_jax.phases import Phase
-from asose_jax.state import Packed
+from asose_jax.data import batches
+from asose_jax.data.dataset import Data, ImageSet
+from asose_jax.spaces import chain
+from asose_jax.spaces.supernet import SuperNet
+from asose_jax.train import optimizer, phases, pmap, steps
+from asose_jax.train.phases import Phase
+from asose_jax.train.state import Packed
 from helpers import networks
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
@@ -26,7 +28,7 @@ SPEC = chain.build(
 PLAN = phases.make_plan({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
 
 
-TX = optim.make_optimizer(PLAN)
+TX = optimizer.make_optimizer(PLAN)
 
 
 RECIPE = steps.Recipe(
@@ -51,7 +53,7 @@ def data():
 KEY = jax.random.key(0)
 
 
-SHARED = devices.shared_arrays(data(), KEY)
+SHARED = pmap.shared_arrays(data(), KEY)
 
 
 @functools.cache

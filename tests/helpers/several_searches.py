@@ -2,7 +2,8 @@
 
 import json
 
-from asose_jax import page, record
+from asose_jax.metrics import run_record
+from asose_jax.report import page
 from configs.search import get_config
 from helpers import recorded
 from helpers.pages import SHORT
@@ -28,7 +29,7 @@ def write(directory, preset='nasbench201', seeds=(0, 1, 2, 30), controls=True, *
         page.write(workdir)
     config = get_config(preset)
     told = {
-        **record.read(directory / f'seed_{seeds[0]}').config,
+        **run_record.read(directory / f'seed_{seeds[0]}').config,
         'seeds': seeds,
         'random_cells': len(RANDOM) if controls else 0,
         'plain_cells': ['skip_connect'] if controls else [],

@@ -1,0 +1,295 @@
+"""The story of a run, top to bottom.
+
+A run is fixed by its config. Started again with the same config and workdir, it goes on from the
+newest checkpoint, and ends as if it had never stopped.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import optax
+import rich.console
+
+from asose_jax.arch import genotype
+from asose_jax.config.validation import as_begun, flatten, frozen_epochs, require_same, validate
+from asose_jax.costs import expected_cost
+from asose_jax.data import dataset
+from asose_jax.metrics import arch_analysis, run_record
+from asose_jax.nn import factors
+from asose_jax.report import page, tensorboard
+from asose_jax.runtime import interrupt, malloc
+from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.workdir import claimed, write_atomically
+from asose_jax.search import initialization, perturbation, phase_loop, run_context, run_summary
+from asose_jax.spaces import natsbench, registry, tabular
+from asose_jax.train import checkpoint, optimizer, phases, pmap, state
+from asose_jax.train.phases import Phase, Plan
+
+logger = logging.getLogger('asose_jax')
+
+
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: str | pathlib.Path,
+    console: rich.console.Console | None = None,
+) -> dict[str, Any]:
+    """Searches, trains what was found, and writes the workdir.
+
+    Args:
+      config: see `configs/search.py`.
+      workdir: for checkpoints and results; a run that was stopped there goes on.
+      console: where a progress bar may be drawn.
+
+    Returns:
+      The summary, as in summary.json.
+
+    Raises:
+      UserError: something the user can put right; nothing was lost.
+      Stopped: after SIGTERM or Ctrl-C; what was done is saved.
+    """
+    validate(config, jax.device_count())
+    if jax.default_backend() == 'cpu':
+        malloc.keep_freed_memory()
+    workdir = pathlib.Path(workdir).expanduser()
+    config = as_begun(config, workdir)
+    flat = flatten(config)
+    require_same(flat, workdir)
+    with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:
+        images = load_data(config)
+        plan = make_plan(config, len(images.train))
+        started = checkpoint.has_any(workdir / 'checkpoints')
+        if started:
+            known = run_record.contents(workdir / 'run.json')
+            run_summary.require_same_data(images, known, workdir)
+        origin = None if started else initialization.origin(config, images, plan)
+        budget = expected_cost.budget(config, workdir, started)
+        if budget is not None and origin is not None:
+            budget.require_reach(origin.spec, bool(config.growth.epochs and config.growth.kinds))
+        table = _table(config)
+        writes = jax.process_index() == 0
+        with claimed(workdir, writes):
+            if writes:
+                write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
+            try:
+                return _run(config, workdir, console, images, plan, origin, asked, table, budget)
+            except jax.errors.JaxRuntimeError as error:
+                told = _explained(error)
+                if told is None:
+                    raise
+                raise told from error
+
+
+def _table(config):
+    """What others measured, if `config` names it."""
+    known, space = config.benchmark.table, registry.SPACES[config.model.space]
+    if natsbench.is_named(known):
+        return natsbench.NatsBench(known)
+    if known is None:
+        return None
+    return tabular.Table.read(known, lambda text: space.dumps(space.loads(text)))
+
+
+def _explained(error):
+    """What a person can do about what went wrong on the devices, if anything."""
+    told = (str(error).splitlines() or [''])[0][:300]
+    if 'RESOURCE_EXHAUSTED' in str(error):
+        return UserError(
+            f'the devices have too little memory: {told}\nLower batch_size or model.channels, or '
+            'set model.remat=True, model.dtype=bfloat16, or arch.micro_batches.'
+        )
+    if jax.process_count() > 1:
+        return UserError(
+            f'lost touch with another host: {told}\nStart the same command on all hosts again; it '
+            'goes on from the last checkpoint.'
+        )
+    return None
+
+
+def _run(config, workdir, console, images, plan, origin, asked, table, budget):
+    milestones = [span.stop for span in plan.spans]
+    c = config.checkpoint
+    with checkpoint.Checkpoints(
+        workdir / 'checkpoints', c.keep, milestones, c.every_seconds
+    ) as checkpoints:
+        setup = run_context.Setup(
+            config=config,
+            workdir=workdir,
+            console=console or rich.console.Console(),
+            data=images,
+            plan=plan,
+            tx=make_optimizer(config, plan),
+            shared=pmap.shared_arrays(images, run_context.key_for(config.seed, run_context.STEPS)),
+            checkpoints=checkpoints,
+            asked=asked,
+            table=table,
+            writes=jax.process_index() == 0,
+            budget=budget,
+        )
+        started = checkpoints.latest() is not None
+        current = initialization.resume(setup) if started else initialization.begin(setup, origin)
+        setup.settle(current.spec)
+        log = arch_analysis.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
+        if setup.writes:
+            text = json.dumps(run_summary.surroundings(setup), indent=2) + '\n'
+            write_atomically(workdir / 'run.json', text)
+        with contextlib.closing(tensorboard.Events(workdir, current.step, setup.writes)) as told:
+            outlets = phase_loop.Outlets(log, page.Page(workdir, setup.writes), told)
+            outlets.page.draw()
+            setup = _as_halted(setup, current)
+            while current.step < setup.plan.steps:
+                _enter(setup, current)
+                phase_loop.train_phase(setup, current, outlets)
+                setup = _as_halted(setup, current)
+        if not current.spec.is_derived():
+            _derive(setup, current)
+        summary = run_summary.write(setup, current)
+        outlets.page.draw()
+        return summary
+
+
+def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
+    """The plan that `config` makes of a training part with `train_size` images."""
+    s = config.search
+    return phases.make_plan(
+        {phase: config[phase].epochs for phase in Phase},
+        max(1, train_size // config.batch_size),
+        turn_period=s.turn_period,
+        tau_start=s.tau_start,
+        tau_rate=s.tau_rate,
+        tau_floor=s.tau_floor,
+        anneal_every=s.anneal_every,
+        freeze_epochs=frozen_epochs(config),
+        together=s.turns == 'together',
+    )
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, plan: Plan
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of the run."""
+    w, a = config.weights, config.arch
+    arch_lr = a.lr
+    if arch_lr is None:
+        arch_lr = optimizer.lr_for_travel(a.travel, a.lr_end, plan.alpha_updates(plan.steps))
+    return optimizer.make_optimizer(
+        plan,
+        weight_lr=w.lr,
+        weight_lr_end=w.lr_end,
+        momentum=w.momentum,
+        weight_decay=w.weight_decay,
+        clip=w.clip,
+        arch_lr=arch_lr,
+        arch_lr_end=a.lr_end,
+        arch_b1=a.b1,
+        arch_b2=a.b2,
+        arch_weight_decay=a.weight_decay,
+    )
+
+
+def load_data(config: ml_collections.ConfigDict) -> dataset.Data:
+    """The data set that `config` names; what it holds goes to the log."""
+    d = config.data
+    images = dataset.load(
+        d.name,
+        seed=config.seed,
+        valid_fraction=d.valid_fraction,
+        data_dir=d.dir,
+        train_split=d.train_split,
+        test_split=d.test_split,
+        test_fraction=d.test_fraction,
+        image_size=d.image_size,
+        resident_megabytes=d.resident_megabytes,
+    )
+    logger.info(
+        '%s: %d train, %d valid, %d test images %s, %d classes, %s',
+        d.name,
+        len(images.train),
+        len(images.valid),
+        len(images.test),
+        'x'.join(map(str, images.image_shape)),
+        len(images.class_names),
+        'streamed' if images.images.arrays is None else 'resident on the device',
+    )
+    if len(images.train) < config.batch_size:
+        most = max(1, len(images.train) // jax.device_count()) * jax.device_count()
+        raise UserError(
+            f'batch_size={config.batch_size}: there are only {len(images.train)} images to train '
+            f'on. Take at most {most} (--mode=retrain: in retrain.batch_size), or more images.'
+        )
+    smallest = 2 ** len(config.model.reductions)
+    if min(images.image_shape[:2]) < smallest:
+        raise UserError(
+            f'images of {images.image_shape[0]}x{images.image_shape[1]} are too small for '
+            f'{len(config.model.reductions)} reductions, which need {smallest} pixels a side. Take '
+            "fewer (--config.model.reductions='(1,)') or set data.image_size."
+        )
+    return images
+
+
+# --- Between phases
+
+
+def _enter(setup, current):
+    """Enters the phase of the current step. Nothing that was learned is reset (spec section 3)."""
+    span = setup.plan.span_at(current.step)
+    if current.phase is span.phase and current.told.phases:
+        return
+    if span.phase.searches and current.phase is Phase.WARMUP:
+        key, noise = setup.key(run_context.TRANSITION), setup.config.search.transition_noise
+        arch = state.smooth_transition_to_search(key, current.state.arch, noise)
+        current.packed = pmap.replicated(current.packed.put(arch=arch))
+    if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
+        _derive(setup, current)
+    told = arch_analysis.architecture_analysis(current.state.arch, current.spec)
+    logger.info(
+        '%s: %d epochs; alpha: entropy %.3f, confidence %.2f; most likely: %s',
+        span.phase,
+        span.epochs,
+        told['arch/entropy'],
+        told['arch/confidence'],
+        ', '.join(f'{count} {name}' for name, count in sorted(told['arch/counts'].items())),
+    )
+    current.phase = span.phase
+    current.told.phases.append(
+        {
+            'name': span.phase,
+            'epochs': span.epochs,
+            'steps': span.stop - span.start,
+            'valid_accuracy_first': None,
+            'valid_accuracy_last': None,
+            'seconds': 0.0,
+            'compile_seconds': 0.0,
+        }
+    )
+
+
+def _as_halted(setup, current):
+    """The setup of a run whose search ended early: with the plan that had so many epochs of it."""
+    halted = current.told.halted
+    plan = setup.plan if halted is None else setup.plan.with_search_until(halted['step'])
+    if plan == setup.plan:
+        return setup
+    setup.checkpoints.keep_for_good([span.stop for span in plan.spans])
+    return dataclasses.replace(setup, plan=plan, tx=make_optimizer(setup.config, plan))
+
+
+def _derive(setup, current):
+    current.told.selection = setup.config.search.selection
+    if current.told.selection == 'perturbation':
+        chosen = perturbation.by_perturbation(setup, current)
+    else:
+        chosen = genotype.most_likely(current.spec, current.state.arch)
+    spec, fresh = factors.folded_spec(current.spec, chosen), None
+    if current.spec.partial > 1:
+        logger.info('the chosen operations begin anew: so far they saw some of the channels only')
+        fresh = state.init_state(setup.model(spec), setup.tx, setup.key(run_context.DERIVATION))
+    derived = state.derive_state(current.state, current.spec, chosen, setup.tx, fresh)
+    current.spec = spec
+    current.state = derived
+    initialization.log_network(setup, current.spec)

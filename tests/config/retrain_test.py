@@ -1,0 +1,264 @@
+"""The recipe by which found networks are trained from scratch."""
+
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers.runs import CHEAP, lines_of, summary_of, tiny
+
+from asose_jax.arch import genotype
+from asose_jax.config import retrain
+from asose_jax.config.validation import validate
+from asose_jax.nn.forward import Mode, SearchSettings
+from asose_jax.runtime.errors import UserError
+from asose_jax.search import pipeline
+from asose_jax.spaces import chain, darts
+from asose_jax.spaces.chain import BlockSpec
+from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
+from configs.search import get_config
+
+CELL = '|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|avg_pool_3x3~1|nor_conv_3x3~2|'
+
+
+def _tiny(file):
+    config = get_config('nasbench201')
+    config.update_from_flattened_dict(
+        {
+            'genotype': str(file),
+            'data.name': 'digits',
+            'data.valid_fraction': 0.8,
+            'model.channels': 4,
+            'model.depth': 3,
+            'model.reductions': (1,),
+            'retrain.epochs': 2,
+            'retrain.batch_size': 64,
+            'retrain.drop_path': 0.3,
+            'retrain.second_head': 0.4,
+        }
+    )
+    return retrain.config_of(config)
+
+
+def test_darts_networks_are_trained_as_their_authors_do():
+    config = get_config('darts')
+    config.genotype = 'genotype.txt'
+    made = retrain.config_of(config)
+    validate(made, 1)
+    assert [made[phase].epochs for phase in ('warmup', 'search', 'growth', 'optimize')] == [
+        *(0, 0, 0),
+        600,
+    ]
+    assert (made.batch_size, made.data.cutout, made.weights.clip) == (96, 16, 5.0)
+    assert (made.weights.lr, made.weights.lr_end) == (0.025, 0.0)
+    assert (made.model.channels, made.model.depth, made.model.reductions) == (36, 20, (6, 13))
+    assert (made.optimize.drop_path, made.optimize.second_head) == (0.2, 0.4)
+    assert config.optimize.epochs == 20  # the other one is a copy
+
+
+def test_a_grown_network_is_taken_as_it_is_and_unset_sizes_are_those_of_model():
+    config = get_config('digits')
+    config.genotype = 'found'
+    made = retrain.config_of(config)
+    assert (made.network, made.genotype) == ('found', None)
+    assert made.model == config.model
+
+
+def test_a_grown_network_may_be_wider_and_nothing_else():
+    config = get_config('digits')
+    config.genotype, config.retrain.channels = 'found', 64
+    made = retrain.config_of(config)
+    validate(made, 1)
+    assert (made.network, made.network_channels) == ('found', 64)
+    config.network, config.genotype = 'found', None
+    assert retrain.config_of(config).network_channels == 64
+    for field, value in (('depth', 8), ('reductions', (1,))):
+        config = get_config('digits')
+        config.genotype, config.retrain[field] = 'found', value
+        told = rf'retrain.{field}=.*network in found; leave it out; retrain.channels scales'
+        with pytest.raises(UserError, match=told):
+            retrain.config_of(config)
+
+
+@pytest.mark.parametrize(('channels', 'near'), [(36, '32 or 40'), (5, '8')])
+def test_a_grown_network_has_widths_in_multiples_of_eight(channels, near):
+    config = get_config('digits')
+    config.genotype, config.retrain.channels = 'found', channels
+    with pytest.raises(UserError, match=rf'retrain.channels={channels}: .* take {near}$'):
+        retrain.config_of(config)
+
+
+def test_sizes_of_a_cell_network_that_is_described_are_not_asked_for_again():
+    config = get_config('darts')
+    config.network = 'found'
+    with pytest.raises(UserError, match=r'retrain.channels=36: .* network in found; leave it out$'):
+        retrain.config_of(config)
+
+
+def test_widths_of_cell_networks_are_not_those_of_network_channels():
+    config = get_config('darts')
+    config.network_channels = 64
+    with pytest.raises(UserError, match=r'network_channels=64: makes .* set model.channels'):
+        validate(config, 1)
+
+
+def test_a_wider_chain_has_the_same_blocks_and_all_widths_in_proportion():
+    blocks = (
+        BlockSpec(16, 1, (('sep_conv_3x3',),)),
+        BlockSpec(40, 2, (('max_pool_3x3',), ('sep_conv_3x3',))),
+        BlockSpec(64, 2, (('skip_connect',),)),
+    )
+    spec = chain.ChainSpec((32, 32, 3), 10, 16, blocks)
+    wider = chain.scaled(spec, 24)
+    assert (wider.stem_channels, [block.channels for block in wider.blocks]) == (24, [24, 64, 96])
+    assert wider.groups() == spec.groups()
+    assert [block.stride for block in wider.blocks] == [1, 2, 2]
+    assert chain.scaled(chain.scaled(spec, 32), 16) == spec
+    assert chain.scaled(spec, 8).blocks[2].channels == 32
+
+
+def test_transitions_do_not_vanish_in_a_narrower_chain():
+    blocks = (BlockSpec(16, 1, (('sep_conv_3x3',),)), BlockSpec(24, 1, (('sep_conv_3x3',),)))
+    spec = chain.ChainSpec((32, 32, 3), 10, 16, blocks)
+    with pytest.raises(ValueError, match='two stages would be equally wide'):
+        chain.scaled(dataclasses.replace(spec, stem_channels=32), 8)
+
+
+def test_what_a_search_was_like_does_not_stand_in_the_way():
+    config = get_config('nasbench201')
+    config.genotype = 'found'
+    config.update_from_flattened_dict(
+        {
+            'search.freeze_epochs': 3,
+            'search.early_stop': True,
+            'search.selection': 'perturbation',
+            'search.auxiliary_skip': True,
+            'search.estimator': 'drnas',
+            'search.second_order': True,
+            'arch.anchor': 1e-3,
+            'cost.kind': 'flops',
+            'cost.target': 1e6,
+        }
+    )
+    validate(retrain.config_of(config), 1)
+
+
+def test_without_a_network_it_says_what_to_name():
+    with pytest.raises(UserError, match=r'--config.genotype=FILE'):
+        retrain.config_of(get_config('darts'))
+
+
+@pytest.mark.slow
+def test_second_head_belongs_to_training_only():
+    node = [('skip_connect', 'max_pool_3x3') + ('none',) * i for i in range(4)]
+    chosen = genotype.Genotype(tuple(node + node))
+    spec = darts.build((8, 8, 3), 10, channels=4, depth=3, reductions=(1,), max_channels=8)
+    spec = genotype.derive(spec, chosen)
+    images = jnp.ones((2, 8, 8, 3))
+
+    def made(settings):
+        net = SuperNet(spec, settings)
+        return net, net.init(jax.random.key(0), images, mode=Mode.ARGMAX, train=False)
+
+    (plain, without), (both, variables) = (
+        made(SearchSettings()),
+        made(SearchSettings(second_head=1)),
+    )
+    assert set(variables['params']) == {*without['params'], SECOND_HEAD}
+    kept = {name: tree for name, tree in variables['params'].items() if name != SECOND_HEAD}
+    use = {'mode': Mode.ARGMAX, 'train': False}
+    logits = both.apply(variables, images, **use)
+    assert (logits == plain.apply({**variables, 'params': kept}, images, **use)).all()
+    _, changed = both.apply(
+        variables, images, mode=Mode.ARGMAX, train=True, mutable=['second_head', 'batch_stats']
+    )
+    (others,) = jax.tree.leaves(changed['second_head'])
+    assert others.shape == (2, 10)
+    assert math.isfinite(float(others.sum()))
+
+
+def _wider(tmp_path):
+    """A config that trains, with twice the channels, what a search is said to have found."""
+    spec = chain.build(
+        (8, 8, 1), 10, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=CHEAP
+    )
+    chosen = genotype.Genotype((('skip_connect',), ('max_pool_3x3',)))
+    file = tmp_path / 'genotype.json'
+    file.write_text(chosen.dumps(genotype.derive(spec, chosen)))
+    return retrain.config_of(
+        tiny(**{'genotype': str(file), 'retrain.channels': 8, 'retrain.epochs': 1})
+    )
+
+
+def test_what_was_found_is_built_with_all_its_widths_scaled(tmp_path):
+    config = _wider(tmp_path)
+    images = pipeline.load_data(config)
+    plan = pipeline.make_plan(config, len(images.train))
+    spec = pipeline.initialization.origin(config, images, plan).spec
+    assert (spec.stem_channels, [block.channels for block in spec.blocks]) == (8, [8, 16])
+    assert spec.groups() == ((('skip_connect',),), (('max_pool_3x3',),))
+
+
+@pytest.mark.slow
+def test_a_wider_network_is_described_as_it_is_and_goes_on_where_it_stopped(tmp_path):
+    config = _wider(tmp_path)
+    config.optimize.epochs = 2
+    config.checkpoint.every_seconds = 0
+    whole = pipeline.run(config, tmp_path / 'whole')
+    described = json.loads((tmp_path / 'whole' / 'genotype.json').read_text())
+    assert described['genotype'] == whole['genotype'] == [['skip_connect'], ['max_pool_3x3']]
+    network = described['network']
+    assert (network['stem_channels'], [b['channels'] for b in network['blocks']]) == (8, [8, 16])
+    # Stem, transition, head; BatchNorm after the first two.
+    assert whole['params'] == 9 * 8 + 2 * 8 + 8 * 16 + 2 * 16 + 16 * 10 + 10
+    _resumed(config, tmp_path)
+
+
+def _resumed(config, tmp_path):
+    """The workdir of a run that lost its last checkpoint and went on; it ends as `whole` did."""
+    stopped = tmp_path / 'stopped'
+    pipeline.run(config, stopped)
+    last = max((stopped / 'checkpoints').iterdir(), key=lambda path: int(path.name))
+    shutil.rmtree(last)
+    (stopped / 'summary.json').unlink()
+    pipeline.run(config, stopped)
+    assert lines_of(stopped) == lines_of(tmp_path / 'whole')
+    assert summary_of(stopped) == summary_of(tmp_path / 'whole')
+    return stopped
+
+
+@pytest.mark.slow
+def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
+    file = tmp_path / 'cell.txt'
+    file.write_text(CELL)
+    config = _tiny(file)
+    whole = pipeline.run(config, tmp_path / 'whole')
+    assert [phase['name'] for phase in whole['phases']] == ['optimize']
+    assert (tmp_path / 'whole' / 'genotype.txt').read_text().strip() == CELL
+    spec = pipeline.initialization.origin(
+        config, pipeline.load_data(config), pipeline.make_plan(config, 287)
+    ).spec
+    fresh = jax.eval_shape(
+        lambda key: SuperNet(spec).init(key, jnp.ones((1, 8, 8, 1)), mode=Mode.ARGMAX, train=False),
+        jax.random.key(0),
+    )
+    assert whole['params'] == sum(leaf.size for leaf in jax.tree.leaves(fresh['params']))
+
+    stopped = _resumed(config, tmp_path)
+    assert json.loads((stopped / 'config.json').read_text())['optimize.drop_path'] == 0.3
+
+
+@pytest.mark.slow
+def test_a_network_with_a_second_head_goes_on_with_it_and_only_with_it(tmp_path):
+    file = tmp_path / 'genotype.json'
+    file.write_text('{"genotype": [["sep_conv_3x3"], ["skip_connect"]]}')
+    alone = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
+    headed = {**alone, 'optimize.second_head': 0.4}
+    pipeline.run(tiny(genotype=str(file), **headed), tmp_path / 'first')
+    with pytest.raises(UserError, match=r'second_head.*: set optimize.second_head to what it was'):
+        pipeline.run(tiny(init_from=str(tmp_path / 'first'), **alone), tmp_path / 'without')
+    again = pipeline.run(tiny(init_from=str(tmp_path / 'first'), **headed), tmp_path / 'again')
+    assert [row['name'] for row in again['phases']] == ['optimize']

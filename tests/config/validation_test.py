@@ -1,0 +1,258 @@
+"""Every field of the config is checked, alone and against the others, before anything is done."""
+
+import json
+import logging
+
+import pytest
+from helpers.wrong_values import BAD
+from ml_collections import ConfigDict
+
+from asose_jax.config.schema import RULES
+from asose_jax.config.validation import (
+    as_begun,
+    begins_exactly,
+    differences,
+    flatten,
+    frozen_epochs,
+    validate,
+)
+from asose_jax.runtime.errors import UserError
+from configs import search
+
+
+def _with(**fields):
+    """A config as if it came from elsewhere: nothing but the fields' names is checked yet."""
+    nested = search.get_config('digits').to_dict()
+    for path, value in fields.items():
+        *groups, last = path.split('.')
+        inner = nested
+        for group in groups:
+            inner = inner[group]
+        inner[last] = value
+    return ConfigDict(nested)
+
+
+@pytest.mark.parametrize('preset', search.PRESETS)
+def test_presets_are_right(preset):
+    config = search.get_config(preset)
+    if preset == 'folder':
+        config.data.dir = 'pictures'
+    validate(config, devices=1)
+
+
+def test_every_field_has_a_rule_and_every_rule_a_wrong_value():
+    assert set(flatten(search.get_config())) == set(RULES) == set(BAD)
+
+
+@pytest.mark.parametrize(('field', 'value'), [(f, v) for f, vs in BAD.items() for v in vs])
+def test_value_outside_its_range_is_named_with_what_is_allowed(field, value):
+    with pytest.raises(UserError) as error:
+        validate(_with(**{field: value}), devices=1)
+    assert f'{field}={value!r}: must be {RULES[field].allowed}' in str(error.value)
+
+
+def test_all_wrong_fields_are_named_at_once():
+    with pytest.raises(UserError) as error:
+        validate(_with(**{'batch_size': 0, 'search.turn_period': 1, 'nonsense': 3}), devices=1)
+    for part in ('batch_size=0', 'search.turn_period=1', 'nonsense: there is no such field'):
+        assert part in str(error.value)
+
+
+def test_missing_field_is_named():
+    config = _with().to_dict()
+    del config['search']['noise']
+    with pytest.raises(UserError, match=r'search.noise: missing'):
+        validate(ConfigDict(config), devices=1)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'message'),
+    [
+        ({'batch_size': 60}, r'batch_size=60: must be divisible by the 8 devices; try 64'),
+        ({'arch.micro_batches': 3}, r'must divide the 8 images of a batch that each device gets'),
+        ({'model.reductions': (1, 4)}, r'model.depth=3 the blocks are 0..2'),
+        ({'search.tau_floor': 0.9}, r'search.tau_floor=0.9: must not exceed search.tau_start=0.8'),
+        ({'weights.lr_end': 1.0}, r'weights.lr_end=1.0: must not exceed weights.lr'),
+        ({'arch.lr': 0.1, 'arch.lr_end': 1.0}, r'arch.lr_end=1.0: must not exceed arch.lr'),
+        (
+            {'growth.kinds': ('auto',), 'growth.where': 'last'},
+            r"growth.where='last': growth.kinds=\('auto',\) compares scores",
+        ),
+        ({'data.name': 'folder'}, r"data.dir=None: data.name='folder' needs the folder"),
+        ({'data.test_fraction': 0.1}, r"data.test_fraction=0.1: is of folders .* 'digits' has its"),
+        (
+            {
+                **{'model.space': 'darts', 'model.primitives': ('none', 'skip_connect')},
+                **{'growth.epochs': 0, 'seeds': (0,), 'plain_cells': ('none',)},
+            },
+            r"plain_cells: 'none' is what cells of the space 'darts' never choose",
+        ),
+        ({'network': 'a', 'init_from': 'b'}, r'network, init_from: set one of them'),
+        ({'model.space': 'nasbench201'}, r"networks of the space 'nasbench201' do not grow"),
+        (
+            {'model.space': 'darts', 'model.primitives': ('skip_connect', 'max_pool_3x3')},
+            "the space 'darts' needs none",
+        ),
+        ({'model.space': 'darts', 'model.channels': 7}, r'model.channels=7: .* a multiple of 2'),
+        (
+            {'search.noise': 'temperature', 'search.estimator': 'softmax'},
+            r"search.estimator='softmax' has no such noise",
+        ),
+        ({'benchmark.table': 'a'}, r"networks with the space 'chain'"),
+        (
+            {
+                'model.space': 'darts',
+                'growth.epochs': 0,
+                'benchmark.table': 'nats_bench',
+                'model.primitives': ('none', 'skip_connect'),
+            },
+            r"networks with the space 'darts'",
+        ),
+        (
+            {
+                'model.space': 'nasbench201',
+                'growth.epochs': 0,
+                'benchmark.table': 'a',
+                'model.primitives': ('skip_connect', 'sep_conv_3x3'),
+            },
+            r"networks with \['sep_conv_3x3'\] in the space 'nasbench201'",
+        ),
+        ({'model.space': 'darts', 'model.max_channels': 9}, r'model.max_channels=9: .* of 2'),
+        (
+            {'search.partial_channels': 3, 'growth.epochs': 0},
+            r'model.channels=16: .*partial_channels=3 needs a multiple of 3',
+        ),
+        (
+            {'model.space': 'darts', 'search.partial_channels': 4, 'model.channels': 12},
+            r'model.channels=12: .*partial_channels=4 needs a multiple of 8',
+        ),
+        ({'search.partial_channels': 4}, r'partial channels do not grow; set growth.epochs=0'),
+        ({'model.residual': False}, r'model.residual=False: .* do not grow, .* growth.kinds=\(\)'),
+        (
+            {'model.space': 'darts', 'model.residual': False},
+            r"model.residual=False: is of the space 'chain'; the sums of 'darts'",
+        ),
+        (
+            {'search.auxiliary_skip': True, 'search.epochs': 0},
+            r'search.auxiliary_skip=True: it fades over search; set search.epochs above 0',
+        ),
+        ({'search.estimator': 'softmax', 'arch.samples': 2}, r'arch.samples=2: .* draws nothing'),
+        ({'cost.kind': 'flops'}, r"cost.kind='flops', cost.target=None: set both or neither"),
+        ({'cost.target': 1.0}, r'cost.kind=None, cost.target=1.0: set both or neither'),
+        (
+            {'cost.kind': 'params', 'cost.target': 1.0, 'cost.batch_size': 8},
+            r"cost.batch_size=8: only cost.kind='latency' measures",
+        ),
+        (
+            {
+                'cost.kind': 'params',
+                'cost.target': 1.0,
+                'search.epochs': 0,
+                'growth.epochs': 0,
+            },
+            r"cost.kind='params': nothing is chosen",
+        ),
+        ({'arch.anchor': 1e-3}, r'arch.anchor=0.001: .* set search.estimator=drnas'),
+        ({'search.second_order': True}, r'needs search.estimator=gumbel or softmax or drnas'),
+        (
+            {
+                'search.second_order': True,
+                'search.estimator': 'softmax',
+                'search.arch_data': 'train',
+            },
+            r'second_order=True: .* and search.arch_data=valid',
+        ),
+        ({'search.turns': 'together'}, r'together: one batch .* set search.arch_data=train'),
+        (
+            {'search.turns': 'together', 'search.arch_data': 'train', 'arch.samples': 2},
+            r'together: .* set arch.samples=1',
+        ),
+        ({'search.freeze_epochs': 30}, r'search.freeze_epochs=30: must be less than'),
+        (
+            {'search.exact_start': True, 'model.residual': False, 'growth.epochs': 0},
+            r'search.exact_start=True: with model.residual=False nothing would go through a block',
+        ),
+        (
+            {'search.exact_start': True, 'warmup.operations': 'uniform'},
+            r"search.exact_start=True: warmup.operations='uniform' trains the candidates",
+        ),
+        (
+            {'search.exact_start': True, 'model.space': 'darts', 'growth.epochs': 0},
+            r"nothing would go through a cell of 'darts' at the start; set search.auxiliary_skip",
+        ),
+        ({'search.estimator': 'reinmax'}, r"'reinmax' needs at least 1.0; set search.tau_start"),
+        ({'random_cells': 3}, r'random_cells=3: .* set seeds'),
+        ({'plain_cells': ('skip_connect',)}, r'plain_cells=.* set seeds'),
+        (
+            {'plain_cells': ('nor_conv_3x3',), 'seeds': (0,)},
+            r'plain_cells: nor_conv_3x3 is not in model.primitives',
+        ),
+        (
+            {'optimize.second_head': 0.4},
+            r'optimize.second_head=0.4: only networks that are trained',
+        ),
+        ({'search.early_stop': True}, r'alpha would go on in growth; set growth.epochs=0'),
+        (
+            {'search.early_stop': True, 'growth.epochs': 0, 'search.freeze_epochs': 21},
+            r'search.stop_window=5: .* there are 9 epochs of search in which alpha moves',
+        ),
+        (
+            {'search.selection': 'perturbation', 'genotype': 'a'},
+            r"search.selection='perturbation': genotype names what is chosen already",
+        ),
+        ({'network': 'a'}, r"network='a': a derived network can only be optimized"),
+        (
+            {f'{p}.epochs': 0 for p in ('warmup', 'search', 'growth', 'optimize')},
+            r'at least one needs epochs above 0',
+        ),
+    ],
+)
+def test_contradictions_are_named(fields, message):
+    with pytest.raises(UserError, match=message):
+        validate(_with(**fields), devices=8)
+
+
+@pytest.mark.parametrize(
+    ('preset', 'fields', 'exactly', 'frozen'),
+    [
+        ('cifar10', {}, True, 6),
+        ('cifar10', {'search.epochs': 4}, True, 0),
+        ('cifar10', {'search.freeze_epochs': 1}, True, 1),
+        ('cifar10', {'model.residual': False}, False, 0),
+        ('cifar10', {'warmup.operations': 'uniform'}, False, 0),
+        ('digits', {'search.exact_start': False}, False, 0),
+        ('seed', {}, False, 0),
+        ('darts', {}, False, 0),
+        ('darts', {'search.exact_start': True}, True, 6),
+    ],
+)
+def test_search_begins_exactly_where_it_can_and_alpha_rests_at_first_then(
+    preset, fields, exactly, frozen
+):
+    config = search.get_config(preset)
+    config.update_from_flattened_dict(fields)
+    assert begins_exactly(config) == exactly
+    assert frozen_epochs(config) == frozen
+
+
+def test_run_begun_before_a_field_existed_goes_on_without_it(tmp_path, caplog):
+    config = search.get_config('darts')
+    assert as_begun(config, tmp_path) is config
+    begun = flatten(config)
+    del begun['search.exact_start'], begun['search.statistics_batches']
+    (tmp_path / 'config.json').write_text(json.dumps({**begun, 'search.freeze_epochs': 2}))
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        found = as_begun(config, tmp_path)
+    assert (found.search.exact_start, found.search.statistics_batches) == (False, 0)
+    assert found.search.freeze_epochs == 2
+    assert 'goes on with search.exact_start=False, search.statistics_batches=0' in caplog.text
+    (tmp_path / 'config.json').write_text(json.dumps(flatten(config)))
+    assert as_begun(config, tmp_path) is config
+
+
+def test_differences_name_the_fields():
+    ours, theirs = (flatten(search.get_config(p)) for p in ('digits', 'cifar10'))
+    theirs = {**theirs, 'model.reductions': list(ours['model.reductions'])}  # as JSON has it
+    told = differences(ours, theirs)
+    assert "data.name: 'cifar10' -> 'digits'" in told
+    assert not any('reductions' in line for line in told)

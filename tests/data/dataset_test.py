@@ -1,0 +1,252 @@
+"""Data sets: splits that hold what they promise, and errors that say what to do."""
+
+import socket
+import types
+
+import numpy as np
+import pytest
+from helpers import prepared
+from PIL import Image
+
+from asose_jax.data import dataset, image_set
+from asose_jax.runtime.errors import UserError
+
+WHERE = "'set', split 'train'"
+
+
+def _digits(seed=0, **changes):
+    return dataset.load('digits', **{'seed': seed, 'valid_fraction': 0.2, **changes})
+
+
+def test_digits_are_split_into_disjoint_parts_that_cover_everything():
+    d = _digits()
+    parts = np.concatenate([d.train, d.valid, d.test])
+    np.testing.assert_array_equal(np.sort(parts), np.arange(1797))
+    assert [len(d.train), len(d.valid), len(d.test)] == [1150, 287, 360]
+    images, labels = d.images.read(np.arange(5))
+    assert images.shape == (5, 8, 8, 1)
+    assert (images.dtype, labels.dtype) == (np.uint8, np.int32)
+    assert d.images.arrays[0].max() == 255
+
+
+def test_split_is_stratified():
+    d = _digits()
+    labels = d.images.arrays[1]
+    for part in (d.train, d.valid, d.test):
+        shares = np.bincount(labels[part]) / len(part)
+        np.testing.assert_allclose(shares, np.bincount(labels) / len(labels), atol=0.006)
+
+
+def test_seed_fixes_train_and_valid_and_never_touches_test():
+    first, again, other = _digits(0), _digits(0), _digits(1)
+    np.testing.assert_array_equal(first.valid, again.valid)
+    assert set(first.valid) != set(other.valid)
+    np.testing.assert_array_equal(
+        first.images.read(first.test)[0], other.images.read(other.test)[0]
+    )
+
+
+def test_statistics_are_those_of_train():
+    d = _digits()
+    pixels = d.images.read(d.train)[0].astype(np.float64)
+    np.testing.assert_allclose(d.mean, pixels.mean((0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(d.std, pixels.std((0, 1, 2)), rtol=1e-5)
+
+
+def test_images_can_be_resized():
+    assert _digits(image_size=12).image_shape == (12, 12, 1)
+
+
+@pytest.mark.parametrize('fraction', [0.001, 0.999])
+def test_empty_part_is_an_error(fraction):
+    with pytest.raises(UserError, match=rf'data.valid_fraction={fraction} splits 1437 .* e.g. 0.2'):
+        _digits(valid_fraction=fraction)
+
+
+@pytest.fixture
+def missing(tmp_path, monkeypatch):
+    """The message for a set that is not there, found without asking any network."""
+
+    def refuse(*_):
+        raise AssertionError('the network was asked')
+
+    monkeypatch.setattr(socket.socket, 'connect', refuse)
+    monkeypatch.setattr(socket, 'getaddrinfo', refuse)
+
+    def message(name):
+        with pytest.raises(UserError) as error:
+            dataset.load(name, seed=0, valid_fraction=0.2, data_dir=str(tmp_path))
+        return str(error.value)
+
+    return message
+
+
+def test_set_that_is_not_prepared_is_an_error_with_the_command(missing, tmp_path):
+    message = missing('mnist')
+    assert f"'mnist' is not prepared under {tmp_path}" in message
+    assert f"tfds.builder('mnist', data_dir='{tmp_path}', file_format='array_record')" in message
+    assert 'download_and_prepare()' in message
+
+
+def test_unknown_set_is_an_error_with_a_suggestion(missing):
+    message = missing('cifar11')
+    assert "data.name='cifar11' is neither 'digits' nor 'folder' nor a TFDS image set" in message
+    assert 'Did you mean' in message
+    assert 'cifar10' in message
+
+
+def _cifar(directory, **changes):
+    options = {'seed': 0, 'valid_fraction': 0.2, 'data_dir': str(directory), **changes}
+    return dataset.load('cifar10', **options)
+
+
+def test_cifar10_is_read_without_tensorflow(cifar_dir):
+    d = _cifar(cifar_dir, train_split='train[:500]', test_split='test[:100]')
+    assert (len(d.train), len(d.valid), len(d.test)) == (400, 100, 100)
+    assert d.image_shape == (32, 32, 3)
+    assert d.class_names[:2] == ('airplane', 'automobile')
+    np.testing.assert_allclose(d.mean, [125, 123, 114], atol=8)
+
+
+def test_large_set_is_streamed_with_the_same_images(cifar_dir):
+    options = {'train_split': 'train[:300]', 'test_split': 'test[:60]'}
+    streamed = _cifar(cifar_dir, resident_megabytes=0, **options)
+    resident = _cifar(cifar_dir, **options)
+    assert streamed.images.arrays is None
+    tight = _cifar(cifar_dir, resident_megabytes=1, **options)  # each part has room, both have not
+    assert tight.images.arrays is None
+    for indices in (np.array([5, 250, 7]), np.array([301, 359])):
+        for one, other in zip(
+            streamed.images.read(indices), resident.images.read(indices), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_unknown_split_is_an_error_that_names_the_known_ones(cifar_dir):
+    with pytest.raises(UserError, match=r"no split 'validation' \(it has: train, test\)"):
+        _cifar(cifar_dir, test_split='validation')
+
+
+class _Records:
+    """Prepared records, as TFDS hands them over."""
+
+    def __init__(self, labels=(0, 1, 2), broken=False):
+        self.labels, self.broken = labels, broken
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitems__(self, indices):
+        if self.broken:
+            raise ValueError('crc of record 1 does not match\nmany\nframes')
+        image = np.zeros((4, 4, 1), np.uint8)
+        return [{'image': image, 'label': self.labels[i]} for i in indices]
+
+
+@pytest.mark.parametrize(
+    ('records', 'message'),
+    [
+        (_Records(labels=()), r"'set', split 'train' is empty"),
+        (_Records(labels=(0, 3, 1)), r'a label is 3, where 3 classes have 0 to 2'),
+        (_Records(labels=(0, -1, -1)), r'a label is -1, .* Has this split labels\?'),
+        (_Records(broken=True), r'records 0 to 2 one cannot be read \(ValueError: crc .* match\)'),
+    ],
+)
+def test_bad_records_are_one_clear_error(records, message):
+    classes = types.SimpleNamespace(num_classes=3)
+    with pytest.raises(UserError, match=message):
+        dataset._in_memory(
+            dataset._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
+        )
+
+
+def test_bad_records_of_a_streamed_set_are_an_error_when_they_are_met():
+    classes = types.SimpleNamespace(num_classes=3)
+    records = _Records(labels=(0, 1, 7))
+    images = dataset._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
+    images.read(np.array([0, 1]))
+    with pytest.raises(UserError, match='a label is 7'):
+        images.read(np.array([2]))
+
+
+@pytest.mark.parametrize(('mode', 'channels'), [('L', 1), ('RGB', 3)])
+def test_any_tfds_set_is_read_whatever_its_keys_sizes_and_channels(tmp_path, mode, channels):
+    pictures = [Image.new(mode, (9 + i, 8), 'white' if i % 2 else 'black') for i in range(12)]
+    parts = {'train': pictures, 'validation': pictures[:4]}
+    prepared.write(tmp_path, 'own', channels, parts, ('round', 'square'))
+    options = {'seed': 0, 'valid_fraction': 0.5, 'data_dir': str(tmp_path), 'image_size': 6}
+    with pytest.raises(UserError, match=r"no split 'test' \(it has: train, validation\)"):
+        dataset.load('own', **options)
+    for megabytes in (1024, 0):
+        d = dataset.load('own', test_split='validation', resident_megabytes=megabytes, **options)
+        assert (d.image_shape, d.class_names) == ((6, 6, channels), ('round', 'square'))
+        assert (len(d.train), len(d.valid), len(d.test)) == (6, 6, 4)
+        for part in (d.train, d.valid, d.test):
+            images, labels = d.images.read(part)
+            np.testing.assert_array_equal(images[:, 3, 3, 0], 255 * labels)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'dtype', 'message'),
+    [
+        ((8, 8), np.uint8, r"'set' has examples \(8, 8\) of uint8; they must be images"),
+        ((4, 8, 8, 3), np.uint8, r'\(4, 8, 8, 3\) of uint8'),
+        ((8, 8, None), np.uint8, r'\(8, 8, None\) of uint8'),
+        ((8, 8, 3), np.uint16, r'\(8, 8, 3\) of uint16'),
+        ((8, 8, 3), np.float32, r'\(8, 8, 3\) of float32'),
+        ((None, None, 3), np.uint8, r'differ in size; set data.image_size'),
+    ],
+)
+def test_examples_that_are_no_images_are_an_error(tmp_path, monkeypatch, shape, dtype, message):
+    import tensorflow_datasets as tfds
+
+    features = {
+        'image': types.SimpleNamespace(shape=shape, np_dtype=dtype),
+        'label': tfds.features.ClassLabel(num_classes=3),
+    }
+    info = types.SimpleNamespace(
+        supervised_keys=('image', 'label'),
+        features=features,
+        file_format=tfds.core.file_adapters.FileFormat.ARRAY_RECORD,
+    )
+    builder = types.SimpleNamespace(info=info)
+    monkeypatch.setattr(tfds, 'builder_from_directory', lambda _: builder)
+    (tmp_path / 'set' / '1.0.0').mkdir(parents=True)
+    (tmp_path / 'set' / '1.0.0' / 'dataset_info.json').write_text('')
+    with pytest.raises(UserError, match=message):
+        dataset.load('set', seed=0, valid_fraction=0.2, data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize('fraction', [0.1, 0.2, 0.8])
+def test_a_class_of_two_images_has_one_in_either_part(monkeypatch, fraction):
+    labels = np.repeat(np.arange(3, dtype=np.int32), (200, 200, 2))
+    learn = image_set.ImageSet.of_arrays(np.zeros((402, 4, 4, 1), np.uint8), labels)
+    monkeypatch.setattr(dataset, '_digits', lambda _: (learn, learn, ('a', 'b', 'c')))
+    for seed in range(3):
+        found = _digits(valid_fraction=fraction, seed=seed)
+        assert (labels[found.train] == 2).sum() == (labels[found.valid] == 2).sum() == 1
+        both = np.concatenate([found.train, found.valid])
+        np.testing.assert_array_equal(np.sort(both), np.arange(402))
+
+
+def test_too_few_images_for_the_classes_are_an_error(monkeypatch):
+    labels = np.arange(12, dtype=np.int32) % 10
+    learn = image_set.ImageSet.of_arrays(np.zeros((12, 4, 4, 1), np.uint8), labels)
+    monkeypatch.setattr(dataset, '_digits', lambda _: (learn, learn, tuple('abcdefghij')))
+    with pytest.raises(UserError, match=r'needs at least 10\. There are too few images'):
+        _digits()
+
+
+@pytest.mark.parametrize(
+    ('last', 'message'),
+    [
+        (0, 'has images of 1 class; to tell classes apart takes two'),
+        (1, 'of the class with label 1 there is a single training image'),
+    ],
+)
+def test_one_class_or_one_image_of_a_class_is_an_error(monkeypatch, last, message):
+    labels = np.array([0] * 19 + [last], np.int32)
+    learn = image_set.ImageSet.of_arrays(np.zeros((20, 4, 4, 1), np.uint8), labels)
+    monkeypatch.setattr(dataset, '_digits', lambda _: (learn, learn, ('a', 'b')))
+    with pytest.raises(UserError, match=message):
+        _digits()

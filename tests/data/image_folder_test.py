@@ -1,0 +1,331 @@
+"""Folders of pictures: what is in them comes out as it is seen; what is wrong is named at once."""
+
+import logging
+import pathlib
+
+import chex
+import numpy as np
+import pytest
+from helpers.pictures import config_of, picture
+from PIL import Image
+
+from asose_jax.data import dataset
+from asose_jax.runtime.errors import UserError
+from asose_jax.search import pipeline
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Two classes of 10 and 20 pictures of 8x8 pixels, in colour, all different."""
+    root = tmp_path / 'pets'
+    for name, count in (('cat', 10), ('dog', 20)):
+        for i in range(count):
+            picture(root / name / f'{i}.png', seed=100 * count + i)
+    return root
+
+
+def _load(directory, **changes):
+    options = {'seed': 0, 'valid_fraction': 0.25, 'data_dir': str(directory), **changes}
+    return dataset.load('folder', **options)
+
+
+def _error(directory, **changes):
+    with pytest.raises(UserError) as error:
+        _load(directory, **changes)
+    return str(error.value)
+
+
+def _all(d):
+    return d.images.read(np.concatenate([d.train, d.valid]))[0], d.images.read(d.test)[0]
+
+
+# --- Parts
+
+
+def test_parts_are_disjoint_cover_everything_and_have_each_class_in_its_share(pets):
+    d = _load(pets)
+    parts = [d.train, d.valid, d.test]
+    assert [np.bincount(d.images.read(part)[1]).tolist() for part in parts] == [
+        [6, 12],
+        [2, 4],
+        [2, 4],
+    ]
+    pixels = np.concatenate([d.images.read(part)[0] for part in parts]).reshape(30, -1)
+    assert len(np.unique(pixels, axis=0)) == 30
+    assert d.class_names == ('cat', 'dog')
+
+
+def test_seed_changes_train_and_valid_and_never_the_test(pets):
+    first, again, other = _load(pets), _load(pets), _load(pets, seed=1)
+    np.testing.assert_array_equal(first.valid, again.valid)
+    assert set(first.valid) != set(other.valid)
+    np.testing.assert_array_equal(
+        first.images.read(first.test)[0], other.images.read(other.test)[0]
+    )
+
+
+@pytest.mark.parametrize(('fraction', 'counts'), [(0.5, [5, 10]), (0.01, [1, 1]), (0.99, [8, 18])])
+def test_each_class_is_tested_and_leaves_two_pictures_to_learn_from(pets, fraction, counts):
+    d = _load(pets, test_fraction=fraction, valid_fraction=0.5)
+    assert np.bincount(d.images.read(d.test)[1]).tolist() == counts
+
+
+def test_folders_of_parts_are_the_parts_and_val_is_learned_from(pets):
+    for i in range(4):
+        picture(pets / 'parts' / 'train' / 'b' / f'{i}.png', seed=i)
+        picture(pets / 'parts' / 'train' / 'a' / f'{i}.png', seed=10 + i)
+        picture(pets / 'parts' / 'val' / 'a' / f'{i}.png', seed=20 + i)
+    picture(pets / 'parts' / 'test' / 'b' / 'it.png', seed=30)
+    d = _load(pets / 'parts')
+    assert (len(d.train), len(d.valid), len(d.test)) == (9, 3, 1)
+    images, labels = d.images.read(d.test)
+    assert labels.tolist() == [1]
+    np.testing.assert_array_equal(images[0], Image.open(pets / 'parts' / 'test' / 'b' / 'it.png'))
+    d = _load(pets / 'parts', test_split='val')  # as others call it who have two parts
+    assert (len(d.train), len(d.valid), len(d.test)) == (6, 2, 4)
+
+
+def test_parts_without_a_test_give_a_share_to_it(pets):
+    (pets / 'all').mkdir()
+    (pets / 'cat').rename(pets / 'all' / 'cat')
+    (pets / 'dog').rename(pets / 'all' / 'dog')
+    assert len(_load(pets, train_split='all').test) == 6
+
+
+def test_class_may_be_called_as_a_part(pets):
+    (pets / 'dog').rename(pets / 'train')
+    assert _load(pets).class_names == ('cat', 'train')
+
+
+def test_statistics_are_those_of_train(pets):
+    d = _load(pets)
+    pixels = d.images.read(d.train)[0].astype(np.float64)
+    np.testing.assert_allclose(d.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(d.std, pixels.std((0, 1, 2)), rtol=1e-6)
+
+
+def test_large_folder_is_streamed_with_the_same_images_and_parts(pets):
+    streamed, resident = _load(pets, resident_megabytes=0), _load(pets)
+    assert streamed.images.arrays is None
+    for name in ('train', 'valid', 'test', 'mean', 'std'):
+        np.testing.assert_array_equal(getattr(streamed, name), getattr(resident, name))
+    for part in (streamed.train[::-1], streamed.test):
+        chex.assert_trees_all_equal(streamed.images.read(part), resident.images.read(part))
+
+
+# --- Pictures
+
+
+def _two_classes(root, fill):
+    """Three equal pictures in each class, saved by `fill(path)`."""
+    for name in ('a', 'b'):
+        (root / name).mkdir(parents=True)
+        for i in range(3):
+            fill(root / name / f'{i}')
+
+
+def _only(root, fill, **changes):
+    """The pixels of a set that has one picture six times."""
+    _two_classes(root, fill)
+    learned, tested = _all(_load(root, valid_fraction=0.5, **changes))
+    for image in learned:
+        np.testing.assert_array_equal(image, tested[0])
+    return tested[0]
+
+
+@pytest.mark.parametrize('suffix', ['png', 'PNG', 'jpg', 'JPEG', 'Jpg'])
+def test_suffixes_in_any_case_are_pictures(tmp_path, suffix):
+    kind = 'PNG' if suffix.lower() == 'png' else 'JPEG'
+
+    def fill(path):
+        Image.new('RGB', (8, 6), (255, 0, 0)).save(path.with_suffix(f'.{suffix}'), kind)
+
+    found = _only(tmp_path, fill)
+    assert found.shape == (6, 8, 3)
+    np.testing.assert_allclose(found[0, 0], [255, 0, 0], atol=2)
+
+
+@pytest.mark.parametrize(
+    ('made', 'kind', 'options', 'expected'),
+    [
+        (Image.new('L', (8, 8), 77), 'png', {}, [77]),
+        (Image.new('1', (8, 8), 1), 'png', {}, [255]),
+        (Image.new('L', (8, 8), 77), 'jpg', {}, [77]),
+        (Image.new('LA', (8, 8), (0, 51)), 'png', {}, [204]),  # a fifth of black on white
+        (Image.new('L', (8, 8), 9), 'png', {'transparency': 9}, [255]),
+        (Image.fromarray(np.full((8, 8), 0xABCD, np.uint16)), 'png', {}, [0xAB]),
+        (Image.new('RGBA', (8, 8), (255, 0, 0, 0)), 'png', {}, [255, 255, 255]),
+        (Image.new('RGBA', (8, 8), (255, 0, 0, 255)), 'png', {}, [255, 0, 0]),
+        (Image.new('RGB', (8, 8), (1, 2, 3)).quantize(), 'png', {}, [1, 2, 3]),
+        (Image.new('RGB', (8, 8)).quantize(), 'png', {'transparency': b'\0'}, [255, 255, 255]),
+        (Image.new('CMYK', (8, 8), (0, 255, 255, 0)), 'jpg', {}, [255, 0, 0]),
+    ],
+)
+def test_pictures_of_all_kinds_come_out_as_they_are_seen(tmp_path, made, kind, options, expected):
+    found = _only(tmp_path, lambda path: made.save(path.with_suffix(f'.{kind}'), **options))
+    assert found.shape == (8, 8, len(expected))
+    np.testing.assert_allclose(found[4, 4], expected, atol=2)
+
+
+def test_one_picture_in_colour_makes_all_have_three_channels(tmp_path):
+    _two_classes(tmp_path, lambda path: Image.new('L', (8, 8), 50).save(path.with_suffix('.png')))
+    assert _load(tmp_path, valid_fraction=0.5).image_shape == (8, 8, 1)
+    Image.new('RGB', (8, 8), (50, 50, 50)).save(tmp_path / 'b' / 'z.png')
+    d = _load(tmp_path, valid_fraction=0.5)
+    assert d.image_shape == (8, 8, 3)
+    assert {a.shape for part in _all(d) for a in part} == {(8, 8, 3)}
+    np.testing.assert_array_equal(np.concatenate(_all(d)), 50)
+
+
+@pytest.mark.parametrize('kind', ['png', 'jpg'])
+def test_picture_that_was_taken_lying_stands(tmp_path, kind):
+    """EXIF orientation 6: the left side is to be seen at the top."""
+    lying = Image.new('RGB', (16, 8), 'black')
+    lying.paste('white', (0, 0, 8, 8))  # left half
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    found = _only(tmp_path, lambda path: lying.save(path.with_suffix(f'.{kind}'), exif=exif))
+    assert found.shape == (16, 8, 3)
+    np.testing.assert_allclose(found[:8], 255, atol=2)
+    np.testing.assert_allclose(found[8:], 0, atol=2)
+
+
+def test_pictures_of_different_sizes_are_fitted_if_that_is_asked_for(tmp_path):
+    def fill(path):
+        side = 20 + int(path.name)
+        image = Image.new('RGB', (2 * side, side), 'red')
+        image.paste('white', (side // 2, 0, side // 2 + side, side))  # the middle square
+        image.save(path.with_suffix('.jpg'), quality=95)
+
+    _two_classes(tmp_path, fill)
+    told = _error(tmp_path)
+    assert f'{tmp_path / "a" / "0.jpg"} has 40x20 pixels' in told
+    assert f'{tmp_path / "a" / "1.jpg"} has 42x21. Set data.image_size' in told
+    d = _load(tmp_path, image_size=4, valid_fraction=0.5)
+    assert d.image_shape == (4, 4, 3)
+    np.testing.assert_allclose(np.concatenate(_all(d))[:, :, 1:-1], 255, atol=5)
+
+
+def test_what_is_no_picture_is_left_out_and_told(pets, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    for name in ('.DS_Store', '._0.png', 'Thumbs.db', 'notes.txt'):
+        (pets / 'cat' / name).write_bytes(b'no picture')
+    (pets / '.git').mkdir()
+    (pets / '__MACOSX').mkdir()
+    assert len(_load(pets).train) == 18
+    told = caplog.messages[0]
+    assert told.startswith('2 files that are not .png, .jpg, .jpeg are left out: ')
+    assert 'Thumbs.db' in told
+    assert 'notes.txt' in told
+
+
+# --- Errors
+
+
+def test_all_unreadable_pictures_are_named_before_training(pets):
+    (pets / 'cat' / 'page.jpg').write_text('<html>404</html>')
+    (pets / 'cat' / 'empty.png').write_bytes(b'')
+    whole = (pets / 'dog' / '3.png').read_bytes()
+    (pets / 'dog' / '3.png').write_bytes(whole[: len(whole) // 2])
+    picture(pets / 'dog' / 'cut.jpg', size=(64, 64))
+    whole = (pets / 'dog' / 'cut.jpg').read_bytes()
+    (pets / 'dog' / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    told = _error(pets, image_size=8, resident_megabytes=0)
+    for name in ('cat/page.jpg', 'cat/empty.png', 'dog/3.png', 'dog/cut.jpg'):
+        assert f'{pets / name}: ' in told
+    assert told.startswith('these pictures cannot be read; repair or remove them:')
+    assert len(told.splitlines()) == 5
+
+
+def test_many_unreadable_pictures_are_counted(pets):
+    for i in range(8):
+        (pets / 'cat' / f'{i}.png').write_bytes(b'nothing')
+    assert _error(pets).splitlines()[-1].strip() == 'and 3 more'
+
+
+def test_picture_that_breaks_later_is_named_when_it_is_met(pets):
+    d = _load(pets, resident_megabytes=0)
+    for path in pets.glob('*/*.png'):
+        path.write_bytes(b'')
+    with pytest.raises(UserError, match=r'cannot be read; repair or remove them:\n.*png'):
+        d.images.read(d.train[:2])
+
+
+def test_folder_that_is_not_there_is_an_error(tmp_path):
+    assert _error(tmp_path / 'pts') == f"data.dir='{tmp_path / 'pts'}': there is no such folder"
+
+
+def test_folder_that_is_named_from_here_is_sought_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _error('pts') == f"data.dir='pts': there is no such folder in {pathlib.Path.cwd()}"
+
+
+@pytest.mark.parametrize(
+    ('files', 'options', 'message'),
+    [
+        (['1.png', '2.png'], {}, 'has 0 folders of classes'),
+        (['a/1.png', 'a/2.png'], {}, 'has 1 folders of classes'),
+        (['a/1.png', 'b/1.txt'], {}, "'a' (1), 'b' (0). Add pictures, or remove the folder."),
+        (['a/1.txt', 'b/1.txt'], {}, 'there are no pictures (.png, .jpg, .jpeg)'),
+        (['train/1.png', 'test/2.png'], {}, 'train has no folders of classes, only files'),
+        (['train/a/1.png'], {'test_split': 'train'}, 'data.test_split are both'),
+        (
+            ['Train/a/1.png', 'Test/a/1.png'],
+            {},
+            "Test has folders inside ('a'), where a class has pictures",
+        ),
+        (
+            ['Train/a/1.png', 'Test/a/1.png'],
+            {'train_split': 'training'},
+            "data.train_split='training' is no folder with folders of classes",
+        ),
+        (
+            ['train/a/1.png', 'train/b/1.png', 'tset/a/1.png'],
+            {'test_split': 'val'},
+            "data.test_split='val' is no folder: ",
+        ),
+        (
+            [f'train/{c}/{i}.png' for c in 'ab' for i in range(2)] + ['test/c/1.png'],
+            {},
+            "there is nothing to learn the classes 'c'",
+        ),
+        (
+            [f'train/{c}/{i}.png' for c in 'ab' for i in range(2)] + ['test/a/1.png'],
+            {'test_fraction': 0.3},
+            'data.test_fraction=0.3 would change nothing',
+        ),
+        (
+            ['train/a/1.png', 'train/b/1.png', 'train/b/2.png', 'test/a/1.png'],
+            {},
+            "at least 2 pictures, for train, valid; these have fewer: 'a' (1)",
+        ),
+    ],
+)
+def test_folder_that_is_no_data_set_is_an_error_that_says_why(tmp_path, files, options, message):
+    for file in files:
+        if file.endswith('png'):
+            picture(tmp_path / file)
+        else:
+            (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / file).write_text('')
+    assert message in _error(tmp_path, **options)
+
+
+def test_part_that_is_not_read_is_told(pets, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    for part in ('train', 'test', 'extra'):
+        for c in 'ab':
+            for i in range(2):
+                picture(pets / part / c / f'{i}.png')
+    _load(pets, valid_fraction=0.5)
+    assert "nothing is read from the folders 'cat', 'dog', 'extra'" in caplog.messages[0]
+
+
+# --- The whole program
+
+
+def test_fewer_images_than_a_batch_are_an_error_before_training(pets, tmp_path):
+    config = config_of(pets, **{'batch_size': 64, 'data.valid_fraction': 0.45})
+    with pytest.raises(UserError, match=r'batch_size=64: there are only 13 .* Take at most 12 '):
+        pipeline.run(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()

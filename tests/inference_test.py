@@ -1,0 +1,184 @@
+"""The network of a finished run: predictions, evaluation, export; the package in Python."""
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers.runs import CHEAPEST, WHOLE, make_whole, tiny
+
+import asose_jax
+from asose_jax import inference
+from asose_jax.runtime.errors import UserError
+from asose_jax.search import pipeline
+
+_ALONE = """
+import sys
+import numpy as np
+from jax import export
+
+target, images, found = sys.argv[1:]
+with open(target, 'rb') as file:
+    model = export.deserialize(file.read())
+np.save(found, model.call(np.load(images)))
+assert not any(name.startswith(('flax', 'asose_jax')) for name in sys.modules)
+"""
+
+
+@pytest.fixture(scope='module')
+def finished(shared, tmp_path_factory):
+    """A run with `optimize`, to which tests may add."""
+    workdir = tmp_path_factory.mktemp('finished') / 'run'
+    shutil.copytree(shared('whole', make_whole) / 'run', workdir)
+    return workdir, json.loads((workdir / 'summary.json').read_text())
+
+
+def _test_images(config):
+    data = pipeline.load_data(config)
+    return data, *data.images.read(data.test)
+
+
+def test_predictions_are_those_of_the_run(finished):
+    workdir, result = finished
+    model = asose_jax.load(workdir)
+    data, images, labels = _test_images(tiny())
+    found = model.predict(images)
+    assert found.shape == (len(images), 10)
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+    assert (found.argmax(1) == labels).mean() == pytest.approx(result['test_accuracy'])
+    assert model.class_names == data.class_names
+    assert model.genotype.to_json() == result['genotype']
+    np.testing.assert_allclose(model.predict(images[:3]), found[:3], rtol=1e-5)
+    assert model.predict(images[:0]).shape == (0, 10)
+
+
+def test_evaluation_counts_what_is_taken_for_what(finished):
+    workdir, result = finished
+    found = asose_jax.evaluate(workdir)
+    assert found['accuracy'] == pytest.approx(result['test_accuracy'])
+    confusion = np.array(found['confusion'])
+    _, _, labels = _test_images(tiny())
+    np.testing.assert_array_equal(confusion.sum(1), np.bincount(labels))
+    assert np.trace(confusion) / confusion.sum() == pytest.approx(found['accuracy'])
+    for k, row in enumerate(found['classes']):
+        assert row['recall'] == pytest.approx(confusion[k, k] / confusion[k].sum())
+        assert row['images'] == confusion[k].sum()
+    assert json.loads((workdir / 'evaluation.json').read_text()) == found
+    assert (workdir / 'confusion.png').read_bytes().startswith(b'\x89PNG')
+
+
+def _changed(change):
+    whole = pipeline.load_data
+
+    def load(config):
+        images = whole(config)
+        return dataclasses.replace(images, **change(images))
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (lambda d: {'test': d.test[1:]}, r'not those .* 360 test images, there are .* 359 test'),
+        (lambda d: {'class_names': (*d.class_names, 'x')}, "the class 'x' is new"),
+        (lambda d: {'class_names': d.class_names[:-1]}, "the class '9' is gone"),
+        (lambda d: {'class_names': d.class_names[::-1]}, 'classes are in another order'),
+        (lambda d: {'image_shape': (8, 8, 3)}, r'images were \[8, 8, 1\] .*, they are \[8, 8, 3\]'),
+    ],
+)
+def test_data_that_changed_are_no_test(finished, monkeypatch, change, message):
+    """They are split anew: what was learned from would be among them."""
+    monkeypatch.setattr(pipeline, 'load_data', _changed(change))
+    with pytest.raises(UserError, match=message):
+        asose_jax.evaluate(finished[0])
+
+
+def test_run_does_not_go_on_with_data_that_changed(finished, monkeypatch):
+    monkeypatch.setattr(pipeline, 'load_data', _changed(lambda d: {'valid': d.valid[1:]}))
+    before = (finished[0] / 'run.json').read_text()
+    with pytest.raises(UserError, match='They are split anew'):
+        asose_jax.search(tiny(**WHOLE), finished[0])
+    assert (finished[0] / 'run.json').read_text() == before
+
+
+def test_data_that_are_gone_are_named_with_their_run(finished, monkeypatch):
+    def gone(_):
+        raise UserError("data.dir='pictures': there is no such folder")
+
+    monkeypatch.setattr(pipeline, 'load_data', gone)
+    with pytest.raises(UserError, match=f"run in {finished[0]}: data.dir='pictures'"):
+        asose_jax.evaluate(finished[0])
+
+
+def test_exported_network_says_the_same_in_a_process_without_this_package(finished, tmp_path):
+    workdir, _ = finished
+    target = asose_jax.export(workdir)
+    _, images, _ = _test_images(tiny())
+    np.save(tmp_path / 'images.npy', images[:5].astype(np.uint8))
+    arguments = [target / 'model.stablehlo', tmp_path / 'images.npy', tmp_path / 'found.npy']
+    subprocess.run([sys.executable, '-c', _ALONE, *map(str, arguments)], check=True, cwd=tmp_path)
+    model = asose_jax.load(workdir)
+    ours = model.predict(images[:5].astype(np.uint8))
+    np.testing.assert_allclose(np.load(tmp_path / 'found.npy'), ours, atol=1e-5)
+    told = json.loads((target / 'model.json').read_text())
+    assert told['classes'] == list(model.class_names)
+    assert told['platforms'] == ['cpu', 'cuda', 'tpu']
+    assert (target / 'parameters').is_dir()
+    asose_jax.export(workdir)  # a second time, over the first
+
+
+@pytest.mark.slow
+def test_run_without_optimize_leaves_what_its_supernet_had_learned(tmp_path):
+    epochs = {'growth.epochs': 0, 'optimize.epochs': 0, 'warmup.epochs': 0}
+    config = tiny(**epochs, **{'model.primitives': CHEAPEST, 'search.epochs': 1})
+    result = asose_jax.search(config, tmp_path)
+    _, images, labels = _test_images(config)
+    model = asose_jax.load(tmp_path)
+    assert model.spec.is_derived()
+    right = (model.predict(images).argmax(1) == labels).mean()
+    assert right == pytest.approx(result['test_accuracy'])
+
+
+def test_images_of_another_size_are_refused(finished):
+    model = asose_jax.load(finished[0])
+    with pytest.raises(ValueError, match=r'this network takes \(None, 8, 8, 1\)'):
+        model.predict(np.zeros((2, 9, 9, 1)))
+
+
+@pytest.mark.parametrize('what', [inference.load, inference.evaluate, inference.export])
+def test_where_no_run_has_come_to_its_end_it_says_so(what, tmp_path):
+    with pytest.raises(UserError, match='holds no finished run'):
+        what(tmp_path)
+
+
+def test_of_several_runs_one_must_be_named(tmp_path):
+    (tmp_path / 'seed_0').mkdir()
+    for name, content in {
+        'config.json': '{"seeds": [0]}',
+        'summary.json': '{"searches": []}',
+    }.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / 'seed_0' / 'metrics.jsonl').write_text('')
+    with pytest.raises(UserError, match=r'(?s)several runs.*seed_0'):
+        inference.load(tmp_path)
+
+
+def test_readme_shows_python_that_works(root, finished, tmp_path, monkeypatch):
+    """On a run that has ended already, which it takes as it is."""
+    workdir = shutil.copytree(finished[0], tmp_path / 'run')
+    text = (root / 'README.md').read_text(encoding='utf-8')
+    (code,) = [
+        block
+        for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+        if 'asose_jax.search(' in block
+    ]
+    monkeypatch.setattr('configs.search.get_config', lambda preset: tiny(**WHOLE))
+    names = {}
+    exec(code.replace('/tmp/digits', str(workdir)), names)
+    assert len(names['names']) == 3
+    assert set(names['names']) <= set(map(str, range(10)))
