@@ -16,12 +16,13 @@ from sklearn import metrics
 
 from asose_jax.arch.genotype import Genotype, NetSpec, frozen
 from asose_jax.config.validation import unflatten
+from asose_jax.data import dataset
 from asose_jax.metrics import run_record
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
+from asose_jax.pipeline import builders, old_checkpoints
 from asose_jax.runtime import workdir
 from asose_jax.runtime.errors import UserError
-from asose_jax.search import old_checkpoints, pipeline, run_context, run_summary
 from asose_jax.spaces import registry
 from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
 from asose_jax.train import checkpoint, pmap, state
@@ -159,13 +160,13 @@ def _restored(directory, config, summary):
     """Description and state of the last checkpoint, on the host."""
     if not checkpoint.has_any(directory / 'checkpoints'):
         raise UserError(f'{directory} has a summary but no checkpoints: the weights are gone')
-    plan = pipeline.make_plan(config, summary['images']['train'])
-    tx = pipeline.make_optimizer(config, plan)
+    plan = builders.make_plan(config, summary['images']['train'])
+    tx = builders.make_optimizer(config, plan)
     with checkpoint.Checkpoints(directory / 'checkpoints') as checkpoints:
         step = checkpoints.latest()
         told = checkpoints.describe(step)
         spec = registry.spec_from_json(told['spec'])
-        model_of = functools.partial(run_context.model_of, config)
+        model_of = functools.partial(builders.model_of, config)
         if old_checkpoints.are_in(told['checksums']):
             return old_checkpoints.restore(checkpoints, step, spec, model_of, tx)
         like = state.abstract_state(model_of(spec), tx, pmap.everywhere())
@@ -189,11 +190,11 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     directory = pathlib.Path(directory).expanduser()
     made = load(directory)
     try:
-        images = pipeline.load_data(unflatten(made.config))
+        images = builders.load_data(unflatten(made.config))
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
     known = {**made.summary, 'image_shape': list(made.spec.image_shape)}
-    run_summary.require_same_data(images, known, directory)
+    dataset.require_same_data(images, known, directory)
     truths, said = [], []
     for part in np.array_split(images.test, -(-len(images.test) // 1000)):
         pixels, labels = images.images.read(part)

@@ -29,7 +29,7 @@ from asose_jax.config.validation import flatten
 from asose_jax.metrics import run_record
 from asose_jax.runtime import process
 from asose_jax.spaces import chain
-from asose_jax.sweep import runner
+from asose_jax.sweep import placement, runner
 from benchmarks import measure
 from configs import crisis, search
 
@@ -360,7 +360,7 @@ def main() -> None:
             config.genotype = str(options.workdir / row / f'seed_{seed}')
             trainings.append(runner.Job(f'{row}/scratch_{seed}', retrain.config_of(config)))
     for jobs in (searches, trainings) if options.from_scratch else (searches,):
-        runner.run_all(jobs, process.places(), options.workdir)
+        runner.run_all(jobs, placement.places(), options.workdir)
     found = finished(options.workdir, earlier(options.out / 'ablation.json', size))
     measure.write(options, 'ablation', {**differing(size), 'rows': found})
     text = table(found, size)

@@ -20,9 +20,16 @@ import numpy as np
 from asose_jax.arch import genotype
 from asose_jax.data import batches
 from asose_jax.nn import factors
-from asose_jax.search import initialization, phase_loop, pipeline, run_context
-from asose_jax.search.growth import controller, scoring, transforms
-from asose_jax.search.growth.transforms import Growth
+from asose_jax.pipeline import (
+    builders,
+    compilation,
+    evaluation,
+    initialization,
+    phase_loop,
+    run_context,
+)
+from asose_jax.pipeline.growth import controller, scoring, transforms
+from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.train import pmap
 from asose_jax.train import state as states
 from asose_jax.train.phases import Phase
@@ -47,9 +54,9 @@ def _config(run: pathlib.Path, epochs: int):
 def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float, float]]:
     """(score, validation loss, validation accuracy) of every position."""
     config = _config(checkpoint.parent.parent, epochs)
-    images = pipeline.load_data(config)
-    plan = pipeline.make_plan(config, len(images.train))
-    tx = pipeline.make_optimizer(config, plan)
+    images = builders.load_data(config)
+    plan = builders.make_plan(config, len(images.train))
+    tx = builders.make_optimizer(config, plan)
     shared = pmap.shared_arrays(images, run_context.key_for(config.seed, run_context.STEPS))
     setup = run_context.Setup(
         config=config,
@@ -95,9 +102,9 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         )
         while taken := list(itertools.islice(stream, setup.slots())):
             batch = batches.chunk(taken, setup.slots(), jax.device_count())
-            run_context.compile_programs(setup, current, Phase.OPTIMIZE, batch)
+            compilation.compile_programs(setup, current, Phase.OPTIMIZE, batch)
             current.packed, _ = current.programs.train.call(current.packed, batch, shared)
-        loss, accuracy = run_context.means(run_context.evaluate(setup, current, images.valid))
+        loss, accuracy = evaluation.means(evaluation.evaluate(setup, current, images.valid))
         result.append((each.score, loss, accuracy))
     return result
 

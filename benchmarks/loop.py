@@ -16,6 +16,7 @@ import pathlib
 import tempfile
 import time
 
+from asose_jax.pipeline import builders
 from benchmarks import measure
 
 FIRST = 2  # epochs that do not count: memory is touched, code is linked
@@ -35,7 +36,7 @@ def main() -> None:
 
     import jax
 
-    from asose_jax.search import pipeline
+    from asose_jax.pipeline import run_phases
     from asose_jax.train import pmap
     from asose_jax.train.phases import Phase
     from benchmarks import ours
@@ -62,8 +63,8 @@ def main() -> None:
     bare = ours.Network(size, Phase.SEARCH, slots=slots)
     zeros = jax.tree.map(jax.numpy.zeros_like, bare.packed.unpack().arch)
     bare.packed = pmap.replicated(bare.packed.put(arch=zeros))
-    images = pipeline.load_data(config)
-    epoch = pipeline.make_plan(config, len(images.train)).spans[0].epoch_steps
+    images = builders.load_data(config)
+    epoch = builders.make_plan(config, len(images.train)).spans[0].epoch_steps
     full, rest = bare.chunk(slots), bare.chunk(epoch % slots)
     evaluation = bare.evaluation(len(images.valid))
 
@@ -81,7 +82,7 @@ def main() -> None:
 
     def whole_program():
         with tempfile.TemporaryDirectory() as workdir:
-            pipeline.run(config, workdir)
+            run_phases.run(config, workdir)
             lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
         ends = [json.loads(lines[number]) for number in (FIRST - 1, -1)]
         seconds = [line['step'] * options.batch / line['images_per_second'] for line in ends]

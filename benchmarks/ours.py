@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax.arch import genotype
-from asose_jax.data import batches
+from asose_jax.data import augment, batches
 from asose_jax.nn.forward import SearchSettings
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
@@ -71,7 +71,7 @@ class Network:
         )
         tx = optimizer.make_optimizer(plan)
         model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
-        self.recipe = recipe = steps.Recipe(model, tx, plan, batches.Augmentation(4, True))
+        self.recipe = recipe = steps.Recipe(model, tx, plan, augment.Augmentation(4, True))
         random = np.random.default_rng(0)
         self.random = random
         self.shared = pmap.replicated(

@@ -6,8 +6,8 @@ import pytest
 from helpers.runs import CHEAPEST, NAMES_OF, tiny
 
 from asose_jax.config.validation import flatten
+from asose_jax.pipeline import run_phases
 from asose_jax.runtime.errors import UserError
-from asose_jax.search import pipeline
 
 STEPS, CHANGES = 12, 3
 START = {'model.depth': 1, 'model.reductions': (), 'model.primitives': CHEAPEST}
@@ -84,7 +84,7 @@ def test_random_walk_through_the_config_runs_or_is_refused_with_a_message(tmp_pa
         changed = {**fields, **{name: chance.choice(ALLOWED[name]) for name in names}}
         workdir = tmp_path / str(step)
         try:
-            summary = pipeline.run(tiny(**changed), workdir)
+            summary = run_phases.run(tiny(**changed), workdir)
         except UserError:
             continue
         fields = changed

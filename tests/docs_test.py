@@ -142,7 +142,7 @@ def test_messages_that_are_explained_are_messages_of_the_program(root):
     page = (root / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8')
     told = re.findall(r'^\| `([^`]+)` \|', page, re.MULTILINE)
     source = ' '.join(
-        path.read_text(encoding='utf-8') for path in (root / 'asose_jax').glob('*.py')
+        path.read_text(encoding='utf-8') for path in (root / 'asose_jax').rglob('*.py')
     )
     whole = re.sub(r"['\"]\s*\n\s*f?['\"]", '', source)
     assert len(told) > 10

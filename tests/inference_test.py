@@ -13,8 +13,8 @@ from helpers.runs import CHEAPEST, WHOLE, make_whole, tiny
 
 import asose_jax
 from asose_jax import inference
+from asose_jax.pipeline import builders
 from asose_jax.runtime.errors import UserError
-from asose_jax.search import pipeline
 
 _ALONE = """
 import sys
@@ -38,7 +38,7 @@ def finished(shared, tmp_path_factory):
 
 
 def _test_images(config):
-    data = pipeline.load_data(config)
+    data = builders.load_data(config)
     return data, *data.images.read(data.test)
 
 
@@ -72,7 +72,7 @@ def test_evaluation_counts_what_is_taken_for_what(finished):
 
 
 def _changed(change):
-    whole = pipeline.load_data
+    whole = builders.load_data
 
     def load(config):
         images = whole(config)
@@ -93,13 +93,13 @@ def _changed(change):
 )
 def test_data_that_changed_are_no_test(finished, monkeypatch, change, message):
     """They are split anew: what was learned from would be among them."""
-    monkeypatch.setattr(pipeline, 'load_data', _changed(change))
+    monkeypatch.setattr(builders, 'load_data', _changed(change))
     with pytest.raises(UserError, match=message):
         asose_jax.evaluate(finished[0])
 
 
 def test_run_does_not_go_on_with_data_that_changed(finished, monkeypatch):
-    monkeypatch.setattr(pipeline, 'load_data', _changed(lambda d: {'valid': d.valid[1:]}))
+    monkeypatch.setattr(builders, 'load_data', _changed(lambda d: {'valid': d.valid[1:]}))
     before = (finished[0] / 'run.json').read_text()
     with pytest.raises(UserError, match='They are split anew'):
         asose_jax.search(tiny(**WHOLE), finished[0])
@@ -110,7 +110,7 @@ def test_data_that_are_gone_are_named_with_their_run(finished, monkeypatch):
     def gone(_):
         raise UserError("data.dir='pictures': there is no such folder")
 
-    monkeypatch.setattr(pipeline, 'load_data', gone)
+    monkeypatch.setattr(builders, 'load_data', gone)
     with pytest.raises(UserError, match=f"run in {finished[0]}: data.dir='pictures'"):
         asose_jax.evaluate(finished[0])
 

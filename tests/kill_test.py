@@ -12,9 +12,9 @@ from helpers.command import ForkedRun, more, says
 from helpers.damage import flip
 from helpers.runs import WHOLE, assert_same_end, final_state, make_whole, tiny
 
+from asose_jax.pipeline import run_phases
 from asose_jax.runtime.errors import UserError
 from asose_jax.runtime.workdir import claimed
-from asose_jax.search import pipeline
 
 CONFIG = tiny(**WHOLE)
 OFTEN = {'checkpoint.every_seconds': 0}  # after every call; else at the ends of phases and growths
@@ -125,14 +125,14 @@ def test_stopped_from_the_keyboard_it_saves_and_goes_on_at_that_step(root, tmp_p
 
 _COMPILING_FOR_LONG = """
 import sys, time
-from asose_jax import devices
+from asose_jax.train import pmap
 
 def compile_for_ever(*_, **__):
     print('the compiler is at work', file=sys.stderr, flush=True)
     while True:
         time.sleep(0.01)
 
-devices._compile = compile_for_ever
+pmap._compile = compile_for_ever
 """
 
 
@@ -148,7 +148,7 @@ def test_asked_to_stop_before_training_it_stops_at_once(root, tmp_path):
 def test_workdir_in_which_a_run_is_at_work_is_refused(tmp_path):
     told = f'another process is at work in {tmp_path}'
     with claimed(tmp_path), pytest.raises(UserError, match=told):
-        pipeline.run(CONFIG, tmp_path)
+        run_phases.run(CONFIG, tmp_path)
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_memory_does_not_creep(root, tmp_path):
     Orbax 0.12.8 keeps some 60 KB of each save for itself, which is not of this program's making. A
     page needs what it is told: it reads all of metrics.jsonl, and gives that back when it is drawn.
     """
-    without_pages = 'from asose_jax import page; page.Page.draw = lambda *_, **__: None'
+    without_pages = 'from asose_jax.report import page; page.Page.draw = lambda *_, **__: None'
     fields = {'search.epochs': 0, 'growth.epochs': 0, 'optimize.epochs': 0, 'warmup.epochs': 1500}
     run = ForkedRun(root, tmp_path, fields, code=without_pages)
     samples = []

@@ -18,7 +18,7 @@ FOLDERS = (
     'config',
     'metrics',
     'report',
-    'search',
+    'pipeline',
     'sweep',
 )
 

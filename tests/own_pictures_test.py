@@ -13,8 +13,8 @@ from PIL import Image
 
 import asose_jax
 from asose_jax.data import image_folder
+from asose_jax.pipeline import run_phases
 from asose_jax.report import page
-from asose_jax.search import pipeline
 
 HOSTILE = (
     *('[red]cats[red] & "dogs"', 'a b', 'größe 大', '$100', r'$\frac{a$', '<script>x', 'n' * 200),
@@ -47,7 +47,7 @@ def test_class_names_come_through_to_all_that_a_run_leaves_as_they_are(tmp_path)
     names, run = _hostile(root), tmp_path / 'run'
     small = {'model.depth': 1, 'model.reductions': (), 'model.primitives': CHEAPEST}
     config = config_of(root, **small, **{'data.resident_megabytes': 0, 'data.image_size': 8})
-    pipeline.run(config, run)
+    run_phases.run(config, run)
     asose_jax.evaluate(run)
     asose_jax.export(run)
     page.rebuild(run)
@@ -72,7 +72,7 @@ def test_exported_network_takes_own_pictures_as_they_are(tmp_path, mode):
             picture(tmp_path / 'set' / name / f'{i}.png', seed=100 * k + i)
             path = tmp_path / 'set' / name / f'{i}.png'
             Image.open(path).convert(mode).save(path)
-    pipeline.run(config_of(tmp_path / 'set'), tmp_path / 'run')
+    run_phases.run(config_of(tmp_path / 'set'), tmp_path / 'run')
     model, target = asose_jax.load(tmp_path / 'run'), asose_jax.export(tmp_path / 'run')
     pixels = np.asarray(Image.open(path)).reshape(1, 8, 8, -1)
     exported = jax_export.deserialize((target / 'model.stablehlo').read_bytes())

@@ -51,3 +51,11 @@ def fitted(image: Image.Image, size: int | None) -> Image.Image:
     if size is None or image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def resized(images, size):
+    if size is None or images.shape[1:3] == (size, size):
+        return images
+    square = images.squeeze(-1) if images.shape[-1] == 1 else images
+    scaled = [np.asarray(fitted(Image.fromarray(i), size)) for i in square]
+    return np.stack(scaled).reshape(len(images), size, size, images.shape[-1])

@@ -31,11 +31,12 @@ from asose_jax.arch import genotype
 from asose_jax.config import retrain
 from asose_jax.config.validation import as_begun, flatten, require_same, validate
 from asose_jax.metrics import comparison
+from asose_jax.pipeline import run_phases
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError
-from asose_jax.search import pipeline
 from asose_jax.spaces import registry
+from asose_jax.sweep import placement
 
 logger = logging.getLogger('asose_jax')
 
@@ -72,7 +73,7 @@ def search(
     """
     if config.seeds:
         return run(config, workdir, console)
-    return pipeline.run(config, workdir, console)
+    return run_phases.run(config, workdir, console)
 
 
 def run(
@@ -113,7 +114,7 @@ def run(
     with interrupt.Interrupt(), workdir.claimed(directory):
         require_same(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
         workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
-        machine = process.places()
+        machine = placement.places()
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
         begun(searches, machine)
         found, random, plain = [], [], {}
@@ -188,7 +189,7 @@ def _control(config, directory, name, supernet, chosen, seed):
 
 def run_all(
     jobs: list[Job],
-    machine: list[process.Place],
+    machine: list[placement.Place],
     directory: pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> None:
@@ -206,7 +207,7 @@ def run_all(
     waiting = collections.deque(
         j for j in jobs if not (directory / j.name / 'summary.json').exists()
     )
-    running: dict[int, tuple[process.Place, Job, Any]] = {}
+    running: dict[int, tuple[placement.Place, Job, Any]] = {}
     free = list(machine)
     with _shown(jobs, waiting, running, directory, console) as show:
         try:
@@ -270,7 +271,7 @@ def _shown(jobs, waiting, running, directory, console) -> Iterator[Callable[[], 
         yield show
 
 
-def _work(job: Job, directory: pathlib.Path, place: process.Place) -> None:
+def _work(job: Job, directory: pathlib.Path, place: placement.Place) -> None:
     """One run, in a process of its own."""
     os.setsid()  # Ctrl-C reaches the process that started this one, which asks it to stop
     os.environ.update(place.environment)
@@ -284,7 +285,7 @@ def _work(job: Job, directory: pathlib.Path, place: process.Place) -> None:
     child_logger = process.prepare(process.plain_handler(log), cache)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        pipeline.run(job.config, directory, rich.console.Console(file=log))
+        run_phases.run(job.config, directory, rich.console.Console(file=log))
     except Stopped as stopped:
         child_logger.info('%s', stopped)
         process.leave(1)

@@ -16,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from asose_jax.arch import genotype
 from asose_jax.data.dataset import Data
 from asose_jax.train import steps
 from asose_jax.train.phases import Phase
-from asose_jax.train.steps import AXIS, Recipe
+from asose_jax.train.step_config import AXIS, Recipe
 
 # Wide vectors have more registers: a step takes 15 % less. Where a CPU has none, this says nothing.
 _WIDE = {'xla_cpu_prefer_vector_width': 512}
@@ -168,3 +169,22 @@ def _peak_bytes(compiled):
         return 0
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.argument_size_in_bytes + outputs + memory.temp_size_in_bytes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Programs:
+    """The compiled calls of one network in one way of using it; search and growth use it alike.
+
+    Attributes:
+      spec: of the network.
+      way: of using it.
+      train: steps; `None` if there will be none.
+      statistics: comes before an evaluation, see `refresh_statistics`; `None` if running ones do.
+      evaluate: an evaluation.
+    """
+
+    spec: genotype.NetSpec
+    way: str
+    train: Program | None
+    statistics: Program | None
+    evaluate: Program

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from asose_jax.data.batches import Augmentation
+from asose_jax.data.augment import Augmentation
 from asose_jax.nn.forward import Mode
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train.phases import Phase, Plan

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from asose_jax.data import batches
+from asose_jax.data import augment
 from asose_jax.nn import factors
 from asose_jax.nn.batch_norm import BatchNorm
 from asose_jax.nn.forward import Mode
@@ -90,7 +90,7 @@ def train_step(
     def prepared(step, images, labels):
         """Key of the draw, augmented images, labels."""
         draw_key, image_key = jax.random.split(jax.random.fold_in(key, step))
-        images = batches.augment(images, image_key, places(labels), recipe.augmentation)
+        images = augment.augment(images, image_key, places(labels), recipe.augmentation)
         return draw_key, images, labels
 
     draw_key, images, labels = prepared(state.step, images, labels)

@@ -8,7 +8,7 @@ import pytest
 from helpers import prepared
 from PIL import Image
 
-from asose_jax.data import dataset, image_set
+from asose_jax.data import dataset, image_set, tfds
 from asose_jax.runtime.errors import UserError
 
 WHERE = "'set', split 'train'"
@@ -155,15 +155,15 @@ class _Records:
 def test_bad_records_are_one_clear_error(records, message):
     classes = types.SimpleNamespace(num_classes=3)
     with pytest.raises(UserError, match=message):
-        dataset._in_memory(
-            dataset._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
+        tfds._in_memory(
+            tfds._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
         )
 
 
 def test_bad_records_of_a_streamed_set_are_an_error_when_they_are_met():
     classes = types.SimpleNamespace(num_classes=3)
     records = _Records(labels=(0, 1, 7))
-    images = dataset._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
+    images = tfds._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
     images.read(np.array([0, 1]))
     with pytest.raises(UserError, match='a label is 7'):
         images.read(np.array([2]))

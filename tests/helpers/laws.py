@@ -21,22 +21,22 @@ LAWS = {
         'steps_test::test_weight_step_leaves_alpha_and_its_moments_bit_identical',
     ],
     "α's gradient is not zero for any primitive, and agrees with central differences": [
-        'model_test::test_alpha_step_gives_every_primitive_the_gradient_of_the_dense_definition',
-        'model_test::test_soft_alpha_gradient_agrees_with_central_differences',
-        'model_test::test_soft_alpha_gradient_of_all_primitives_agrees_with_central_differences',
+        'supernet_test::test_alpha_step_gives_every_primitive_the_gradient_of_the_dense_definition',
+        'supernet_test::test_soft_alpha_gradient_agrees_with_central_differences',
+        'supernet_test::test_soft_alpha_gradient_of_all_primitives_agrees_with_central_differences',
     ],
     'Computing only what is drawn changes no logit and no gradient': [
-        'model_test::test_alpha_and_weights_learn_as_the_dense_definition_says',
-        'model_test::test_alpha_and_weights_learn_whichever_of_all_primitives_is_drawn',
-        'spaces_test::test_steps_take_the_gradients_of_the_dense_form_and_give_one_to_every_primitive',
+        'supernet_test::test_alpha_and_weights_learn_as_the_dense_definition_says',
+        'supernet_test::test_alpha_and_weights_learn_whichever_of_all_primitives_is_drawn',
+        'registry_test::test_steps_take_the_gradients_of_the_dense_form_and_give_one_to_every_primitive',
     ],
     'A row of α with NaN acts as skip_connect, is counted, and touches no other': [
-        'model_test::test_nan_row_behaves_as_skip_connect_and_others_are_unchanged',
+        'supernet_test::test_nan_row_behaves_as_skip_connect_and_others_are_unchanged',
         'steps_test::test_guarded_row_is_counted_and_training_goes_on',
     ],
     'τ falls from 0.8 to 0.1, only after steps of α, through growth and restarts': ['phases_test'],
     'Each growth keeps the function, in training and evaluation, for every primitive': [
-        'growth_test'
+        'transforms_test'
     ],
     'Search begins with the function that warmup ended with, whatever is drawn': [
         'factors_test::test_whatever_is_drawn_search_begins_with_the_function_that_warmup_ended_with',
@@ -44,8 +44,8 @@ LAWS = {
     ],
     'The derived network is the supernet under argmax': [
         'factors_test::test_what_is_kept_computes_the_same_and_moves_as_before',
-        'model_test::test_derived_network_is_the_supernet_under_argmax',
-        'spaces_test::test_derived_network_is_the_supernet_under_argmax',
+        'supernet_test::test_derived_network_is_the_supernet_under_argmax',
+        'registry_test::test_derived_network_is_the_supernet_under_argmax',
     ],
     'N devices do what one does, and all replicas are equal': [
         'steps_test::test_many_devices_are_one_device_and_all_replicas_are_equal',
@@ -54,15 +54,17 @@ LAWS = {
     'A run that is stopped, anywhere, ends bit for bit as a whole one': ['kill_test'],
     'One compilation for each network and phase': [
         'steps_test::test_each_program_is_traced_once_and_refuses_to_be_retraced',
-        'growing_test::test_each_grown_network_is_compiled_once',
+        'controller_test::test_each_grown_network_is_compiled_once',
     ],
-    'Every wrong field is named, with what is allowed, before anything is written': ['config_test'],
+    'Every wrong field is named, with what is allowed, before anything is written': [
+        'validation_test'
+    ],
     'The report is one page that loads nothing and is safe with every name': ['page_test'],
     'Parameters and multiply-adds of published cells are the published ones': [
         'darts_test',
         'nasbench201_test',
     ],
-    'What is exported says the same without this package': ['trained_test'],
+    'What is exported says the same without this package': ['inference_test'],
     'Class names come through as they are, whatever they are': ['own_pictures_test'],
     'A compiled program on disk is whole or not there, and never fails a run': [
         'compilation_cache_test'

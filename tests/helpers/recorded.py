@@ -10,8 +10,8 @@ import numpy as np
 from asose_jax.arch import genotype
 from asose_jax.config.validation import flatten
 from asose_jax.metrics import arch_analysis
-from asose_jax.search.growth import transforms
-from asose_jax.search.growth.transforms import Growth
+from asose_jax.pipeline.growth import transforms
+from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain, registry
 from configs.search import get_config
 

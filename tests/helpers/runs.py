@@ -14,9 +14,9 @@ import pytest
 
 from asose_jax.data import batches
 from asose_jax.metrics import run_record
+from asose_jax.pipeline import builders, phase_loop, run_phases, run_summary
+from asose_jax.pipeline.growth import controller
 from asose_jax.report import page
-from asose_jax.search import phase_loop, pipeline, run_summary
-from asose_jax.search.growth import controller
 from asose_jax.spaces import registry, supernet
 from asose_jax.train import checkpoint, pmap, state, steps
 from configs.search import get_config
@@ -103,7 +103,7 @@ def final_state(workdir, config):
         meta = checkpoints.describe(step)
         spec = registry.spec_from_json(meta['spec'])
         net = supernet.SuperNet(spec, synced_over=steps.AXIS)
-        tx = pipeline.make_optimizer(config, pipeline.make_plan(config, 287))
+        tx = builders.make_optimizer(config, builders.make_plan(config, 287))
         like = state.abstract_state(net, tx, pmap.everywhere())
         return step, spec, jax.device_get(checkpoints.restore(step, like))
 
@@ -174,7 +174,7 @@ def assert_resumed_as_the_whole(fields, step, tmp_path):
     config = tiny(**fields)
     with pytest.MonkeyPatch.context() as patch:
         Compiled().install(patch)
-        pipeline.run(config, tmp_path / 'whole')
+        run_phases.run(config, tmp_path / 'whole')
         run_with_stops(config, tmp_path / 'halves', [(stop_after, step)])
     assert_same_end(tmp_path / 'halves', tmp_path / 'whole', config)
 
@@ -261,7 +261,7 @@ def make_whole(place: pathlib.Path) -> None:
         compiled.install(patch)
         with pytest.MonkeyPatch.context() as ending:
             ending.setattr(run_summary, 'write', at_the_end)
-            pipeline.run(tiny(**WHOLE), place / 'run')
+            run_phases.run(tiny(**WHOLE), place / 'run')
         programs = [[spec, phase] for _, spec, phase in compiled.train]
         stops = [(stop_after, step) for step in (2, 9, 31)]
         stops += [(stop_before_saving, 34), (stop_after, 47), (stop_after, 54)]
@@ -279,7 +279,7 @@ def run_until(
     with pytest.MonkeyPatch.context() as patch:
         stop(patch, step)
         with pytest.raises(Killed):
-            pipeline.run(config, workdir)
+            run_phases.run(config, workdir)
 
 
 def run_with_stops(config: ml_collections.ConfigDict, workdir: pathlib.Path, stops: list) -> None:
@@ -288,7 +288,7 @@ def run_with_stops(config: ml_collections.ConfigDict, workdir: pathlib.Path, sto
         run_until(step, config, workdir, stop)
         assert not (workdir / 'summary.json').exists()
         batches._shuffled.cache_clear()  # as in a new process
-    pipeline.run(config, workdir)
+    run_phases.run(config, workdir)
 
 
 def stop_before_saving(monkeypatch, step):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from asose_jax.data import batches
+from asose_jax.data import augment, batches
 from asose_jax.data.dataset import Data, ImageSet
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
@@ -32,7 +32,7 @@ TX = optimizer.make_optimizer(PLAN)
 
 
 RECIPE = steps.Recipe(
-    SuperNet(SPEC, synced_over=steps.AXIS), TX, PLAN, batches.Augmentation(1, True)
+    SuperNet(SPEC, synced_over=steps.AXIS), TX, PLAN, augment.Augmentation(1, True)
 )
 
 
@@ -113,7 +113,7 @@ def same(a, b):
     chex.assert_trees_all_equal(jax.device_get(a), jax.device_get(b))
 
 
-STILL = dataclasses.replace(RECIPE, augmentation=batches.Augmentation(0, False))
+STILL = dataclasses.replace(RECIPE, augmentation=augment.Augmentation(0, False))
 
 
 def after_one(recipe, index):

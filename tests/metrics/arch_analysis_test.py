@@ -14,7 +14,9 @@ import pytest
 import rich.console
 
 from asose_jax.arch import genotype
-from asose_jax.metrics import arch_analysis
+from asose_jax.metrics import arch_analysis, metrics_log, progress
+from asose_jax.metrics.progress import Progress
+from asose_jax.pipeline import run_summary
 from asose_jax.spaces import chain, darts
 from asose_jax.train.phases import Phase, Span
 
@@ -61,19 +63,19 @@ def test_derived_network_is_sure():
 
 def test_metrics_of_work_that_will_be_done_again_are_dropped(tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    log = arch_analysis.MetricsLog(path, 0)
+    log = metrics_log.MetricsLog(path, 0)
     for step in (10, 20, 30):
         log.write({'step': step, 'loss': 1.0})
     with path.open('a') as file:
         file.write('{"step": 40, "lo')
-    arch_analysis.MetricsLog(path, 20).write({'step': 30, 'loss': 2.0})
+    metrics_log.MetricsLog(path, 20).write({'step': 30, 'loss': 2.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(line['step'], line['loss']) for line in lines] == [(10, 1.0), (20, 1.0), (30, 2.0)]
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
     path = tmp_path / 'metrics.jsonl'
-    arch_analysis.MetricsLog(path, 0).write(
+    metrics_log.MetricsLog(path, 0).write(
         {'step': 1, 'valid/loss': float('nan'), 'x': float('inf')}
     )
     assert path.read_text() == '{"step": 1, "valid/loss": null, "x": null}\n'
@@ -93,7 +95,7 @@ def test_without_a_terminal_there_are_plain_lines(caplog):
     span = Span(Phase.SEARCH, 100, 200, 10)
     with (
         caplog.at_level(logging.INFO, 'asose_jax'),
-        arch_analysis.Progress(console, span, 100, 32) as p,
+        Progress(console, span, 100, 32) as p,
     ):
         p.update(110, FIGURES)
         p.evaluated(110, {**FIGURES, 'valid/accuracy': 0.5, 'arch/entropy': 2.0})
@@ -106,8 +108,8 @@ def test_without_a_terminal_there_are_plain_lines(caplog):
 
 def test_in_a_terminal_there_is_a_bar():
     console = _console(True)
-    with arch_analysis.Progress(console, Span(Phase.WARMUP, 0, 100, 10), 0, 32) as progress:
-        progress.update(50, {**FIGURES, 'tau': None})
+    with Progress(console, Span(Phase.WARMUP, 0, 100, 10), 0, 32) as bar:
+        bar.update(50, {**FIGURES, 'tau': None})
     drawn = console.file.getvalue()
     assert 'warmup' in drawn
     assert '5/10' in drawn
@@ -116,11 +118,11 @@ def test_in_a_terminal_there_is_a_bar():
 
 def test_all_that_the_bar_says_fits_80_columns(monkeypatch):
     clock = types.SimpleNamespace(monotonic=itertools.count(0, 60).__next__)
-    monkeypatch.setattr(arch_analysis, 'time', clock)
+    monkeypatch.setattr(progress, 'time', clock)
     console = _console(True, width=80)
-    with arch_analysis.Progress(console, Span(Phase.OPTIMIZE, 0, 10_000, 100), 0, 128) as progress:
-        progress.evaluated(100, {**FIGURES, 'valid/accuracy': 0.5, 'arch/entropy': 0.0})
-        progress.update(9950, FIGURES)
+    with Progress(console, Span(Phase.OPTIMIZE, 0, 10_000, 100), 0, 128) as bar:
+        bar.evaluated(100, {**FIGURES, 'valid/accuracy': 0.5, 'arch/entropy': 0.0})
+        bar.update(9950, FIGURES)
     drawn = console.file.getvalue()
     for part in ('optimize', '100/100', 'train 25.0%', 'valid 50.0%', 'tau 0.50', 'images/s'):
         assert part in drawn
@@ -134,7 +136,7 @@ def test_the_last_table_has_every_phase_and_fits_80_columns():
         for name in Phase
     ]
     phases[0]['valid_accuracy_last'] = None  # it was stopped before it was evaluated
-    drawn = arch_analysis.final_table({'phases': phases, 'test_accuracy': 0.512}).splitlines()
+    drawn = run_summary.final_table({'phases': phases, 'test_accuracy': 0.512}).splitlines()
     assert max(map(len, drawn)) <= 80
     assert [line.split()[0] for line in drawn[2:]] == [*Phase, 'test']
     assert '51.20%' in drawn[-1]

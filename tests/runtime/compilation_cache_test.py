@@ -14,7 +14,7 @@ from asose_jax.runtime.compilation_cache import _Entries
 PROGRAM = """
 import logging, pathlib, sys
 import jax
-from asose_jax import compilation_cache
+from asose_jax.runtime import compilation_cache
 logging.basicConfig(format='%(message)s')
 read = []
 jax.monitoring.register_event_listener(
@@ -31,7 +31,7 @@ def _started(base: pathlib.Path, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, '-W', 'error::RuntimeWarning', '-c', PROGRAM, str(base)],
         env=known,
-        cwd=pathlib.Path(__file__).parent.parent,
+        cwd=pathlib.Path(__file__).parent.parent.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

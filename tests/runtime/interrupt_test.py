@@ -65,7 +65,7 @@ def test_stop_that_a_callback_drops_is_raised_all_the_same():
 def test_second_signal_ends_the_process_as_if_nothing_were_held(root):
     code = (
         'import os, signal\n'
-        'from asose_jax.interrupt import Interrupt\n'
+        'from asose_jax.runtime.interrupt import Interrupt\n'
         'asked = Interrupt()\n'
         'with asked, asked.held():\n'
         '    os.kill(os.getpid(), signal.SIGTERM)\n'

@@ -8,9 +8,9 @@ import pytest
 SCRIPT = """
 import resource
 import numpy as np
-from asose_jax import allocator
+from asose_jax.runtime import malloc
 
-if {keep} and not allocator.keep_freed_memory():
+if {keep} and not malloc.keep_freed_memory():
     print('unsupported')
     raise SystemExit
 def faults():

@@ -41,7 +41,7 @@ def _config(**fields):
 
 
 def test_what_stopped_one_of_the_runs_is_told_with_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.process, 'places', lambda: [runner.process.Place({}, 0)])
+    monkeypatch.setattr(runner.placement, 'places', lambda: [runner.placement.Place({}, 0)])
     nowhere = {'data.name': 'folder', 'data.dir': str(tmp_path / 'pts')}
     with pytest.raises(UserError) as error:
         runner.run(_config(seeds=(5,), **nowhere), tmp_path)
@@ -61,7 +61,7 @@ def test_seeds_may_be_added_and_nothing_else_may_change(tmp_path):
 def asked(monkeypatch):
     """The jobs that were to be run, a list for each time; none of them is."""
     found = []
-    monkeypatch.setattr(runner.process, 'places', list)
+    monkeypatch.setattr(runner.placement, 'places', list)
     monkeypatch.setattr(runner, 'run_all', lambda jobs, *rest, **how: found.append(jobs))
     return found
 

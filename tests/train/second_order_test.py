@@ -11,12 +11,12 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax.data import batches
+from asose_jax.data import augment, batches
 from asose_jax.data.dataset import Data, ImageSet
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.search import phase_loop
+from asose_jax.pipeline import phase_loop
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases, second_order, steps
@@ -149,7 +149,7 @@ TX = optimizer.make_optimizer(
     PLAN, weight_lr=RATE, weight_lr_end=RATE, momentum=MOMENTUM, weight_decay=DECAY
 )
 MODEL = SuperNet(SPEC, SearchSettings(estimator='softmax'), synced_over=steps.AXIS)
-RECIPE = steps.Recipe(MODEL, TX, PLAN, batches.Augmentation(1, True), second_order=True)
+RECIPE = steps.Recipe(MODEL, TX, PLAN, augment.Augmentation(1, True), second_order=True)
 KEY = jax.random.key(0)
 
 
@@ -214,7 +214,7 @@ def test_alpha_step_takes_the_gradient_behind_the_weight_step_to_come(alone):
         key = jax.random.split(jax.random.fold_in(KEY, step))[1]
         images, labels = DATA.images.read(index)
         images = (images - DATA.mean) / DATA.std
-        return batches.augment(images, key, jnp.arange(8), RECIPE.augmentation), labels
+        return augment.augment(images, key, jnp.arange(8), RECIPE.augmentation), labels
 
     def loss(params, arch, images, labels):
         logits, _ = net.apply(

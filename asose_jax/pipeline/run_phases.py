@@ -13,23 +13,29 @@ from typing import Any
 
 import jax
 import ml_collections
-import optax
 import rich.console
 
 from asose_jax.arch import genotype
-from asose_jax.config.validation import as_begun, flatten, frozen_epochs, require_same, validate
+from asose_jax.config.validation import as_begun, flatten, require_same, validate
 from asose_jax.costs import expected_cost
 from asose_jax.data import dataset
-from asose_jax.metrics import arch_analysis, run_record
+from asose_jax.metrics import arch_analysis, metrics_log, run_record
 from asose_jax.nn import factors
+from asose_jax.pipeline import (
+    builders,
+    initialization,
+    perturbation,
+    phase_loop,
+    run_context,
+    run_summary,
+)
 from asose_jax.report import page, tensorboard
 from asose_jax.runtime import interrupt, malloc
 from asose_jax.runtime.errors import UserError
 from asose_jax.runtime.workdir import claimed, write_atomically
-from asose_jax.search import initialization, perturbation, phase_loop, run_context, run_summary
 from asose_jax.spaces import natsbench, registry, tabular
-from asose_jax.train import checkpoint, optimizer, phases, pmap, state
-from asose_jax.train.phases import Phase, Plan
+from asose_jax.train import checkpoint, pmap, state
+from asose_jax.train.phases import Phase
 
 logger = logging.getLogger('asose_jax')
 
@@ -61,12 +67,12 @@ def run(
     flat = flatten(config)
     require_same(flat, workdir)
     with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:
-        images = load_data(config)
-        plan = make_plan(config, len(images.train))
+        images = builders.load_data(config)
+        plan = builders.make_plan(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')
         if started:
             known = run_record.contents(workdir / 'run.json')
-            run_summary.require_same_data(images, known, workdir)
+            dataset.require_same_data(images, known, workdir)
         origin = None if started else initialization.origin(config, images, plan)
         budget = expected_cost.budget(config, workdir, started)
         if budget is not None and origin is not None:
@@ -123,7 +129,7 @@ def _run(config, workdir, console, images, plan, origin, asked, table, budget):
             console=console or rich.console.Console(),
             data=images,
             plan=plan,
-            tx=make_optimizer(config, plan),
+            tx=builders.make_optimizer(config, plan),
             shared=pmap.shared_arrays(images, run_context.key_for(config.seed, run_context.STEPS)),
             checkpoints=checkpoints,
             asked=asked,
@@ -134,7 +140,7 @@ def _run(config, workdir, console, images, plan, origin, asked, table, budget):
         started = checkpoints.latest() is not None
         current = initialization.resume(setup) if started else initialization.begin(setup, origin)
         setup.settle(current.spec)
-        log = arch_analysis.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
+        log = metrics_log.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
         if setup.writes:
             text = json.dumps(run_summary.surroundings(setup), indent=2) + '\n'
             write_atomically(workdir / 'run.json', text)
@@ -151,85 +157,6 @@ def _run(config, workdir, console, images, plan, origin, asked, table, budget):
         summary = run_summary.write(setup, current)
         outlets.page.draw()
         return summary
-
-
-def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
-    """The plan that `config` makes of a training part with `train_size` images."""
-    s = config.search
-    return phases.make_plan(
-        {phase: config[phase].epochs for phase in Phase},
-        max(1, train_size // config.batch_size),
-        turn_period=s.turn_period,
-        tau_start=s.tau_start,
-        tau_rate=s.tau_rate,
-        tau_floor=s.tau_floor,
-        anneal_every=s.anneal_every,
-        freeze_epochs=frozen_epochs(config),
-        together=s.turns == 'together',
-    )
-
-
-def make_optimizer(
-    config: ml_collections.ConfigDict, plan: Plan
-) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of the run."""
-    w, a = config.weights, config.arch
-    arch_lr = a.lr
-    if arch_lr is None:
-        arch_lr = optimizer.lr_for_travel(a.travel, a.lr_end, plan.alpha_updates(plan.steps))
-    return optimizer.make_optimizer(
-        plan,
-        weight_lr=w.lr,
-        weight_lr_end=w.lr_end,
-        momentum=w.momentum,
-        weight_decay=w.weight_decay,
-        clip=w.clip,
-        arch_lr=arch_lr,
-        arch_lr_end=a.lr_end,
-        arch_b1=a.b1,
-        arch_b2=a.b2,
-        arch_weight_decay=a.weight_decay,
-    )
-
-
-def load_data(config: ml_collections.ConfigDict) -> dataset.Data:
-    """The data set that `config` names; what it holds goes to the log."""
-    d = config.data
-    images = dataset.load(
-        d.name,
-        seed=config.seed,
-        valid_fraction=d.valid_fraction,
-        data_dir=d.dir,
-        train_split=d.train_split,
-        test_split=d.test_split,
-        test_fraction=d.test_fraction,
-        image_size=d.image_size,
-        resident_megabytes=d.resident_megabytes,
-    )
-    logger.info(
-        '%s: %d train, %d valid, %d test images %s, %d classes, %s',
-        d.name,
-        len(images.train),
-        len(images.valid),
-        len(images.test),
-        'x'.join(map(str, images.image_shape)),
-        len(images.class_names),
-        'streamed' if images.images.arrays is None else 'resident on the device',
-    )
-    if len(images.train) < config.batch_size:
-        most = max(1, len(images.train) // jax.device_count()) * jax.device_count()
-        raise UserError(
-            f'batch_size={config.batch_size}: there are only {len(images.train)} images to train '
-            f'on. Take at most {most} (--mode=retrain: in retrain.batch_size), or more images.'
-        )
-    smallest = 2 ** len(config.model.reductions)
-    if min(images.image_shape[:2]) < smallest:
-        raise UserError(
-            f'images of {images.image_shape[0]}x{images.image_shape[1]} are too small for '
-            f'{len(config.model.reductions)} reductions, which need {smallest} pixels a side. Take '
-            "fewer (--config.model.reductions='(1,)') or set data.image_size."
-        )
-    return images
 
 
 # --- Between phases
@@ -276,7 +203,7 @@ def _as_halted(setup, current):
     if plan == setup.plan:
         return setup
     setup.checkpoints.keep_for_good([span.stop for span in plan.spans])
-    return dataclasses.replace(setup, plan=plan, tx=make_optimizer(setup.config, plan))
+    return dataclasses.replace(setup, plan=plan, tx=builders.make_optimizer(setup.config, plan))
 
 
 def _derive(setup, current):

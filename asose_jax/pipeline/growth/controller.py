@@ -16,10 +16,10 @@ import numpy as np
 
 from asose_jax.arch import genotype
 from asose_jax.data import batches
-from asose_jax.search import run_context
-from asose_jax.search.growth import scoring, transforms
-from asose_jax.search.growth.transforms import Growth
-from asose_jax.search.run_context import Current, Setup
+from asose_jax.pipeline import compilation, evaluation, run_context
+from asose_jax.pipeline.growth import scoring, transforms
+from asose_jax.pipeline.growth.transforms import Growth
+from asose_jax.pipeline.run_context import Current, Setup
 from asose_jax.spaces import chain
 from asose_jax.train import pmap, state
 from asose_jax.train.phases import Phase, Span
@@ -110,10 +110,10 @@ def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> Non
     logger.info('compiling the grown network: %s', ', '.join(map(_in_words, _steps(pending))))
 
     def work():
-        programs = run_context.compiled(setup, spec, Phase.GROWTH, batch)
+        programs = compilation.compiled(setup, spec, Phase.GROWTH, batch)
         return programs, _fresh(setup, pending['step'], _steps(pending)[-1])(spec)
 
-    current.ahead = run_context.in_background(work)
+    current.ahead = compilation.in_background(work)
 
 
 def _steps(pending):
@@ -212,7 +212,7 @@ def score_batches(setup: Setup, number: int) -> list[tuple[np.ndarray, np.ndarra
     result = []
     for each in range(number * n, (number + 1) * n):
         chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, each, size)
-        result.append(run_context.normalised(setup, chosen))
+        result.append(evaluation.normalised(setup, chosen))
     return result
 
 
@@ -225,18 +225,18 @@ def _grow(setup, current, accuracy):
         logger.info('growing: waiting for the compiler')
     programs, made = current.ahead.result()
     key, spec, grown = _key(setup, step), current.spec, current.state
-    sizes, between = [run_context.count_parameters(current)], []
+    sizes, between = [evaluation.count_parameters(current)], []
     for each in _steps(pending):
         fresh = (lambda _: made) if each == _steps(pending)[-1] else _fresh(setup, step, each)
         spec, grown = transforms.grow(spec, grown, each, fresh=fresh, key=key)
-        sizes.append(run_context.parameters_in(grown.params))
+        sizes.append(evaluation.parameters_in(grown.params))
         chosen = genotype.most_likely(spec, grown.arch).to_json()
         between.append({'network': spec.to_json(), 'genotype': chosen})
-    before = run_context.evaluate(setup, current, setup.data.valid)
+    before = evaluation.evaluate(setup, current, setup.data.valid)
     current.spec, current.state = spec, grown
     current.use(programs)
     current.ahead, told.pending = None, None
-    after = run_context.evaluate(setup, current, setup.data.valid)
+    after = evaluation.evaluate(setup, current, setup.data.valid)
     current.told.genotype = chosen
     change = max(
         float(np.abs(pmap.pieces(new['logits']) - pmap.pieces(old['logits'])).max())
@@ -255,7 +255,7 @@ def _grow(setup, current, accuracy):
                 'params_before': sizes[number],
                 'params_after': sizes[number + 1],
                 'valid_accuracy_before': accuracy,
-                'valid_accuracy_after': run_context.means(after)[1],
+                'valid_accuracy_after': evaluation.means(after)[1],
                 'max_abs_logit_change': change,
                 'stall_seconds': 0.0,
             }

@@ -16,10 +16,11 @@ from asose_jax.config.validation import begins_exactly
 from asose_jax.data.dataset import Data
 from asose_jax.nn import factors, operations
 from asose_jax.nn.forward import Mode
+from asose_jax.pipeline import old_checkpoints
+from asose_jax.pipeline.builders import model_of
+from asose_jax.pipeline.run_context import INIT, Current, Setup, on_devices
+from asose_jax.pipeline.run_history import Told
 from asose_jax.runtime.errors import UserError
-from asose_jax.search import old_checkpoints
-from asose_jax.search.run_context import INIT, Current, Setup, model_of, on_devices
-from asose_jax.search.run_history import Told
 from asose_jax.spaces import chain, registry
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import checkpoint, pmap, state

@@ -13,8 +13,8 @@ from helpers.runs import run_until, tiny
 
 from asose_jax.arch import genotype
 from asose_jax.nn import factors
+from asose_jax.pipeline import old_checkpoints, run_phases
 from asose_jax.runtime.errors import UserError
-from asose_jax.search import old_checkpoints, pipeline
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import checkpoint, optimizer, phases, pmap, state
@@ -84,4 +84,4 @@ def test_run_that_was_stopped_before_is_not_gone_on_with(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(old_checkpoints, 'are_in', lambda names: True)
         with pytest.raises(UserError, match=r'older version .* gates.*init_from=.*checkpoints/4'):
-            pipeline.run(config, workdir)
+            run_phases.run(config, workdir)

@@ -15,8 +15,8 @@ import numpy as np
 
 from asose_jax.arch import genotype
 from asose_jax.arch.genotype import NONE, Genotype, NetSpec
-from asose_jax.search import run_context
-from asose_jax.search.run_context import Current, Setup
+from asose_jax.pipeline import evaluation, run_context
+from asose_jax.pipeline.run_context import Current, Setup
 from asose_jax.spaces.supernet import mixture_of
 from asose_jax.train import pmap
 from asose_jax.train.phases import Phase
@@ -124,7 +124,7 @@ def by_perturbation(setup: Setup, current: Current) -> Genotype:
     recipe = dataclasses.replace(
         setup.recipe(spec), model=mixture_of(setup.model(spec)), eval_mixture=True
     )
-    example = next(run_context.eval_chunks(setup, setup.data.valid))
+    example = next(evaluation.eval_chunks(setup, setup.data.valid))
     program = pmap.compile_eval(recipe, Phase.SEARCH, current.packed, example, setup.shared)
     logger.info(
         'selection by perturbation: %d choices, compiled in %.1f s',
@@ -134,8 +134,8 @@ def by_perturbation(setup: Setup, current: Current) -> Genotype:
 
     def accuracy(rows):
         packed = pmap.replicated(current.packed.put(arch=logits_of(spec, rows, held)))
-        chunks = run_context.eval_chunks(setup, setup.data.valid)
-        return run_context.means([program.call(packed, chunk, setup.shared) for chunk in chunks])[1]
+        chunks = evaluation.eval_chunks(setup, setup.data.valid)
+        return evaluation.means([program.call(packed, chunk, setup.shared) for chunk in chunks])[1]
 
     held = current.state.arch
     rows = genotype.probabilities(spec, held)

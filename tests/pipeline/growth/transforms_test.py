@@ -13,8 +13,8 @@ import optax
 import pytest
 
 from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.search.growth import transforms
-from asose_jax.search.growth.transforms import Growth
+from asose_jax.pipeline.growth import transforms
+from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases, state

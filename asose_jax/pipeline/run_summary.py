@@ -1,9 +1,9 @@
 """What a run came to: its summary, and the files with what it found."""
 
 import importlib.metadata
+import io
 import json
 import logging
-import pathlib
 import platform
 import shlex
 import sys
@@ -11,28 +11,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import rich.box
+import rich.console
+import rich.progress
+import rich.table
 
 from asose_jax.arch import genotype
 from asose_jax.costs import flops
-from asose_jax.data.dataset import Data
-from asose_jax.metrics import arch_analysis
+from asose_jax.data import dataset
+from asose_jax.pipeline import compilation, evaluation
+from asose_jax.pipeline.run_context import Current, Setup
 from asose_jax.runtime import workdir
-from asose_jax.runtime.errors import UserError
-from asose_jax.search import run_context
-from asose_jax.search.run_context import Current, Setup
 from asose_jax.spaces import registry
 from asose_jax.train.phases import Phase
 
 logger = logging.getLogger('asose_jax')
-
-_NAMED = 5  # changes in a message
 
 
 def surroundings(setup: Setup) -> dict[str, Any]:
     """What a run is made of and with, as in run.json."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
-        'images': _counts(setup.data),
+        'images': dataset.sizes(setup.data),
         'image_shape': list(setup.data.image_shape),  # height, width, channels
         'classes': list(setup.data.class_names),  # in the order of the network's outputs
         'mean': setup.data.mean.tolist(),  # of pixels, per channel: what images are normalised by
@@ -44,48 +44,6 @@ def surroundings(setup: Setup) -> dict[str, Any]:
         'devices': [str(device) for device in jax.devices()],
         'command': shlex.join(['python', *sys.argv]),
     }
-
-
-def require_same_data(images: Data, known: Mapping[str, Any], directory: pathlib.Path) -> None:
-    """Refuses data that changed: split anew, what was learned from would come into the test.
-
-    Args:
-      images: as they are now.
-      known: what was written of them, as in run.json; what is not there is not compared.
-      directory: the workdir.
-
-    Raises:
-      UserError: other classes, another number of images, or images of another shape.
-    """
-    now, counts = list(images.class_names), _counts(images)
-    then, counted = list(known.get('classes', now)), known.get('images', counts)
-    changes = [
-        *(f'the class {name!r} is new' for name in now if name not in then),
-        *(f'the class {name!r} is gone' for name in then if name not in now),
-    ]
-    if now != then and not changes:
-        changes.append('the classes are in another order')
-    if counts != counted:
-        changes.append(f'there were {_told(counted)} images, there are {_told(counts)}')
-    shape, shaped = list(images.image_shape), known.get('image_shape')
-    if shaped not in (None, shape):
-        changes.append(f'images were {shaped} (height, width, channels), they are {shape}')
-    if changes:
-        more = [f'and {len(changes) - _NAMED} more'] if len(changes) > _NAMED else []
-        raise UserError(
-            f'the data are not those of the run in {directory}: '
-            f'{"; ".join(changes[:_NAMED] + more)}. They are split anew when they change, and what '
-            'was learned from may come into the test. Put them back as they were, or start a run '
-            'in another --workdir.'
-        )
-
-
-def _counts(images):
-    return {name: len(getattr(images, name)) for name in ('train', 'valid', 'test')}
-
-
-def _told(counts):
-    return ', '.join(f'{count} {name}' for name, count in counts.items())
 
 
 def write(setup: Setup, current: Current) -> dict[str, Any]:
@@ -100,14 +58,14 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
     Returns:
       The summary, as in summary.json.
     """
-    run_context.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
-    test_accuracy = run_context.accuracy(setup, current, setup.data.test)
-    valid_accuracy = run_context.accuracy(setup, current, setup.data.valid)
+    compilation.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
+    test_accuracy = evaluation.accuracy(setup, current, setup.data.test)
+    valid_accuracy = evaluation.accuracy(setup, current, setup.data.valid)
     chosen = genotype.most_likely(current.spec, {})
     summary = {
         'test_accuracy': test_accuracy,
         'valid_accuracy': valid_accuracy,
-        'params': run_context.count_parameters(current),
+        'params': evaluation.count_parameters(current),
         'flops_per_image': flops.forward_flops(current.spec),
         'multiply_adds': flops.multiply_adds(current.spec),
         'train_flops': current.told.train_flops,
@@ -132,7 +90,7 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
     for name, content in files.items():
         if setup.writes:
             workdir.write_atomically(setup.workdir / name, content)
-    logger.info('\n%s', arch_analysis.final_table(summary))
+    logger.info('\n%s', final_table(summary))
     logger.info(
         'test accuracy %.2f %%, validation %.2f %%, %d parameters',
         100 * test_accuracy,
@@ -142,3 +100,24 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
     for i, group in enumerate(chosen.operations):
         logger.info('%d: %s', i, ', '.join(group))
     return summary
+
+
+def final_table(summary: Mapping[str, Any]) -> str:
+    """What a run came to, as a table of at most 80 columns."""
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=True)
+    seconds = sum(row['seconds'] for row in summary['phases'])
+    compiled = sum(row['compile_seconds'] for row in summary['phases'])
+    table.add_column('phase', 'test')
+    table.add_column('epochs', '', justify='right')
+    table.add_column('first valid', '', justify='right')
+    table.add_column('last valid', f'{summary["test_accuracy"]:.2%}', justify='right')
+    table.add_column('seconds', f'{seconds:.1f}', justify='right')
+    table.add_column('compiling', f'{compiled:.1f}', justify='right')
+    for row in summary['phases']:
+        accuracies = (row['valid_accuracy_first'], row['valid_accuracy_last'])
+        shown = ['' if share is None else f'{share:.2%}' for share in accuracies]
+        times = (f'{row["seconds"]:.1f}', f'{row["compile_seconds"]:.1f}')
+        table.add_row(row['name'], str(row['epochs']), *shown, *times)
+    page = io.StringIO()
+    rich.console.Console(file=page, width=80, force_terminal=False).print(table)
+    return '\n'.join(line.rstrip() for line in page.getvalue().splitlines() if line.strip())

@@ -26,7 +26,7 @@ from asose_jax.config.validation import flatten, validate
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.search import early_stopping, pipeline
+from asose_jax.pipeline import builders, early_stopping, run_phases
 from asose_jax.spaces.registry import SPACES
 from asose_jax.spaces.supernet import SuperNet, mixture_of
 from asose_jax.train import checkpoint, pmap, state, steps
@@ -171,7 +171,7 @@ def halted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         Compiled().install(patch)
         patch.setattr(early_stopping, '_measure', remembered)
-        summary = pipeline.run(tiny(**FIELDS), place / 'run')
+        summary = run_phases.run(tiny(**FIELDS), place / 'run')
         patch.setattr(early_stopping, '_measure', _measured)
         stops = [(stop_after, step) for step in (29, 30, 32)]
         run_with_stops(tiny(**FIELDS), place / 'stopped', stops)
@@ -206,7 +206,7 @@ def test_search_ends_with_the_alpha_of_before_and_the_next_phase_begins(halted):
 
 def _like(spec):
     config = tiny(**FIELDS)
-    tx = pipeline.make_optimizer(config, pipeline.make_plan(config, 287))
+    tx = builders.make_optimizer(config, builders.make_plan(config, 287))
     return state.abstract_state(SuperNet(spec, synced_over=steps.AXIS), tx, pmap.everywhere())
 
 
@@ -218,10 +218,10 @@ def test_stopped_and_resumed_run_ends_its_search_alike(halted):
 @pytest.mark.slow
 def test_run_that_ended_its_search_is_as_long_as_one_that_planned_it(halted):
     config = tiny(**FIELDS)
-    plan = pipeline.make_plan(config, 287).with_search_until(30)
+    plan = builders.make_plan(config, 287).with_search_until(30)
     assert plan.steps == 34
     assert plan == plan.with_search_until(30)
-    assert plan.spans == pipeline.make_plan(tiny(**{**FIELDS, 'search.epochs': 5}), 287).spans
+    assert plan.spans == builders.make_plan(tiny(**{**FIELDS, 'search.epochs': 5}), 287).spans
     _, _, state = final_state(halted[0], config)
     counts = [
         leaf

@@ -13,12 +13,14 @@ from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.costs import flops
 from asose_jax.data import batches
 from asose_jax.metrics import arch_analysis
+from asose_jax.metrics.metrics_log import MetricsLog
+from asose_jax.metrics.progress import Progress
 from asose_jax.nn import factors
+from asose_jax.pipeline import compilation, early_stopping, evaluation
+from asose_jax.pipeline.growth import controller
+from asose_jax.pipeline.run_context import Current, Setup
 from asose_jax.report import page, tensorboard
 from asose_jax.runtime.errors import Stopped, UserError
-from asose_jax.search import early_stopping, run_context
-from asose_jax.search.growth import controller
-from asose_jax.search.run_context import Current, Setup
 from asose_jax.train import pmap, state
 from asose_jax.train.phases import Phase, Span
 
@@ -32,7 +34,7 @@ _CALL_SECONDS = 2.0  # of training in one call, at most
 class Outlets(NamedTuple):
     """Where evaluations go: metrics.jsonl, report.html, TensorBoard."""
 
-    log: arch_analysis.MetricsLog
+    log: MetricsLog
     page: page.Page
     events: tensorboard.Events
 
@@ -63,10 +65,10 @@ def train_phase(setup: Setup, current: Current, outlets: Outlets) -> None:
         return end, pmap.send(chunk)
 
     end, batch = next_chunk(step)
-    run_context.compile_programs(setup, current, span.phase, batch)
-    run_context.compile_upcoming(setup, current, span, batch)
+    compilation.compile_programs(setup, current, span.phase, batch)
+    compilation.compile_upcoming(setup, current, span, batch)
     controller.prepare(setup, current, batch)
-    bar = arch_analysis.Progress(setup.console, span, step, setup.config.batch_size)
+    bar = Progress(setup.console, span, step, setup.config.batch_size)
     with setup.asked.held(), bar as progress:
         zeros = pmap.replicated(state.Totals.zeros())
         queued = collections.deque()  # what has not been looked at
@@ -77,8 +79,8 @@ def train_phase(setup: Setup, current: Current, outlets: Outlets) -> None:
             step = end
             sums = None
             if step == span.epoch_end(step - 1):
-                run_context.refresh_statistics(setup, current)
-                sums = run_context.evaluate(setup, current, setup.data.valid)
+                evaluation.refresh_statistics(setup, current)
+                sums = evaluation.evaluate(setup, current, setup.data.valid)
                 current.packed = current.packed.put(totals=zeros)
             queued.append((step, metrics, sums))
             stops, due = agreed(setup.asked.wished, setup.checkpoints.due())
@@ -178,7 +180,7 @@ def _figures(setup, step, metrics):
 
 def _record(setup, current, span, figures, metrics, sums):
     """One line of metrics. Warns of a collapse, and of a fall."""
-    loss, valid_accuracy = run_context.means(sums)
+    loss, valid_accuracy = evaluation.means(sums)
     arch, totals, held = pmap.on_host([metrics[key] for key in ('arch', 'totals', 'factors')])
     law = _law(setup, current.spec, span, figures['tau'])
     current.told.train_flops += flops.training_flops(
@@ -216,7 +218,7 @@ def _record(setup, current, span, figures, metrics, sums):
         'valid/accuracy': valid_accuracy,
         **analysis,
         **expected,
-        'params': run_context.count_parameters(current),
+        'params': evaluation.count_parameters(current),
         'train_flops': current.told.train_flops,
         'alarms': alarms,
         'factors': arch_analysis.rounded(held),

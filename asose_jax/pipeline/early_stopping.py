@@ -21,8 +21,8 @@ from jax import lax
 
 from asose_jax.data import batches
 from asose_jax.nn.forward import Mode
-from asose_jax.search import run_context
-from asose_jax.search.run_context import Current, Setup
+from asose_jax.pipeline import evaluation, run_context
+from asose_jax.pipeline.run_context import Current, Setup
 from asose_jax.spaces.supernet import SuperNet, mixture_of
 from asose_jax.train import pmap
 from asose_jax.train.phases import Phase, Span
@@ -201,7 +201,7 @@ def _measure(setup, current):
             setup.model(current.spec).clone(dtype='float32', synced_over=None),
             {**held.trainable, 'batch_stats': held.batch_stats},
             setup.plan.beta(current.step),
-            *run_context.normalised(setup, chosen),
+            *evaluation.normalised(setup, chosen),
             setup.key(run_context.CURVATURE),
         )
     )

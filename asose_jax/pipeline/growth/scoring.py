@@ -25,8 +25,8 @@ from asose_jax.arch import genotype
 from asose_jax.nn import factors, mixed_op, operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode
-from asose_jax.search.growth import transforms
-from asose_jax.search.growth.transforms import Growth
+from asose_jax.pipeline.growth import transforms
+from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
 from asose_jax.spaces.chain import BRANCH, DEPTH, WIDTH, ChainSpec
 from asose_jax.spaces.supernet import SuperNet

@@ -11,9 +11,9 @@ from helpers import networks
 from asose_jax.arch import genotype
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
-from asose_jax.search.growth import scoring, transforms
-from asose_jax.search.growth.scoring import Limits
-from asose_jax.search.growth.transforms import Growth
+from asose_jax.pipeline.growth import scoring, transforms
+from asose_jax.pipeline.growth.scoring import Limits
+from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases, state

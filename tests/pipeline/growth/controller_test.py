@@ -22,12 +22,12 @@ from helpers.runs import (
 
 from asose_jax.config.validation import flatten, validate
 from asose_jax.metrics import run_record
+from asose_jax.pipeline import builders, run_phases
+from asose_jax.pipeline.growth import controller, transforms
+from asose_jax.pipeline.growth.scoring import Candidate, Limits
+from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
-from asose_jax.search import pipeline
-from asose_jax.search.growth import controller, transforms
-from asose_jax.search.growth.scoring import Candidate, Limits
-from asose_jax.search.growth.transforms import Growth
 from asose_jax.spaces import registry
 from asose_jax.train import state
 from asose_jax.train.phases import Phase
@@ -150,7 +150,7 @@ def test_growth_of_several_blocks_stopped_again_and_again_ends_bit_for_bit_as_th
     with pytest.MonkeyPatch.context() as patch:
         Compiled().install(patch)
         run_with_stops(config, tmp_path / 'stopped', stops)
-    pipeline.run(growing_config(), tmp_path / 'whole')
+    run_phases.run(growing_config(), tmp_path / 'whole')
     assert_same_end(tmp_path / 'stopped', tmp_path / 'whole', config)
 
 
@@ -158,7 +158,7 @@ def test_optimizer_counts_and_totals_go_on_through_growth(grown):
     """52 + 4 steps, no matter through how many networks."""
     config = tiny(**WHOLE)
     step, _, final = final_state(grown[0], config)
-    plan = pipeline.make_plan(config, 287)
+    plan = builders.make_plan(config, 287)
     assert step == int(final.step) == plan.steps
     counts = {int(leaf) for leaf in _counts(final.opt_state)}
     assert counts == {plan.weight_updates(step), plan.alpha_updates(step)}
@@ -184,7 +184,7 @@ def _counts(tree):
 @pytest.mark.usefixtures('compiled')
 def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        summary = pipeline.run(tiny(**{**WHOLE, **changes}), tmp_path)
+        summary = run_phases.run(tiny(**{**WHOLE, **changes}), tmp_path)
     assert summary['growth'] == []
     refusals = [r.getMessage() for r in caplog.records if 'not possible' in r.getMessage()]
     if told is None:
@@ -200,7 +200,7 @@ def test_control_trains_the_same_network_for_as_many_flops(grown, tmp_path):
     config = scratch.get_config(str(workdir))
     assert config.growth.epochs == config.search.epochs == config.warmup.epochs == 0
     epoch = 3 * summary['flops_per_image'] * 4 * 64  # 4 whole batches of 64 images
-    control = pipeline.run(config, tmp_path / 'run')
+    control = run_phases.run(config, tmp_path / 'run')
     assert control['genotype'] == summary['genotype']
     assert control['params'] == summary['params']
     assert control['flops_per_image'] == summary['flops_per_image']
@@ -218,7 +218,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
     for phase in ('warmup', 'search', 'growth'):
         config[phase].epochs = 0
     with pytest.raises(UserError, match=r'genotype.json cannot be read as a network'):
-        pipeline.run(config, tmp_path / 'run')
+        run_phases.run(config, tmp_path / 'run')
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
 )
 @pytest.mark.usefixtures('compiled')
 def test_other_ways_to_grow_run_through(tmp_path, changes, kinds):
-    summary = pipeline.run(tiny(**{**WHOLE, **changes}), tmp_path)
+    summary = run_phases.run(tiny(**{**WHOLE, **changes}), tmp_path)
     assert len(summary['growth']) >= 2
     if kinds is not None:
         assert [event['kind'] for event in summary['growth']] == kinds

@@ -1,0 +1,122 @@
+"""Builds what a run needs from its config: data, schedule, optimizer, network."""
+
+import logging
+
+import jax
+import ml_collections
+import optax
+
+from asose_jax.arch import genotype, gumbel
+from asose_jax.config.validation import begins_exactly, frozen_epochs
+from asose_jax.data import dataset
+from asose_jax.nn.forward import SearchSettings
+from asose_jax.runtime.errors import UserError
+from asose_jax.spaces.supernet import SuperNet
+from asose_jax.train import optimizer, phases
+from asose_jax.train.phases import Phase, Plan
+from asose_jax.train.step_config import AXIS
+
+logger = logging.getLogger('asose_jax')
+
+
+def model_of(
+    config: ml_collections.ConfigDict,
+    spec: genotype.NetSpec,
+    start: ml_collections.ConfigDict | None = None,
+) -> SuperNet:
+    """The network as a run with this config trains it; see `Setup.model`."""
+    c, start = config, config.arch if start is None else start
+    settings = SearchSettings(
+        init_std=c.arch.init_std,
+        none_bias=start.none_bias,
+        skip_bias=start.skip_bias,
+        estimator=c.search.estimator,
+        noise=c.search.noise or 'temperature',  # no matter where an estimator has none
+        thresholds=gumbel.Thresholds(*c.search.thresholds),
+        remat=c.model.remat,
+        guard=c.guard.alpha,
+        drop_path=c.optimize.drop_path,
+        second_head=c.optimize.second_head,
+        exact_start=begins_exactly(c),
+        auxiliary_skip=c.search.auxiliary_skip,
+    )
+    return SuperNet(spec, settings, c.model.dtype, synced_over=AXIS)
+
+
+def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
+    """The plan that `config` makes of a training part with `train_size` images."""
+    s = config.search
+    return phases.make_plan(
+        {phase: config[phase].epochs for phase in Phase},
+        max(1, train_size // config.batch_size),
+        turn_period=s.turn_period,
+        tau_start=s.tau_start,
+        tau_rate=s.tau_rate,
+        tau_floor=s.tau_floor,
+        anneal_every=s.anneal_every,
+        freeze_epochs=frozen_epochs(config),
+        together=s.turns == 'together',
+    )
+
+
+def make_optimizer(
+    config: ml_collections.ConfigDict, plan: Plan
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of the run."""
+    w, a = config.weights, config.arch
+    arch_lr = a.lr
+    if arch_lr is None:
+        arch_lr = optimizer.lr_for_travel(a.travel, a.lr_end, plan.alpha_updates(plan.steps))
+    return optimizer.make_optimizer(
+        plan,
+        weight_lr=w.lr,
+        weight_lr_end=w.lr_end,
+        momentum=w.momentum,
+        weight_decay=w.weight_decay,
+        clip=w.clip,
+        arch_lr=arch_lr,
+        arch_lr_end=a.lr_end,
+        arch_b1=a.b1,
+        arch_b2=a.b2,
+        arch_weight_decay=a.weight_decay,
+    )
+
+
+def load_data(config: ml_collections.ConfigDict) -> dataset.Data:
+    """The data set that `config` names; what it holds goes to the log."""
+    d = config.data
+    images = dataset.load(
+        d.name,
+        seed=config.seed,
+        valid_fraction=d.valid_fraction,
+        data_dir=d.dir,
+        train_split=d.train_split,
+        test_split=d.test_split,
+        test_fraction=d.test_fraction,
+        image_size=d.image_size,
+        resident_megabytes=d.resident_megabytes,
+    )
+    logger.info(
+        '%s: %d train, %d valid, %d test images %s, %d classes, %s',
+        d.name,
+        len(images.train),
+        len(images.valid),
+        len(images.test),
+        'x'.join(map(str, images.image_shape)),
+        len(images.class_names),
+        'streamed' if images.images.arrays is None else 'resident on the device',
+    )
+    if len(images.train) < config.batch_size:
+        most = max(1, len(images.train) // jax.device_count()) * jax.device_count()
+        raise UserError(
+            f'batch_size={config.batch_size}: there are only {len(images.train)} images to train '
+            f'on. Take at most {most} (--mode=retrain: in retrain.batch_size), or more images.'
+        )
+    smallest = 2 ** len(config.model.reductions)
+    if min(images.image_shape[:2]) < smallest:
+        raise UserError(
+            f'images of {images.image_shape[0]}x{images.image_shape[1]} are too small for '
+            f'{len(config.model.reductions)} reductions, which need {smallest} pixels a side. Take '
+            "fewer (--config.model.reductions='(1,)') or set data.image_size."
+        )
+    return images
