@@ -160,16 +160,16 @@ def _restored(directory, config, summary):
     """Description and state of the last checkpoint, on the host."""
     if not checkpoint.has_any(directory / 'checkpoints'):
         raise UserError(f'{directory} has a summary but no checkpoints: the weights are gone')
-    plan = builders.make_plan(config, summary['images']['train'])
-    tx = builders.make_optimizer(config, plan)
+    schedule = builders.make_schedule(config, summary['images']['train'])
+    tx = builders.make_optimizer(config, schedule)
     with checkpoint.Checkpoints(directory / 'checkpoints') as checkpoints:
         step = checkpoints.latest()
         told = checkpoints.describe(step)
         spec = registry.spec_from_json(told['spec'])
-        model_of = functools.partial(builders.model_of, config)
+        model_of = functools.partial(builders.make_supernet, config)
         if old_checkpoints.are_in(told['checksums']):
             return old_checkpoints.restore(checkpoints, step, spec, model_of, tx)
-        like = state.abstract_state(model_of(spec), tx, pmap.everywhere())
+        like = state.abstract_state(model_of(spec), tx, pmap.replicated_sharding())
         return spec, jax.device_get(checkpoints.restore(step, like))
 
 

@@ -55,35 +55,35 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
     """(score, validation loss, validation accuracy) of every position."""
     config = _config(checkpoint.parent.parent, epochs)
     images = builders.load_data(config)
-    plan = builders.make_plan(config, len(images.train))
-    tx = builders.make_optimizer(config, plan)
+    schedule = builders.make_schedule(config, len(images.train))
+    tx = builders.make_optimizer(config, schedule)
     shared = pmap.shared_arrays(images, run_context.key_for(config.seed, run_context.STEPS))
-    setup = run_context.Setup(
+    context = run_context.RunContext(
         config=config,
         workdir=checkpoint,
         console=None,
         data=images,
-        plan=plan,
+        schedule=schedule,
         tx=tx,
         shared=shared,
         checkpoints=None,
-        asked=None,
+        interrupt=None,
         table=None,
-        writes=False,
+        is_primary_host=False,
     )
     config.init_from = str(checkpoint)
-    found = initialization.begin(setup, initialization.origin(config, images, plan))
+    found = initialization.begin(context, initialization.origin(config, images, schedule))
     spec, held = found.spec, found.state
     chosen = genotype.most_likely(spec, held.arch)
     held = states.derive_state(held, spec, chosen, tx)
     spec = factors.folded_spec(spec, chosen)
-    key = setup.key(run_context.GROWTH)
+    key = context.key(run_context.GROWTH)
     places = [
         scoring.Candidate(Growth('depth', place, candidates=NEW), 1)
         for place in range(len(spec.blocks) + 1)
     ]
-    scored = scoring.scored(places, spec, held, controller.score_batches(setup, 0), key)
-    span = plan.spans[-1]
+    scored = scoring.scored(places, spec, held, controller.score_batches(context, 0), key)
+    span = schedule.spans[-1]
     held = held.replace(step=np.int32(span.start))
     result = []
     for each in scored:
@@ -91,20 +91,22 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
             spec,
             held,
             each.growth,
-            fresh=lambda wanted: states.init_state(setup.model(wanted), tx, key),
+            fresh=lambda wanted: states.init_state(context.model(wanted), tx, key),
             key=key,
         )
         packed = pmap.replicated(states.Packed.of(jax.device_get(grown)))
-        current = run_context.Current(grown_spec, packed, Phase.OPTIMIZE)
-        current.told.phases.append({'compile_seconds': 0.0})
+        current = run_context.RunState(grown_spec, packed, Phase.OPTIMIZE)
+        current.history.phases.append({'compile_seconds': 0.0})
         stream = batches.stream(
-            images.images, lambda s: phase_loop.indices_at(setup, span, s), span.start, span.stop
+            images.images, lambda s: phase_loop.indices_at(context, span, s), span.start, span.stop
         )
-        while taken := list(itertools.islice(stream, setup.slots())):
-            batch = batches.chunk(taken, setup.slots(), jax.device_count())
-            compilation.compile_programs(setup, current, Phase.OPTIMIZE, batch)
+        while taken := list(itertools.islice(stream, context.slots())):
+            batch = batches.chunk(taken, context.slots(), jax.device_count())
+            compilation.compile_programs(context, current, Phase.OPTIMIZE, batch)
             current.packed, _ = current.programs.train.call(current.packed, batch, shared)
-        loss, accuracy = evaluation.means(evaluation.evaluate(setup, current, images.valid))
+        loss, accuracy = evaluation.mean_loss_and_accuracy(
+            evaluation.evaluate(context, current, images.valid)
+        )
         result.append((each.score, loss, accuracy))
     return result
 

@@ -64,7 +64,7 @@ def main() -> None:
     zeros = jax.tree.map(jax.numpy.zeros_like, bare.packed.unpack().arch)
     bare.packed = pmap.replicated(bare.packed.put(arch=zeros))
     images = builders.load_data(config)
-    epoch = builders.make_plan(config, len(images.train)).spans[0].epoch_steps
+    epoch = builders.make_schedule(config, len(images.train)).spans[0].epoch_steps
     full, rest = bare.chunk(slots), bare.chunk(epoch % slots)
     evaluation = bare.evaluation(len(images.valid))
 

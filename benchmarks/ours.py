@@ -14,6 +14,7 @@ from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases, pmap, state, steps
 from asose_jax.train.phases import Phase
+from asose_jax.train.step_config import StepConfig
 
 TURN_PERIOD = 3  # one alpha step, two weight steps
 _IMAGES = 2048
@@ -66,12 +67,14 @@ class Network:
             picked = genotype.Genotype(tuple((name,) for name in chosen))
             self.spec = genotype.derive(self.spec, picked)
         epochs = dict.fromkeys(Phase, 0) | {phase: 10}
-        plan = phases.make_plan(
+        schedule = phases.make_schedule(
             epochs, 600, turn_period=turn_period, tau_start=0.8, tau_rate=0.98, tau_floor=0.1
         )
-        tx = optimizer.make_optimizer(plan)
+        tx = optimizer.make_optimizer(schedule)
         model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
-        self.recipe = recipe = steps.Recipe(model, tx, plan, augment.Augmentation(4, True))
+        self.step_config = step_config = StepConfig(
+            model, tx, schedule, augment.Augmentation(4, True)
+        )
         random = np.random.default_rng(0)
         self.random = random
         self.shared = pmap.replicated(
@@ -85,7 +88,9 @@ class Network:
         )
         begun = jax.device_get(state.init_state(model, tx, jax.random.key(1)))
         self.packed = pmap.replicated(state.Packed.of(begun))
-        self.program = pmap.compile_train(recipe, phase, self.packed, self.chunk(1), self.shared)
+        self.program = pmap.compile_train(
+            step_config, phase, self.packed, self.chunk(1), self.shared
+        )
 
     def chunk(self, count: int) -> dict[str, np.ndarray]:
         """Random indices for `count` steps."""
@@ -102,7 +107,7 @@ class Network:
         each = [{'index': row, 'weight': np.ones(batch, np.float32)} for row in self._rows(count)]
         chunk = batches.chunk(each, self.slots, jax.device_count())
         example = (self.packed, chunk, self.shared)
-        call = pmap.compile_eval(self.recipe, self.phase, *example).call
+        call = pmap.compile_eval(self.step_config, self.phase, *example).call
         return lambda: call(self.packed, chunk, self.shared)
 
     def draw(self, operations: list[str]) -> None:

@@ -44,7 +44,7 @@ def alone(root, tmp_path_factory):
     """One process with four devices."""
     workdir = tmp_path_factory.mktemp('alone') / 'run'
     run = ForkedRun(root, workdir, FIELDS, environment={'JAX_NUM_CPU_DEVICES': '4'})
-    assert run.wait() == 0, run.told
+    assert run.wait() == 0, run.output
     return workdir
 
 
@@ -62,7 +62,7 @@ def together(root, tmp_path_factory):
     """Two hosts of two devices each, undisturbed."""
     workdir = tmp_path_factory.mktemp('together') / 'run'
     for run in _hosts(root, workdir):
-        assert run.wait() == 0, run.told
+        assert run.wait() == 0, run.output
     return workdir
 
 
@@ -79,25 +79,25 @@ def test_hosts_stop_together_and_go_on_also_when_one_is_lost_and_with_any_number
     root, tmp_path, alone, together
 ):
     first, second = _hosts(root, tmp_path / 'run')  # it is the signal that saves
-    assert first.wait_for(says('search 1/2')), first.told
+    assert first.wait_for(says('search 1/2')), first.output
     second.signal(signal.SIGTERM)
-    assert (first.wait(), second.wait()) == (0, 0), first.told + second.told
-    stopped = re.search(r'stopped and saved at step (\d+) of', first.told)
+    assert (first.wait(), second.wait()) == (0, 0), first.output + second.output
+    stopped = re.search(r'stopped and saved at step (\d+) of', first.output)
     assert int(stopped[1]) in first.steps()
 
     first, second = _hosts(root, tmp_path / 'run')
-    assert first.wait_for(says('growth 2/4')), first.told
+    assert first.wait_for(says('growth 2/4')), first.output
     second.kill()
     assert first.wait() != 0
     # The other words are of JAX, and of its collectives on CPUs, where they notice it first.
     words = ('another host', 'another task died', 'gloo')
-    assert any(word in first.told for word in words), first.told
+    assert any(word in first.output for word in words), first.output
     shutil.copytree(tmp_path / 'run', tmp_path / 'copy')
     for run in _hosts(root, tmp_path / 'run'):
-        assert run.wait() == 0, run.told
+        assert run.wait() == 0, run.output
     assert lines_of(tmp_path / 'run') == lines_of(together)
     single = ForkedRun(root, tmp_path / 'copy', FIELDS, environment={'JAX_NUM_CPU_DEVICES': '2'})
-    assert single.wait() == 0, single.told
+    assert single.wait() == 0, single.output
     _assert_alike(tmp_path / 'copy', alone)
 
 
@@ -105,10 +105,10 @@ def test_hosts_stop_together_and_go_on_also_when_one_is_lost_and_with_any_number
 def test_hosts_read_their_parts_of_streamed_batches(root, tmp_path, cifar_dir):
     fields = streamed(cifar_dir)
     one = ForkedRun(root, tmp_path / 'one', fields, environment={'JAX_NUM_CPU_DEVICES': '4'})
-    assert one.wait() == 0, one.told
-    assert 'streamed' in one.told
+    assert one.wait() == 0, one.output
+    assert 'streamed' in one.output
     for run in _hosts(root, tmp_path / 'two', fields=fields):
-        assert run.wait() == 0, run.told
+        assert run.wait() == 0, run.output
     _assert_alike(tmp_path / 'two', tmp_path / 'one')
 
 
@@ -120,7 +120,7 @@ def test_parts_of_all_hosts_are_the_batch(monkeypatch):
     parts = []
     for host in (0, 1):
         monkeypatch.setattr(pmap.jax, 'process_index', lambda host=host: host)
-        parts.append(pmap.own_part(np.arange(16)))
+        parts.append(pmap.host_shard(np.arange(16)))
     np.testing.assert_array_equal(parts[0], np.arange(8))
     np.testing.assert_array_equal(parts[1], np.arange(8, 16))
 
@@ -169,6 +169,6 @@ def test_hosts_that_cannot_find_each_other_are_told_what_to_set(monkeypatch):
 def test_hosts_that_cannot_find_each_other_end_their_processes(root, tmp_path):
     run = ForkedRun(root, tmp_path / 'run', options=('--multihost',))
     assert run.wait() == 1
-    assert 'JAX_COORDINATOR_ADDRESS' in run.told
-    assert 'Traceback' not in run.told
+    assert 'JAX_COORDINATOR_ADDRESS' in run.output
+    assert 'Traceback' not in run.output
     assert not (tmp_path / 'run').exists()

@@ -58,11 +58,11 @@ def _kill_until(root, workdir, moments, chance):
         ended = run.status()
         run.kill()
         if ended is not None:
-            assert ended == 0, run.told
+            assert ended == 0, run.output
             return kills
         kills.append(name)
     run = ForkedRun(root, workdir, OFTEN)
-    assert run.wait() == 0, run.told
+    assert run.wait() == 0, run.output
     return kills
 
 
@@ -70,25 +70,27 @@ def test_run_asked_to_stop_and_then_killed_ends_bit_for_bit_as_the_whole_one(roo
     """Asked in search, killed when it has grown twice. The last process compiles anew."""
     _stopped_in_good_order(root, tmp_path, says('search 1/2'), signal.SIGTERM)
     killed = ForkedRun(root, tmp_path)
-    assert killed.wait_for(lambda run: 46 in run.steps()), killed.told  # it has grown twice
+    assert killed.wait_for(lambda run: 46 in run.steps()), killed.output  # it has grown twice
     killed.kill()
     again = ForkedRun(root, tmp_path, environment=COLD)
-    assert again.wait() == 0, again.told
-    assert re.search(r'going on from step (46|52|56)', again.told)
+    assert again.wait() == 0, again.output
+    assert re.search(r'going on from step (46|52|56)', again.output)
     assert_same_end(tmp_path, whole, CONFIG)
 
 
 def _stopped_in_good_order(root, workdir, moment, number):
     """The step at which the run was saved, because of the signal."""
     run = ForkedRun(root, workdir)
-    assert run.wait_for(moment), run.told
+    assert run.wait_for(moment), run.output
     run.signal(number)
-    assert run.wait() == 0, run.told
-    stopped = re.search(r'stopped and saved at step (\d+) of 56 \(\w+\); to go on: (.*)', run.told)
-    assert stopped, run.told
+    assert run.wait() == 0, run.output
+    stopped = re.search(
+        r'stopped and saved at step (\d+) of 56 \(\w+\); to go on: (.*)', run.output
+    )
+    assert stopped, run.output
     assert int(stopped[1]) in run.steps()
     assert f'--workdir={workdir}' in stopped[2]
-    assert 'Traceback' not in run.told
+    assert 'Traceback' not in run.output
     return int(stopped[1])
 
 
@@ -118,8 +120,8 @@ def test_run_killed_at_four_moments_ends_bit_for_bit_as_the_whole_one(root, tmp_
 def test_stopped_from_the_keyboard_it_saves_and_goes_on_at_that_step(root, tmp_path, whole):
     step = _stopped_in_good_order(root, tmp_path, says('growth 2/6'), signal.SIGINT)
     again = ForkedRun(root, tmp_path)
-    assert again.wait() == 0, again.told
-    assert f'going on from step {step}' in again.told
+    assert again.wait() == 0, again.output
+    assert f'going on from step {step}' in again.output
     assert_same_end(tmp_path, whole, CONFIG)
 
 
@@ -138,11 +140,11 @@ pmap._compile = compile_for_ever
 
 def test_asked_to_stop_before_training_it_stops_at_once(root, tmp_path):
     run = ForkedRun(root, tmp_path, code=_COMPILING_FOR_LONG)
-    assert run.wait_for(says('the compiler is at work')), run.told
+    assert run.wait_for(says('the compiler is at work')), run.output
     run.signal(signal.SIGTERM)
-    assert run.wait() == 0, run.told
-    assert 'stopped by SIGTERM; to go on: ' in run.told
-    assert 'Traceback' not in run.told
+    assert run.wait() == 0, run.output
+    assert 'stopped by SIGTERM; to go on: ' in run.output
+    assert 'Traceback' not in run.output
 
 
 def test_workdir_in_which_a_run_is_at_work_is_refused(tmp_path):
@@ -156,8 +158,8 @@ def test_second_process_on_a_workdir_is_refused(root, tmp_path):
     with claimed(tmp_path):
         second = ForkedRun(root, tmp_path)
         assert second.wait() == 2
-    assert f'another process is at work in {tmp_path}' in second.told
-    assert 'Traceback' not in second.told
+    assert f'another process is at work in {tmp_path}' in second.output
+    assert 'Traceback' not in second.output
 
 
 @pytest.mark.slow
@@ -170,10 +172,10 @@ def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(root, 
         if path.is_file() and path.parent.name == 'd':
             flip(path)
     again = ForkedRun(root, tmp_path, OFTEN)
-    assert again.wait() == 0, again.told
-    assert f'checkpoint {newest / "state"} cannot be read' in again.told
-    assert f'It is in {tmp_path / "damaged" / newest.name} now' in again.told
-    assert 'Traceback' not in again.told
+    assert again.wait() == 0, again.output
+    assert f'checkpoint {newest / "state"} cannot be read' in again.output
+    assert f'It is in {tmp_path / "damaged" / newest.name} now' in again.output
+    assert 'Traceback' not in again.output
     assert_same_end(tmp_path, whole, CONFIG)
 
 
@@ -185,11 +187,11 @@ def test_full_disk_while_saving_is_told_and_the_checkpoint_before_is_whole(root,
     assert full.wait_for(lambda run: run.steps())
     resource.prlimit(full.process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
     kept = max(full.steps())
-    assert full.wait() == 2, full.told
-    assert 'could not be written' in full.told
-    assert 'the same command goes on' in ' '.join(full.told.split())
-    assert 'Traceback' not in full.told
-    assert f'checkpoints/{max(full.steps())} is whole' in full.told
+    assert full.wait() == 2, full.output
+    assert 'could not be written' in full.output
+    assert 'the same command goes on' in ' '.join(full.output.split())
+    assert 'Traceback' not in full.output
+    assert f'checkpoints/{max(full.steps())} is whole' in full.output
     assert kept <= max(full.steps())
     final_state(tmp_path, tiny(**{**WHOLE, **wide}))  # reads it, checksums and all
 
@@ -200,11 +202,11 @@ def test_full_disk_while_logging_is_told_and_nothing_is_lost(root, tmp_path, who
     assert full.wait_for(says('search: 2 epochs'))
     size = (tmp_path / 'metrics.jsonl').stat().st_size + 100  # the next line is longer
     resource.prlimit(full.process.pid, resource.RLIMIT_FSIZE, (size, size))
-    assert full.wait() == 2, full.told
-    assert 'metrics.jsonl: File too large. Put that right' in full.told
-    assert 'Traceback' not in full.told
+    assert full.wait() == 2, full.output
+    assert 'metrics.jsonl: File too large. Put that right' in full.output
+    assert 'Traceback' not in full.output
     again = ForkedRun(root, tmp_path)
-    assert again.wait() == 0, again.told
+    assert again.wait() == 0, again.output
     assert_same_end(tmp_path, whole, CONFIG)
 
 
@@ -220,10 +222,10 @@ def test_memory_does_not_creep(root, tmp_path):
     run = ForkedRun(root, tmp_path, fields, code=without_pages)
     samples = []
     for evaluation in range(400, 1400, 10):
-        assert run.wait_for(says(f'warmup {evaluation}/1500')), run.told
+        assert run.wait_for(says(f'warmup {evaluation}/1500')), run.output
         status = pathlib.Path(f'/proc/{run.process.pid}/statm').read_text().split()
         samples.append(int(status[1]) * resource.getpagesize() / 2**20)
-    assert run.wait() == 0, run.told
+    assert run.wait() == 0, run.output
     third = len(samples) // 3
     early, late = (statistics.median(part) for part in (samples[:third], samples[-third:]))
     assert late - early < 3, samples[:: max(1, len(samples) // 40)]

@@ -43,7 +43,7 @@ class Estimator(NamedTuple):
     least_tau: float = 0.0
     anchored: bool = False
 
-    def law(self, tau: float | None, noise: str) -> float | None:
+    def sampling_temperature(self, tau: float | None, noise: str) -> float | None:
         """The t of softmax(alpha / t), which drawn operations follow; `None` where none is drawn.
 
         Of a soft draw, it is the operation with the largest weight that follows it. `tau` may be

@@ -276,7 +276,7 @@ def _no_exact_start(config):
     return []
 
 
-def begins_exactly(config: ml_collections.ConfigDict) -> bool:
+def has_exact_start(config: ml_collections.ConfigDict) -> bool:
     """Whether search begins with the function that warmup ended with; see `mixed_op.MixedOp`."""
     wanted = config.search.get('exact_start')  # runs of before the field have none
     if wanted is not None:
@@ -289,7 +289,7 @@ def frozen_epochs(config: ml_collections.ConfigDict) -> int:
     """How many epochs of search, its first ones, leave alpha at rest."""
     if config.search.freeze_epochs is not None:
         return config.search.freeze_epochs
-    return config.search.epochs // 5 if begins_exactly(config) else 0
+    return config.search.epochs // 5 if has_exact_start(config) else 0
 
 
 def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
@@ -305,13 +305,15 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     ]
 
 
-def as_begun(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_collections.ConfigDict:
+def with_original_defaults(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path
+) -> ml_collections.ConfigDict:
     """The config, but with what a run in `workdir` did that was begun before a field existed."""
     try:
         before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
         missing = {name: value for name, value in _BEFORE.items() if name not in before}
     except (OSError, ValueError, TypeError):
-        return config  # there is none, or `require_same` tells
+        return config  # there is none, or `require_same_config` tells
     if not missing:
         return config
     if config.search.freeze_epochs is None:
@@ -323,7 +325,9 @@ def as_begun(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> ml_col
     return made
 
 
-def require_same(flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ...] = ()) -> None:
+def require_same_config(
+    flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ...] = ()
+) -> None:
     """Refuses a workdir with a run of another config.
 
     Args:

@@ -112,7 +112,7 @@ class Budget:
                 f'{high:.6g} ({UNITS[self.kind]}). Set a target in between.'
             )
 
-    def settle(self, spec: NetSpec, directory: pathlib.Path, writes: bool) -> None:
+    def measure_costs(self, spec: NetSpec, directory: pathlib.Path, is_primary_host: bool) -> None:
         """Counts and measures what `spec` needs, and writes it, before anything makes use of it.
 
         The devices must be idle, or what is measured is wrong.
@@ -123,9 +123,9 @@ class Budget:
         )
         if self.target < low:
             logger.warning('the network has grown so far that none of its choices meets the target')
-        if writes and self.latencies is not None:
+        if is_primary_host and self.latencies is not None:
             self.latencies.save()
-        if writes:
+        if is_primary_host:
             text = json.dumps(self.table(spec), indent=2) + '\n'
             workdir.write_atomically(directory / COSTS, text)
 
@@ -147,7 +147,7 @@ class Budget:
         constant = {kind: table.constant for kind, table in tables.items()}
         return {'units': {kind: UNITS[kind] for kind in tables}, 'around': constant, 'rows': rows}
 
-    def summary(self, spec: NetSpec, writes: bool) -> dict[str, Any]:
+    def summary(self, spec: NetSpec, is_primary_host: bool) -> dict[str, Any]:
         """JSON: what the derived network costs by the table, and as a whole."""
         found = {
             'kind': self.kind,
@@ -156,7 +156,7 @@ class Budget:
             'by_table': float(self.expected(spec, [np.ones(1)] * len(spec.rows()))),
             'as_a_whole': self.meter.network(spec),
         }
-        if writes and self.latencies is not None:
+        if is_primary_host and self.latencies is not None:
             self.latencies.save()
         return found
 

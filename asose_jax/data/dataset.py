@@ -21,7 +21,7 @@ _STATISTICS_AT_ONCE = 100  # of them per thread
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Data:
+class Dataset:
     """A data set, split.
 
     Attributes:
@@ -55,7 +55,7 @@ def load(
     test_fraction: float | None = None,
     image_size: int | None = None,
     resident_megabytes: int = 1024,
-) -> Data:
+) -> Dataset:
     """Opens a data set and splits it.
 
     The split into train and valid depends on `seed` alone. It is stratified by label where the
@@ -101,7 +101,7 @@ def load(
     everything = learn.followed_by(test)
     held_back = np.arange(learn.size, everything.size, dtype=np.int32)
     shape = learn.read(train[:1])[0].shape[1:]
-    return Data(everything, train, valid, held_back, names, shape, mean, std)
+    return Dataset(everything, train, valid, held_back, names, shape, mean, std)
 
 
 def _split(size, labels, valid_fraction, seed):
@@ -178,7 +178,7 @@ def _digits(image_size):
 _NAMED = 5  # changes in a message
 
 
-def require_same_data(images: Data, known: Mapping[str, Any], directory: pathlib.Path) -> None:
+def require_same_data(images: Dataset, known: Mapping[str, Any], directory: pathlib.Path) -> None:
     """Refuses data that changed: split anew, what was learned from would come into the test.
 
     Args:

@@ -16,11 +16,11 @@ from asose_jax.nn import operations
 logger = logging.getLogger('asose_jax')
 
 
-def architecture_analysis(
+def analyze_architecture(
     arch: Mapping[str, Any],
     spec: NetSpec,
     before: list[list[str]] | None = None,
-    law: float | None = None,
+    sampling_temperature: float | None = None,
 ) -> dict[str, Any]:
     """What alpha says at this moment (spec section 7).
 
@@ -28,7 +28,8 @@ def architecture_analysis(
       arch: alpha tree; empty for a derived network, which is sure of every choice.
       spec: of the network.
       before: the genotype of the evaluation before, to compare with.
-      law: the t of softmax(alpha / t), which draws follow; `None` where nothing is drawn.
+      sampling_temperature: the t of softmax(alpha / t), which draws follow; `None` where nothing
+        is drawn.
 
     Returns:
       JSON values: `arch/entropy` (mean, nats) and `arch/entropies` (per row of alpha),
@@ -46,7 +47,11 @@ def architecture_analysis(
         return sum(name in names for name in used) / max(1, len(used))
 
     entropies = _entropies(rows)
-    drawn = None if law is None else _entropies(genotype.probabilities(spec, arch, law))
+    drawn = (
+        None
+        if sampling_temperature is None
+        else _entropies(genotype.probabilities(spec, arch, sampling_temperature))
+    )
     pairs = [] if before is None else zip(chosen.to_json(), before, strict=True)
     return {
         'arch/entropy': float(np.mean(entropies)),
@@ -67,7 +72,7 @@ def _entropies(rows):
     return [float(stats.entropy(row)) for row in rows]
 
 
-def rounded(factors: list[list[list[Any]]]) -> list[list[list[float | None]]]:
+def rounded_factors(factors: list[list[list[Any]]]) -> list[list[list[float | None]]]:
     """Factors as JSON, to four digits; `None` where there is none, or one is not finite."""
 
     def digits(factor):

@@ -7,19 +7,19 @@ import ml_collections
 import optax
 
 from asose_jax.arch import genotype, gumbel
-from asose_jax.config.validation import begins_exactly, frozen_epochs
+from asose_jax.config.validation import frozen_epochs, has_exact_start
 from asose_jax.data import dataset
 from asose_jax.nn.forward import SearchSettings
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases
-from asose_jax.train.phases import Phase, Plan
+from asose_jax.train.phases import Phase, Schedule
 from asose_jax.train.step_config import AXIS
 
 logger = logging.getLogger('asose_jax')
 
 
-def model_of(
+def make_supernet(
     config: ml_collections.ConfigDict,
     spec: genotype.NetSpec,
     start: ml_collections.ConfigDict | None = None,
@@ -37,16 +37,16 @@ def model_of(
         guard=c.guard.alpha,
         drop_path=c.optimize.drop_path,
         second_head=c.optimize.second_head,
-        exact_start=begins_exactly(c),
+        exact_start=has_exact_start(c),
         auxiliary_skip=c.search.auxiliary_skip,
     )
     return SuperNet(spec, settings, c.model.dtype, synced_over=AXIS)
 
 
-def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
+def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedule:
     """The plan that `config` makes of a training part with `train_size` images."""
     s = config.search
-    return phases.make_plan(
+    return phases.make_schedule(
         {phase: config[phase].epochs for phase in Phase},
         max(1, train_size // config.batch_size),
         turn_period=s.turn_period,
@@ -60,15 +60,17 @@ def make_plan(config: ml_collections.ConfigDict, train_size: int) -> Plan:
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, plan: Plan
+    config: ml_collections.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformationExtraArgs:
     """The optimizer of the run."""
     w, a = config.weights, config.arch
     arch_lr = a.lr
     if arch_lr is None:
-        arch_lr = optimizer.lr_for_travel(a.travel, a.lr_end, plan.alpha_updates(plan.steps))
+        arch_lr = optimizer.lr_for_total_displacement(
+            a.travel, a.lr_end, schedule.alpha_updates(schedule.steps)
+        )
     return optimizer.make_optimizer(
-        plan,
+        schedule,
         weight_lr=w.lr,
         weight_lr_end=w.lr_end,
         momentum=w.momentum,
@@ -82,7 +84,7 @@ def make_optimizer(
     )
 
 
-def load_data(config: ml_collections.ConfigDict) -> dataset.Data:
+def load_data(config: ml_collections.ConfigDict) -> dataset.Dataset:
     """The data set that `config` names; what it holds goes to the log."""
     d = config.data
     images = dataset.load(

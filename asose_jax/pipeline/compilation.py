@@ -12,7 +12,7 @@ from asose_jax.arch import genotype
 from asose_jax.costs import flops
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import evaluation
-from asose_jax.pipeline.run_context import Current, Setup
+from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.train import pmap, state
 from asose_jax.train.phases import Phase, Span
 from asose_jax.train.pmap import Programs
@@ -21,47 +21,49 @@ logger = logging.getLogger('asose_jax')
 
 
 def compile_programs(
-    setup: Setup, current: Current, phase: Phase, batch: dict[str, np.ndarray] | None
+    context: RunContext, current: RunState, phase: Phase, batch: dict[str, np.ndarray] | None
 ) -> None:
     """Makes `current.programs` those of (network, phase), unless they are. See `compiled`."""
     wanted, ready = (current.spec, _program_kind(phase)), current.programs
-    if ready and (ready.spec, ready.way) == wanted:
+    if ready and (ready.spec, ready.kind) == wanted:
         return
     upcoming, current.upcoming = current.upcoming, None
     if upcoming is not None:
         if not upcoming.done():
             logger.info('%s: waiting for the compiler', phase)
         programs = upcoming.result()
-        if (programs.spec, programs.way) == wanted:
+        if (programs.spec, programs.kind) == wanted:
             current.use(programs)
             return
-    logger.info('compiling %s%s', _program_kind(phase), _left(setup, phase))
-    current.use(compiled(setup, current.spec, phase, batch))
+    logger.info('compiling %s%s', _program_kind(phase), _remaining_text(context, phase))
+    current.use(compile_network(context, current.spec, phase, batch))
 
 
-def _left(setup, phase):
+def _remaining_text(context, phase):
     """Names what a run has to compile after the programs of this phase."""
-    phases = [span.phase for span in setup.plan.spans]
+    phases = [span.phase for span in context.schedule.spans]
     order = list(Phase)
     names = [_program_kind(later) for later in order[order.index(phase) + 1 :] if later in phases]
     names = list(dict.fromkeys(name for name in names if name != _program_kind(phase)))
-    if phase is not Phase.OPTIMIZE and Phase.GROWTH in phases and setup.config.growth.kinds:
+    if phase is not Phase.OPTIMIZE and Phase.GROWTH in phases and context.config.growth.kinds:
         names.insert('search' in names, 'every grown network')
     return f'; still to come: {", ".join(names)}' if names else ''
 
 
 def compile_upcoming(
-    setup: Setup, current: Current, span: Span, batch: dict[str, np.ndarray]
+    context: RunContext, current: RunState, span: Span, batch: dict[str, np.ndarray]
 ) -> None:
     """Compiles the next phase's programs while `span` runs, where the network will be the same."""
-    later = [other for other in setup.plan.spans if other.start >= span.stop]
+    later = [other for other in context.schedule.spans if other.start >= span.stop]
     if not later or current.upcoming is not None:
         return
     phase, spec = later[0].phase, current.spec
     derives = phase is Phase.OPTIMIZE and not spec.is_derived()
     if not derives and _program_kind(phase) != _program_kind(span.phase):
-        logger.info('compiling %s meanwhile%s', _program_kind(phase), _left(setup, phase))
-        current.upcoming = in_background(lambda: compiled(setup, spec, phase, batch))
+        logger.info(
+            'compiling %s meanwhile%s', _program_kind(phase), _remaining_text(context, phase)
+        )
+        current.upcoming = in_background(lambda: compile_network(context, spec, phase, batch))
 
 
 def in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
@@ -78,29 +80,29 @@ def in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
     return future
 
 
-def compiled(
-    setup: Setup, spec: genotype.NetSpec, phase: Phase, batch: dict[str, np.ndarray] | None
+def compile_network(
+    context: RunContext, spec: genotype.NetSpec, phase: Phase, batch: dict[str, np.ndarray] | None
 ) -> Programs:
     """The programs of (network, phase).
 
     Args:
-      setup: of the run.
+      context: of the run.
       spec: of the network.
       phase: how it is used.
       batch: an example of a chunk to train on; `None` if there will be no training.
     """
     flops.forward_flops(spec)  # counted once for each network: here nobody waits for it
-    recipe = setup.recipe(spec)
-    like = state.abstract_packed(recipe.model, setup.tx, pmap.everywhere())
+    step_config = context.step_config(spec)
+    like = state.abstract_packed(step_config.model, context.tx, pmap.replicated_sharding())
     train = None
     if batch is not None:
-        train = pmap.compile_train(recipe, phase, like, batch, setup.shared)
-    example, statistics = next(evaluation.eval_chunks(setup, setup.data.valid)), None
-    searched = recipe.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
-    if searched and setup.config.search.statistics_batches:
-        given = next(evaluation._statistics_chunks(setup))
-        statistics = pmap.compile_statistics(recipe, phase, like, given, setup.shared)
-    evaluate = pmap.compile_eval(recipe, phase, like, example, setup.shared)
+        train = pmap.compile_train(step_config, phase, like, batch, context.shared)
+    example, statistics = next(evaluation.eval_chunks(context, context.data.valid)), None
+    searched = step_config.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
+    if searched and context.config.search.statistics_batches:
+        given = next(evaluation._statistics_chunks(context))
+        statistics = pmap.compile_statistics(step_config, phase, like, given, context.shared)
+    evaluate = pmap.compile_eval(step_config, phase, like, example, context.shared)
     return Programs(spec, _program_kind(phase), train, statistics, evaluate)
 
 

@@ -22,7 +22,7 @@ from jax import lax
 from asose_jax.data import batches
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import evaluation, run_context
-from asose_jax.pipeline.run_context import Current, Setup
+from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces.supernet import SuperNet, mixture_of
 from asose_jax.train import pmap
 from asose_jax.train.phases import Phase, Span
@@ -132,19 +132,19 @@ def has_risen(eigenvalues: Sequence[float], window: int, ratio: float) -> bool:
     return bool(before.mean() < ratio * now.mean())
 
 
-def decides(setup: Setup, span: Span) -> bool:
+def decides(context: RunContext, span: Span) -> bool:
     """Whether evaluations of this phase may end it, so that the next step must wait."""
-    return span.phase is Phase.SEARCH and setup.config.search.early_stop
+    return span.phase is Phase.SEARCH and context.config.search.early_stop
 
 
-def consider(setup: Setup, current: Current, span: Span, record: dict[str, Any]) -> bool:
+def consider(context: RunContext, current: RunState, span: Span, record: dict[str, Any]) -> bool:
     """Ends the search, if it is time; to be called after every evaluation.
 
     Alpha becomes that of evaluation i - k, see `has_risen`. The weights stay: what comes next is
     trained from where they are. Evaluations before alpha's first step do not count.
 
     Args:
-      setup: of the run.
+      context: of the run.
       current: where it is.
       span: the phase.
       record: of the evaluation; gets `arch/eigenvalue`.
@@ -152,12 +152,12 @@ def consider(setup: Setup, current: Current, span: Span, record: dict[str, Any])
     Returns:
       Whether the search is over.
     """
-    step, c = record['step'], setup.config.search
-    if not decides(setup, span) or not setup.plan.alpha_updates(step):
+    step, c = record['step'], context.config.search
+    if not decides(context, span) or not context.schedule.alpha_updates(step):
         return False
     alpha, unravel = jax.flatten_util.ravel_pytree(current.state.arch)
-    record['arch/eigenvalue'] = _measure(setup, current)
-    seen = current.told.curvature
+    record['arch/eigenvalue'] = _measure(context, current)
+    seen = current.history.curvature
     seen.append(
         {
             'epoch': span.epoch_at(step),
@@ -172,13 +172,13 @@ def consider(setup: Setup, current: Current, span: Span, record: dict[str, Any])
     back = seen[c.stop_window // 2]
     restored = unravel(jnp.array(back['alpha'], jnp.float32))
     current.packed = pmap.replicated(current.packed.put(arch=restored))
-    current.told.halted = {
+    current.history.halted = {
         'step': step,
         'epoch': span.epoch_at(step),
         'alpha_of_epoch': back['epoch'],
         'eigenvalues': eigenvalues,
     }
-    current.told.curvature = []
+    current.history.curvature = []
     current.row.update(epochs=span.epoch_at(step), steps=step - span.start)
     logger.info(
         "search ends after epoch %d of %d: the largest eigenvalue of alpha's Hessian has risen "
@@ -191,17 +191,17 @@ def consider(setup: Setup, current: Current, span: Span, record: dict[str, Any])
     return True
 
 
-def _measure(setup, current):
+def _measure(context, current):
     """On one device, in float32, on images that are the same in the whole run."""
-    size = min(setup.config.batch_size, _IMAGES)
-    chosen = batches.batch_indices(setup.data.valid, setup.config.seed, _STREAM, 0, size)
+    size = min(context.config.batch_size, _IMAGES)
+    chosen = batches.batch_indices(context.data.valid, context.config.seed, _STREAM, 0, size)
     held = current.state
     return float(
         eigenvalue(
-            setup.model(current.spec).clone(dtype='float32', synced_over=None),
+            context.model(current.spec).clone(dtype='float32', synced_over=None),
             {**held.trainable, 'batch_stats': held.batch_stats},
-            setup.plan.beta(current.step),
-            *evaluation.normalised(setup, chosen),
-            setup.key(run_context.CURVATURE),
+            context.schedule.beta(current.step),
+            *evaluation.normalized_images(context, chosen),
+            context.key(run_context.CURVATURE),
         )
     )

@@ -10,33 +10,33 @@ import numpy as np
 
 from asose_jax.data import batches
 from asose_jax.nn import factors
-from asose_jax.pipeline.run_context import Current, Setup
+from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import pmap
 
 _STATISTICS = 3  # a stream of batches of train; `loop` has another
 
 
-def eval_chunks(setup: Setup, pool: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+def eval_chunks(context: RunContext, pool: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     """`pool` once, in order, as chunks; the last batch is filled up with images of weight 0."""
-    size, slots = setup.config.batch_size, setup.slots()
+    size, slots = context.config.batch_size, context.slots()
     count = -(-len(pool) // size)
     padded = np.resize(pool, count * size).reshape(count, size)
     weights = (np.arange(count * size) < len(pool)).reshape(count, size).astype(np.float32)
-    own = pmap.own_part
-    stream = batches.stream(setup.data.images, lambda number: own(padded[number]), 0, count)
+    own = pmap.host_shard
+    stream = batches.stream(context.data.images, lambda number: own(padded[number]), 0, count)
     weighted = ({**batch, 'weight': own(weights[i])} for i, batch in enumerate(stream))
     while taken := list(itertools.islice(weighted, slots)):
-        yield pmap.send(batches.chunk(taken, slots, jax.local_device_count()))
+        yield pmap.shard_to_devices(batches.chunk(taken, slots, jax.local_device_count()))
 
 
-def normalised(setup: Setup, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def normalized_images(context: RunContext, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The images of these indices, as networks see them, and their labels."""
-    images, labels = setup.data.images.read(chosen)
-    return (images - setup.data.mean) / setup.data.std, labels
+    images, labels = context.data.images.read(chosen)
+    return (images - context.data.mean) / context.data.std, labels
 
 
-def refresh_statistics(setup: Setup, current: Current) -> None:
+def refresh_statistics(context: RunContext, current: RunState) -> None:
     """Gives the current network's BatchNorms statistics that are its own, before an evaluation.
 
     Those of a supernet are means over draws. The network that alpha makes most likely is evaluated
@@ -46,44 +46,46 @@ def refresh_statistics(setup: Setup, current: Current) -> None:
     if current.programs.statistics is None:
         return
     call = current.programs.statistics.call
-    for chunk in _statistics_chunks(setup):
-        current.packed = call(current.packed, chunk, setup.shared)
+    for chunk in _statistics_chunks(context):
+        current.packed = call(current.packed, chunk, context.shared)
 
 
-def _statistics_chunks(setup):
-    c, train = setup.config, setup.data.train
+def _statistics_chunks(context):
+    c, train = context.config, context.data.train
     numbers = range(c.search.statistics_batches)
     pool = [batches.batch_indices(train, c.seed, _STATISTICS, i, c.batch_size) for i in numbers]
-    for i, chunk in enumerate(eval_chunks(setup, np.concatenate(pool))):
-        done = np.full(jax.local_device_count(), i * setup.slots(), np.int32)
-        yield {**chunk, 'done': pmap.send(done)}
+    for i, chunk in enumerate(eval_chunks(context, np.concatenate(pool))):
+        done = np.full(jax.local_device_count(), i * context.slots(), np.int32)
+        yield {**chunk, 'done': pmap.shard_to_devices(done)}
 
 
-def evaluate(setup: Setup, current: Current, pool: np.ndarray) -> list[dict[str, jax.Array]]:
+def evaluate(
+    context: RunContext, current: RunState, pool: np.ndarray
+) -> list[dict[str, jax.Array]]:
     """Queues an evaluation of the current network on all images of `pool`; does not wait for it."""
     call = current.programs.evaluate.call
-    return [call(current.packed, b, setup.shared) for b in eval_chunks(setup, pool)]
+    return [call(current.packed, b, context.shared) for b in eval_chunks(context, pool)]
 
 
-def means(sums: list[dict[str, jax.Array]]) -> tuple[float, float]:
+def mean_loss_and_accuracy(sums: list[dict[str, jax.Array]]) -> tuple[float, float]:
     """Mean loss and accuracy of an evaluation; waits for it."""
     loss, correct, images = (
-        math.fsum(number for part in sums for number in pmap.on_host(part[key]))
+        math.fsum(number for part in sums for number in pmap.fetch_replicated(part[key]))
         for key in ('loss', 'correct', 'images')
     )
     return loss / images, correct / images
 
 
-def accuracy(setup: Setup, current: Current, pool: np.ndarray) -> float:
+def accuracy(context: RunContext, current: RunState, pool: np.ndarray) -> float:
     """Accuracy of the current network over all images of `pool`."""
-    return means(evaluate(setup, current, pool))[1]
+    return mean_loss_and_accuracy(evaluate(context, current, pool))[1]
 
 
-def count_parameters(current: Current) -> int:
+def count_parameters(current: RunState) -> int:
     """Numbers in `params` of the current network; see `parameters_in`."""
-    return parameters_in(current.packed.layout.like.params)
+    return count_parameters_in(current.packed.layout.like.params)
 
 
-def parameters_in(params: Mapping[str, Any]) -> int:
+def count_parameters_in(params: Mapping[str, Any]) -> int:
     """Counts the numbers in `params`, without factors and a head that only training has."""
     return factors.count({name: tree for name, tree in params.items() if name != SECOND_HEAD})

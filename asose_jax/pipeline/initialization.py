@@ -12,19 +12,19 @@ import ml_collections
 import optax
 
 from asose_jax.arch import genotype
-from asose_jax.config.validation import begins_exactly
-from asose_jax.data.dataset import Data
+from asose_jax.config.validation import has_exact_start
+from asose_jax.data.dataset import Dataset
 from asose_jax.nn import factors, operations
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import old_checkpoints
-from asose_jax.pipeline.builders import model_of
-from asose_jax.pipeline.run_context import INIT, Current, Setup, on_devices
-from asose_jax.pipeline.run_history import Told
+from asose_jax.pipeline.builders import make_supernet
+from asose_jax.pipeline.run_context import INIT, RunContext, RunState, on_devices
+from asose_jax.pipeline.run_history import RunHistory
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, registry
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import checkpoint, pmap, state
-from asose_jax.train.phases import Phase, Plan
+from asose_jax.train.phases import Phase, Schedule
 
 logger = logging.getLogger('asose_jax')
 
@@ -40,7 +40,7 @@ class Origin:
     gates: bool = False  # of an older version, see `old_checkpoints`
 
 
-def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origin:
+def origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Schedule) -> Origin:
     """Where a run with this config begins; nothing is written.
 
     Raises:
@@ -49,7 +49,7 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
     m = config.model
     if config.init_from is not None:
         try:
-            found, arrays = _of_another_run(config.init_from, images, plan)
+            found, arrays = _of_another_run(config.init_from, images, schedule)
         except checkpoint.DamagedError as error:
             raise UserError(f'init_from={config.init_from!r}: {error}') from error
         _require_same_space(found.spec, m.space, f'init_from={config.init_from!r}')
@@ -73,7 +73,7 @@ def origin(config: ml_collections.ConfigDict, images: Data, plan: Plan) -> Origi
     spec = dataclasses.replace(spec, partial=config.search.partial_channels)
     if not m.residual:
         spec = dataclasses.replace(spec, residual=False)
-    if begins_exactly(config):
+    if has_exact_start(config):
         spec = spec.with_factors()
     if not all(spec.places(row.group, row.member) for row in spec.rows()):
         raise UserError(
@@ -90,7 +90,7 @@ def _require_same_form(spec, config):
     if isinstance(spec, chain.ChainSpec):
         forms.append(('model.residual', spec.residual, config.model.residual))
     else:
-        forms.append(('search.exact_start', bool(spec.factors), begins_exactly(config)))
+        forms.append(('search.exact_start', bool(spec.factors), has_exact_start(config)))
     for field, found, wanted in forms:
         if found != wanted:
             raise UserError(
@@ -101,8 +101,8 @@ def _require_same_form(spec, config):
 
 def _require_same_weights(spec, arrays, config):
     """Those beside the candidates, of which a description of the network does not tell."""
-    model = model_of(config, spec)
-    like = state.abstract_state(model, optax.identity(), pmap.everywhere())
+    model = make_supernet(config, spec)
+    like = state.abstract_state(model, optax.identity(), pmap.replicated_sharding())
     theirs, ours = (
         {name for name in names if name.startswith('.params') and not old_checkpoints.is_gate(name)}
         for names in (arrays, checkpoint.names(like))
@@ -166,7 +166,7 @@ def _chosen(path, spec):
         ) from error
 
 
-def _of_another_run(source, images, plan):
+def _of_another_run(source, images, schedule):
     directory, step = checkpoint.locate(source)
     with checkpoint.Checkpoints(directory) as checkpoints:
         step = checkpoints.latest() if step is None else step
@@ -175,7 +175,7 @@ def _of_another_run(source, images, plan):
         meta = checkpoints.describe(step)
     spec = registry.spec_from_json(meta['spec'])
     _require_same_images(images, spec, f'init_from={source!r} was trained on')
-    if spec.is_derived() and plan.spans[0].phase is not Phase.OPTIMIZE:
+    if spec.is_derived() and schedule.spans[0].phase is not Phase.OPTIMIZE:
         raise UserError(
             f'init_from={source!r} holds a derived network, which can only be optimized '
             'further: set warmup.epochs, search.epochs and growth.epochs to 0, or take a '
@@ -229,76 +229,76 @@ def _require_same_images(images, spec, whose):
         )
 
 
-def begin(setup: Setup, origin: Origin) -> Current:
+def begin(context: RunContext, origin: Origin) -> RunState:
     """Step 0: fresh, or with weights, alpha, BN statistics and moments of another run."""
     spec = origin.spec
-    log_network(setup, spec)
+    log_network(context, spec)
     if origin.directory is None:
-        start = state.init_state(setup.model(origin.spec), setup.tx, setup.key(INIT))
+        start = state.init_state(context.model(origin.spec), context.tx, context.key(INIT))
     else:
         with checkpoint.Checkpoints(origin.directory) as checkpoints:
             try:
                 if origin.gates:
                     spec, old = old_checkpoints.restore(
-                        checkpoints, origin.step, spec, setup.model, setup.tx
+                        checkpoints, origin.step, spec, context.model, context.tx
                     )
                 else:
-                    old = checkpoints.restore(origin.step, _abstract_state(setup, spec))
+                    old = checkpoints.restore(origin.step, _abstract_state(context, spec))
             except checkpoint.DamagedError as error:
-                raise UserError(f'init_from={setup.config.init_from!r}: {error}') from error
+                raise UserError(f'init_from={context.config.init_from!r}: {error}') from error
         start = state.restart(old)
-        _tell_open(setup, old)
+        _tell_open(context, old)
         logger.info(
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
-    checkpoint.require_room(setup.workdir, start)
-    return Current(spec, on_devices(start), origin.phase)
+    checkpoint.require_room(context.workdir, start)
+    return RunState(spec, on_devices(start), origin.phase)
 
 
-def _tell_open(setup, old):
+def _tell_open(context, old):
     """Warns of a warmup of the residuals alone that begins with candidates which are open."""
     leaves = jax.tree.leaves_with_path(old.params)
     is_open = any(bool(leaf != 0) for path, leaf in leaves if factors.is_factor(path))
-    if is_open and begins_exactly(setup.config) and setup.config.warmup.epochs:
+    if is_open and has_exact_start(context.config) and context.config.warmup.epochs:
         logger.warning(
             'init_from=%r holds candidates that are trained, which warmup leaves out and search '
             'begins with again: set warmup.epochs=0, or search.exact_start=False',
-            setup.config.init_from,
+            context.config.init_from,
         )
 
 
-def resume(setup: Setup) -> Current:
+def resume(context: RunContext) -> RunState:
     """The newest checkpoint that is whole; its description first, since that gives the shapes."""
 
     def read(step):
-        meta = setup.checkpoints.describe(step)
+        meta = context.checkpoints.describe(step)
         if old_checkpoints.are_in(meta['checksums']):
             raise UserError(
-                f'{setup.workdir} holds a run of an older version of asose_jax, whose blocks had '
+                f'{context.workdir} holds a run of an older version of asose_jax, whose blocks had '
                 'gates. Let that version finish it; or begin a run in another --workdir with '
-                f'--config.init_from={setup.checkpoints.directory / str(step)}'
+                f'--config.init_from={context.checkpoints.directory / str(step)}'
             )
         spec = registry.spec_from_json(meta['spec'])
-        restored = setup.checkpoints.restore(step, _abstract_state(setup, spec))
-        told = Told.from_json(meta['told'])
-        return Current(spec, on_devices(restored), Phase(meta['phase']), told)
+        restored = context.checkpoints.restore(step, _abstract_state(context, spec))
+        told = RunHistory.from_json(meta['told'])
+        return RunState(spec, on_devices(restored), Phase(meta['phase']), told)
 
-    current = setup.checkpoints.newest_whole(read)
-    log_network(setup, current.spec)
+    current = context.checkpoints.restore_latest_valid(read)
+    log_network(context, current.spec)
     logger.info('going on from step %d (%s)', current.step, current.phase)
     return current
 
 
-def _abstract_state(setup, spec):
-    return state.abstract_state(setup.model(spec), setup.tx, pmap.everywhere())
+def _abstract_state(context, spec):
+    return state.abstract_state(context.model(spec), context.tx, pmap.replicated_sharding())
 
 
-def log_network(setup: Setup, spec: genotype.NetSpec) -> None:
+def log_network(context: RunContext, spec: genotype.NetSpec) -> None:
     """Logs a table of the network: shapes, parameters, sizes."""
     image = jnp.zeros((1, *spec.image_shape), jnp.float32)
-    keys = dict.fromkeys(('params', 'arch'), setup.key(INIT))
+    keys = dict.fromkeys(('params', 'arch'), context.key(INIT))
     table = nn.tabulate(
-        setup.model(spec),
+        context.model(spec),
         keys,
         depth=1,
         console_kwargs={'width': 90, 'force_terminal': False},

@@ -49,7 +49,7 @@ def restore(
     """
     flags = tuple((True,) * len(group) for group in spec.groups())
     spec = dataclasses.replace(spec, factors=flags)
-    like = state.abstract_state(model_of(spec), tx, pmap.everywhere())
+    like = state.abstract_state(model_of(spec), tx, pmap.replicated_sharding())
     held = _each(functools.partial(_with_gates, spec), like)
     held = jax.device_get(checkpoints.restore(step, held))
     held = _each(_with_factors, like, held)

@@ -16,7 +16,7 @@ import numpy as np
 from asose_jax.arch import genotype
 from asose_jax.arch.genotype import NONE, Genotype, NetSpec
 from asose_jax.pipeline import evaluation, run_context
-from asose_jax.pipeline.run_context import Current, Setup
+from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces.supernet import mixture_of
 from asose_jax.train import pmap
 from asose_jax.train.phases import Phase
@@ -112,7 +112,7 @@ def _shuffled(numbers: Sequence[int], key: jax.Array) -> list[int]:
     return [numbers[i] for i in jax.random.permutation(key, len(numbers)).tolist()]
 
 
-def by_perturbation(setup: Setup, current: Current) -> Genotype:
+def by_perturbation(context: RunContext, current: RunState) -> Genotype:
     """What `select` finds with the weights of the supernet, on all validation images.
 
     Candidates are mixed by softmax(alpha), and BatchNorm uses the statistics of each batch, as in
@@ -121,11 +121,11 @@ def by_perturbation(setup: Setup, current: Current) -> Genotype:
     one program. A run that is killed in between does all of it again, and finds the same.
     """
     spec = current.spec
-    recipe = dataclasses.replace(
-        setup.recipe(spec), model=mixture_of(setup.model(spec)), eval_mixture=True
+    step_config = dataclasses.replace(
+        context.step_config(spec), model=mixture_of(context.model(spec)), eval_mixture=True
     )
-    example = next(evaluation.eval_chunks(setup, setup.data.valid))
-    program = pmap.compile_eval(recipe, Phase.SEARCH, current.packed, example, setup.shared)
+    example = next(evaluation.eval_chunks(context, context.data.valid))
+    program = pmap.compile_eval(step_config, Phase.SEARCH, current.packed, example, context.shared)
     logger.info(
         'selection by perturbation: %d choices, compiled in %.1f s',
         len(spec.rows()),
@@ -134,12 +134,14 @@ def by_perturbation(setup: Setup, current: Current) -> Genotype:
 
     def accuracy(rows):
         packed = pmap.replicated(current.packed.put(arch=logits_of(spec, rows, held)))
-        chunks = evaluation.eval_chunks(setup, setup.data.valid)
-        return evaluation.means([program.call(packed, chunk, setup.shared) for chunk in chunks])[1]
+        chunks = evaluation.eval_chunks(context, context.data.valid)
+        return evaluation.mean_loss_and_accuracy(
+            [program.call(packed, chunk, context.shared) for chunk in chunks]
+        )[1]
 
     held = current.state.arch
     rows = genotype.probabilities(spec, held)
-    return select(spec, rows, accuracy, setup.key(run_context.SELECTION))
+    return select(spec, rows, accuracy, context.key(run_context.SELECTION))
 
 
 def logits_of(spec: NetSpec, rows: Rows, arch: Mapping[str, Any]) -> dict[str, dict]:

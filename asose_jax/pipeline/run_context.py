@@ -16,18 +16,18 @@ import rich.console
 from asose_jax.arch import estimators, genotype
 from asose_jax.costs import expected_cost
 from asose_jax.data import augment
-from asose_jax.data.dataset import Data
+from asose_jax.data.dataset import Dataset
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import builders
-from asose_jax.pipeline.run_history import Told
+from asose_jax.pipeline.run_history import RunHistory
 from asose_jax.runtime import interrupt
 from asose_jax.spaces import natsbench, tabular
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import checkpoint, pmap
-from asose_jax.train.phases import Phase, Plan
+from asose_jax.train.phases import Phase, Schedule
 from asose_jax.train.pmap import Programs
 from asose_jax.train.state import Packed, SearchState
-from asose_jax.train.step_config import Recipe
+from asose_jax.train.step_config import StepConfig
 
 logger = logging.getLogger('asose_jax')
 
@@ -42,20 +42,20 @@ def key_for(seed: int, use: int) -> jax.Array:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Setup:
+class RunContext:
     """What does not change during a run."""
 
     config: ml_collections.ConfigDict
     workdir: pathlib.Path
     console: rich.console.Console
-    data: Data
-    plan: Plan
+    data: Dataset
+    schedule: Schedule
     tx: optax.GradientTransformationExtraArgs
     shared: dict[str, jax.Array]
     checkpoints: checkpoint.Checkpoints
-    asked: interrupt.Interrupt
+    interrupt: interrupt.Interrupt
     table: tabular.Table | natsbench.NatsBench | None
-    writes: bool  # of the processes on many hosts, one does
+    is_primary_host: bool  # of the processes on many hosts, one does
     budget: expected_cost.Budget | None = None
 
     def key(self, use: int) -> jax.Array:
@@ -66,14 +66,14 @@ class Setup:
         self, spec: genotype.NetSpec, start: ml_collections.ConfigDict | None = None
     ) -> SuperNet:
         """The network; `start` has alpha's biases at its start, if not `config.arch`."""
-        return builders.model_of(self.config, spec, start)
+        return builders.make_supernet(self.config, spec, start)
 
-    def recipe(self, spec: genotype.NetSpec) -> Recipe:
+    def step_config(self, spec: genotype.NetSpec) -> StepConfig:
         d, a = self.config.data, self.config.arch
-        return Recipe(
+        return StepConfig(
             model=self.model(spec),
             tx=self.tx,
-            plan=self.plan,
+            schedule=self.schedule,
             augmentation=augment.Augmentation(d.crop_padding, d.flip, d.cutout),
             warmup_mode=Mode(self.config.warmup.operations),
             arch_micro_batches=a.micro_batches,
@@ -99,10 +99,10 @@ class Setup:
             )
         return (lambda arch: sum(term(arch) for term in terms)) if terms else None
 
-    def settle(self, spec: genotype.NetSpec) -> None:
+    def measure_costs(self, spec: genotype.NetSpec) -> None:
         """Measures what the budget needs for `spec`; the devices must be idle."""
         if self.budget is not None and not spec.is_derived():
-            self.budget.settle(spec, self.workdir, self.writes)
+            self.budget.measure_costs(spec, self.workdir, self.is_primary_host)
 
     def slots(self) -> int:
         """Steps that one compiled call has room for."""
@@ -118,8 +118,8 @@ def on_devices(held: SearchState) -> Packed:
 
 
 @dataclasses.dataclass
-class Current:
-    """Where a run is. `phase` is the last phase that was entered; `told` what it has to tell.
+class RunState:
+    """Where a run is. `phase` is the last phase that was entered; `history` what it has to tell.
 
     `packed` is the state as the devices hold it, `state` a copy of it on the host.
     """
@@ -127,7 +127,7 @@ class Current:
     spec: genotype.NetSpec
     packed: Packed
     phase: Phase | None
-    told: Told = dataclasses.field(default_factory=Told)
+    history: RunHistory = dataclasses.field(default_factory=RunHistory)
     programs: Programs | None = None
     ahead: concurrent.futures.Future | None = None  # what is compiled for a growth to come
     upcoming: concurrent.futures.Future | None = None  # the programs of the next phase
@@ -135,7 +135,7 @@ class Current:
     @property
     def row(self) -> dict[str, Any]:
         """What is told of the phase that was entered last."""
-        return self.told.phases[-1]
+        return self.history.phases[-1]
 
     @property
     def state(self) -> SearchState:
@@ -155,7 +155,7 @@ class Current:
         return {
             'spec': self.spec.to_json(),
             'phase': self.phase,
-            'told': dataclasses.asdict(self.told),
+            'told': dataclasses.asdict(self.history),
         }
 
     def use(self, programs: Programs) -> None:
@@ -167,7 +167,7 @@ class Current:
         self.row['compile_seconds'] += sum(seconds)
         logger.info(
             'compiled %s: %s s; %.0f MiB of memory at the peak',
-            programs.way,
+            programs.kind,
             ' + '.join(f'{s:.1f}' for s in seconds),
             max(part.peak_bytes for part in parts) / 2**20,
         )

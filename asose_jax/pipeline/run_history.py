@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclasses.dataclass
-class Growing:
+class GrowthProgress:
     """Where a run is on its way to the next growth, see `controller`; what is pending as JSON."""
 
     best: float | None = None
@@ -16,7 +16,7 @@ class Growing:
 
 
 @dataclasses.dataclass
-class Told:
+class RunHistory:
     """What a run has to tell; rows and events as JSON.
 
     Attributes:
@@ -34,12 +34,12 @@ class Told:
     genotype: list[list[str]] | None = None
     train_flops: float = 0.0
     growth: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    growing: Growing = dataclasses.field(default_factory=Growing)
+    growing: GrowthProgress = dataclasses.field(default_factory=GrowthProgress)
     curvature: list[Any] = dataclasses.field(default_factory=list)
     halted: dict[str, Any] | None = None
     selection: str | None = None
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> 'Told':
+    def from_json(cls, content: Mapping[str, Any]) -> 'RunHistory':
         """The inverse of `dataclasses.asdict`."""
-        return cls(**{**content, 'growing': Growing(**content['growing'])})
+        return cls(**{**content, 'growing': GrowthProgress(**content['growing'])})

@@ -16,7 +16,12 @@ import ml_collections
 import rich.console
 
 from asose_jax.arch import genotype
-from asose_jax.config.validation import as_begun, flatten, require_same, validate
+from asose_jax.config.validation import (
+    flatten,
+    require_same_config,
+    validate,
+    with_original_defaults,
+)
 from asose_jax.costs import expected_cost
 from asose_jax.data import dataset
 from asose_jax.metrics import arch_analysis, metrics_log, run_record
@@ -30,8 +35,9 @@ from asose_jax.pipeline import (
     run_summary,
 )
 from asose_jax.report import page, tensorboard
-from asose_jax.runtime import interrupt, malloc
+from asose_jax.runtime import malloc
 from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.interrupt import Interrupt
 from asose_jax.runtime.workdir import claimed, write_atomically
 from asose_jax.spaces import natsbench, registry, tabular
 from asose_jax.train import checkpoint, pmap, state
@@ -63,27 +69,29 @@ def run(
     if jax.default_backend() == 'cpu':
         malloc.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
-    config = as_begun(config, workdir)
+    config = with_original_defaults(config, workdir)
     flat = flatten(config)
-    require_same(flat, workdir)
-    with interrupt.Interrupt(at_once=jax.process_count() == 1) as asked:
+    require_same_config(flat, workdir)
+    with Interrupt(at_once=jax.process_count() == 1) as interrupt:
         images = builders.load_data(config)
-        plan = builders.make_plan(config, len(images.train))
+        schedule = builders.make_schedule(config, len(images.train))
         started = checkpoint.has_any(workdir / 'checkpoints')
         if started:
             known = run_record.contents(workdir / 'run.json')
             dataset.require_same_data(images, known, workdir)
-        origin = None if started else initialization.origin(config, images, plan)
+        origin = None if started else initialization.origin(config, images, schedule)
         budget = expected_cost.budget(config, workdir, started)
         if budget is not None and origin is not None:
             budget.require_reach(origin.spec, bool(config.growth.epochs and config.growth.kinds))
         table = _table(config)
-        writes = jax.process_index() == 0
-        with claimed(workdir, writes):
-            if writes:
+        is_primary_host = jax.process_index() == 0
+        with claimed(workdir, is_primary_host):
+            if is_primary_host:
                 write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
             try:
-                return _run(config, workdir, console, images, plan, origin, asked, table, budget)
+                return _run(
+                    config, workdir, console, images, schedule, origin, interrupt, table, budget
+                )
             except jax.errors.JaxRuntimeError as error:
                 told = _explained(error)
                 if told is None:
@@ -117,44 +125,50 @@ def _explained(error):
     return None
 
 
-def _run(config, workdir, console, images, plan, origin, asked, table, budget):
-    milestones = [span.stop for span in plan.spans]
+def _run(config, workdir, console, images, schedule, origin, interrupt, table, budget):
+    milestones = [span.stop for span in schedule.spans]
     c = config.checkpoint
     with checkpoint.Checkpoints(
         workdir / 'checkpoints', c.keep, milestones, c.every_seconds
     ) as checkpoints:
-        setup = run_context.Setup(
+        context = run_context.RunContext(
             config=config,
             workdir=workdir,
             console=console or rich.console.Console(),
             data=images,
-            plan=plan,
-            tx=builders.make_optimizer(config, plan),
+            schedule=schedule,
+            tx=builders.make_optimizer(config, schedule),
             shared=pmap.shared_arrays(images, run_context.key_for(config.seed, run_context.STEPS)),
             checkpoints=checkpoints,
-            asked=asked,
+            interrupt=interrupt,
             table=table,
-            writes=jax.process_index() == 0,
+            is_primary_host=jax.process_index() == 0,
             budget=budget,
         )
         started = checkpoints.latest() is not None
-        current = initialization.resume(setup) if started else initialization.begin(setup, origin)
-        setup.settle(current.spec)
-        log = metrics_log.MetricsLog(workdir / 'metrics.jsonl', current.step, setup.writes)
-        if setup.writes:
-            text = json.dumps(run_summary.surroundings(setup), indent=2) + '\n'
+        current = (
+            initialization.resume(context) if started else initialization.begin(context, origin)
+        )
+        context.measure_costs(current.spec)
+        log = metrics_log.MetricsLog(
+            workdir / 'metrics.jsonl', current.step, context.is_primary_host
+        )
+        if context.is_primary_host:
+            text = json.dumps(run_summary.environment(context), indent=2) + '\n'
             write_atomically(workdir / 'run.json', text)
-        with contextlib.closing(tensorboard.Events(workdir, current.step, setup.writes)) as told:
-            outlets = phase_loop.Outlets(log, page.Page(workdir, setup.writes), told)
+        with contextlib.closing(
+            tensorboard.Events(workdir, current.step, context.is_primary_host)
+        ) as told:
+            outlets = phase_loop.MetricSinks(log, page.Page(workdir, context.is_primary_host), told)
             outlets.page.draw()
-            setup = _as_halted(setup, current)
-            while current.step < setup.plan.steps:
-                _enter(setup, current)
-                phase_loop.train_phase(setup, current, outlets)
-                setup = _as_halted(setup, current)
+            context = _as_halted(context, current)
+            while current.step < context.schedule.steps:
+                _enter(context, current)
+                phase_loop.train_phase(context, current, outlets)
+                context = _as_halted(context, current)
         if not current.spec.is_derived():
-            _derive(setup, current)
-        summary = run_summary.write(setup, current)
+            _derive(context, current)
+        summary = run_summary.write_summary(context, current)
         outlets.page.draw()
         return summary
 
@@ -162,18 +176,18 @@ def _run(config, workdir, console, images, plan, origin, asked, table, budget):
 # --- Between phases
 
 
-def _enter(setup, current):
+def _enter(context, current):
     """Enters the phase of the current step. Nothing that was learned is reset (spec section 3)."""
-    span = setup.plan.span_at(current.step)
-    if current.phase is span.phase and current.told.phases:
+    span = context.schedule.span_at(current.step)
+    if current.phase is span.phase and current.history.phases:
         return
     if span.phase.searches and current.phase is Phase.WARMUP:
-        key, noise = setup.key(run_context.TRANSITION), setup.config.search.transition_noise
+        key, noise = context.key(run_context.TRANSITION), context.config.search.transition_noise
         arch = state.smooth_transition_to_search(key, current.state.arch, noise)
         current.packed = pmap.replicated(current.packed.put(arch=arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
-        _derive(setup, current)
-    told = arch_analysis.architecture_analysis(current.state.arch, current.spec)
+        _derive(context, current)
+    told = arch_analysis.analyze_architecture(current.state.arch, current.spec)
     logger.info(
         '%s: %d epochs; alpha: entropy %.3f, confidence %.2f; most likely: %s',
         span.phase,
@@ -183,7 +197,7 @@ def _enter(setup, current):
         ', '.join(f'{count} {name}' for name, count in sorted(told['arch/counts'].items())),
     )
     current.phase = span.phase
-    current.told.phases.append(
+    current.history.phases.append(
         {
             'name': span.phase,
             'epochs': span.epochs,
@@ -196,27 +210,33 @@ def _enter(setup, current):
     )
 
 
-def _as_halted(setup, current):
+def _as_halted(context, current):
     """The setup of a run whose search ended early: with the plan that had so many epochs of it."""
-    halted = current.told.halted
-    plan = setup.plan if halted is None else setup.plan.with_search_until(halted['step'])
-    if plan == setup.plan:
-        return setup
-    setup.checkpoints.keep_for_good([span.stop for span in plan.spans])
-    return dataclasses.replace(setup, plan=plan, tx=builders.make_optimizer(setup.config, plan))
+    halted = current.history.halted
+    schedule = (
+        context.schedule if halted is None else context.schedule.with_search_until(halted['step'])
+    )
+    if schedule == context.schedule:
+        return context
+    context.checkpoints.keep_for_good([span.stop for span in schedule.spans])
+    return dataclasses.replace(
+        context, schedule=schedule, tx=builders.make_optimizer(context.config, schedule)
+    )
 
 
-def _derive(setup, current):
-    current.told.selection = setup.config.search.selection
-    if current.told.selection == 'perturbation':
-        chosen = perturbation.by_perturbation(setup, current)
+def _derive(context, current):
+    current.history.selection = context.config.search.selection
+    if current.history.selection == 'perturbation':
+        chosen = perturbation.by_perturbation(context, current)
     else:
         chosen = genotype.most_likely(current.spec, current.state.arch)
     spec, fresh = factors.folded_spec(current.spec, chosen), None
     if current.spec.partial > 1:
         logger.info('the chosen operations begin anew: so far they saw some of the channels only')
-        fresh = state.init_state(setup.model(spec), setup.tx, setup.key(run_context.DERIVATION))
-    derived = state.derive_state(current.state, current.spec, chosen, setup.tx, fresh)
+        fresh = state.init_state(
+            context.model(spec), context.tx, context.key(run_context.DERIVATION)
+        )
+    derived = state.derive_state(current.state, current.spec, chosen, context.tx, fresh)
     current.spec = spec
     current.state = derived
-    initialization.log_network(setup, current.spec)
+    initialization.log_network(context, current.spec)

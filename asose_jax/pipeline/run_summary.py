@@ -20,7 +20,7 @@ from asose_jax.arch import genotype
 from asose_jax.costs import flops
 from asose_jax.data import dataset
 from asose_jax.pipeline import compilation, evaluation
-from asose_jax.pipeline.run_context import Current, Setup
+from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.runtime import workdir
 from asose_jax.spaces import registry
 from asose_jax.train.phases import Phase
@@ -28,15 +28,15 @@ from asose_jax.train.phases import Phase
 logger = logging.getLogger('asose_jax')
 
 
-def surroundings(setup: Setup) -> dict[str, Any]:
+def environment(context: RunContext) -> dict[str, Any]:
     """What a run is made of and with, as in run.json."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
-        'images': dataset.sizes(setup.data),
-        'image_shape': list(setup.data.image_shape),  # height, width, channels
-        'classes': list(setup.data.class_names),  # in the order of the network's outputs
-        'mean': setup.data.mean.tolist(),  # of pixels, per channel: what images are normalised by
-        'std': setup.data.std.tolist(),
+        'images': dataset.sizes(context.data),
+        'image_shape': list(context.data.image_shape),  # height, width, channels
+        'classes': list(context.data.class_names),  # in the order of the network's outputs
+        'mean': context.data.mean.tolist(),  # of pixels, per channel: what images are normalised by
+        'std': context.data.std.tolist(),
         'versions': {
             'python': platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
@@ -46,21 +46,21 @@ def surroundings(setup: Setup) -> dict[str, Any]:
     }
 
 
-def write(setup: Setup, current: Current) -> dict[str, Any]:
+def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
     """Evaluates the derived network, and writes genotype and summary.
 
     The test split is looked at here for the first time.
 
     Args:
-      setup: of the run.
+      context: of the run.
       current: at its end; the network is derived.
 
     Returns:
       The summary, as in summary.json.
     """
-    compilation.compile_programs(setup, current, Phase.OPTIMIZE, batch=None)
-    test_accuracy = evaluation.accuracy(setup, current, setup.data.test)
-    valid_accuracy = evaluation.accuracy(setup, current, setup.data.valid)
+    compilation.compile_programs(context, current, Phase.OPTIMIZE, batch=None)
+    test_accuracy = evaluation.accuracy(context, current, context.data.test)
+    valid_accuracy = evaluation.accuracy(context, current, context.data.valid)
     chosen = genotype.most_likely(current.spec, {})
     summary = {
         'test_accuracy': test_accuracy,
@@ -68,28 +68,28 @@ def write(setup: Setup, current: Current) -> dict[str, Any]:
         'params': evaluation.count_parameters(current),
         'flops_per_image': flops.forward_flops(current.spec),
         'multiply_adds': flops.multiply_adds(current.spec),
-        'train_flops': current.told.train_flops,
+        'train_flops': current.history.train_flops,
         'genotype': chosen.to_json(),
-        'seed': setup.config.seed,
-        **surroundings(setup),
-        'phases': current.told.phases,
-        'growth': current.told.growth,
-        'halted': current.told.halted,
-        'selection': current.told.selection,
+        'seed': context.config.seed,
+        **environment(context),
+        'phases': current.history.phases,
+        'growth': current.history.growth,
+        'halted': current.history.halted,
+        'selection': current.history.selection,
     }
-    if setup.budget is not None:
-        summary['cost'] = setup.budget.summary(current.spec, setup.writes)
+    if context.budget is not None:
+        summary['cost'] = context.budget.summary(current.spec, context.is_primary_host)
     files = {'genotype.json': chosen.dumps(current.spec)}
     text = registry.text_of(current.spec, chosen)
-    if text is not None and setup.table is not None:
-        summary['benchmark'] = setup.table.lookup(text)
+    if text is not None and context.table is not None:
+        summary['benchmark'] = context.table.lookup(text)
         logger.info('benchmark: %s', summary['benchmark'] or f'does not know {text}')
     if text is not None:
         files['genotype.txt'] = text + '\n'
     files['summary.json'] = json.dumps(summary, indent=2) + '\n'  # the last: then all is done
     for name, content in files.items():
-        if setup.writes:
-            workdir.write_atomically(setup.workdir / name, content)
+        if context.is_primary_host:
+            workdir.write_atomically(context.workdir / name, content)
     logger.info('\n%s', final_table(summary))
     logger.info(
         'test accuracy %.2f %%, validation %.2f %%, %d parameters',

@@ -101,7 +101,7 @@ def frame(record: Record, count: int, width: float, height: float, **margins: fl
 def lines(
     record: Record,
     title: str,
-    told: str,
+    alt: str,
     given: Sequence[Line],
     *,
     width: float = 360.0,
@@ -116,7 +116,7 @@ def lines(
     Args:
       record: of the run.
       title: of the chart.
-      told: the same in words.
+      alt: the same in words.
       given: the series.
       width: of the chart.
       height: of the chart.
@@ -143,7 +143,7 @@ def lines(
     return {
         **made,
         'title': title,
-        'told': told,
+        'alt': alt,
         'rows': [{'y': y(value), 'label': label(value)} for value in bounds],
         'lines': [{'path': _path(line.values, box, y), 'style': line.style} for line in given],
         'ends': _ends(given, box, y),
@@ -193,7 +193,7 @@ def _path(values, box, y):
 def heat_map(
     record: Record,
     title: str,
-    told: str,
+    alt: str,
     names: Sequence[str],
     values: np.ndarray,
     *,
@@ -205,7 +205,7 @@ def heat_map(
     Args:
       record: of the run.
       title: of the chart.
-      told: the same in words.
+      alt: the same in words.
       names: of the K rows.
       values: `[K, T]` in 0..1; NaN where there is nothing.
       ends: what is written behind the rows.
@@ -219,7 +219,7 @@ def heat_map(
         {'y': box.top + high * i, 'name': name, 'end': end, 'strong': i == strong}
         for i, (name, end) in enumerate(zip(names, ends, strict=True))
     ]
-    return {**made, 'title': title, 'told': told, 'rows': rows, 'high': high, 'image': _png(values)}
+    return {**made, 'title': title, 'alt': alt, 'rows': rows, 'high': high, 'image': _png(values)}
 
 
 def _png(values):

@@ -27,7 +27,7 @@ class Drawing:
 
     Attributes:
       title: what it shows.
-      told: the same in words, for who cannot see it.
+      alt: the same in words, for who cannot see it.
       height: of the whole; the width is `WIDTH`.
       boxes: `x, y, w, h, kind`.
       lines: `path, kind`.
@@ -35,7 +35,7 @@ class Drawing:
     """
 
     title: str
-    told: str = ''
+    alt: str = ''
     height: float = 0.0
     boxes: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -160,7 +160,7 @@ def _chain(network, changed, new, role):
         y = bottom + 15
     made.line(f'M{_TRUNK},{y} v12')
     made.height = _fixed(made, y + 12, 'mean, linear', f'{spec.num_classes} classes') + 4
-    made.told = '. '.join([*told, f'Linear head for {spec.num_classes} classes']) + '.'
+    made.alt = '. '.join([*told, f'Linear head for {spec.num_classes} classes']) + '.'
     return [made]
 
 
@@ -222,7 +222,7 @@ def _cell(network, title, inputs, groups):
         made.lines.insert(0, {'path': f'M{x},26 V{y - 12}', 'kind': 'node'})
         made.box(x - 15, 5, 30, 21, 'fixed')
         made.text(x, 20, node, 'strong', 'middle')
-    made.height, made.told = y - 4, '. '.join(told) + '.'
+    made.height, made.alt = y - 4, '. '.join(told) + '.'
     return made
 
 
@@ -240,7 +240,7 @@ def _rows(network, role):
         made.text(WIDTH - 2, y + 15, _percent(sure.get((g, m))), 'muted', 'end')
         y += 28
     made.height = y
-    made.told = '. '.join(f'{label}: {network.chosen[g][m]}' for (g, m), label in names.items())
+    made.alt = '. '.join(f'{label}: {network.chosen[g][m]}' for (g, m), label in names.items())
     return [made]
 
 

@@ -27,17 +27,17 @@ class Page:
 
     Args:
       directory: the workdir.
-      writes: whether this process is the one, of those on many hosts, that writes.
+      is_primary_host: whether this process is the one, of those on many hosts, that writes.
     """
 
-    def __init__(self, directory: pathlib.Path, writes: bool = True):
-        self._directory, self._writes = directory, writes
+    def __init__(self, directory: pathlib.Path, is_primary_host: bool = True):
+        self._directory, self._is_primary_host = directory, is_primary_host
         self._free = 0.0  # when the next page may be drawn
 
     def draw(self, at_once: bool = True) -> None:
         """Draws the page; unless `at_once`, only if the last one is old enough for its cost."""
         start = time.monotonic()
-        if not self._writes or (start < self._free and not at_once):
+        if not self._is_primary_host or (start < self._free and not at_once):
             return
         try:
             write(self._directory)

@@ -177,7 +177,7 @@ def phases(record: Record) -> list[dict[str, Any]]:
     longest = max((row['seconds'] or 0 for row in made), default=0) or 1
     for row in made:
         row['share'] = round(100 * (row['seconds'] or 0) / longest, 1)
-        row['told'] = seconds(row['seconds']), seconds(row['compile_seconds'])
+        row['durations'] = seconds(row['seconds']), seconds(row['compile_seconds'])
     return made
 
 

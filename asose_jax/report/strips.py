@@ -18,12 +18,12 @@ class Strip:
     shape: str
 
 
-def chart(title: str, told: str, given: Sequence[Strip], *, width: float) -> dict[str, Any]:
+def chart(title: str, alt: str, given: Sequence[Strip], *, width: float) -> dict[str, Any]:
     """Shares on one axis, a strip for each group, its median marked.
 
     Args:
       title: of the chart.
-      told: the same in words.
+      alt: the same in words.
       given: the groups, from top to bottom; none is empty. The values of those that have labels
         are marked through all strips.
       width: of the chart.
@@ -59,7 +59,7 @@ def chart(title: str, told: str, given: Sequence[Strip], *, width: float) -> dic
     return {
         'box': box,
         'title': title,
-        'told': told,
+        'alt': alt,
         'high': high,
         'strips': rows,
         'marked': marked,

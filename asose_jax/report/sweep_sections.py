@@ -46,7 +46,7 @@ def content(directory: pathlib.Path, told: Record, page: str) -> dict[str, Any]:
 
     Args:
       directory: of all runs.
-      told: what is in itself.
+      record: what is in itself.
       page: the name of the page of each run, in its own directory.
     """
     made = read(directory, told)

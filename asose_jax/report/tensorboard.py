@@ -26,12 +26,12 @@ class Events:
       workdir: of the run.
       step: of the checkpoint that the run goes on from; TensorBoard forgets what was told of later
         steps, which will be told again.
-      writes: whether this process is the one, of those on many hosts, that writes.
+      is_primary_host: whether this process is the one, of those on many hosts, that writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, step: int, writes: bool = True):
+    def __init__(self, workdir: pathlib.Path, step: int, is_primary_host: bool = True):
         self._writer = None
-        if writes:
+        if is_primary_host:
             (workdir / FOLDER).mkdir(exist_ok=True)
             # No thread, as `SummaryWriter` has: what it holds at a kill would be missing for good.
             self._writer = EventsWriter(str(workdir / FOLDER / 'events'), f'.{step}')

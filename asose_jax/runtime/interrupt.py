@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Interrupt:
     """While this context lasts, SIGTERM and SIGINT ask the run to stop.
 
-    Inside of `held()` they only set `wished`; outside there is nothing to save, and `Stopped` is
+    Inside of `held()` they only set `requested`; outside there is nothing to save, and `Stopped` is
     raised at once. A second signal ends the process as if there were no such context. Outside of
     the main thread, which alone hears signals, the context does nothing.
 
@@ -27,11 +27,11 @@ class Interrupt:
     told to `sys.unraisablehook`. A `Stopped` that was dropped is raised anew.
 
     Args:
-      at_once: False where several hosts have to agree: then signals only ever set `wished`.
+      at_once: False where several hosts have to agree: then signals only ever set `requested`.
     """
 
     def __init__(self, at_once: bool = True) -> None:
-        self.wished = False
+        self.requested = False
         self._at_once = at_once
         self._held = False
         self._before: dict[int, object] = {}
@@ -58,10 +58,10 @@ class Interrupt:
             self._held = False
 
     def _hear(self, number: int, _: FrameType | None) -> None:
-        if self.wished:
+        if self.requested:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.wished = True
+        self.requested = True
         self._number, name = number, signal.Signals(number).name
         if self._at_once and not self._held:
             raise Stopped(f'stopped by {name}')
@@ -71,6 +71,6 @@ class Interrupt:
         if not isinstance(unraisable.exc_value, Stopped):
             self._tell_dropped(unraisable)
             return
-        self.wished = False
+        self.requested = False
         again = (threading.main_thread().ident, self._number)
         threading.Timer(0.01, signal.pthread_kill, again).start()  # when the callback is over

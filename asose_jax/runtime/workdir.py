@@ -16,12 +16,12 @@ logger = logging.getLogger('asose_jax')
 
 
 @contextlib.contextmanager
-def claimed(workdir: pathlib.Path, writes: bool = True) -> Iterator[None]:
+def claimed(workdir: pathlib.Path, is_primary_host: bool = True) -> Iterator[None]:
     """Makes `workdir`, and keeps every other run out until the context, or the process, ends.
 
     Args:
       workdir: of the run.
-      writes: whether this process is the one, of those of a run on many hosts, that writes.
+      is_primary_host: whether this process is the one, of all hosts, that writes.
 
     Raises:
       UserError: another run is there, or it cannot be made or written, now or later.
@@ -34,7 +34,7 @@ def claimed(workdir: pathlib.Path, writes: bool = True) -> Iterator[None]:
             f'workdir {workdir} cannot be used: {error.strerror}. Choose another --workdir.'
         ) from error
     try:
-        if writes:
+        if is_primary_host:
             _lock(directory, workdir)
         if not os.access(workdir, os.W_OK | os.X_OK):
             raise UserError(

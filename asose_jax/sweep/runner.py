@@ -29,7 +29,12 @@ import rich.progress
 
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
-from asose_jax.config.validation import as_begun, flatten, require_same, validate
+from asose_jax.config.validation import (
+    flatten,
+    require_same_config,
+    validate,
+    with_original_defaults,
+)
 from asose_jax.metrics import comparison
 from asose_jax.pipeline import run_phases
 from asose_jax.report.page import Page
@@ -102,7 +107,7 @@ def run(
             f'these are {jax.process_count()} hosts. Start it on one of them, without --multihost.'
         )
     directory = pathlib.Path(directory).expanduser()
-    config = as_begun(config, directory)
+    config = with_original_defaults(config, directory)
     flat = flatten(config)
     single = copy.deepcopy(config)
     single.seeds, single.random_cells, single.plain_cells = (), 0, ()
@@ -112,7 +117,7 @@ def run(
         validate(_retrained(single, 'of a search'), 1)
     begun = functools.partial(run_all, directory=directory, console=console)
     with interrupt.Interrupt(), workdir.claimed(directory):
-        require_same(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
+        require_same_config(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
         workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
         machine = placement.places()
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]

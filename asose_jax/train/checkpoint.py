@@ -90,7 +90,7 @@ class Checkpoints:
         """Whether the last one was saved long enough ago."""
         return time.monotonic() - self._saved >= self._every_seconds
 
-    def newest_whole(self, read: Callable[[int], T]) -> T:
+    def restore_latest_valid(self, read: Callable[[int], T]) -> T:
         """What `read` makes of the newest checkpoint that is not damaged.
 
         Newer ones, if there are any, are moved to `DAMAGED`: their steps will be saved again.
@@ -109,7 +109,7 @@ class Checkpoints:
                 told.append((step, error))
                 continue
             for bad, error in told:
-                place = self._put_aside(bad)
+                place = self._quarantine(bad)
                 logger.warning('%s\nIt is in %s now; going on from step %d', error, place, step)
             return found
         raise UserError(
@@ -119,7 +119,7 @@ class Checkpoints:
             'another --workdir.'
         )
 
-    def _put_aside(self, step):
+    def _quarantine(self, step):
         place = self.directory.parent / DAMAGED
         place.mkdir(exist_ok=True)
         taken = len(list(place.glob(f'{step}*')))

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from asose_jax.train.phases import Plan
+from asose_jax.train.phases import Schedule
 
 # No turn of alpha in any plan: with this step, `update` tells what the weights would do.
 BEFORE = -1
 
 
-def lr_for_travel(travel: float, lr_end: float, updates: int) -> float:
+def lr_for_total_displacement(travel: float, lr_end: float, updates: int) -> float:
     """The learning rate from which a cosine of `updates` steps to `lr_end` adds up to `travel`.
 
     Adam moves a number by at most its learning rate, so the sum bounds how far alpha can go. The
@@ -24,7 +24,7 @@ def lr_for_travel(travel: float, lr_end: float, updates: int) -> float:
 
 
 def make_optimizer(
-    plan: Plan,
+    schedule: Schedule,
     *,
     weight_lr: float = 0.025,
     weight_lr_end: float = 1e-4,
@@ -44,7 +44,7 @@ def make_optimizer(
     learning rates follow one cosine over the updates that the whole plan gives their group.
 
     Args:
-      plan: says whose turn a step is, and how many updates each group gets.
+      schedule: says whose turn a step is, and how many updates each group gets.
       weight_lr: SGD's learning rate at the start.
       weight_lr_end: and at the end.
       momentum: of SGD.
@@ -67,12 +67,14 @@ def make_optimizer(
     weights = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.add_decayed_weights(weight_decay),
-        optax.sgd(cosine(weight_lr, weight_lr_end, plan.weight_updates(plan.steps)), momentum),
+        optax.sgd(
+            cosine(weight_lr, weight_lr_end, schedule.weight_updates(schedule.steps)), momentum
+        ),
     )
     # Decoupled (AdamW): alpha's gradients are so small that L2 inside Adam, scaled up with them,
     # pulls every row back to uniform faster than the loss can move it.
     arch = optax.adamw(
-        cosine(arch_lr, arch_lr_end, plan.alpha_updates(plan.steps)),
+        cosine(arch_lr, arch_lr_end, schedule.alpha_updates(schedule.steps)),
         b1=arch_b1,
         b2=arch_b2,
         weight_decay=arch_weight_decay,
@@ -80,8 +82,8 @@ def make_optimizer(
 
     return optax.multi_transform(
         {
-            'weights': _in_turn(weights, plan.is_weight_turn),
-            'arch': _in_turn(arch, plan.is_alpha_turn),
+            'weights': _in_turn(weights, schedule.is_weight_turn),
+            'arch': _in_turn(arch, schedule.is_alpha_turn),
         },
         {'params': 'weights', 'arch': 'arch'},
     )

@@ -70,7 +70,7 @@ class Temperature:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Schedule:
     """The whole run. `spans` holds the phases with at least one epoch, in order."""
 
     spans: tuple[Span, ...]
@@ -149,7 +149,7 @@ class Plan:
             return None
         return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
 
-    def with_search_until(self, step: int) -> 'Plan':
+    def with_search_until(self, step: int) -> 'Schedule':
         """The plan in which search ends at `step`, the end of an epoch, and what follows begins."""
         spans, saved = [], 0
         for span in self.spans:
@@ -168,7 +168,7 @@ class Plan:
         ]
 
 
-def make_plan(
+def make_schedule(
     epochs: dict[Phase, int],
     train_steps: int,
     *,
@@ -179,7 +179,7 @@ def make_plan(
     anneal_every: int | None = None,
     freeze_epochs: int = 0,
     together: bool = False,
-) -> Plan:
+) -> Schedule:
     """Lays the phases out.
 
     An epoch is one pass of the weights over the training part: `train_steps` weight updates. Search
@@ -222,7 +222,7 @@ def make_plan(
         first = searching[0]
         pace = _pace(needed, math.ceil((first.stop - first.start - frozen) / turn_period))
     temperature = Temperature(tau_start, tau_rate, tau_floor, pace)
-    return Plan(tuple(spans), turn_period, temperature, frozen, together)
+    return Schedule(tuple(spans), turn_period, temperature, frozen, together)
 
 
 def _pace(decays, updates):

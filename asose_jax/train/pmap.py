@@ -17,10 +17,10 @@ import jax
 import numpy as np
 
 from asose_jax.arch import genotype
-from asose_jax.data.dataset import Data
+from asose_jax.data.dataset import Dataset
 from asose_jax.train import steps
 from asose_jax.train.phases import Phase
-from asose_jax.train.step_config import AXIS, Recipe
+from asose_jax.train.step_config import AXIS, StepConfig
 
 # Wide vectors have more registers: a step takes 15 % less. Where a CPU has none, this says nothing.
 _WIDE = {'xla_cpu_prefer_vector_width': 512}
@@ -42,7 +42,7 @@ class Program:
     peak_bytes: int
 
 
-def shared_arrays(images: Data, key: jax.Array) -> dict[str, jax.Array]:
+def shared_arrays(images: Dataset, key: jax.Array) -> dict[str, jax.Array]:
     """What every step reads and none changes, on every device: key, statistics, resident images."""
     shared = {'key': key, 'mean': images.mean, 'std': images.std}
     if images.images.arrays is not None:
@@ -53,22 +53,22 @@ def shared_arrays(images: Data, key: jax.Array) -> dict[str, jax.Array]:
 def replicated(tree: Any) -> Any:
     """`tree` with a whole copy on every device, so that calls need not send it again."""
     if jax.process_count() == 1:
-        return jax.device_put(tree, everywhere())
+        return jax.device_put(tree, replicated_sharding())
     return jax.tree.map(_copied_by_every_host, tree)
 
 
 def _copied_by_every_host(leaf):
     if jax.dtypes.issubdtype(getattr(leaf, 'dtype', None), jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_copied_by_every_host(jax.random.key_data(leaf)))
-    return jax.make_array_from_process_local_data(everywhere(), np.asarray(leaf))
+    return jax.make_array_from_process_local_data(replicated_sharding(), np.asarray(leaf))
 
 
-def everywhere() -> jax.sharding.Sharding:
+def replicated_sharding() -> jax.sharding.Sharding:
     """The placement of `state` and `shared`: a whole copy on every device."""
     return _placed(jax.sharding.PartitionSpec())
 
 
-def own_part(batch: np.ndarray) -> np.ndarray:
+def host_shard(batch: np.ndarray) -> np.ndarray:
     """The rows of a batch `[B, ...]` that belong to this host's devices."""
     if jax.process_count() == 1:
         return batch
@@ -77,7 +77,7 @@ def own_part(batch: np.ndarray) -> np.ndarray:
     return each[own].reshape(-1, *batch.shape[1:])
 
 
-def send(chunk: Any) -> Any:
+def shard_to_devices(chunk: Any) -> Any:
     """This host's arrays `[D, ...]` on their way to its devices, a piece to each; does not wait."""
     placed = _placed(jax.sharding.PartitionSpec(AXIS))
     if jax.process_count() == 1:
@@ -90,7 +90,7 @@ def _placed(how):
     return jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(jax.devices()), (AXIS,)), how)
 
 
-class Agreement:
+class HostConsensus:
     """Numbers that all hosts see alike: of each, the largest that any of them gave.
 
     On one host it is known at once. On many, the hosts' numbers meet on the devices, behind what is
@@ -106,7 +106,7 @@ class Agreement:
             return list(numbers)
         answer = np.asarray(self._before)[0].tolist()
         mine = np.tile(np.int32(numbers), (jax.local_device_count(), 1))
-        self._before = _largest(send(mine))
+        self._before = _largest(shard_to_devices(mine))
         return answer
 
 
@@ -115,32 +115,32 @@ def _largest(numbers):
     return numbers.max(0, keepdims=True)
 
 
-def on_host(per_device: Any) -> Any:
+def fetch_replicated(per_device: Any) -> Any:
     """The host's copy of what is the same on all devices, `[D, ...]` to `[...]`; asks no device."""
     return jax.tree.map(lambda a: np.asarray(a.addressable_shards[0].data)[0], per_device)
 
 
-def pieces(per_device: jax.Array) -> np.ndarray:
+def local_shards(per_device: jax.Array) -> np.ndarray:
     """The host's copy of what its own devices have, `[D, ...]`, each another piece."""
     return np.concatenate([shard.data for shard in per_device.addressable_shards])
 
 
-def compile_train(recipe: Recipe, phase: Phase, *example: Any) -> Program:
+def compile_train(step_config: StepConfig, phase: Phase, *example: Any) -> Program:
     """Compiles the training call of (network, phase). `example`: packed, batch, shared."""
-    function = functools.partial(steps.train_steps, recipe, phase)
+    function = functools.partial(steps.train_steps, step_config, phase)
     return _compile(function, example, out_axes=(None, 0), donate_argnums=0)
 
 
-def compile_statistics(recipe: Recipe, phase: Phase, *example: Any) -> Program:
+def compile_statistics(step_config: StepConfig, phase: Phase, *example: Any) -> Program:
     """Compiles what gives an evaluation its statistics. `example`: packed, batch, shared."""
     del phase  # the same in all
-    function = functools.partial(steps.own_statistics, recipe)
+    function = functools.partial(steps.own_statistics, step_config)
     return _compile(function, example, out_axes=None, donate_argnums=0)
 
 
-def compile_eval(recipe: Recipe, phase: Phase, *example: Any) -> Program:
+def compile_eval(step_config: StepConfig, phase: Phase, *example: Any) -> Program:
     """Compiles the evaluating call of (network, phase). `example`: packed, batch, shared."""
-    return _compile(functools.partial(steps.eval_steps, recipe, phase), example, out_axes=0)
+    return _compile(functools.partial(steps.eval_steps, step_config, phase), example, out_axes=0)
 
 
 def _compile(function, example, **how):
@@ -177,14 +177,14 @@ class Programs:
 
     Attributes:
       spec: of the network.
-      way: of using it.
+      kind: of using it.
       train: steps; `None` if there will be none.
       statistics: comes before an evaluation, see `refresh_statistics`; `None` if running ones do.
       evaluate: an evaluation.
     """
 
     spec: genotype.NetSpec
-    way: str
+    kind: str
     train: Program | None
     statistics: Program | None
     evaluate: Program

@@ -10,19 +10,19 @@ import optax
 from asose_jax.data.augment import Augmentation
 from asose_jax.nn.forward import Mode
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train.phases import Phase, Plan
+from asose_jax.train.phases import Phase, Schedule
 
 AXIS = 'batch'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Recipe:
+class StepConfig:
     """What is compiled into the steps of one network.
 
     Attributes:
       model: with `synced_over=AXIS`.
       tx: see `optimizer.make_optimizer`.
-      plan: phases, turns, tau.
+      schedule: phases, turns, tau.
       augmentation: of training images.
       warmup_mode: SKIP or UNIFORM.
       arch_micro_batches: parts that an alpha step's images are cut into, one after another, to save
@@ -37,7 +37,7 @@ class Recipe:
 
     model: SuperNet
     tx: optax.GradientTransformationExtraArgs
-    plan: Plan
+    schedule: Schedule
     augmentation: Augmentation
     warmup_mode: Mode = Mode.SKIP
     arch_micro_batches: int = 1

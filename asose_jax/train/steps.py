@@ -19,16 +19,16 @@ from asose_jax.nn.forward import Mode
 from asose_jax.train import optimizer, second_order
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed, Totals
-from asose_jax.train.step_config import AXIS, Recipe
+from asose_jax.train.step_config import AXIS, StepConfig
 
 
 def train_steps(
-    recipe: Recipe, phase: Phase, packed: Packed, batch: Any, shared: Any
+    step_config: StepConfig, phase: Phase, packed: Packed, batch: Any, shared: Any
 ) -> tuple[Packed, dict[str, jax.Array]]:
     """Runs `batch['steps']` steps. State buffers are donated.
 
     Args:
-      recipe: static.
+      step_config: static.
       phase: static.
       packed: the state, the same on every device.
       batch: this device's part of `batches.chunk`: `[slots, B/D, ...]` per key.
@@ -42,7 +42,7 @@ def train_steps(
     def body(slot, packed):
         images, labels = _fetch(slot, batch, shared)
         following = functools.partial(_fetch, slot + 1, batch, shared)
-        return train_step(recipe, phase, packed, images, labels, shared['key'], following)
+        return train_step(step_config, phase, packed, images, labels, shared['key'], following)
 
     packed = lax.fori_loop(0, batch['steps'], body, packed)
     state = packed.unpack()
@@ -50,13 +50,13 @@ def train_steps(
         'totals': state.totals,
         'longest_streak': state.longest_streak,
         'arch': state.arch,
-        'factors': factors.of(recipe.model.spec, state.params),
+        'factors': factors.of(step_config.model.spec, state.params),
     }
     return packed, metrics
 
 
 def train_step(
-    recipe: Recipe,
+    step_config: StepConfig,
     phase: Phase,
     packed: Packed,
     images: jax.Array,
@@ -70,7 +70,7 @@ def train_step(
     nothing but counters (spec section 4).
 
     Args:
-      recipe: static.
+      step_config: static.
       phase: static.
       packed: the state before the step.
       images: this device's, `[B/D, H, W, C]`, normalised float32.
@@ -90,20 +90,20 @@ def train_step(
     def prepared(step, images, labels):
         """Key of the draw, augmented images, labels."""
         draw_key, image_key = jax.random.split(jax.random.fold_in(key, step))
-        images = augment.augment(images, image_key, places(labels), recipe.augmentation)
+        images = augment.augment(images, image_key, places(labels), step_config.augmentation)
         return draw_key, images, labels
 
     draw_key, images, labels = prepared(state.step, images, labels)
 
     def loss(trainable, mode, draw_key, images, labels):
-        logits, changed = recipe.model.apply(
+        logits, changed = step_config.model.apply(
             {**trainable, 'batch_stats': state.batch_stats},
             images,
-            recipe.plan.tau(state.step),
-            beta=recipe.plan.beta(state.step),
+            step_config.schedule.tau(state.step),
+            beta=step_config.schedule.beta(state.step),
             mode=mode,
             train=True,
-            optimized=recipe.plan.optimized(state.step),
+            optimized=step_config.schedule.optimized(state.step),
             positions=places(labels),
             mutable=['batch_stats', 'guard', 'second_head'],
             rngs={'gumbel': draw_key, 'drop_path': draw_key},
@@ -111,7 +111,7 @@ def train_step(
         value = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         for others in jax.tree.leaves(changed.get('second_head', {})):
             beside = optax.softmax_cross_entropy_with_integer_labels(others, labels).mean()
-            value += recipe.model.settings.second_head * beside
+            value += step_config.model.settings.second_head * beside
         correct = (logits.argmax(-1) == labels).sum()
         guarded = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
         return value, (correct, guarded, changed['batch_stats'])
@@ -135,7 +135,7 @@ def train_step(
         return {**optax.tree.zeros_like(vectors.trainable), **known}
 
     def weight_turn(groups=('params',), mode=None):
-        mode = mode or recipe.weight_mode(phase)
+        mode = mode or step_config.weight_mode(phase)
         value, (correct, guarded, batch_stats), grads = gradient(
             groups, mode, draw_key, images, labels
         )
@@ -156,9 +156,9 @@ def train_step(
         return value, grads, batch_stats, moved.replace(arch_loss=value, arch_steps=jnp.int32(1))
 
     def penalised(grads):
-        if recipe.penalty is None:
+        if step_config.penalty is None:
             return grads
-        return optax.tree.add(grads, jax.grad(recipe.penalty)(state.arch))
+        return optax.tree.add(grads, jax.grad(step_config.penalty)(state.arch))
 
     def after_next(valid, train):
         """Gradient of alpha after the weight step that comes next: its images, its draw."""
@@ -169,7 +169,7 @@ def train_step(
         def stepped(grads):
             grads = whole({'params': grads})
             opt_state, trainable = vectors.opt_state, vectors.trainable
-            updates, _ = recipe.tx.update(grads, opt_state, trainable, step=optimizer.BEFORE)
+            updates, _ = step_config.tx.update(grads, opt_state, trainable, step=optimizer.BEFORE)
             moved = optax.apply_updates(vectors.params, updates['params'])
             return layout.params.unpack(moved)
 
@@ -180,7 +180,7 @@ def train_step(
         # BatchNorm normalises with this batch but leaves its running statistics alone.
         def of(keys, parts):
             seen = [(key, *part) for key, part in zip(keys, parts, strict=True)]
-            if recipe.second_order:
+            if step_config.second_order:
                 value, (_, guarded, _), grads = after_next(*seen)
             else:
                 value, (_, guarded, _), grads = gradient(('arch',), Mode.ALPHA, *seen[0])
@@ -188,14 +188,14 @@ def train_step(
             return guarded, value, grads
 
         keys, parts = [draw_key], [(images, labels)]
-        if recipe.second_order:
+        if step_config.second_order:
             key, *part = prepared(state.step + 1, *following())
             keys, parts = [*keys, key], [*parts, tuple(part)]
         parts = jax.tree.map(
-            lambda a: a.reshape(recipe.arch_micro_batches, -1, *a.shape[1:]), parts
+            lambda a: a.reshape(step_config.arch_micro_batches, -1, *a.shape[1:]), parts
         )
-        many = functools.partial(jax.random.split, num=recipe.arch_samples)
-        keys = [many(key) if recipe.arch_samples > 1 else key[None] for key in keys]
+        many = functools.partial(jax.random.split, num=step_config.arch_samples)
+        keys = [many(key) if step_config.arch_samples > 1 else key[None] for key in keys]
         guarded, value, grads = _mean_over(
             lambda keys: _mean_over(functools.partial(of, keys), parts), keys
         )
@@ -205,12 +205,12 @@ def train_step(
         return value, whole({'arch': penalised(grads)}), vectors.batch_stats, moved
 
     if phase.searches:
-        is_alpha_turn = recipe.plan.is_alpha_turn(state.step)
-        moves_alpha = turn_of_both if recipe.plan.together else alpha_turn
+        is_alpha_turn = step_config.schedule.is_alpha_turn(state.step)
+        moves_alpha = turn_of_both if step_config.schedule.together else alpha_turn
         value, grads, batch_stats, moved = lax.cond(is_alpha_turn, moves_alpha, weight_turn)
     else:
         value, grads, batch_stats, moved = weight_turn()
-    updates, opt_state = recipe.tx.update(
+    updates, opt_state = step_config.tx.update(
         grads, vectors.opt_state, vectors.trainable, step=vectors.step
     )
     updated = vectors.replace(
@@ -237,14 +237,14 @@ def train_step(
 
 
 def eval_steps(
-    recipe: Recipe, phase: Phase, packed: Packed, batch: Any, shared: Any
+    step_config: StepConfig, phase: Phase, packed: Packed, batch: Any, shared: Any
 ) -> dict[str, jax.Array]:
     """Evaluates the images of `batch['steps']` batches, without noise, with running statistics.
 
     Or as a mixture, see `Recipe`.
 
     Args:
-      recipe: static.
+      step_config: static.
       phase: static; see `Recipe.eval_mode`.
       packed: the state, read only.
       batch: this device's part of `batches.chunk`, with `weight` `[slots, B/D]`: 1 counts, 0 not.
@@ -256,13 +256,13 @@ def eval_steps(
     """
     state = packed.unpack()
     variables = {**state.trainable, 'batch_stats': state.batch_stats}
-    beta = recipe.plan.beta(state.step)
+    beta = step_config.schedule.beta(state.step)
 
     def logits_of(images):
-        if not recipe.eval_mixture:
-            mode = recipe.eval_mode(phase)
-            return recipe.model.apply(variables, images, beta=beta, mode=mode, train=False)
-        logits, _ = recipe.model.apply(
+        if not step_config.eval_mixture:
+            mode = step_config.eval_mode(phase)
+            return step_config.model.apply(variables, images, beta=beta, mode=mode, train=False)
+        logits, _ = step_config.model.apply(
             variables,
             images,
             beta=beta,
@@ -287,19 +287,19 @@ def eval_steps(
         return {key: sums[key].at[slot].set(value) for key, value in found.items()}
 
     sums = dict.fromkeys(('loss', 'correct', 'images'), jnp.zeros(len(batch['weight'])))
-    sums['logits'] = jnp.zeros((*batch['weight'].shape, recipe.model.spec.num_classes))
+    sums['logits'] = jnp.zeros((*batch['weight'].shape, step_config.model.spec.num_classes))
     sums = lax.fori_loop(0, batch['steps'], body, sums)
     logits = sums.pop('logits')
     return {**lax.psum(sums, AXIS), 'logits': logits}
 
 
-def own_statistics(recipe: Recipe, packed: Packed, batch: Any, shared: Any) -> Packed:
+def own_statistics(step_config: StepConfig, packed: Packed, batch: Any, shared: Any) -> Packed:
     """Gives BatchNorm the statistics of the network that alpha makes most likely.
 
     A supernet's running statistics are means over draws, and belong to none of its networks.
 
     Args:
-      recipe: static.
+      step_config: static.
       packed: the state.
       batch: this device's part of `batches.chunk`, images to train on; they are not augmented, as
         those of evaluations are not. `batch['done']` is how many batches came in calls before.
@@ -314,10 +314,10 @@ def own_statistics(recipe: Recipe, packed: Packed, batch: Any, shared: Any) -> P
     def body(slot, batch_stats):
         images, _ = _fetch(slot, batch, shared)
         variables = {**state.trainable, 'batch_stats': batch_stats}
-        _, changed = recipe.model.apply(
+        _, changed = step_config.model.apply(
             variables,
             images,
-            beta=recipe.plan.beta(state.step),
+            beta=step_config.schedule.beta(state.step),
             mode=Mode.ARGMAX,
             train=True,
             mutable=['batch_stats', 'guard', 'second_head'],

@@ -91,12 +91,12 @@ def _drawn(name, tau, noise='unit'):
 @pytest.mark.parametrize('noise', ['unit', 'temperature'])
 @pytest.mark.parametrize('name', ESTIMATORS)
 def test_largest_weight_follows_the_law_that_is_told(name, noise):
-    law, alpha = ESTIMATORS[name].law(0.4, noise), ALPHAS[0]
-    if law is None:
+    sampling_temperature, alpha = ESTIMATORS[name].sampling_temperature(0.4, noise), ALPHAS[0]
+    if sampling_temperature is None:
         assert name in ('softmax', 'drnas')
         return
     counts = np.bincount(_drawn(name, 0.4, noise)[0].argmax(-1), minlength=3)
-    expected = special.softmax(np.float64(alpha / law))
+    expected = special.softmax(np.float64(alpha / sampling_temperature))
     assert stats.chisquare(counts, DRAWS * expected).pvalue > 1e-3
 
 

@@ -196,8 +196,8 @@ def _wider(tmp_path):
 def test_what_was_found_is_built_with_all_its_widths_scaled(tmp_path):
     config = _wider(tmp_path)
     images = builders.load_data(config)
-    plan = builders.make_plan(config, len(images.train))
-    spec = run_phases.initialization.origin(config, images, plan).spec
+    schedule = builders.make_schedule(config, len(images.train))
+    spec = run_phases.initialization.origin(config, images, schedule).spec
     assert (spec.stem_channels, [block.channels for block in spec.blocks]) == (8, [8, 16])
     assert spec.groups() == ((('skip_connect',),), (('max_pool_3x3',),))
 
@@ -239,7 +239,7 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
     assert [phase['name'] for phase in whole['phases']] == ['optimize']
     assert (tmp_path / 'whole' / 'genotype.txt').read_text().strip() == CELL
     spec = run_phases.initialization.origin(
-        config, builders.load_data(config), builders.make_plan(config, 287)
+        config, builders.load_data(config), builders.make_schedule(config, 287)
     ).spec
     fresh = jax.eval_shape(
         lambda key: SuperNet(spec).init(key, jnp.ones((1, 8, 8, 1)), mode=Mode.ARGMAX, train=False),

@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from asose_jax.config.schema import RULES
 from asose_jax.config.validation import (
-    as_begun,
-    begins_exactly,
     differences,
     flatten,
     frozen_epochs,
+    has_exact_start,
     validate,
+    with_original_defaults,
 )
 from asose_jax.runtime.errors import UserError
 from configs import search
@@ -231,23 +231,23 @@ def test_search_begins_exactly_where_it_can_and_alpha_rests_at_first_then(
 ):
     config = search.get_config(preset)
     config.update_from_flattened_dict(fields)
-    assert begins_exactly(config) == exactly
+    assert has_exact_start(config) == exactly
     assert frozen_epochs(config) == frozen
 
 
 def test_run_begun_before_a_field_existed_goes_on_without_it(tmp_path, caplog):
     config = search.get_config('darts')
-    assert as_begun(config, tmp_path) is config
+    assert with_original_defaults(config, tmp_path) is config
     begun = flatten(config)
     del begun['search.exact_start'], begun['search.statistics_batches']
     (tmp_path / 'config.json').write_text(json.dumps({**begun, 'search.freeze_epochs': 2}))
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        found = as_begun(config, tmp_path)
+        found = with_original_defaults(config, tmp_path)
     assert (found.search.exact_start, found.search.statistics_batches) == (False, 0)
     assert found.search.freeze_epochs == 2
     assert 'goes on with search.exact_start=False, search.statistics_batches=0' in caplog.text
     (tmp_path / 'config.json').write_text(json.dumps(flatten(config)))
-    assert as_begun(config, tmp_path) is config
+    assert with_original_defaults(config, tmp_path) is config
 
 
 def test_differences_name_the_fields():

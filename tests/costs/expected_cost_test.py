@@ -211,7 +211,7 @@ def test_alpha_steps_add_its_gradient_and_the_logged_loss_stays():
     spec = free.model.spec
     penalty = _budget(target=1e3).penalty(spec)
     held = dataclasses.replace(free, penalty=penalty)
-    before, after = (search_steps.after_one(recipe, index) for recipe in (free, held))
+    before, after = (search_steps.after_one(step_config, index) for step_config in (free, held))
     assert before.totals.arch_loss == pytest.approx(float(after.totals.arch_loss), rel=1e-6)
     arch = networks.fresh_state(free.model, free.tx, seed=1).arch
     gradient = jax.tree.leaves(jax.jit(jax.grad(penalty))(arch))
@@ -223,14 +223,14 @@ def test_alpha_steps_add_its_gradient_and_the_logged_loss_stays():
 
 @pytest.mark.slow
 def test_phases_that_move_no_alpha_have_the_same_program_with_and_without():
-    def program(recipe, phase):
+    def program(step_config, phase):
         batch = {'index': np.zeros((1, 1, 16), np.int32), 'steps': np.ones(1, np.int32)}
-        call = functools.partial(steps.train_steps, recipe, phase)
+        call = functools.partial(steps.train_steps, step_config, phase)
         mapped = jax.vmap(call, (None, 0, None), axis_name=steps.AXIS)
         begun = Packed.of(search_steps.fresh())
         return str(jax.make_jaxpr(mapped)(begun, batch, search_steps.SHARED))
 
-    off = search_steps.RECIPE
+    off = search_steps.STEP_CONFIG
     on = dataclasses.replace(off, penalty=_budget().penalty(search_steps.SPEC))
     for phase in (Phase.WARMUP, Phase.OPTIMIZE):
         assert program(off, phase) == program(on, phase)

@@ -86,7 +86,7 @@ class Run:
                 self._news.notify_all()
 
     @property
-    def told(self) -> str:
+    def output(self) -> str:
         return '\n'.join(self.lines)
 
     def wait_for(self, holds: Callable[['Run'], bool]) -> bool:
@@ -192,7 +192,7 @@ def _become(root, arguments, environment, code, tells):
 
 def says(text: str) -> Callable[[Run], bool]:
     """Whether the run has said so."""
-    return lambda run: text in run.told
+    return lambda run: text in run.output
 
 
 def more(count: int) -> Callable[[Run], bool]:

@@ -101,9 +101,9 @@ def _lines(config, spec):
             share = done / total
             known = {} if phase == 'warmup' else goals
             tau = max(0.1, 0.8 * 0.9**done)
-            law = tau if phase in ('search', 'growth') else None
-            analysis = arch_analysis.architecture_analysis(
-                _arch(spec, known, share), spec, before, law
+            sampling_temperature = tau if phase in ('search', 'growth') else None
+            analysis = arch_analysis.analyze_architecture(
+                _arch(spec, known, share), spec, before, sampling_temperature
             )
             before = analysis['genotype']
             accuracy = 0.97 - 0.8 * math.exp(-5 * share) + 0.01 * float(random.normal())
@@ -135,7 +135,7 @@ def _lines(config, spec):
             if phase == 'growth' and kind and isinstance(spec, chain.ChainSpec):
                 spec, event = _grow(spec, kind, goals, random)
                 line['growth'], number = [event], number + 1
-                grown = arch_analysis.architecture_analysis(_arch(spec, goals, share), spec)
+                grown = arch_analysis.analyze_architecture(_arch(spec, goals, share), spec)
                 kept = {key: grown[key] for key in ('genotype', 'arch/probabilities')}
                 line['grown'] = {'network': spec.to_json(), 'factors': _factors(spec), **kept}
                 before = grown['genotype']

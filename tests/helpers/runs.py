@@ -103,8 +103,8 @@ def final_state(workdir, config):
         meta = checkpoints.describe(step)
         spec = registry.spec_from_json(meta['spec'])
         net = supernet.SuperNet(spec, synced_over=steps.AXIS)
-        tx = builders.make_optimizer(config, builders.make_plan(config, 287))
-        like = state.abstract_state(net, tx, pmap.everywhere())
+        tx = builders.make_optimizer(config, builders.make_schedule(config, 287))
+        like = state.abstract_state(net, tx, pmap.replicated_sharding())
         return step, spec, jax.device_get(checkpoints.restore(step, like))
 
 
@@ -128,7 +128,7 @@ def stop_after(monkeypatch, step):
         if at == step:
             raise Killed
 
-    monkeypatch.setattr(phase_loop, '_length', lambda *_: 1)
+    monkeypatch.setattr(phase_loop, '_chunk_length', lambda *_: 1)
     monkeypatch.setattr(checkpoint.Checkpoints, 'due', due)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', stopped)
 
@@ -221,14 +221,14 @@ class Compiled:
     def __init__(self):
         self.calls, self.train = {}, []  # the second: a weak reference to each, with what it is of
 
-    def _made(self, original, recipe, phase, example):
-        key = original.__name__, recipe.model.spec, phase.searches or phase
+    def _made(self, original, step_config, phase, example):
+        key = original.__name__, step_config.model.spec, phase.searches or phase
         if key in self.calls:
             return pmap.Program(self.calls[key], 0.0, 0)
-        made = original(recipe, phase, *example)
+        made = original(step_config, phase, *example)
         self.calls[key] = made.call
         if original.__name__ == 'compile_train':
-            self.train.append((weakref.ref(made), recipe.model.spec.to_json(), str(phase)))
+            self.train.append((weakref.ref(made), step_config.model.spec.to_json(), str(phase)))
         return made
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +238,8 @@ class Compiled:
             monkeypatch.setattr(
                 pmap,
                 name,
-                lambda recipe, phase, *example, original=original: self._made(
-                    original, recipe, phase, example
+                lambda step_config, phase, *example, original=original: self._made(
+                    original, step_config, phase, example
                 ),
             )
 
@@ -249,18 +249,18 @@ def make_whole(place: pathlib.Path) -> None:
 
     `run` was never stopped; `stopped` was: in each phase, and around a growth.
     """
-    compiled, alive, write = Compiled(), [], run_summary.write
+    compiled, alive, write = Compiled(), [], run_summary.write_summary
 
-    def at_the_end(setup, current):
+    def at_the_end(context, current):
         gc.collect()
         alive.extend(i for i, (made, *_) in enumerate(compiled.train) if made() is not None)
-        return write(setup, current)
+        return write(context, current)
 
     place.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         compiled.install(patch)
         with pytest.MonkeyPatch.context() as ending:
-            ending.setattr(run_summary, 'write', at_the_end)
+            ending.setattr(run_summary, 'write_summary', at_the_end)
             run_phases.run(tiny(**WHOLE), place / 'run')
         programs = [[spec, phase] for _, spec, phase in compiled.train]
         stops = [(stop_after, step) for step in (2, 9, 31)]
@@ -295,8 +295,8 @@ def stop_before_saving(monkeypatch, step):
     """Ends the run between the growth at `step` and its checkpoint."""
     original = controller.consider
 
-    def consider(setup, current, span, record, batch):
-        events = original(setup, current, span, record, batch)
+    def consider(context, current, span, record, batch):
+        events = original(context, current, span, record, batch)
         if record['step'] == step:
             assert events
             raise Killed

@@ -9,12 +9,13 @@ import numpy as np
 import optax
 
 from asose_jax.data import augment, batches
-from asose_jax.data.dataset import Data, ImageSet
+from asose_jax.data.dataset import Dataset, ImageSet
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases, pmap, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed
+from asose_jax.train.step_config import StepConfig
 from helpers import networks
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
@@ -25,18 +26,18 @@ SPEC = chain.build(
 )
 
 
-PLAN = phases.make_plan({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
+SCHEDULE = phases.make_schedule({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
 
 
-TX = optimizer.make_optimizer(PLAN)
+TX = optimizer.make_optimizer(SCHEDULE)
 
 
-RECIPE = steps.Recipe(
-    SuperNet(SPEC, synced_over=steps.AXIS), TX, PLAN, augment.Augmentation(1, True)
+STEP_CONFIG = StepConfig(
+    SuperNet(SPEC, synced_over=steps.AXIS), TX, SCHEDULE, augment.Augmentation(1, True)
 )
 
 
-START = PLAN.spans[1].start  # of search: an alpha turn
+START = SCHEDULE.spans[1].start  # of search: an alpha turn
 
 
 def data():
@@ -47,7 +48,7 @@ def data():
     everything = np.arange(64)
     names = ('a', 'b', 'c')
     source = ImageSet.of_arrays(images, labels)
-    return Data(source, everything, everything, everything, names, (6, 6, 1), mean, std)
+    return Dataset(source, everything, everything, everything, names, (6, 6, 1), mean, std)
 
 
 KEY = jax.random.key(0)
@@ -57,13 +58,13 @@ SHARED = pmap.shared_arrays(data(), KEY)
 
 
 @functools.cache
-def call(phase, devices, recipe=RECIPE):
+def call(phase, devices, step_config=STEP_CONFIG):
     """A compiled call of trees on the host, `(state, batch, shared) -> (state, metrics)`.
 
     What it gives is the same on all of its devices, or it fails.
     """
     compiled = jax.pmap(
-        functools.partial(steps.train_steps, recipe, phase),
+        functools.partial(steps.train_steps, step_config, phase),
         axis_name=steps.AXIS,
         in_axes=(None, 0, None),
         out_axes=(None, 0),
@@ -89,10 +90,10 @@ def assert_replicas_equal(tree, devices):
 
 def fresh(step=START):
     """A state on the host, at a step; whoever gets it may change it."""
-    return networks.fresh_state(RECIPE.model, TX, seed=1).replace(step=np.int32(step))
+    return networks.fresh_state(STEP_CONFIG.model, TX, seed=1).replace(step=np.int32(step))
 
 
-def run(before, count, devices=1, phase=Phase.SEARCH, poison=None, recipe=RECIPE):
+def run(before, count, devices=1, phase=Phase.SEARCH, poison=None, step_config=STEP_CONFIG):
     """`count` steps with a global batch of 16."""
     first = int(before.step)
     chosen = [
@@ -105,7 +106,9 @@ def run(before, count, devices=1, phase=Phase.SEARCH, poison=None, recipe=RECIPE
         shared.update(poison)
     if devices == 1:
         shared = jax.device_put(shared, jax.devices()[0])
-    after, metrics = call(phase, devices, recipe)(before, batches.chunk(chosen, 8, devices), shared)
+    after, metrics = call(phase, devices, step_config)(
+        before, batches.chunk(chosen, 8, devices), shared
+    )
     return after, metrics
 
 
@@ -113,15 +116,17 @@ def same(a, b):
     chex.assert_trees_all_equal(jax.device_get(a), jax.device_get(b))
 
 
-STILL = dataclasses.replace(RECIPE, augmentation=augment.Augmentation(0, False))
+STILL = dataclasses.replace(STEP_CONFIG, augmentation=augment.Augmentation(0, False))
 
 
-def after_one(recipe, index):
+def after_one(step_config, index):
     """The state after the first step of search."""
     chunk = batches.chunk([{'index': index}], 8, 1)
     shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
-    before = networks.fresh_state(recipe.model, recipe.tx, seed=1).replace(step=np.int32(START))
-    after, _ = call(Phase.SEARCH, 1, recipe)(before, chunk, {**shared, 'key': KEY})
+    before = networks.fresh_state(step_config.model, step_config.tx, seed=1).replace(
+        step=np.int32(START)
+    )
+    after, _ = call(Phase.SEARCH, 1, step_config)(before, chunk, {**shared, 'key': KEY})
     return after
 
 
@@ -148,6 +153,6 @@ def first_moment_of(after):
     return jax.tree.leaves(optax.tree.get(after.opt_state, 'mu'))
 
 
-def first_moment(recipe, index):
+def first_moment(step_config, index):
     """That of a state after its first step."""
-    return first_moment_of(after_one(recipe, index))
+    return first_moment_of(after_one(step_config, index))

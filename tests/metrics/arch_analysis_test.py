@@ -35,7 +35,7 @@ def test_analysis_by_hand():
     certain = [0.0] * 3 + [1e3] + [0.0] * 6
     even = [0.0] * 10
     arch = _arch(certain, even)
-    told = arch_analysis.architecture_analysis(arch, SPEC, [['none'], ['none']])
+    told = arch_analysis.analyze_architecture(arch, SPEC, [['none'], ['none']])
     assert told['arch/entropies'] == pytest.approx([0, math.log(10)])
     assert told['arch/entropy'] == pytest.approx(math.log(10) / 2)
     assert told['arch/confidence'] == pytest.approx(0.55)
@@ -50,13 +50,13 @@ def test_analysis_by_hand():
     arch['block_1']['choice_0']['alpha'] = jnp.arange(10.0)
     drawn = np.exp(np.arange(10) / 0.5)
     drawn /= drawn.sum()
-    told = arch_analysis.architecture_analysis(arch, SPEC, law=0.5)
+    told = arch_analysis.analyze_architecture(arch, SPEC, sampling_temperature=0.5)
     assert told['arch/draw_entropy'] == pytest.approx(-(drawn * np.log(drawn)).sum() / 2, rel=1e-5)
 
 
 def test_derived_network_is_sure():
     chosen = genotype.Genotype((('sep_conv_3x3',), ('none',)))
-    told = arch_analysis.architecture_analysis({}, genotype.derive(SPEC, chosen))
+    told = arch_analysis.analyze_architecture({}, genotype.derive(SPEC, chosen))
     assert (told['arch/entropy'], told['arch/confidence']) == (0, 1)
     assert told['genotype'] == [['sep_conv_3x3'], ['none']]
 
@@ -83,7 +83,7 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
 
 def test_factors_are_rounded_and_null_where_they_are_no_numbers():
     factors = [[[jnp.float32(1 / 3), None]], [[jnp.float32(0)], [jnp.float32(jnp.nan)]]]
-    assert arch_analysis.rounded(factors) == [[[0.3333, None]], [[0.0], [None]]]
+    assert arch_analysis.rounded_factors(factors) == [[[0.3333, None]], [[0.0], [None]]]
 
 
 def _console(terminal, width=120):
@@ -147,7 +147,7 @@ def test_edges_that_are_left_out_are_no_collapse():
     """DARTS derives two edges of a node; `none` stands for the others."""
     spec = darts.build((8, 8, 3), 10, channels=4, depth=2, reductions=(1,))
     arch = {spec.alpha_path(*row[:2])[0]: {'alpha': jnp.arange(8.0)} for row in spec.rows()}
-    told = arch_analysis.architecture_analysis(arch, spec)
+    told = arch_analysis.analyze_architecture(arch, spec)
     assert told['arch/counts'] == {'dil_conv_5x5': 16}
     assert told['arch/none_fraction'] == told['arch/skip_fraction'] == 0
     assert sum(name == 'none' for node in told['genotype'] for name in node) == 28 - 16

@@ -28,7 +28,7 @@ SIZES = {
 PLAIN = ('none', 'skip_connect', 'max_pool_3x3')  # quickly compiled; no edge of a cell needs more
 IMAGES = np.random.default_rng(0).normal(size=(6, 6, 6, 2)).astype('f')
 LABELS = np.arange(6) % 3
-TX = optimizer.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))
+TX = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
 
 
 def _spec(space, names=NAMES):
@@ -195,12 +195,12 @@ def test_statistics_of_their_own_are_those_of_the_most_likely_network():
 
     dropped = SearchSettings(drop_path=0.5)  # in optimize, and not here
     net = SuperNet(small.SPEC, dropped, synced_over=steps.AXIS)
-    recipe, images = dataclasses.replace(small.RECIPE, model=net), small.data()
+    step_config, images = dataclasses.replace(small.STEP_CONFIG, model=net), small.data()
     held = small.fresh(small.START)
     index = np.arange(8, dtype=np.int32)
     chunk = small.batches.chunk([{'index': index}], 2, 1) | {'done': np.zeros(1, np.int32)}
     call = jax.pmap(
-        functools.partial(steps.own_statistics, recipe),
+        functools.partial(steps.own_statistics, step_config),
         axis_name=steps.AXIS,
         in_axes=(None, 0, None),
         out_axes=None,

@@ -164,9 +164,9 @@ def halted(tmp_path_factory):
     """
     place, alphas = tmp_path_factory.mktemp('halted'), {}
 
-    def remembered(setup, current):
+    def remembered(context, current):
         alphas[current.step] = jax.device_get(current.state.arch)
-        return _measured(setup, current)
+        return _measured(context, current)
 
     with pytest.MonkeyPatch.context() as patch:
         Compiled().install(patch)
@@ -178,7 +178,7 @@ def halted(tmp_path_factory):
     return place / 'run', summary, alphas
 
 
-def _measured(setup, current):
+def _measured(context, current):
     return SERIES[current.step]
 
 
@@ -206,8 +206,10 @@ def test_search_ends_with_the_alpha_of_before_and_the_next_phase_begins(halted):
 
 def _like(spec):
     config = tiny(**FIELDS)
-    tx = builders.make_optimizer(config, builders.make_plan(config, 287))
-    return state.abstract_state(SuperNet(spec, synced_over=steps.AXIS), tx, pmap.everywhere())
+    tx = builders.make_optimizer(config, builders.make_schedule(config, 287))
+    return state.abstract_state(
+        SuperNet(spec, synced_over=steps.AXIS), tx, pmap.replicated_sharding()
+    )
 
 
 @pytest.mark.slow
@@ -218,17 +220,19 @@ def test_stopped_and_resumed_run_ends_its_search_alike(halted):
 @pytest.mark.slow
 def test_run_that_ended_its_search_is_as_long_as_one_that_planned_it(halted):
     config = tiny(**FIELDS)
-    plan = builders.make_plan(config, 287).with_search_until(30)
-    assert plan.steps == 34
-    assert plan == plan.with_search_until(30)
-    assert plan.spans == builders.make_plan(tiny(**{**FIELDS, 'search.epochs': 5}), 287).spans
+    schedule = builders.make_schedule(config, 287).with_search_until(30)
+    assert schedule.steps == 34
+    assert schedule == schedule.with_search_until(30)
+    assert (
+        schedule.spans == builders.make_schedule(tiny(**{**FIELDS, 'search.epochs': 5}), 287).spans
+    )
     _, _, state = final_state(halted[0], config)
     counts = [
         leaf
         for path, leaf in jax.tree.leaves_with_path(state.opt_state.inner_states['weights'])
         if 'count' in jax.tree_util.keystr(path)
     ]
-    assert counts == [plan.weight_updates(plan.steps)]
+    assert counts == [schedule.weight_updates(schedule.steps)]
 
 
 def test_control_of_a_run_with_remedies_is_no_contradiction(tmp_path):

@@ -24,7 +24,7 @@ NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
 SPEC = chain.build(
     (6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
 )
-TX = optimizer.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))
+TX = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
 
 
 def _as_before(spec, held):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.runs import NAMES_OF, Killed, lines_of, summary_of, tiny
 
-from asose_jax.pipeline import evaluation, perturbation, run_context, run_phases
+from asose_jax.pipeline import evaluation, perturbation, run_phases
 from asose_jax.spaces import darts
 from asose_jax.spaces.registry import SPACES
 
@@ -153,7 +153,7 @@ def test_selection_that_is_killed_begins_again_and_finds_the_same(tmp_path, monk
     told = [record.getMessage() for record in caplog.records]
     assert sum('selection: choice' in line for line in told) == 2
     assert summary['selection'] == 'perturbation'
-    original, calls = evaluation.means, []
+    original, calls = evaluation.mean_loss_and_accuracy, []
 
     def means(sums):
         calls.append(sums)
@@ -162,7 +162,7 @@ def test_selection_that_is_killed_begins_again_and_finds_the_same(tmp_path, monk
         return original(sums)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_context, 'means', means)
+        patch.setattr(evaluation, 'mean_loss_and_accuracy', means)
         with pytest.raises(Killed):
             run_phases.run(tiny(**FIELDS), tmp_path / 'halves')
     run_phases.run(tiny(**FIELDS), tmp_path / 'halves')

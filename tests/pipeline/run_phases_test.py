@@ -28,7 +28,7 @@ from helpers.runs import (
 
 from asose_jax.arch import genotype
 from asose_jax.metrics import run_record
-from asose_jax.pipeline import builders, evaluation, run_context, run_phases
+from asose_jax.pipeline import builders, evaluation, run_phases
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, registry, supernet
@@ -252,7 +252,7 @@ def test_genotype_that_does_not_fit_is_one_clear_error(text, message, tmp_path):
 )
 def test_draws_follow_the_law_of_the_preset(preset, law):
     spec = chain.build((8, 8, 1), 2, channels=4, depth=1, reductions=(), max_channels=4)
-    assert builders.model_of(get_config(preset), spec).settings.noise == law
+    assert builders.make_supernet(get_config(preset), spec).settings.noise == law
 
 
 def test_new_mixed_operations_lean_against_what_a_residual_does_already():
@@ -260,7 +260,7 @@ def test_new_mixed_operations_lean_against_what_a_residual_does_already():
     spec = chain.build((8, 8, 1), 2, channels=4, depth=1, reductions=(), max_channels=4)
     for preset, skip in (('cifar10', -2.0), ('seed', 1.0)):
         config = get_config(preset)
-        settings = builders.model_of(config, spec, config.growth).settings
+        settings = builders.make_supernet(config, spec, config.growth).settings
         alpha = settings.initial_alpha(jax.random.key(0), candidates)
         assert alpha[:2].tolist() == [-2.0, skip]
 
@@ -460,8 +460,10 @@ def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(supernet.SearchSettings, 'initial_alpha', only_skip)
     accuracies = iter([0.9, 0.6, 0.6, 0.6, 0.6])
-    honest = evaluation.means
-    monkeypatch.setattr(run_context, 'means', lambda sums: (honest(sums)[0], next(accuracies, 0.6)))
+    honest = evaluation.mean_loss_and_accuracy
+    monkeypatch.setattr(
+        evaluation, 'mean_loss_and_accuracy', lambda sums: (honest(sums)[0], next(accuracies, 0.6))
+    )
     with caplog.at_level(logging.WARNING, 'asose_jax'):
         run_until(16, tiny(**WHOLE), tmp_path)
     told = [record.getMessage() for record in caplog.records]

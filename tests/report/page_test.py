@@ -236,7 +236,7 @@ def test_pages_take_a_fiftieth_of_the_time_but_are_drawn_at_once_when_asked(tmp_
 
 
 def test_on_many_hosts_one_draws(tmp_path):
-    page.Page(tmp_path, writes=False).draw()
+    page.Page(tmp_path, is_primary_host=False).draw()
     assert not list(tmp_path.iterdir())
 
 

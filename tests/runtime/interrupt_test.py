@@ -22,16 +22,16 @@ def test_signal_stops_at_once_where_there_is_nothing_to_save(number):
 def test_signal_only_asks_while_something_is_held():
     with interrupt.Interrupt() as asked:
         with asked.held():
-            assert not asked.wished
+            assert not asked.requested
             os.kill(os.getpid(), signal.SIGTERM)
-            assert asked.wished
-        assert asked.wished
+            assert asked.requested
+        assert asked.requested
 
 
 def test_where_hosts_have_to_agree_a_signal_only_asks():
     with interrupt.Interrupt(at_once=False) as asked:
         os.kill(os.getpid(), signal.SIGINT)
-        assert asked.wished
+        assert asked.requested
 
 
 def test_handlers_of_before_are_back_afterwards():

@@ -23,7 +23,7 @@ def test_second_run_is_refused_until_the_first_one_ends(tmp_path):
 
 
 def test_other_hosts_of_a_run_are_let_in(tmp_path):
-    with workdir.claimed(tmp_path), workdir.claimed(tmp_path, writes=False):
+    with workdir.claimed(tmp_path), workdir.claimed(tmp_path, is_primary_host=False):
         pass
 
 

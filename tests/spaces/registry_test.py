@@ -204,7 +204,7 @@ def test_derived_network_is_the_supernet_under_argmax(space, seed):
 
 @every_space
 def test_derived_state_has_the_tree_of_a_fresh_one(space):
-    tx = optimizer.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))
+    tx = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
     spec = _spec(space)
     held = networks.fresh_state(SuperNet(spec), tx)
     chosen = genotype.most_likely(spec, held.arch)

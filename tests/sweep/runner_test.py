@@ -127,16 +127,16 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
     for number in stops:
         stopped = Run(root, together, several, base=FIELDS, **how)
         evaluations = 1 if number == signal.SIGTERM else 2
-        assert stopped.wait_for(lambda _, n=evaluations: _evaluated(together, n)), stopped.told
+        assert stopped.wait_for(lambda _, n=evaluations: _evaluated(together, n)), stopped.output
         stopped.signal(number)
         status = stopped.wait()
         if number == signal.SIGTERM:
-            assert status == 0, stopped.told
-            assert 'to go on: python main.py' in stopped.told
+            assert status == 0, stopped.output
+            assert 'to go on: python main.py' in stopped.output
         for seed in several['seeds']:
             wait_until_free(together / f'seed_{seed}')
     whole = Run(root, together, several, base=FIELDS, **how)
-    assert whole.wait() == 0, whole.told
+    assert whole.wait() == 0, whole.output
     summary = json.loads((together / 'summary.json').read_text())
     assert [row['name'] for row in summary['searches']] == ['seed_0', 'seed_1']
     plain = several.get('plain_cells', ())
@@ -146,13 +146,13 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
     for name in plain:
         text = (together / 'plain' / name / 'seed_1' / 'genotype.txt').read_text()
         assert text.count(name) == 6
-    assert (together / 'summary.md').read_text().strip() in whole.told
+    assert (together / 'summary.md').read_text().strip() in whole.output
     links = Parsed((together / page.NAME).read_text(encoding='utf-8')).links
     assert {'seed_0/report.html', 'seed_1/report.html'} <= set(links)
 
     with _on_one_core():
         single = Run(root, alone, {'seed': 1}, base=FIELDS, **how)
-    assert single.wait() == 0, single.told
+    assert single.wait() == 0, single.output
     assert lines_of(alone) == lines_of(together / 'seed_1')
 
 

@@ -27,7 +27,7 @@ SPEC = chain.build(
     max_channels=4,
     primitives=('none', 'skip_connect'),
 )
-TX = optimizer.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))
+TX = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
 META = {'spec': SPEC.to_json(), 'phase': 'search', 'told': {'phases': []}}
 
 
@@ -175,7 +175,10 @@ def test_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     for step in (2, 3):
         _empty(place / str(step) / 'meta' / 'metadata')
     with checkpoint.Checkpoints(place, keep=3) as checkpoints:
-        assert checkpoints.newest_whole(lambda step: (checkpoints.describe(step), step)[1]) == 1
+        assert (
+            checkpoints.restore_latest_valid(lambda step: (checkpoints.describe(step), step)[1])
+            == 1
+        )
         assert checkpoints.latest() == 1
         checkpoints.save(2, fresh(2), META)  # its place is free again
     told = [record.getMessage() for record in caplog.records]
@@ -194,7 +197,7 @@ def test_nothing_is_moved_where_all_are_damaged(tmp_path):
         checkpoint.Checkpoints(place) as checkpoints,
         pytest.raises(UserError, match=r'(?s)no checkpoint can be read:.*2/meta.*1/meta.*deleted'),
     ):
-        checkpoints.newest_whole(checkpoints.describe)
+        checkpoints.restore_latest_valid(checkpoints.describe)
     assert {path.name for path in place.iterdir()} == {'1', '2'}
     assert not (tmp_path / 'damaged').exists()
 

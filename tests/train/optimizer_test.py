@@ -14,7 +14,7 @@ from asose_jax.train import optimizer, phases
 from asose_jax.train.phases import Phase
 
 EPOCHS = {Phase.WARMUP: 1, Phase.SEARCH: 2, Phase.GROWTH: 0, Phase.OPTIMIZE: 1}
-PLAN = phases.make_plan(EPOCHS, 4)
+SCHEDULE = phases.make_schedule(EPOCHS, 4)
 TRAINABLE = {'params': {'w': jnp.array([1.0, -2.0])}, 'arch': {'alpha': jnp.array([0.5, 0.1])}}
 GRADS = {'params': {'w': jnp.array([0.3, 0.2])}, 'arch': {'alpha': jnp.array([0.1, -0.4])}}
 
@@ -34,10 +34,10 @@ def _inner(state, group):
 
 
 def test_every_step_moves_one_group_and_leaves_the_other_bit_identical():
-    tx = optimizer.make_optimizer(PLAN)
+    tx = optimizer.make_optimizer(SCHEDULE)
     before = (TRAINABLE, tx.init(TRAINABLE))
-    for step, after in enumerate(_trajectory(tx, PLAN.steps)):
-        moved, still = ('arch', 'params') if PLAN.is_alpha_turn(step) else ('params', 'arch')
+    for step, after in enumerate(_trajectory(tx, SCHEDULE.steps)):
+        moved, still = ('arch', 'params') if SCHEDULE.is_alpha_turn(step) else ('params', 'arch')
         names = {'params': 'weights', 'arch': 'arch'}
         (old, old_state), (new, new_state) = before, after
         chex.assert_trees_all_equal(old[still], new[still])
@@ -51,20 +51,20 @@ def test_every_step_moves_one_group_and_leaves_the_other_bit_identical():
 
 
 def test_both_groups_move_in_a_step_of_alpha_that_is_the_weights_as_well():
-    plan = dataclasses.replace(PLAN, together=True)
-    tx = optimizer.make_optimizer(plan)
+    schedule = dataclasses.replace(SCHEDULE, together=True)
+    tx = optimizer.make_optimizer(schedule)
     before = TRAINABLE
-    for step, (after, _) in enumerate(_trajectory(tx, PLAN.steps)):
+    for step, (after, _) in enumerate(_trajectory(tx, SCHEDULE.steps)):
         moved = {
             group: bool((jax.tree.leaves(before[group])[0] != jax.tree.leaves(tree)[0]).any())
             for group, tree in after.items()
         }
-        assert moved == {'params': True, 'arch': bool(plan.is_alpha_turn(step))}
+        assert moved == {'params': True, 'arch': bool(schedule.is_alpha_turn(step))}
         before = after
 
 
 def test_weights_follow_sgd_with_momentum_and_decay_by_hand():
-    tx = optimizer.make_optimizer(PLAN, weight_lr=0.1, weight_lr_end=0.1)
+    tx = optimizer.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1)
     (first, _), (second, _) = _trajectory(tx, 2)
     w, g = TRAINABLE['params']['w'], GRADS['params']['w']
     velocity = g + 3e-4 * w
@@ -75,7 +75,7 @@ def test_weights_follow_sgd_with_momentum_and_decay_by_hand():
 
 
 def test_alpha_follows_adamw_by_hand():
-    tx = optimizer.make_optimizer(PLAN)
+    tx = optimizer.make_optimizer(SCHEDULE)
     trainable = _trajectory(tx, 5)[-1][0]  # steps 0-3 warm up, step 4 moves alpha
     alpha, g = TRAINABLE['arch']['alpha'], GRADS['arch']['alpha']
     # Adam's first step is the sign of the gradient; the decay is not scaled with it.
@@ -84,15 +84,15 @@ def test_alpha_follows_adamw_by_hand():
 
 
 def test_learning_rates_from_a_travel_add_up_to_it():
-    lr = optimizer.lr_for_travel(4.0, 1e-5, 1000)
+    lr = optimizer.lr_for_total_displacement(4.0, 1e-5, 1000)
     schedule = optax.cosine_decay_schedule(lr, 1000, alpha=1e-5 / lr)
     assert sum(float(schedule(i)) for i in range(1000)) == pytest.approx(4.0, rel=2e-3)
-    assert optimizer.lr_for_travel(4.0, 1e-5, 10**7) == 1e-5
+    assert optimizer.lr_for_total_displacement(4.0, 1e-5, 10**7) == 1e-5
 
 
 def test_decay_of_alpha_does_not_outweigh_a_small_gradient():
     """With L2 inside Adam, a gradient of 1e-5 would lose against the decay of alpha = 1."""
-    tx = optimizer.make_optimizer(PLAN)
+    tx = optimizer.make_optimizer(SCHEDULE)
     trainable = {**TRAINABLE, 'arch': {'alpha': jnp.ones(2)}}
     small = {**GRADS, 'arch': {'alpha': jnp.array([-1e-5, 1e-5])}}
     updates, _ = tx.update(small, tx.init(trainable), trainable, step=jnp.int32(4))
@@ -107,9 +107,9 @@ def test_learning_rate_ends_where_it_should_with_the_last_update(group, name, la
     """The last update of each group is made with the rate that is one update short of the end."""
     del group
     tx = optimizer.make_optimizer(
-        PLAN, momentum=0.0, weight_decay=0.0, arch_weight_decay=0.0, arch_b1=0.0, arch_b2=0.0
+        SCHEDULE, momentum=0.0, weight_decay=0.0, arch_weight_decay=0.0, arch_b1=0.0, arch_b2=0.0
     )
-    seen = [TRAINABLE] + [trainable for trainable, _ in _trajectory(tx, PLAN.steps)]
+    seen = [TRAINABLE] + [trainable for trainable, _ in _trajectory(tx, SCHEDULE.steps)]
     sizes = [
         float(jnp.abs(jax.tree.leaves(b[name])[0] - jax.tree.leaves(a[name])[0]).max())
         for a, b in itertools.pairwise(seen)
@@ -123,7 +123,7 @@ def test_learning_rate_ends_where_it_should_with_the_last_update(group, name, la
 
 
 def test_clip_shortens_the_weights_gradient_before_decay():
-    tx = optimizer.make_optimizer(PLAN, weight_lr=0.1, weight_lr_end=0.1, clip=0.1)
+    tx = optimizer.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1, clip=0.1)
     ((first, _),) = _trajectory(tx, 1)
     w, g = TRAINABLE['params']['w'], GRADS['params']['w']
     expected = w - 0.1 * (g * 0.1 / jnp.linalg.norm(g) + 3e-4 * w)

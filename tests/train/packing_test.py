@@ -56,7 +56,7 @@ def test_gradient_by_a_vector_is_the_packed_gradient_by_the_tree():
 
 def test_packed_state_holds_moments_as_vectors_and_comes_back_bit_for_bit():
     spec = chain.build((6, 6, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8)
-    tx = optimizer.make_optimizer(phases.make_plan(dict.fromkeys(Phase, 1), 4))
+    tx = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
     random = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda key: state._initial(SuperNet(spec), tx, key), jax.random.key(0))
     held = jax.tree.map(lambda a: random.normal(size=a.shape).astype(a.dtype), shapes)

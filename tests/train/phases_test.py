@@ -9,17 +9,17 @@ from asose_jax.train import phases
 from asose_jax.train.phases import Phase
 
 EPOCHS = {Phase.WARMUP: 2, Phase.SEARCH: 40, Phase.GROWTH: 3, Phase.OPTIMIZE: 1}
-PLAN = phases.make_plan(EPOCHS, 10)
+SCHEDULE = phases.make_schedule(EPOCHS, 10)
 
 
 def test_epoch_is_one_pass_of_the_weights():
-    lengths = {span.phase: (span.stop - span.start) / span.epochs for span in PLAN.spans}
+    lengths = {span.phase: (span.stop - span.start) / span.epochs for span in SCHEDULE.spans}
     assert lengths == {Phase.WARMUP: 10, Phase.SEARCH: 15, Phase.GROWTH: 15, Phase.OPTIMIZE: 10}
-    assert PLAN.steps == 20 + 600 + 45 + 10
+    assert SCHEDULE.steps == 20 + 600 + 45 + 10
 
 
 def test_alpha_moves_every_third_step_of_search_and_growth_and_in_no_other():
-    turns = [bool(PLAN.is_alpha_turn(step)) for step in range(PLAN.steps)]
+    turns = [bool(SCHEDULE.is_alpha_turn(step)) for step in range(SCHEDULE.steps)]
     assert not any(turns[:20])
     assert turns[20:665] == [step % 3 == 0 for step in range(600)] + [
         step % 3 == 0 for step in range(45)
@@ -29,27 +29,32 @@ def test_alpha_moves_every_third_step_of_search_and_growth_and_in_no_other():
 
 @pytest.mark.parametrize('period', [2, 3, 7])
 def test_updates_count_the_turns_before_a_step(period):
-    plan = phases.make_plan(EPOCHS, 10, turn_period=period)
-    turns = np.array([bool(plan.is_alpha_turn(step)) for step in range(plan.steps)])
-    for step in range(plan.steps + 1):
-        assert plan.alpha_updates(step) == turns[:step].sum()
-        assert plan.weight_updates(step) == (~turns[:step]).sum()
+    schedule = phases.make_schedule(EPOCHS, 10, turn_period=period)
+    turns = np.array([bool(schedule.is_alpha_turn(step)) for step in range(schedule.steps)])
+    for step in range(schedule.steps + 1):
+        assert schedule.alpha_updates(step) == turns[:step].sum()
+        assert schedule.weight_updates(step) == (~turns[:step]).sum()
 
 
 def test_weights_that_move_together_with_alpha_move_in_every_step():
-    plan = phases.make_plan(EPOCHS, 10, turn_period=2, together=True)
-    assert plan.steps == 10 * sum(EPOCHS.values())  # alpha needs no steps of its own
-    turns = [bool(plan.is_alpha_turn(step)) for step in range(plan.steps)]
+    schedule = phases.make_schedule(EPOCHS, 10, turn_period=2, together=True)
+    assert schedule.steps == 10 * sum(EPOCHS.values())  # alpha needs no steps of its own
+    turns = [bool(schedule.is_alpha_turn(step)) for step in range(schedule.steps)]
     assert turns[20:450] == [True, False] * 215
-    assert all(plan.is_weight_turn(step) for step in range(plan.steps))
-    assert [plan.weight_updates(step) for step in (30, 450)] == [30, 450]
-    assert plan.alpha_updates(plan.steps) == 215
+    assert all(schedule.is_weight_turn(step) for step in range(schedule.steps))
+    assert [schedule.weight_updates(step) for step in (30, 450)] == [30, 450]
+    assert schedule.alpha_updates(schedule.steps) == 215
 
 
 def test_traced_and_plain_steps_read_the_same_plan():
-    steps = jnp.arange(PLAN.steps)
-    traced = jax.vmap(lambda s: (PLAN.is_alpha_turn(s), PLAN.alpha_updates(s), PLAN.tau(s)))(steps)
-    plain = [(PLAN.is_alpha_turn(s), PLAN.alpha_updates(s), PLAN.tau(s)) for s in range(PLAN.steps)]
+    steps = jnp.arange(SCHEDULE.steps)
+    traced = jax.vmap(
+        lambda s: (SCHEDULE.is_alpha_turn(s), SCHEDULE.alpha_updates(s), SCHEDULE.tau(s))
+    )(steps)
+    plain = [
+        (SCHEDULE.is_alpha_turn(s), SCHEDULE.alpha_updates(s), SCHEDULE.tau(s))
+        for s in range(SCHEDULE.steps)
+    ]
     turns, updates, taus = zip(*plain, strict=True)
     np.testing.assert_array_equal(traced[0], turns)
     np.testing.assert_array_equal(traced[1], updates)
@@ -57,98 +62,98 @@ def test_traced_and_plain_steps_read_the_same_plan():
 
 
 def test_tau_falls_only_after_alpha_updates_and_reaches_the_floor_with_search():
-    taus = np.array([PLAN.tau(step) for step in range(20, 665)])
+    taus = np.array([SCHEDULE.tau(step) for step in range(20, 665)])
     np.testing.assert_allclose(taus[0], 0.8, rtol=1e-6)
     for step in range(20, 664):
-        if not PLAN.is_alpha_turn(step):
+        if not SCHEDULE.is_alpha_turn(step):
             assert taus[step - 20 + 1] == taus[step - 20]
     assert (np.diff(taus) <= 0).all()
     assert taus.min() == 0.1
-    assert taus[599] > 0.1 or PLAN.alpha_updates(619) == 200
+    assert taus[599] > 0.1 or SCHEDULE.alpha_updates(619) == 200
     np.testing.assert_array_equal(taus[600:], 0.1)
 
 
 def test_short_search_still_reaches_the_floor():
-    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 2}, 10)
-    assert plan.tau(plan.spans[1].stop) == 0.1
+    schedule = phases.make_schedule({**EPOCHS, Phase.SEARCH: 2}, 10)
+    assert schedule.tau(schedule.spans[1].stop) == 0.1
 
 
 def test_growth_without_search_spreads_the_decays_over_itself():
-    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 0}, 10)
-    start, stop = plan.spans[1].start, plan.spans[1].stop
-    taus = np.array([plan.tau(step) for step in range(start, stop + 1)])
+    schedule = phases.make_schedule({**EPOCHS, Phase.SEARCH: 0}, 10)
+    start, stop = schedule.spans[1].start, schedule.spans[1].stop
+    taus = np.array([schedule.tau(step) for step in range(start, stop + 1)])
     np.testing.assert_allclose(taus[0], 0.8, rtol=1e-6)
     assert taus[len(taus) // 2] > 0.2
     assert taus[-1] == 0.1
 
 
 def test_slow_decays_of_a_long_run_are_the_same_on_device_and_host():
-    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 1000}, 312, tau_rate=0.9999)
-    steps = np.linspace(0, plan.steps, 50, dtype=np.int32)
-    host = [plan.tau(int(step)) for step in steps]
-    device = jax.jit(jax.vmap(plan.tau))(steps)
+    schedule = phases.make_schedule({**EPOCHS, Phase.SEARCH: 1000}, 312, tau_rate=0.9999)
+    steps = np.linspace(0, schedule.steps, 50, dtype=np.int32)
+    host = [schedule.tau(int(step)) for step in steps]
+    device = jax.jit(jax.vmap(schedule.tau))(steps)
     np.testing.assert_allclose(device, host, rtol=1e-3)
-    assert plan.tau(plan.spans[1].stop) == 0.1
-    assert plan.tau(plan.spans[1].stop - 2 * 312) > 0.1
+    assert schedule.tau(schedule.spans[1].stop) == 0.1
+    assert schedule.tau(schedule.spans[1].stop - 2 * 312) > 0.1
 
 
 def test_anneal_every_one_is_the_seed_to_the_letter():
-    plan = phases.make_plan(EPOCHS, 10, anneal_every=1)
-    expected = max(0.1, 0.8 * 0.98 ** plan.alpha_updates(100))
-    np.testing.assert_allclose(plan.tau(100), expected, rtol=1e-5)
+    schedule = phases.make_schedule(EPOCHS, 10, anneal_every=1)
+    expected = max(0.1, 0.8 * 0.98 ** schedule.alpha_updates(100))
+    np.testing.assert_allclose(schedule.tau(100), expected, rtol=1e-5)
 
 
 def test_phase_at_every_boundary():
-    names = [PLAN.span_at(step).phase for step in (0, 19, 20, 619, 620, 664, 665, 674, 675)]
+    names = [SCHEDULE.span_at(step).phase for step in (0, 19, 20, 619, 620, 664, 665, 674, 675)]
     w, s, g, o = Phase
     assert names == [w, w, s, s, g, g, o, o, o]
 
 
 def test_phase_without_epochs_is_left_out():
-    plan = phases.make_plan({**EPOCHS, Phase.WARMUP: 0, Phase.GROWTH: 0}, 10)
-    assert [span.phase for span in plan.spans] == [Phase.SEARCH, Phase.OPTIMIZE]
+    schedule = phases.make_schedule({**EPOCHS, Phase.WARMUP: 0, Phase.GROWTH: 0}, 10)
+    assert [span.phase for span in schedule.spans] == [Phase.SEARCH, Phase.OPTIMIZE]
 
 
 def test_reported_tau_is_none_in_warmup_and_the_limit_in_optimize():
-    assert PLAN.reported_tau(0) is None
-    assert PLAN.reported_tau(PLAN.steps) == 0.01
-    assert PLAN.reported_tau(20) == pytest.approx(0.8)
+    assert SCHEDULE.reported_tau(0) is None
+    assert SCHEDULE.reported_tau(SCHEDULE.steps) == 0.01
+    assert SCHEDULE.reported_tau(20) == pytest.approx(0.8)
 
 
 def test_epochs_are_numbered_from_one():
-    span = PLAN.spans[1]
+    span = SCHEDULE.spans[1]
     assert [span.epoch_at(step) for step in (20, 21, 35, 36, 620)] == [1, 1, 1, 2, 40]
     assert [span.epoch_end(step) for step in (20, 34, 35)] == [35, 35, 50]
 
 
 def test_optimized_counts_the_epochs_of_optimize_that_are_done():
-    last = PLAN.spans[-1]
+    last = SCHEDULE.spans[-1]
     steps = [0, last.start, last.start + last.epoch_steps, last.stop - 1, last.stop]
     expected = [0, 0, 1 / last.epochs, 1 - 1 / last.epochs, 1]
-    np.testing.assert_allclose([PLAN.optimized(step) for step in steps], expected)
-    np.testing.assert_allclose(jax.vmap(PLAN.optimized)(jnp.array(steps)), expected, rtol=1e-6)
+    np.testing.assert_allclose([SCHEDULE.optimized(step) for step in steps], expected)
+    np.testing.assert_allclose(jax.vmap(SCHEDULE.optimized)(jnp.array(steps)), expected, rtol=1e-6)
 
 
 def test_alpha_rests_in_the_frozen_epochs_and_tau_with_it():
-    plan = phases.make_plan(EPOCHS, 10, freeze_epochs=4)
-    turns = [bool(plan.is_alpha_turn(step)) for step in range(plan.steps)]
+    schedule = phases.make_schedule(EPOCHS, 10, freeze_epochs=4)
+    turns = [bool(schedule.is_alpha_turn(step)) for step in range(schedule.steps)]
     first = 20 + 4 * 15
     assert not any(turns[:first])
-    assert turns[first:665] == turns_of(PLAN, first, 665)
-    assert [plan.alpha_updates(step) for step in (first, first + 1)] == [0, 1]
-    assert plan.weight_updates(first) == first
-    assert plan.tau(first) == 0.8
-    assert plan.tau(620) == pytest.approx(0.1, rel=0.02)
+    assert turns[first:665] == turns_of(SCHEDULE, first, 665)
+    assert [schedule.alpha_updates(step) for step in (first, first + 1)] == [0, 1]
+    assert schedule.weight_updates(first) == first
+    assert schedule.tau(first) == 0.8
+    assert schedule.tau(620) == pytest.approx(0.1, rel=0.02)
 
 
-def turns_of(plan, start, stop):
-    return [bool(plan.is_alpha_turn(step)) for step in range(start, stop)]
+def turns_of(schedule, start, stop):
+    return [bool(schedule.is_alpha_turn(step)) for step in range(start, stop)]
 
 
 def test_plan_of_a_search_that_ended_early_is_that_of_fewer_epochs():
     """But for tau, which has gone its way already."""
-    planned = phases.make_plan({**EPOCHS, Phase.SEARCH: 7}, 10, freeze_epochs=4)
-    ended = phases.make_plan(EPOCHS, 10, freeze_epochs=4).with_search_until(20 + 7 * 15)
+    planned = phases.make_schedule({**EPOCHS, Phase.SEARCH: 7}, 10, freeze_epochs=4)
+    ended = phases.make_schedule(EPOCHS, 10, freeze_epochs=4).with_search_until(20 + 7 * 15)
     assert ended.spans == planned.spans
     assert ended.with_search_until(20 + 7 * 15) == ended
     for count in ('alpha_updates', 'weight_updates'):
@@ -156,14 +161,14 @@ def test_plan_of_a_search_that_ended_early_is_that_of_fewer_epochs():
 
 
 def test_beta_is_one_through_warmup_falls_linearly_over_search_and_stays_at_zero():
-    betas = np.array([PLAN.beta(step) for step in range(PLAN.steps + 1)])
+    betas = np.array([SCHEDULE.beta(step) for step in range(SCHEDULE.steps + 1)])
     np.testing.assert_array_equal(betas[:20], 1.0)
     np.testing.assert_allclose(betas[20:621], np.linspace(1, 0, 601))
     np.testing.assert_array_equal(betas[620:], 0.0)
-    traced = jax.vmap(PLAN.beta)(jnp.arange(PLAN.steps + 1))
+    traced = jax.vmap(SCHEDULE.beta)(jnp.arange(SCHEDULE.steps + 1))
     np.testing.assert_allclose(traced, betas, rtol=1e-6)  # float32 on the device
 
 
 def test_beta_is_zero_without_a_search():
-    plan = phases.make_plan({**EPOCHS, Phase.SEARCH: 0}, 10)
-    assert plan.beta(0) == plan.beta(plan.steps) == 0
+    schedule = phases.make_schedule({**EPOCHS, Phase.SEARCH: 0}, 10)
+    assert schedule.beta(0) == schedule.beta(schedule.steps) == 0

@@ -12,7 +12,7 @@ import pytest
 from helpers import networks
 
 from asose_jax.data import augment, batches
-from asose_jax.data.dataset import Data, ImageSet
+from asose_jax.data.dataset import Dataset, ImageSet
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode, SearchSettings
@@ -22,6 +22,7 @@ from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases, second_order, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed
+from asose_jax.train.step_config import StepConfig
 
 # --- A problem small enough for double precision
 
@@ -142,14 +143,14 @@ NAMES = ('none', 'skip_connect', 'dil_conv_3x3')
 SPEC = chain.build(
     (4, 4, 1), 3, channels=2, depth=1, reductions=(), max_channels=2, primitives=NAMES
 )
-PLAN = phases.make_plan({**dict.fromkeys(Phase, 1), Phase.SEARCH: 2}, 4)
-START = PLAN.spans[1].start  # of search: an alpha turn
+SCHEDULE = phases.make_schedule({**dict.fromkeys(Phase, 1), Phase.SEARCH: 2}, 4)
+START = SCHEDULE.spans[1].start  # of search: an alpha turn
 RATE, DECAY, MOMENTUM = 0.5, 0.01, 0.8
 TX = optimizer.make_optimizer(
-    PLAN, weight_lr=RATE, weight_lr_end=RATE, momentum=MOMENTUM, weight_decay=DECAY
+    SCHEDULE, weight_lr=RATE, weight_lr_end=RATE, momentum=MOMENTUM, weight_decay=DECAY
 )
 MODEL = SuperNet(SPEC, SearchSettings(estimator='softmax'), synced_over=steps.AXIS)
-RECIPE = steps.Recipe(MODEL, TX, PLAN, augment.Augmentation(1, True), second_order=True)
+STEP_CONFIG = StepConfig(MODEL, TX, SCHEDULE, augment.Augmentation(1, True), second_order=True)
 KEY = jax.random.key(0)
 
 
@@ -159,7 +160,7 @@ def _data():
     images = (random.integers(0, 60, (64, 4, 4, 1)) + 60 * labels[:, None, None, None]).astype('u1')
     source, halves = ImageSet.of_arrays(images, labels), np.split(np.arange(64), 2)
     statistics = np.float32([100]), np.float32([50])
-    return Data(source, *halves, halves[1], ('a', 'b', 'c'), (4, 4, 1), *statistics)
+    return Dataset(source, *halves, halves[1], ('a', 'b', 'c'), (4, 4, 1), *statistics)
 
 
 DATA = _data()
@@ -178,7 +179,7 @@ def _start():
 VALID, TRAIN = np.arange(40, 48, dtype=np.int32), np.arange(8, dtype=np.int32)
 
 
-def _after(recipe, count, streamed):
+def _after(step_config, count, streamed):
     """The state after one alpha step on `count` devices."""
     seen = [{'index': index} for index in (VALID, TRAIN)]
     held = DATA
@@ -187,7 +188,7 @@ def _after(recipe, count, streamed):
         seen = [{'image': pixels, 'label': labels} for pixels, labels in read]
         held = dataclasses.replace(DATA, images=ImageSet(64, DATA.images.read))
     call = jax.pmap(
-        functools.partial(steps.train_steps, recipe, Phase.SEARCH),
+        functools.partial(steps.train_steps, step_config, Phase.SEARCH),
         axis_name=steps.AXIS,
         in_axes=(None, 0, None),
         out_axes=(None, 0),
@@ -203,7 +204,7 @@ def _after(recipe, count, streamed):
 @pytest.fixture(scope='module')
 def alone():
     """After one step on one device."""
-    return _after(RECIPE, 1, streamed=False)
+    return _after(STEP_CONFIG, 1, streamed=False)
 
 
 def test_alpha_step_takes_the_gradient_behind_the_weight_step_to_come(alone):
@@ -214,7 +215,7 @@ def test_alpha_step_takes_the_gradient_behind_the_weight_step_to_come(alone):
         key = jax.random.split(jax.random.fold_in(KEY, step))[1]
         images, labels = DATA.images.read(index)
         images = (images - DATA.mean) / DATA.std
-        return augment.augment(images, key, jnp.arange(8), RECIPE.augmentation), labels
+        return augment.augment(images, key, jnp.arange(8), STEP_CONFIG.augmentation), labels
 
     def loss(params, arch, images, labels):
         logits, _ = net.apply(
@@ -255,21 +256,21 @@ def test_alpha_step_takes_the_gradient_behind_the_weight_step_to_come(alone):
 
 @pytest.mark.slow
 def test_many_devices_with_streamed_images_are_one_device_with_resident_ones(alone):
-    many = _after(RECIPE, jax.device_count(), streamed=True)
+    many = _after(STEP_CONFIG, jax.device_count(), streamed=True)
     for one, other in zip(jax.tree.leaves(alone), jax.tree.leaves(many), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('span', [span for span in PLAN.spans if span.phase.searches])
+@pytest.mark.parametrize('span', [span for span in SCHEDULE.spans if span.phase.searches])
 def test_next_batch_of_an_alpha_step_is_that_of_the_weight_step_to_come(span):
     config = types.SimpleNamespace(
         search=types.SimpleNamespace(arch_data='valid'), seed=0, batch_size=8
     )
-    setup = types.SimpleNamespace(config=config, plan=PLAN, data=DATA)
-    turns = [s for s in range(span.start, span.stop) if PLAN.is_alpha_turn(s)]
+    context = types.SimpleNamespace(config=config, schedule=SCHEDULE, data=DATA)
+    turns = [s for s in range(span.start, span.stop) if SCHEDULE.is_alpha_turn(s)]
     assert turns
     for step in turns:
-        seen, to_come = (phase_loop.indices_at(setup, span, s) for s in (step, step + 1))
+        seen, to_come = (phase_loop.indices_at(context, span, s) for s in (step, step + 1))
         assert set(seen) <= set(DATA.valid)
-        weights = batches.batch_indices(DATA.train, 0, 0, PLAN.weight_updates(step), 8)
+        weights = batches.batch_indices(DATA.train, 0, 0, SCHEDULE.weight_updates(step), 8)
         np.testing.assert_array_equal(to_come, weights)

@@ -25,8 +25,8 @@ SPEC = dataclasses.replace(  # what becomes of factors is in factors_test
     ),
     factors=(),
 )
-PLAN = phases.make_plan(dict.fromkeys(Phase, 1), 4)
-TX = optimizer.make_optimizer(PLAN)
+SCHEDULE = phases.make_schedule(dict.fromkeys(Phase, 1), 4)
+TX = optimizer.make_optimizer(SCHEDULE)
 
 
 def _fresh(spec, seed=0):

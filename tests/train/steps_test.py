@@ -15,11 +15,11 @@ from helpers import networks
 from helpers.search_steps import (
     KEY,
     NAMES,
-    PLAN,
-    RECIPE,
+    SCHEDULE,
     SHARED,
     SPEC,
     START,
+    STEP_CONFIG,
     STILL,
     after_one,
     call,
@@ -105,7 +105,7 @@ def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
             logits, _ = SuperNet(SPEC).apply(
                 {'params': start.params, 'arch': arch, 'batch_stats': start.batch_stats},
                 (images - given.mean) / given.std,
-                PLAN.tau(START),
+                SCHEDULE.tau(START),
                 mode=Mode.ALPHA,
                 train=True,
                 mutable=['batch_stats', 'guard'],
@@ -126,15 +126,17 @@ def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
 def test_step_of_both_moves_alpha_and_the_weights_by_one_batch_and_one_draw():
     """As the plan at rest would move the weights, and the plan in turns alpha."""
     index = np.arange(16, dtype=np.int32)
-    plans = {
-        'together': dataclasses.replace(PLAN, together=True),
-        'in turn': PLAN,
-        'at rest': dataclasses.replace(PLAN, frozen_steps=1),
+    schedules = {
+        'together': dataclasses.replace(SCHEDULE, together=True),
+        'in turn': SCHEDULE,
+        'at rest': dataclasses.replace(SCHEDULE, frozen_steps=1),
     }
     found = {}
-    for name, plan in plans.items():
-        recipe = dataclasses.replace(STILL, plan=plan, tx=optimizer.make_optimizer(plan))
-        found[name] = after_one(recipe, index)
+    for name, schedule in schedules.items():
+        step_config = dataclasses.replace(
+            STILL, schedule=schedule, tx=optimizer.make_optimizer(schedule)
+        )
+        found[name] = after_one(step_config, index)
     totals = jax.device_get(found['together'].totals)
     assert (totals.weight_steps, totals.arch_steps, totals.images) == (1, 1, 16)
     assert totals.arch_loss == totals.loss > 0
@@ -163,14 +165,14 @@ def test_penalty_adds_its_gradient_to_that_of_alpha():
 
 def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their_step():
     net = SuperNet(SPEC, SearchSettings(auxiliary_skip=True), synced_over=steps.AXIS)
-    recipe, index = dataclasses.replace(STILL, model=net), np.arange(16, dtype=np.int32)
+    step_config, index = dataclasses.replace(STILL, model=net), np.arange(16, dtype=np.int32)
     shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
     shared['key'] = KEY
     images, labels = data().images.read(index)
     held = fresh(0)
     counted = batches.chunk([{'index': index, 'weight': np.ones(16, np.float32)}], 1, 1)
     evaluate = jax.pmap(
-        functools.partial(steps.eval_steps, recipe, Phase.WARMUP),
+        functools.partial(steps.eval_steps, step_config, Phase.WARMUP),
         axis_name=steps.AXIS,
         in_axes=(None, 0, None),
         devices=jax.devices()[:1],
@@ -189,12 +191,12 @@ def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    middle = (PLAN.spans[1].start + PLAN.spans[1].stop) // 2
-    for step, beta in ((0, 1.0), (middle, 0.5), (PLAN.spans[1].stop, 0.0)):
+    middle = (SCHEDULE.spans[1].start + SCHEDULE.spans[1].stop) // 2
+    for step, beta in ((0, 1.0), (middle, 0.5), (SCHEDULE.spans[1].stop, 0.0)):
         found = evaluate(Packed.of(fresh(step)), counted, shared)['loss'][0, 0] / 16
         np.testing.assert_allclose(found, loss(beta, False), rtol=1e-5)
     chunk = batches.chunk([{'index': index}], 8, 1)
-    after, _ = call(Phase.WARMUP, 1, recipe)(held, chunk, shared)
+    after, _ = call(Phase.WARMUP, 1, step_config)(held, chunk, shared)
     np.testing.assert_allclose(after.totals.loss, loss(1.0, True), rtol=1e-5)
     assert abs(loss(1.0, True) - loss(0.0, True)) > 1e-3
 
@@ -232,14 +234,18 @@ def test_many_devices_are_one_device_and_all_replicas_are_equal():
 def test_many_devices_drop_the_paths_that_one_device_drops():
     chosen = Genotype(tuple(('dil_conv_3x3',) for _ in SPEC.groups()))
     net = SuperNet(derive(SPEC, chosen), SearchSettings(drop_path=0.5), synced_over=steps.AXIS)
-    plan = phases.make_plan({**dict.fromkeys(Phase, 0), Phase.OPTIMIZE: 4}, 2)
-    recipe = dataclasses.replace(RECIPE, model=net, plan=plan, tx=optimizer.make_optimizer(plan))
-    before = networks.fresh_state(net, recipe.tx).replace(step=np.int32(6))  # in the last epoch
-    one, many = (run(before, 1, n, Phase.OPTIMIZE, recipe=recipe)[0] for n in (1, MANY))
+    schedule = phases.make_schedule({**dict.fromkeys(Phase, 0), Phase.OPTIMIZE: 4}, 2)
+    step_config = dataclasses.replace(
+        STEP_CONFIG, model=net, schedule=schedule, tx=optimizer.make_optimizer(schedule)
+    )
+    before = networks.fresh_state(net, step_config.tx).replace(
+        step=np.int32(6)
+    )  # in the last epoch
+    one, many = (run(before, 1, n, Phase.OPTIMIZE, step_config=step_config)[0] for n in (1, MANY))
     chex.assert_trees_all_close(*jax.device_get((one.params, many.params)), rtol=1e-4, atol=1e-6)
     whole = dataclasses.replace(net, settings=SearchSettings())
-    other = dataclasses.replace(recipe, model=whole)
-    kept = run(before, 1, 1, Phase.OPTIMIZE, recipe=other)[0]
+    other = dataclasses.replace(step_config, model=whole)
+    kept = run(before, 1, 1, Phase.OPTIMIZE, step_config=other)[0]
     assert (one.params['head']['kernel'] != kept.params['head']['kernel']).any()
 
 
@@ -356,7 +362,7 @@ def test_each_program_is_traced_once_and_refuses_to_be_retraced(monkeypatch):
     monkeypatch.setattr(steps, 'train_step', lambda *a: (traces.append(a[1]), original(*a))[1])
     chunk = batches.chunk([{'index': np.arange(16, dtype=np.int32)}], 8, MANY)
     now = Packed.of(fresh(0))
-    program = pmap.compile_train(RECIPE, Phase.WARMUP, now, chunk, SHARED)
+    program = pmap.compile_train(STEP_CONFIG, Phase.WARMUP, now, chunk, SHARED)
     for count in (1, 5, 8):
         batch = batches.chunk([{'index': np.arange(16, dtype=np.int32)}] * count, 8, MANY)
         now, _ = program.call(now, batch, SHARED)

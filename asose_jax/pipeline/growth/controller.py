@@ -19,7 +19,7 @@ from asose_jax.data import batches
 from asose_jax.pipeline import compilation, evaluation, run_context
 from asose_jax.pipeline.growth import scoring, transforms
 from asose_jax.pipeline.growth.transforms import Growth
-from asose_jax.pipeline.run_context import Current, Setup
+from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces import chain
 from asose_jax.train import pmap, state
 from asose_jax.train.phases import Phase, Span
@@ -56,14 +56,14 @@ def plateau(
     return best, waited + 1, False
 
 
-def decides(setup: Setup, span: Span) -> bool:
+def decides(context: RunContext, span: Span) -> bool:
     """Whether evaluations of this phase decide on growth, so that the next step must wait."""
-    return span.phase is Phase.GROWTH and bool(setup.config.growth.kinds)
+    return span.phase is Phase.GROWTH and bool(context.config.growth.kinds)
 
 
 def consider(
-    setup: Setup,
-    current: Current,
+    context: RunContext,
+    current: RunState,
     span: Span,
     record: dict[str, Any],
     batch: dict[str, np.ndarray],
@@ -71,7 +71,7 @@ def consider(
     """Grows the network, if it is time; to be called after every evaluation.
 
     Args:
-      setup: of the run.
+      context: of the run.
       current: where it is; becomes the grown network.
       span: the phase.
       record: of the evaluation, with `step` and `valid/accuracy`.
@@ -80,8 +80,8 @@ def consider(
     Returns:
       The growths that took place, as in metrics and summary.
     """
-    c, told = setup.config.growth, current.told.growing
-    if not decides(setup, span):
+    c, told = context.config.growth, current.history.growing
+    if not decides(context, span):
         return []
     step, accuracy = record['step'], record['valid/accuracy']
     if told.pending is None:
@@ -91,27 +91,27 @@ def consider(
         epoch = span.epoch_at(step) + c.lead_epochs
         if not reached or span.epochs - epoch < c.last_epochs:
             return []
-        told.pending = _decide(setup, current, step, span.start + epoch * span.epoch_steps)
-        prepare(setup, current, batch)
+        told.pending = _decide(context, current, step, span.start + epoch * span.epoch_steps)
+        prepare(context, current, batch)
     if told.pending is None or step < told.pending['step']:
         return []
-    return _grow(setup, current, accuracy)
+    return _grow(context, current, accuracy)
 
 
-def prepare(setup: Setup, current: Current, batch: dict[str, np.ndarray]) -> None:
+def prepare(context: RunContext, current: RunState, batch: dict[str, np.ndarray]) -> None:
     """Begins to compile for the growth that was decided, if there is one."""
-    pending = current.told.growing.pending
+    pending = current.history.growing.pending
     if pending is None:
         return
     spec = current.spec
     for step in _steps(pending):
         spec = transforms.grown_spec(spec, step)
-    setup.settle(spec)
+    context.measure_costs(spec)
     logger.info('compiling the grown network: %s', ', '.join(map(_in_words, _steps(pending))))
 
     def work():
-        programs = compilation.compiled(setup, spec, Phase.GROWTH, batch)
-        return programs, _fresh(setup, pending['step'], _steps(pending)[-1])(spec)
+        programs = compilation.compile_network(context, spec, Phase.GROWTH, batch)
+        return programs, _fresh(context, pending['step'], _steps(pending)[-1])(spec)
 
     current.ahead = compilation.in_background(work)
 
@@ -122,29 +122,29 @@ def _steps(pending):
     return [Growth.from_json(each) for each in (held if isinstance(held, list) else [held])]
 
 
-def _key(setup, step):
-    return jax.random.fold_in(setup.key(run_context.GROWTH), step)
+def _key(context, step):
+    return jax.random.fold_in(context.key(run_context.GROWTH), step)
 
 
-def _fresh(setup, step, what):
+def _fresh(context, step, what):
     """Weights and alpha of what is new. Its residual is there already: a skip would add nothing."""
-    start, key, block = setup.config.growth, _key(setup, step), f'block_{what.where}'
+    start, key, block = context.config.growth, _key(context, step), f'block_{what.where}'
 
     def made(spec):
-        return jax.device_get(state.init_state(setup.model(spec, start), setup.tx, key, block))
+        return jax.device_get(state.init_state(context.model(spec, start), context.tx, key, block))
 
     return made
 
 
-def _decide(setup, current, step, due):
+def _decide(context, current, step, due):
     """What will be done at step `due`; `None` if the limits allow nothing. JSON."""
-    c, told, start = setup.config.growth, current.told.growing, time.monotonic()
+    c, told, start = context.config.growth, current.history.growing, time.monotonic()
     limits = scoring.Limits(c.max_depth, c.max_channels, c.max_branches, c.max_params)
     held = current.state
     for _ in c.kinds:
         kinds = c.kinds[told.turn % len(c.kinds)]
         told.turn += 1
-        chosen = _choose_together(setup, current, kinds, held, step, limits)
+        chosen = _choose_together(context, current, kinds, held, step, limits)
         if chosen:
             return {
                 'growth': [each.growth.to_json() for each in chosen],
@@ -155,9 +155,9 @@ def _decide(setup, current, step, due):
     return None
 
 
-def _choose_together(setup, current, kinds, held, step, limits):
+def _choose_together(context, current, kinds, held, step, limits):
     """The best candidate of each kind in `'depth+width'`, in the order in which they are made."""
-    c, chosen = setup.config.growth, []
+    c, chosen = context.config.growth, []
     for kind in sorted(kinds.split('+'), key=_ORDER.index):
         found, refused = scoring.possible(
             current.spec,
@@ -166,7 +166,7 @@ def _choose_together(setup, current, kinds, held, step, limits):
             c.width_factor,
             dataclasses.replace(limits, params=_left(limits.params, chosen)),
         )
-        best = _choose(setup, current, kind, found, held, step) if found else None
+        best = _choose(context, current, kind, found, held, step) if found else None
         if best is None:
             logger.info('growth (%s) is not possible: %s', kind, '; '.join(refused) or _NOWHERE)
         else:
@@ -178,8 +178,8 @@ def _left(params, chosen):
     return None if params is None else params - sum(each.added for each in chosen)
 
 
-def _choose(setup, current, kind, found, held, step):
-    c, key = setup.config.growth, _key(setup, step)
+def _choose(context, current, kind, found, held, step):
+    c, key = context.config.growth, _key(context, step)
     if c.where == 'random':
         return found[int(jax.random.randint(key, (), 0, len(found)))]
     if c.where == 'last':
@@ -190,7 +190,7 @@ def _choose(setup, current, kind, found, held, step):
         }[kind]
         return next((each for each in found if each.growth.where == last), None)
     scored = scoring.scored(
-        found, current.spec, held, score_batches(setup, len(current.told.growth)), key
+        found, current.spec, held, score_batches(context, len(current.history.growth)), key
     )
     for each in scored:
         logger.info(
@@ -205,41 +205,41 @@ def _choose(setup, current, kind, found, held, step):
     return max(scored, key=lambda each: each.score)
 
 
-def score_batches(setup: Setup, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def score_batches(context: RunContext, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Validation images, normalised, and labels for the scores of growth `number` of a run."""
-    c, n = setup.config, setup.config.growth.score_batches
+    c, n = context.config, context.config.growth.score_batches
     size = min(c.batch_size, _SCORE_IMAGES)
     result = []
     for each in range(number * n, (number + 1) * n):
-        chosen = batches.batch_indices(setup.data.valid, c.seed, _SCORES, each, size)
-        result.append(evaluation.normalised(setup, chosen))
+        chosen = batches.batch_indices(context.data.valid, c.seed, _SCORES, each, size)
+        result.append(evaluation.normalized_images(context, chosen))
     return result
 
 
-def _grow(setup, current, accuracy):
+def _grow(context, current, accuracy):
     """Makes `current` the grown network; returns an event for each growth."""
-    start, told = time.monotonic(), current.told.growing
+    start, told = time.monotonic(), current.history.growing
     pending = told.pending
     step = pending['step']
     if not current.ahead.done():
         logger.info('growing: waiting for the compiler')
     programs, made = current.ahead.result()
-    key, spec, grown = _key(setup, step), current.spec, current.state
+    key, spec, grown = _key(context, step), current.spec, current.state
     sizes, between = [evaluation.count_parameters(current)], []
     for each in _steps(pending):
-        fresh = (lambda _: made) if each == _steps(pending)[-1] else _fresh(setup, step, each)
+        fresh = (lambda _: made) if each == _steps(pending)[-1] else _fresh(context, step, each)
         spec, grown = transforms.grow(spec, grown, each, fresh=fresh, key=key)
-        sizes.append(evaluation.parameters_in(grown.params))
+        sizes.append(evaluation.count_parameters_in(grown.params))
         chosen = genotype.most_likely(spec, grown.arch).to_json()
         between.append({'network': spec.to_json(), 'genotype': chosen})
-    before = evaluation.evaluate(setup, current, setup.data.valid)
+    before = evaluation.evaluate(context, current, context.data.valid)
     current.spec, current.state = spec, grown
     current.use(programs)
     current.ahead, told.pending = None, None
-    after = evaluation.evaluate(setup, current, setup.data.valid)
-    current.told.genotype = chosen
+    after = evaluation.evaluate(context, current, context.data.valid)
+    current.history.genotype = chosen
     change = max(
-        float(np.abs(pmap.pieces(new['logits']) - pmap.pieces(old['logits'])).max())
+        float(np.abs(pmap.local_shards(new['logits']) - pmap.local_shards(old['logits'])).max())
         for old, new in zip(before, after, strict=True)
     )
     scores = pending['score']
@@ -255,7 +255,7 @@ def _grow(setup, current, accuracy):
                 'params_before': sizes[number],
                 'params_after': sizes[number + 1],
                 'valid_accuracy_before': accuracy,
-                'valid_accuracy_after': evaluation.means(after)[1],
+                'valid_accuracy_after': evaluation.mean_loss_and_accuracy(after)[1],
                 'max_abs_logit_change': change,
                 'stall_seconds': 0.0,
             }
@@ -263,7 +263,7 @@ def _grow(setup, current, accuracy):
         if number < len(between) - 1:  # what the others began with
             events[-1] |= between[number]
     events[0]['stall_seconds'] = pending['stall_seconds'] + time.monotonic() - start
-    current.told.growth.extend(events)
+    current.history.growth.extend(events)
     logger.info(
         'growth: %s; %d to %d parameters, logits changed by at most %.1e, waited %.1f s',
         ', '.join(_in_words(each) for each in _steps(pending)),

@@ -158,10 +158,10 @@ def test_optimizer_counts_and_totals_go_on_through_growth(grown):
     """52 + 4 steps, no matter through how many networks."""
     config = tiny(**WHOLE)
     step, _, final = final_state(grown[0], config)
-    plan = builders.make_plan(config, 287)
-    assert step == int(final.step) == plan.steps
+    schedule = builders.make_schedule(config, 287)
+    assert step == int(final.step) == schedule.steps
     counts = {int(leaf) for leaf in _counts(final.opt_state)}
-    assert counts == {plan.weight_updates(step), plan.alpha_updates(step)}
+    assert counts == {schedule.weight_updates(step), schedule.alpha_updates(step)}
 
 
 def _counts(tree):
@@ -270,17 +270,17 @@ def test_growths_that_take_place_together_are_the_best_of_each_kind_a_new_block_
         lambda s, c, kind, found, held, step: max(found, key=lambda x: x.score),
     )
     config = tiny()
-    setup = types.SimpleNamespace(config=config)
+    context = types.SimpleNamespace(config=config)
     current = types.SimpleNamespace(spec=None)
     held = types.SimpleNamespace(params=None)
     limit = Limits(9, 99, 9, 25)
-    chosen = controller._choose_together(setup, current, 'depth+branch+width', held, 0, limit)
+    chosen = controller._choose_together(context, current, 'depth+branch+width', held, 0, limit)
     assert [(each.growth.kind, each.growth.where) for each in chosen] == [
         ('width', 1),
         ('branch', 1),
     ]
     assert limits == [25, 15, 5]
-    chosen = controller._choose_together(setup, current, 'depth+width', held, 0, limit)
+    chosen = controller._choose_together(context, current, 'depth+width', held, 0, limit)
     assert [each.growth.kind for each in chosen] == ['width', 'depth']
 
 

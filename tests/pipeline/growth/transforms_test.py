@@ -22,8 +22,8 @@ from asose_jax.train.phases import Phase
 
 NAMES = tuple(chain.PRIMITIVES)
 CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
-PLAN = phases.make_plan(dict.fromkeys(Phase, 1), 4)
-TX = optimizer.make_optimizer(PLAN)
+SCHEDULE = phases.make_schedule(dict.fromkeys(Phase, 1), 4)
+TX = optimizer.make_optimizer(SCHEDULE)
 IMAGES = np.random.default_rng(0).normal(size=(8, 6, 6, 2)).astype(np.float32)
 LABELS = np.arange(8) % 3
 HARD = SearchSettings()
