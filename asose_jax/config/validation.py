@@ -4,25 +4,27 @@ import copy
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
 
-from asose_jax.arch.estimators import ESTIMATORS
-from asose_jax.config.schema import RULES
+from asose_jax.arch.estimators import ESTIMATORS, Estimator
+from asose_jax.config.schema import FIELDS
 from asose_jax.costs import expected_cost
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import natsbench, registry
 
 logger = logging.getLogger('asose_jax')
 
-# What runs did before there was the field.
-_BEFORE = {'search.exact_start': False, 'search.statistics_batches': 0}
+Config = Mapping[str, Any]
+
+_PHASES = ('warmup', 'search', 'growth', 'optimize')
+_NO_GROWTH = 'set growth.epochs=0 or growth.kinds=()'
 
 
-def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-    """`{'search.epochs': 30, ...}` of a nested config."""
+def flatten(config: Config, prefix: str = '') -> dict[str, Any]:
+    """Returns a nested config as `{'search.epochs': 30, ...}`."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping) or hasattr(value, 'to_dict'):
@@ -32,8 +34,8 @@ def flatten(config: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The inverse of `flatten`, also after a trip through a JSON file."""
+def unflatten(flat: Config) -> ml_collections.ConfigDict:
+    """Inverts `flatten`, also after a trip through a JSON file, which makes lists of tuples."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *groups, last = name.split('.')
@@ -44,216 +46,114 @@ def unflatten(flat: Mapping[str, Any]) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(nested)
 
 
-def validate(config: Mapping[str, Any], devices: int) -> None:
+def validate(config: Config, devices: int) -> None:
     """Checks every field, alone and against the others.
 
     Args:
-      config: as `configs/search.py` makes it.
-      devices: over which a batch is split.
+      config: as `configs/search.py` builds it.
+      devices: number of devices that a batch is split over.
 
     Raises:
-      UserError: one line per wrong field: its value, what is allowed, what to do.
+      UserError: one line for each wrong field: its value, what is allowed, what to do.
     """
     flat = flatten(config)
-    wrong = [f'{key}: missing; start from configs/search.py' for key in RULES.keys() - flat.keys()]
-    wrong += [f'{key}: there is no such field' for key in flat.keys() - RULES.keys()]
-    for key in RULES.keys() & flat.keys():
-        if not RULES[key].holds(flat[key]):
-            wrong.append(f'{key}={flat[key]!r}: must be {RULES[key].allowed}')
+    wrong = [f'{key}: missing; start from configs/search.py' for key in FIELDS.keys() - flat.keys()]
+    wrong += [f'{key}: there is no such field' for key in flat.keys() - FIELDS.keys()]
+    for key in FIELDS.keys() & flat.keys():
+        if not FIELDS[key].rule.holds(flat[key]):
+            wrong.append(f'{key}={flat[key]!r}: must be {FIELDS[key].rule.allowed}')
     if not wrong:
-        wrong = _contradictions(config, flat, devices)
+        wrong = [*_batch_errors(config, devices)]
+        wrong += [line for check in _CHECKS for line in check(config)]
     if wrong:
         raise UserError('the config is wrong:\n  ' + '\n  '.join(sorted(wrong)))
 
 
-def _contradictions(config, flat, devices):
-    wrong = []
-    if config['batch_size'] % devices:
-        wrong.append(
-            f'batch_size={config["batch_size"]}: must be divisible by the {devices} devices; try '
-            f'{max(1, round(config["batch_size"] / devices)) * devices}'
-        )
-    elif config['batch_size'] // devices % config['arch']['micro_batches']:
-        wrong.append(
-            f'arch.micro_batches={config["arch"]["micro_batches"]}: must divide the '
-            f'{config["batch_size"] // devices} images of a batch that each device gets'
-        )
-    data, model, search = config['data'], config['model'], config['search']
+def _batch_errors(config: Config, devices: int) -> list[str]:
+    size, parts = config['batch_size'], config['arch']['micro_batches']
+    if size % devices:
+        return [
+            f'batch_size={size}: must be divisible by the {devices} devices; try '
+            f'{max(1, round(size / devices)) * devices}'
+        ]
+    if size // devices % parts:
+        return [
+            f'arch.micro_batches={parts}: must divide the {size // devices} images of a batch '
+            'that each device gets'
+        ]
+    return []
+
+
+def _data_errors(config: Config) -> list[str]:
+    data, wrong = config['data'], []
     if data['name'] == 'folder' and data['dir'] is None:
         wrong.append("data.dir=None: data.name='folder' needs the folder, --config.data.dir=DIR")
     if data['name'] != 'folder' and data['test_fraction'] is not None:
         wrong.append(
-            f'data.test_fraction={data["test_fraction"]}: is of folders of pictures; '
+            f'data.test_fraction={data["test_fraction"]}: is for folders of pictures; '
             f'{data["name"]!r} has its test images, see data.test_split'
         )
-    beyond = [i for i in model['reductions'] if i >= model['depth']]
-    if beyond:
+    return wrong
+
+
+def _model_errors(config: Config) -> list[str]:
+    model, partial, wrong = config['model'], config['search']['partial_channels'], []
+    space = registry.SPACES[model['space']]
+    if any(number >= model['depth'] for number in model['reductions']):
         wrong.append(
             f'model.reductions={tuple(model["reductions"])}: with model.depth={model["depth"]} the '
             f'blocks are 0..{model["depth"] - 1}'
         )
-    space, estimator = registry.SPACES[model['space']], ESTIMATORS[search['estimator']]
-    missing = space.needs - set(model['primitives'])
-    if missing:
+    if missing := space.needs - set(model['primitives']):
         wrong.append(
             f'model.primitives={tuple(model["primitives"])}: the space {model["space"]!r} needs '
             f'{", ".join(sorted(missing))}'
         )
     if not model['residual'] and model['space'] != 'chain':
         wrong.append(
-            f"model.residual=False: is of the space 'chain'; the sums of {model['space']!r} are "
+            f"model.residual=False: is for the space 'chain'; the sums of {model['space']!r} are "
             'part of its cells'
         )
-    partial = search['partial_channels']
     divisor = partial * space.channels_divisor
-    for field in ('channels', 'max_channels'):
-        if model[field] % divisor:
-            wrong.append(
-                f'model.{field}={model[field]}: the space {model["space"]!r} with '
-                f'search.partial_channels={partial} needs a multiple of {divisor}'
-            )
-    grows = config['growth']['epochs'] and config['growth']['kinds']
-    instead = 'set growth.epochs=0 or growth.kinds=()'
-    if grows and partial > 1:
-        wrong.append(
-            f'search.partial_channels={partial}: networks of partial channels do not grow; '
-            + instead
-        )
-    if grows and not space.grows:
-        wrong.append(
-            f'growth.kinds={tuple(config["growth"]["kinds"])}: networks of the space '
-            f'{model["space"]!r} do not grow; {instead}'
-        )
-    if grows and not model['residual']:
-        wrong.append(
-            f'model.residual=False: blocks without it do not grow, a factor of 0 would cut; '
-            f'{instead}'
-        )
-    wrong += _no_exact_start(config)
-    if search['noise'] == 'temperature' and not estimator.noisy:
-        noisy = ', '.join(name for name, row in ESTIMATORS.items() if row.noisy)
-        wrong.append(
-            f'search.noise={search["noise"]!r}: search.estimator={search["estimator"]!r} has no '
-            f'such noise; take one of {noisy}, or search.noise=unit'
-        )
-    frozen = frozen_epochs(config)
-    if frozen and frozen >= search['epochs']:
-        wrong.append(
-            f'search.freeze_epochs={search["freeze_epochs"]}: must be less than '
-            f'search.epochs={search["epochs"]}, or alpha never moves in search'
-        )
-    moving = search['epochs'] - frozen
-    if search['early_stop'] and moving < 2 * search['stop_window']:
-        wrong.append(
-            f'search.stop_window={search["stop_window"]}: search.early_stop compares twice as many '
-            f'evaluations; there are {moving} epochs of search in which alpha moves'
-        )
-    if search['early_stop'] and config['growth']['epochs']:
-        wrong.append('search.early_stop=True: alpha would go on in growth; set growth.epochs=0')
-    strangers = sorted(set(model['primitives']) - set(space.primitives))
-    table = config['benchmark']['table']
-    known = space.dumps and (model['space'] == natsbench.SPACE or not natsbench.is_named(table))
-    if table is not None and (strangers or not known):
-        whose = f'{strangers} in the space' if strangers else 'the space'
-        wrong.append(
-            f'benchmark.table={table!r}: there is no text by which this table could name networks '
-            f'with {whose} {model["space"]!r}'
-        )
-    if config['arch']['samples'] > 1 and not estimator.draws:
-        wrong.append(
-            f'arch.samples={config["arch"]["samples"]}: search.estimator={search["estimator"]!r} '
-            'draws nothing, so all samples would be alike; set it to 1'
-        )
-    wrong += expected_cost.contradictions(config)
-    if config['arch']['anchor'] and not estimator.anchored:
-        wrong.append(
-            f'arch.anchor={config["arch"]["anchor"]}: a regulariser of Dirichlet draws; set '
-            'search.estimator=drnas, or arch.anchor=0'
-        )
-    if search['second_order'] and (estimator.one_hot or search['arch_data'] != 'valid'):
-        mixed = ' or '.join(name for name, row in ESTIMATORS.items() if not row.one_hot)
-        wrong.append(
-            f'search.second_order=True: needs search.estimator={mixed} (weight steps of the others '
-            'train what was drawn, and say nothing of the rest) and search.arch_data=valid'
-        )
-    if search['turns'] == 'together':
-        alone = {'search.arch_data': 'train', 'search.second_order': False}
-        alone |= {'arch.micro_batches': 1, 'arch.samples': 1}
-        wrong += [
-            f'search.turns=together: one batch and one draw move alpha and the weights; set '
-            f'{field}={value}'
-            for field, value in alone.items()
-            if flat[field] != value
-        ]
-    if search['tau_floor'] < estimator.least_tau:
-        wrong.append(
-            f'search.tau_floor={search["tau_floor"]}: search.estimator={search["estimator"]!r} '
-            f'needs at least {estimator.least_tau}; set search.tau_start and '
-            f'search.tau_floor to {estimator.least_tau}'
-        )
-    if search['tau_floor'] > search['tau_start']:
-        wrong.append(
-            f'search.tau_floor={search["tau_floor"]}: must not exceed '
-            f'search.tau_start={search["tau_start"]}'
-        )
-    for group in ('weights', 'arch'):
-        if config[group]['lr'] is not None and config[group]['lr_end'] > config[group]['lr']:
-            wrong.append(
-                f'{group}.lr_end={config[group]["lr_end"]}: must not exceed '
-                f'{group}.lr={config[group]["lr"]}'
-            )
-    if 'auto' in config['growth']['kinds'] and config['growth']['where'] != 'score':
-        wrong.append(
-            f'growth.where={config["growth"]["where"]!r}: growth.kinds={config["growth"]["kinds"]} '
-            "compares scores, which needs 'score'"
-        )
-    begins = [field for field in ('network', 'genotype', 'init_from') if config[field] is not None]
-    second = config['optimize']['second_head']
-    if second and not begins:
-        wrong.append(
-            f'optimize.second_head={second}: only networks that are trained from scratch have one; '
-            'set network or genotype, or use --mode=retrain; init_from goes on with such a network'
-        )
-    for field in ('random_cells', 'plain_cells'):
-        if config[field] and not config['seeds']:
-            wrong.append(
-                f'{field}={config[field]}: is what several searches are compared with; set seeds'
-            )
-    scaled = config['network_channels']
-    if scaled and not (config['network'] and space.grows):
-        wrong.append(
-            f'network_channels={scaled}: makes the network of `network` wider, in the space chain; '
-            'elsewhere set model.channels, or retrain.channels with --mode=retrain'
-        )
-    unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
-    if unknown:
-        wrong.append(f'plain_cells: {", ".join(unknown)} is not in model.primitives')
-    if 'none' in config['plain_cells'] and space.spec.EDGES_KEPT is not None:
-        wrong.append(
-            f"plain_cells: 'none' is what cells of the space {model['space']!r} never choose"
-        )
-    phases = ('warmup', 'search', 'growth', 'optimize')
-    if len(begins) > 1:
-        wrong.append(f'{", ".join(begins)}: set one of them; each says where a run begins')
-    elif begins and begins != ['init_from'] and any(config[p]['epochs'] for p in phases[:3]):
-        wrong.append(
-            f'{begins[0]}={config[begins[0]]!r}: a derived network can only be optimized; set the '
-            'epochs of warmup, search and growth to 0, as configs/scratch.py does'
-        )
-    if search['selection'] != 'argmax' and begins and begins != ['init_from']:
-        wrong.append(
-            f'search.selection={search["selection"]!r}: {begins[0]} names what is chosen already; '
-            'set search.selection=argmax'
-        )
-    if search['auxiliary_skip'] and not search['epochs'] and not begins:
-        wrong.append('search.auxiliary_skip=True: it fades over search; set search.epochs above 0')
-    if not any(config[phase]['epochs'] for phase in phases):
-        wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')
+    wrong += [
+        f'model.{field}={model[field]}: the space {model["space"]!r} with '
+        f'search.partial_channels={partial} needs a multiple of {divisor}'
+        for field in ('channels', 'max_channels')
+        if model[field] % divisor
+    ]
     return wrong
 
 
-def _no_exact_start(config):
-    """Why a search that is to begin exactly cannot: something has to carry the images then."""
+def _growth_errors(config: Config) -> list[str]:
+    growth, model, wrong = config['growth'], config['model'], []
+    partial = config['search']['partial_channels']
+    if 'auto' in growth['kinds'] and growth['where'] != 'score':
+        wrong.append(
+            f'growth.where={growth["where"]!r}: growth.kinds={growth["kinds"]} compares scores, '
+            "which needs 'score'"
+        )
+    if not (growth['epochs'] and growth['kinds']):
+        return wrong
+    if partial > 1:
+        wrong.append(
+            f'search.partial_channels={partial}: networks of partial channels do not grow; '
+            + _NO_GROWTH
+        )
+    if not registry.SPACES[model['space']].grows:
+        wrong.append(
+            f'growth.kinds={tuple(growth["kinds"])}: networks of the space {model["space"]!r} do '
+            f'not grow; {_NO_GROWTH}'
+        )
+    if not model['residual']:
+        wrong.append(
+            'model.residual=False: blocks without it do not grow, since a factor of 0 would cut '
+            f'the network; {_NO_GROWTH}'
+        )
+    return wrong
+
+
+def _exact_start_errors(config: Config) -> list[str]:
+    """Returns why an exact start is impossible: something has to carry the images through."""
     model, search = config['model'], config['search']
     otherwise = 'set search.exact_start=False'
     if not search['exact_start']:
@@ -276,64 +176,247 @@ def _no_exact_start(config):
     return []
 
 
-def has_exact_start(config: ml_collections.ConfigDict) -> bool:
-    """Whether search begins with the function that warmup ended with; see `mixed_op.MixedOp`."""
-    wanted = config.search.get('exact_start')  # runs of before the field have none
+def _estimator_errors(config: Config) -> list[str]:
+    search, arch, wrong = config['search'], config['arch'], []
+    estimator = ESTIMATORS[search['estimator']]
+    named = f'search.estimator={search["estimator"]!r}'
+    if search['noise'] == 'temperature' and not estimator.noisy:
+        wrong.append(
+            f'search.noise={search["noise"]!r}: {named} has no such noise; take one of '
+            f'{_names(lambda row: row.noisy)}, or search.noise=unit'
+        )
+    if arch['samples'] > 1 and not estimator.draws:
+        wrong.append(
+            f'arch.samples={arch["samples"]}: {named} draws nothing, so all samples would be '
+            'alike; set it to 1'
+        )
+    if arch['anchor'] and not estimator.anchored:
+        wrong.append(
+            f'arch.anchor={arch["anchor"]}: is a regulariser of Dirichlet draws; set '
+            'search.estimator=drnas, or arch.anchor=0'
+        )
+    if search['second_order'] and (estimator.one_hot or search['arch_data'] != 'valid'):
+        mixtures = _names(lambda row: not row.one_hot, ' or ')
+        wrong.append(
+            f'search.second_order=True: needs search.estimator={mixtures} (weight steps of the '
+            'others train what was drawn, and say nothing of the rest) and search.arch_data=valid'
+        )
+    if search['tau_floor'] < estimator.least_tau:
+        wrong.append(
+            f'search.tau_floor={search["tau_floor"]}: {named} needs at least '
+            f'{estimator.least_tau}; set search.tau_start and search.tau_floor to '
+            f'{estimator.least_tau}'
+        )
+    if search['tau_floor'] > search['tau_start']:
+        wrong.append(
+            f'search.tau_floor={search["tau_floor"]}: must not exceed '
+            f'search.tau_start={search["tau_start"]}'
+        )
+    return wrong
+
+
+def _names(condition: Callable[[Estimator], bool], separator: str = ', ') -> str:
+    return separator.join(name for name, row in ESTIMATORS.items() if condition(row))
+
+
+def _search_errors(config: Config) -> list[str]:
+    search, wrong = config['search'], []
+    frozen = frozen_epochs(config)
+    if frozen and frozen >= search['epochs']:
+        wrong.append(
+            f'search.freeze_epochs={search["freeze_epochs"]}: must be less than '
+            f'search.epochs={search["epochs"]}, or alpha never moves in search'
+        )
+    moving = search['epochs'] - frozen
+    if search['early_stop'] and moving < 2 * search['stop_window']:
+        wrong.append(
+            f'search.stop_window={search["stop_window"]}: search.early_stop compares twice as many '
+            f'evaluations; there are {moving} epochs of search in which alpha moves'
+        )
+    if search['early_stop'] and config['growth']['epochs']:
+        wrong.append('search.early_stop=True: alpha would go on in growth; set growth.epochs=0')
+    if search['turns'] == 'together':
+        flat = flatten(config)
+        alone = {'search.arch_data': 'train', 'search.second_order': False}
+        alone |= {'arch.micro_batches': 1, 'arch.samples': 1}
+        wrong += [
+            'search.turns=together: one batch and one draw move alpha and the weights; set '
+            f'{field}={value}'
+            for field, value in alone.items()
+            if flat[field] != value
+        ]
+    return wrong
+
+
+def _learning_rate_errors(config: Config) -> list[str]:
+    return [
+        f'{group}.lr_end={config[group]["lr_end"]}: must not exceed '
+        f'{group}.lr={config[group]["lr"]}'
+        for group in ('weights', 'arch')
+        if config[group]['lr'] is not None and config[group]['lr_end'] > config[group]['lr']
+    ]
+
+
+def _benchmark_errors(config: Config) -> list[str]:
+    table, model = config['benchmark']['table'], config['model']
+    if table is None:
+        return []
+    space = registry.SPACES[model['space']]
+    foreign = sorted(set(model['primitives']) - set(space.primitives))
+    known = space.dumps and (model['space'] == natsbench.SPACE or not natsbench.is_named(table))
+    if known and not foreign:
+        return []
+    where = f'{foreign} in the space' if foreign else 'the space'
+    return [
+        f'benchmark.table={table!r}: there is no text by which this table could name networks '
+        f'with {where} {model["space"]!r}'
+    ]
+
+
+def _sweep_errors(config: Config) -> list[str]:
+    wrong = [
+        f'{field}={config[field]}: is compared with several searches; set seeds'
+        for field in ('random_cells', 'plain_cells')
+        if config[field] and not config['seeds']
+    ]
+    model = config['model']
+    unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
+    if unknown:
+        wrong.append(f'plain_cells: {", ".join(unknown)} is not in model.primitives')
+    if (
+        'none' in config['plain_cells']
+        and registry.SPACES[model['space']].spec.EDGES_KEPT is not None
+    ):
+        wrong.append(f"plain_cells: cells of the space {model['space']!r} never choose 'none'")
+    return wrong
+
+
+def _start_errors(config: Config) -> list[str]:
+    """Checks where a run begins: anew, from another run, or with a network that is given."""
+    search, wrong = config['search'], []
+    starts = [field for field in ('network', 'genotype', 'init_from') if config[field] is not None]
+    derived = bool(starts) and starts != ['init_from']
+    if len(starts) > 1:
+        wrong.append(f'{", ".join(starts)}: set one of them; each says where a run begins')
+    elif derived and any(config[phase]['epochs'] for phase in _PHASES[:3]):
+        wrong.append(
+            f'{starts[0]}={config[starts[0]]!r}: a derived network can only be optimized; set the '
+            'epochs of warmup, search and growth to 0, as configs/scratch.py does'
+        )
+    if search['selection'] != 'argmax' and derived:
+        wrong.append(
+            f'search.selection={search["selection"]!r}: {starts[0]} names the operations already; '
+            'set search.selection=argmax'
+        )
+    if search['auxiliary_skip'] and not search['epochs'] and not starts:
+        wrong.append('search.auxiliary_skip=True: it fades over search; set search.epochs above 0')
+    if config['optimize']['second_head'] and not starts:
+        wrong.append(
+            f'optimize.second_head={config["optimize"]["second_head"]}: only networks that are '
+            'trained from scratch have one; set network or genotype, or use --mode=retrain; '
+            'init_from goes on with such a network'
+        )
+    channels = config['network_channels']
+    if channels and not (config['network'] and registry.SPACES[config['model']['space']].grows):
+        wrong.append(
+            f'network_channels={channels}: makes the network of `network` wider, in the space '
+            'chain; elsewhere set model.channels, or retrain.channels with --mode=retrain'
+        )
+    if not any(config[phase]['epochs'] for phase in _PHASES):
+        wrong.append('warmup, search, growth, optimize: at least one needs epochs above 0')
+    return wrong
+
+
+_CHECKS: tuple[Callable[[Config], list[str]], ...] = (
+    _data_errors,
+    _model_errors,
+    _growth_errors,
+    _exact_start_errors,
+    _estimator_errors,
+    _search_errors,
+    _learning_rate_errors,
+    _benchmark_errors,
+    expected_cost.contradictions,
+    _sweep_errors,
+    _start_errors,
+)
+
+
+def has_exact_start(config: Config) -> bool:
+    """Returns whether search begins with the function that warmup ended with.
+
+    See docs/algorithm.md, "Exact start". `search.exact_start=None` means: wherever it is possible
+    without an auxiliary skip.
+    """
+    wanted = config['search'].get('exact_start')  # older runs do not have the field
     if wanted is not None:
         return wanted
-    alone = config.model.get('residual', True) and config.warmup.operations == 'skip'
-    return config.model.space == 'chain' and alone
+    alone = config['model'].get('residual', True) and config['warmup']['operations'] == 'skip'
+    return config['model']['space'] == 'chain' and alone
 
 
-def frozen_epochs(config: ml_collections.ConfigDict) -> int:
-    """How many epochs of search, its first ones, leave alpha at rest."""
-    if config.search.freeze_epochs is not None:
-        return config.search.freeze_epochs
-    return config.search.epochs // 5 if has_exact_start(config) else 0
+def frozen_epochs(config: Config) -> int:
+    """Returns the number of epochs at the start of search in which alpha does not move."""
+    search = config['search']
+    if search['freeze_epochs'] is not None:
+        return search['freeze_epochs']
+    return search['epochs'] // 5 if has_exact_start(config) else 0
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """The fields in which two flat configs differ, as `name: theirs -> ours`, tuples as lists."""
-
-    def plain(value):
-        return list(value) if isinstance(value, tuple) else value
-
+def differences(ours: Config, theirs: Config) -> list[str]:
+    """Lists the fields in which two flat configs differ, as `name: theirs -> ours`."""
     return [
-        f'{key}: {plain(theirs.get(key))!r} -> {plain(ours.get(key))!r}'
+        f'{key}: {_as_list(theirs.get(key))!r} -> {_as_list(ours.get(key))!r}'
         for key in sorted(ours.keys() | theirs.keys())
-        if plain(ours.get(key)) != plain(theirs.get(key))
+        if _as_list(ours.get(key)) != _as_list(theirs.get(key))
     ]
+
+
+def _as_list(value: Any) -> Any:
+    """Returns tuples as lists, which is what JSON makes of them."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def with_original_defaults(
     config: ml_collections.ConfigDict, workdir: pathlib.Path
 ) -> ml_collections.ConfigDict:
-    """The config, but with what a run in `workdir` did that was begun before a field existed."""
+    """Returns the config with the old behaviour for fields that are newer than the run in workdir.
+
+    Args:
+      config: of the command.
+      workdir: of the run, which may not have begun.
+    """
     try:
         before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-        missing = {name: value for name, value in _BEFORE.items() if name not in before}
+        missing = {
+            name: field.before
+            for name, field in FIELDS.items()
+            if field.is_new and name not in before
+        }
     except (OSError, ValueError, TypeError):
-        return config  # there is none, or `require_same_config` tells
+        return config  # no run, or one that `require_same_config` refuses
     if not missing:
         return config
-    if config.search.freeze_epochs is None:
+    if config.search.freeze_epochs is None:  # the meaning of None is as new as these fields
         missing['search.freeze_epochs'] = before.get('search.freeze_epochs', 0)
-    made = copy.deepcopy(config)
-    made.update_from_flattened_dict(missing)
-    told = ', '.join(f'{name}={value}' for name, value in missing.items())
-    logger.info('the run in %s was begun by an older version; it goes on with %s', workdir, told)
-    return made
+    changed = copy.deepcopy(config)
+    changed.update_from_flattened_dict(missing)
+    fields = ', '.join(f'{name}={value}' for name, value in missing.items())
+    logger.info('the run in %s was begun by an older version; it goes on with %s', workdir, fields)
+    return changed
 
 
 def require_same_config(
     flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ...] = ()
 ) -> None:
-    """Refuses a workdir with a run of another config.
+    """Refuses to go on with a run under another config.
+
+    Fields that are `changeable` may differ; a line in the log says so.
 
     Args:
-      flat: the config, see `validation.flatten`.
-      workdir: of the run.
-      but: fields that may differ.
+      flat: the config, see `flatten`.
+      workdir: of the run; nothing is checked where none has begun.
+      but: more fields that may differ.
 
     Raises:
       UserError: names the fields that differ.
@@ -343,17 +426,23 @@ def require_same_config(
         return
     try:
         before = json.loads(path.read_text(encoding='utf-8'))
-        told = differences(flat, {**_BEFORE, **before})
-        differing = [line for line in told if line.split(':')[0] not in but]
+        old = {name: field.before for name, field in FIELDS.items() if field.is_new}
+        lines = {line.split(':')[0]: line for line in differences(flat, {**old, **before})}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f'{path} cannot be read ({type(error).__name__}: {error}). If this command is that of '
             'the run in there, delete the file; otherwise choose another --workdir.'
         ) from error
+    changed = {name for name in lines if name in FIELDS and FIELDS[name].changeable}
+    differing = [line for name, line in lines.items() if name not in changed and name not in but]
     if differing:
         raise UserError(
             f'{workdir} holds a run with another config:\n  '
             + '\n  '.join(differing)
             + '\nGo on with the old values, or choose another --workdir (--config.init_from='
             f'{workdir} starts there from what this run has learned).'
+        )
+    if changed:
+        logger.info(
+            'going on with changed fields: %s', '; '.join(lines[n] for n in sorted(changed))
         )

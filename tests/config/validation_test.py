@@ -4,15 +4,15 @@ import json
 import logging
 
 import pytest
-from helpers.wrong_values import BAD
 from ml_collections import ConfigDict
 
-from asose_jax.config.schema import RULES
+from asose_jax.config.schema import FIELDS, GROUPS
 from asose_jax.config.validation import (
     differences,
     flatten,
     frozen_epochs,
     has_exact_start,
+    require_same_config,
     validate,
     with_original_defaults,
 )
@@ -40,15 +40,21 @@ def test_presets_are_right(preset):
     validate(config, devices=1)
 
 
-def test_every_field_has_a_rule_and_every_rule_a_wrong_value():
-    assert set(flatten(search.get_config())) == set(RULES) == set(BAD)
+def test_every_default_is_allowed_and_every_rule_has_wrong_values():
+    assert set(flatten(search.get_config())) == set(FIELDS)
+    assert {name.partition('.')[0] for name in FIELDS if '.' in name} == set(GROUPS)
+    for name, field in FIELDS.items():
+        assert field.rule.holds(field.default), name
+        assert field.rule.wrong, name
 
 
-@pytest.mark.parametrize(('field', 'value'), [(f, v) for f, vs in BAD.items() for v in vs])
+@pytest.mark.parametrize(
+    ('field', 'value'), [(name, v) for name, field in FIELDS.items() for v in field.rule.wrong]
+)
 def test_value_outside_its_range_is_named_with_what_is_allowed(field, value):
     with pytest.raises(UserError) as error:
         validate(_with(**{field: value}), devices=1)
-    assert f'{field}={value!r}: must be {RULES[field].allowed}' in str(error.value)
+    assert f'{field}={value!r}: must be {FIELDS[field].rule.allowed}' in str(error.value)
 
 
 def test_all_wrong_fields_are_named_at_once():
@@ -79,13 +85,16 @@ def test_missing_field_is_named():
             r"growth.where='last': growth.kinds=\('auto',\) compares scores",
         ),
         ({'data.name': 'folder'}, r"data.dir=None: data.name='folder' needs the folder"),
-        ({'data.test_fraction': 0.1}, r"data.test_fraction=0.1: is of folders .* 'digits' has its"),
+        (
+            {'data.test_fraction': 0.1},
+            r"data.test_fraction=0.1: is for folders .* 'digits' has its",
+        ),
         (
             {
                 **{'model.space': 'darts', 'model.primitives': ('none', 'skip_connect')},
                 **{'growth.epochs': 0, 'seeds': (0,), 'plain_cells': ('none',)},
             },
-            r"plain_cells: 'none' is what cells of the space 'darts' never choose",
+            r"plain_cells: cells of the space 'darts' never choose 'none'",
         ),
         ({'network': 'a', 'init_from': 'b'}, r'network, init_from: set one of them'),
         ({'model.space': 'nasbench201'}, r"networks of the space 'nasbench201' do not grow"),
@@ -130,7 +139,7 @@ def test_missing_field_is_named():
         ({'model.residual': False}, r'model.residual=False: .* do not grow, .* growth.kinds=\(\)'),
         (
             {'model.space': 'darts', 'model.residual': False},
-            r"model.residual=False: is of the space 'chain'; the sums of 'darts'",
+            r"model.residual=False: is for the space 'chain'; the sums of 'darts'",
         ),
         (
             {'search.auxiliary_skip': True, 'search.epochs': 0},
@@ -198,7 +207,7 @@ def test_missing_field_is_named():
         ),
         (
             {'search.selection': 'perturbation', 'genotype': 'a'},
-            r"search.selection='perturbation': genotype names what is chosen already",
+            r"search.selection='perturbation': genotype names the operations already",
         ),
         ({'network': 'a'}, r"network='a': a derived network can only be optimized"),
         (
@@ -256,3 +265,14 @@ def test_differences_name_the_fields():
     told = differences(ours, theirs)
     assert "data.name: 'cifar10' -> 'digits'" in told
     assert not any('reductions' in line for line in told)
+
+
+def test_fields_that_change_nothing_learned_may_change_when_a_run_goes_on(tmp_path, caplog):
+    begun = flatten(search.get_config('digits'))
+    (tmp_path / 'config.json').write_text(json.dumps(begun))
+    changed = {'checkpoint.keep': 5, 'alarm.fall': 0.5, 'chunk_steps': 8}
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        require_same_config({**begun, **changed}, tmp_path)
+    assert 'alarm.fall: 0.75 -> 0.5; checkpoint.keep: 2 -> 5; chunk_steps: 32 -> 8' in caplog.text
+    with pytest.raises(UserError, match=r'another config:\n  weights.lr: 0.025 -> 0.1\nGo on'):
+        require_same_config({**begun, **changed, 'weights.lr': 0.1}, tmp_path)
