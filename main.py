@@ -1,15 +1,16 @@
 """Runs a search: python main.py --config=configs/search.py[:digits] --workdir=DIR.
 
---mode=retrain --config.genotype=FILE trains from scratch what was found; --config.seeds="(0, 1)"
-runs several searches. --mode=evaluate, export or report, with --workdir=DIR, is for finished runs.
+--mode=retrain --config.genotype=FILE trains a chosen network from scratch; --config.seeds="(0, 1)"
+runs several searches. --mode=evaluate, export and report, with --workdir=DIR, need a finished run.
 
-The same command again goes on where a stopped run was.
+The same command resumes a run that was stopped.
 """
 
 import logging
 import os
 import shlex
 import sys
+from typing import Any
 
 import jax
 import rich.console
@@ -31,41 +32,46 @@ _MODE = flags.DEFINE_enum(
     'mode',
     'search',
     ['search', 'retrain', 'evaluate', 'export', 'report'],
-    'search: all phases. retrain: the network of --config.genotype from scratch, by the recipe in '
-    'config.retrain. Of a finished run, by its --workdir alone: evaluate: test accuracy, by class, '
-    'and confusion.png. export: a StableHLO file that needs jax and flatbuffers only. report: '
-    'report.html again.',
+    'search: runs all phases. retrain: trains the network of --config.genotype from scratch, with '
+    'the settings of config.retrain. For a finished run, which --workdir alone names: evaluate: '
+    'reports test accuracy by class and writes confusion.png. export: writes a StableHLO file that '
+    'needs only jax and flatbuffers. report: writes report.html again.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
     None,
-    'Run on all hosts of a cluster together; TPU pods need not say so. Without SLURM or Open MPI, '
-    'set JAX_COORDINATOR_ADDRESS (HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID.',
+    'Run on all hosts of a cluster together; TPU pods do so by default. Without SLURM or Open MPI, '
+    'set JAX_COORDINATOR_ADDRESS (HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID on each host.',
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of checkpoints and results.')
-_SILENT_SECONDS = 30  # after which a host counts as lost
+_HEARTBEAT_SECONDS = 30  # a host that is silent for longer counts as lost
 
 
 def main(argv: list[str]) -> None:
+    """Runs the command; errors of the user end the process with one message and no traceback."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
-    finished = {'report': page.rebuild, 'evaluate': inference.evaluate, 'export': inference.export}
-    if _MODE.value not in finished:
+    for_finished_run = {
+        'report': page.rebuild,
+        'evaluate': inference.evaluate,
+        'export': inference.export,
+    }
+    if _MODE.value not in for_finished_run:
         _join_hosts()
     console = rich.console.Console(stderr=True)
     logger = process.prepare(_handler(console))
     try:
-        if _MODE.value in finished:
-            finished[_MODE.value](_WORKDIR.value)
+        if _MODE.value in for_finished_run:
+            for_finished_run[_MODE.value](_WORKDIR.value)
             return
         config = _CONFIG.value
         if _MODE.value == 'retrain':
             config = retrain.config_of(config)
-        if not config.seeds:  # many searches leave the devices to their own processes
-            _tell_devices(logger)
+        if not config.seeds:  # several searches leave the devices to their own processes
+            _log_devices(logger)
         runner.search(config, _WORKDIR.value, console)
     except Stopped as stopped:
-        logger.info('%s; to go on: %s', stopped, shlex.join(['python', *sys.argv]))
+        logger.info('%s; to resume: %s', stopped, shlex.join(['python', *sys.argv]))
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()
         process.leave(0)
@@ -74,33 +80,35 @@ def main(argv: list[str]) -> None:
         process.leave(2)
 
 
-def _tell_devices(logger: logging.Logger) -> None:
+def _log_devices(logger: logging.Logger) -> None:
     if jax.process_index():
-        logger.setLevel(logging.WARNING)  # the first host speaks for all
+        logger.setLevel(logging.WARNING)  # only the first host logs the progress of the run
     logger.info(
         'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
     )
 
 
 def _join_hosts() -> None:
-    """Before anything asks for a device."""
+    """Joins the hosts of a cluster, if there are several; must precede any use of a device."""
     pod = len(os.environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1
     if not (pod if _MULTIHOST.value is None else _MULTIHOST.value):
         return
-    given = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
-    given = {key: int(os.environ[name]) for key, name in given.items() if name in os.environ}
+    variables = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+    options: dict[str, Any] = {
+        key: int(os.environ[name]) for key, name in variables.items() if name in os.environ
+    }
     try:
-        jax.distributed.initialize(**given, heartbeat_timeout_seconds=_SILENT_SECONDS)
+        jax.distributed.initialize(**options, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (ValueError, TypeError, RuntimeError) as error:
         sys.exit(
-            f'--multihost: {error}\nOn TPU pods, SLURM and Open MPI the hosts find each other; '
-            'elsewhere set, on every host, JAX_COORDINATOR_ADDRESS=HOST:PORT of the first one, '
-            'JAX_NUM_PROCESSES, and JAX_PROCESS_ID from 0.'
+            f'--multihost: {error}\nOn TPU pods and under SLURM or Open MPI the hosts find each '
+            'other. Elsewhere, set on every host JAX_COORDINATOR_ADDRESS (HOST:PORT of the first '
+            'host), JAX_NUM_PROCESSES, and JAX_PROCESS_ID (counted from 0).'
         )
 
 
 def _handler(console: rich.console.Console) -> logging.Handler:
-    """Lines through the console in a terminal, lest they tear the bar; plain lines elsewhere."""
+    """Returns the handler of the log; in a terminal it keeps the progress bar intact."""
     if console.is_terminal:
         return rich.logging.RichHandler(
             console=console, show_path=False, show_level=False, log_time_format='%H:%M:%S'
@@ -109,15 +117,22 @@ def _handler(console: rich.console.Console) -> logging.Handler:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Reads the flags; what is wrong with them becomes one line instead of a stack."""
+    """Reads the flags; exits with a short message instead of a traceback if they are wrong.
+
+    Args:
+      argv: the command line.
+
+    Returns:
+      The program name and the arguments that are not flags.
+    """
     try:
         rest = flags.FLAGS(argv)
         _CONFIG.value.keys()  # a file that could not be loaded raises here
         return rest
     except (flags.Error, KeyError, AttributeError, OSError) as error:
         lines = str(error.args[0]).strip().splitlines()
-        told = lines[-1] if any('Traceback' in line for line in lines) else ' '.join(lines)
-        sys.exit(f'{told}\nAll fields, with their meaning: configs/search.py')
+        message = lines[-1] if any('Traceback' in line for line in lines) else ' '.join(lines)
+        sys.exit(f'{message}\nSee configs/search.py for all fields and their meaning.')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,10 @@
 """ASO-SE: differentiable architecture search with alternating stable optimization.
 
-config = configs.search.get_config('digits')
-result = asose_jax.search(config, workdir)   # what summary.json holds
-model = asose_jax.load(workdir)
-model.predict(images)                        # probabilities
+Example:
+  config = configs.search.get_config('digits')
+  result = asose_jax.search(config, workdir)  # the content of summary.json
+  model = asose_jax.load(workdir)
+  model.predict(images)  # probabilities of the classes
 """
 
 import importlib
@@ -35,7 +36,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name on first use: other parts of the package need not wait for jax."""
+    """Imports a public name on first use, so that `import asose_jax` alone does not load jax."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     module = importlib.import_module(f'{__name__}.{_MODULES.get(name, "inference")}')

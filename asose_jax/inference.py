@@ -1,14 +1,16 @@
-"""The network that a finished run has left, ready to use: predictions, evaluation, export."""
+"""The trained network of a finished run: prediction, evaluation and export."""
 
 import dataclasses
 import functools
 import json
 import logging
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from jax import export as jax_export
@@ -29,23 +31,28 @@ from asose_jax.train import checkpoint, pmap, state
 
 logger = logging.getLogger('asose_jax')
 
-_AT_ONCE = 128  # images in one call
+_PREDICT_BATCH = 128  # images per call of the compiled network
+_EVALUATE_BATCH = 1000  # images that `evaluate` reads at once
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A network that is trained, with all that it takes to use it.
+    """A trained network with everything that is needed to use it.
+
+    Example:
+      model = load('/tmp/digits')
+      names = [model.class_names[k] for k in model.predict(images).argmax(-1)]
 
     Attributes:
-      spec: its description; every operation is chosen.
-      class_names: one for each of its outputs.
-      variables: `params` and `batch_stats`.
-      mean: per channel, of pixel values 0..255, float32 `[C]`.
-      std: standard deviation, likewise.
-      dtype: of activations.
-      summary: what the run came to, as in summary.json.
-      config: of the run, as in config.json.
+      spec: description of the network; every operation is chosen.
+      class_names: one name for each output.
+      variables: the collections `params` and `batch_stats`.
+      mean: mean of each channel, in pixel values 0..255, float32 `[C]`.
+      std: standard deviation of each channel, in the same units, float32 `[C]`.
+      dtype: dtype of the activations.
+      summary: results of the run, as in summary.json.
+      config: fields of the config by name, as in config.json.
     """
 
     spec: NetSpec
@@ -59,216 +66,278 @@ class Trained:
 
     @property
     def genotype(self) -> Genotype:
-        """The operation of every choice."""
+        """Returns the chosen operations, by group and member."""
         return Genotype(frozen(self.summary['genotype']))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """How likely each class is.
+        """Returns the probability of each class.
 
         Args:
-          images: `[N, H, W, C]`, of the size that the network was trained on, in pixel values
-            0..255, of any dtype.
+          images: pixel values 0..255 of any dtype, `[N, H, W, C]`, with the H, W and C that the
+            network was trained on.
 
         Returns:
-          Probabilities `[N, classes]`, float32.
+          Probabilities, float32 `[N, classes]`.
 
         Raises:
-          ValueError: the images have another shape.
+          ValueError: H, W or C differ.
         """
         images = np.asarray(images)
         if images.ndim != 4 or images.shape[1:] != self.spec.image_shape:
             raise ValueError(
-                f'images of shape {images.shape}: this network takes '
-                f'{(None, *self.spec.image_shape)}, any number of images (height, width, channels)'
+                f'images have shape {images.shape}, but this network takes '
+                f'{(None, *self.spec.image_shape)}: any number of images (height, width, channels)'
             )
         count = len(images)
-        padded = np.zeros((-(-count // _AT_ONCE) * _AT_ONCE, *images.shape[1:]), np.float32)
+        calls = -(-count // _PREDICT_BATCH)
+        # Every call has the same shape, so that the network is compiled only once.
+        padded = np.zeros((calls * _PREDICT_BATCH, *images.shape[1:]), np.float32)
         padded[:count] = images
-        parts = [self._call(part) for part in np.split(padded, len(padded) // _AT_ONCE or 1)]
+        parts = [self._call(part) for part in np.split(padded, calls or 1)]
         return np.concatenate(parts)[:count]
 
     @functools.cached_property
-    def _call(self):
+    def _call(self) -> Callable[[np.ndarray], jax.Array]:
         return jax.jit(self.probabilities)
 
     def probabilities(self, images: jax.Array) -> jax.Array:
-        """As `predict`, traced: `[N, H, W, C]` in pixel values to `[N, classes]` float32."""
-        scale = [np.reshape(each, (1, 1, 1, -1)) for each in (self.mean, self.std)]
-        normalised = (images.astype(jnp.float32) - scale[0]) / scale[1]
+        """Computes the same as `predict`, as a function that JAX can trace.
+
+        Args:
+          images: pixel values 0..255 of any dtype, `[N, H, W, C]`.
+
+        Returns:
+          Probabilities, float32 `[N, classes]`.
+        """
+        mean, std = (np.reshape(values, (1, 1, 1, -1)) for values in (self.mean, self.std))
+        normalised = (images.astype(jnp.float32) - mean) / std
         net = SuperNet(self.spec, dtype=self.dtype)
         logits = net.apply(self.variables, normalised, mode=Mode.ARGMAX, train=False)
         return jax.nn.softmax(logits)
 
 
 def load(directory: str | pathlib.Path) -> Trained:
-    """The network of the finished run in a workdir.
+    """Loads the network of the finished run in a workdir.
+
+    Args:
+      directory: workdir of a single run, not of a sweep.
+
+    Returns:
+      The network, with the operations that were chosen and their trained weights.
 
     Raises:
-      UserError: there is none, or its checkpoint cannot be read.
+      UserError: the directory holds no finished run, holds several runs, or its checkpoint cannot
+        be read.
     """
     directory = pathlib.Path(directory).expanduser()
-    told = run_record.read(directory)
-    if not told.summary or not told.config:
-        raise UserError(
-            f'{directory} holds no finished run: there is no summary.json in it. Name the workdir '
-            'of a run that has come to its end; the command that began it goes on.'
-        )
-    if told.config.get('seeds'):
-        each = sorted(str(found.parent) for found in directory.glob('**/metrics.jsonl'))
-        raise UserError(
-            f'{directory} holds several runs; name one of them as --workdir:\n  '
-            + '\n  '.join(each)
-        )
-    missing = {'classes', 'mean', 'std', 'genotype', 'images'} - told.summary.keys()
-    if missing:
-        raise UserError(
-            f'{directory / "summary.json"} has no {", ".join(sorted(missing))}: it was written by '
-            'an older version of asose_jax, or changed'
-        )
-    config, summary = unflatten(told.config), told.summary
+    record = run_record.read(directory)
+    _require_loadable(directory, record)
+    config, summary = unflatten(record.config), record.summary
     try:
-        spec, held = _restored(directory, config, summary)
+        spec, restored = _restored(directory, config, summary)
     except checkpoint.DamagedError as error:
         raise UserError(str(error)) from error
-    params, stats = held.params, held.batch_stats
-    if not spec.is_derived():  # a run without optimize ends with the supernet's weights
-        if spec.partial > 1:
-            raise UserError(
-                f'{directory}: the chosen operations were never trained, as search.'
-                f'partial_channels={spec.partial} and optimize.epochs=0. Train what was found: '
-                f'--mode=retrain --config.genotype={directory}'
-            )
-        chosen = Genotype(frozen(summary['genotype']))
-        params, stats = (state.prune(tree, spec, chosen) for tree in (params, stats))
-        params, _ = factors.fold(spec, chosen, params)
-        spec = factors.folded_spec(spec, chosen)
-    params = {name: tree for name, tree in params.items() if name != SECOND_HEAD}
-    stats = {name: tree for name, tree in stats.items() if name != SECOND_HEAD}
+    params, stats = restored.params, restored.batch_stats
+    if not spec.is_derived():  # without the phase optimize, a run ends with the supernet's weights
+        spec, params, stats = _derived(directory, spec, summary, params, stats)
     return Trained(
         spec=spec,
         class_names=tuple(summary['classes']),
-        variables={'params': params, 'batch_stats': stats},
+        variables={
+            'params': _without_second_head(params),
+            'batch_stats': _without_second_head(stats),
+        },
         mean=np.array(summary['mean'], np.float32),
         std=np.array(summary['std'], np.float32),
         dtype=config.model.dtype,
         summary=summary,
-        config=told.config,
+        config=record.config,
     )
 
 
-def _restored(directory, config, summary):
-    """Description and state of the last checkpoint, on the host."""
+def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> None:
+    """Fails unless the workdir holds one finished run with a complete summary."""
+    if not record.summary or not record.config:
+        raise UserError(
+            f'{directory} holds no finished run: it has no summary.json. Name the workdir of a '
+            'finished run, or finish this one: the command that started it also resumes it.'
+        )
+    if record.config.get('seeds'):
+        runs = sorted(str(path.parent) for path in directory.glob('**/metrics.jsonl'))
+        raise UserError(
+            f'{directory} holds several runs; name one of them as --workdir:\n  '
+            + '\n  '.join(runs)
+        )
+    missing = {'classes', 'mean', 'std', 'genotype', 'images'} - record.summary.keys()
+    if missing:
+        raise UserError(
+            f'{directory / "summary.json"} has no {", ".join(sorted(missing))}: it was written by '
+            'an older version of asose_jax, or edited'
+        )
+
+
+def _restored(
+    directory: pathlib.Path, config: ml_collections.ConfigDict, summary: Mapping[str, Any]
+) -> tuple[NetSpec, state.SearchState]:
+    """Reads the description and the state of the last checkpoint into host memory."""
     if not checkpoint.has_any(directory / 'checkpoints'):
-        raise UserError(f'{directory} has a summary but no checkpoints: the weights are gone')
+        raise UserError(
+            f'{directory} has a summary but no checkpoints, so the weights of its network are '
+            'lost. Restore its checkpoints, or repeat the run in another --workdir.'
+        )
     schedule = builders.make_schedule(config, summary['images']['train'])
     tx = builders.make_optimizer(config, schedule)
     with checkpoint.Checkpoints(directory / 'checkpoints') as checkpoints:
         step = checkpoints.latest()
-        told = checkpoints.describe(step)
-        spec = registry.spec_from_json(told['spec'])
+        assert step is not None
+        meta = checkpoints.describe(step)
+        spec = registry.spec_from_json(meta['spec'])
         model_of = functools.partial(builders.make_supernet, config)
-        if old_checkpoints.are_in(told['checksums']):
+        if old_checkpoints.are_in(meta['checksums']):
             return old_checkpoints.restore(checkpoints, step, spec, model_of, tx)
         like = state.abstract_state(model_of(spec), tx, pmap.replicated_sharding())
         return spec, jax.device_get(checkpoints.restore(step, like))
 
 
+def _derived(
+    directory: pathlib.Path,
+    spec: NetSpec,
+    summary: Mapping[str, Any],
+    params: dict[str, Any],
+    stats: dict[str, Any],
+) -> tuple[NetSpec, dict[str, Any], dict[str, Any]]:
+    """Reduces a supernet and its weights to the operations that the run chose."""
+    if spec.partial > 1:
+        raise UserError(
+            f'{directory}: the chosen operations were never trained on all channels, since '
+            f'search.partial_channels={spec.partial} and optimize.epochs=0. Train the network from '
+            f'scratch: --mode=retrain --config.genotype={directory}'
+        )
+    chosen = Genotype(frozen(summary['genotype']))
+    params, stats = (state.prune(tree, spec, chosen) for tree in (params, stats))
+    params, _ = factors.fold(spec, chosen, params)
+    return factors.folded_spec(spec, chosen), params, stats
+
+
+def _without_second_head(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: subtree for name, subtree in tree.items() if name != SECOND_HEAD}
+
+
 def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
-    """Looks at the test split of a finished run: accuracy, by class, and what is taken for what.
+    """Evaluates the network of a finished run on its test split.
 
     Writes evaluation.json and confusion.png into the workdir.
 
+    Args:
+      directory: workdir of a finished run.
+
     Returns:
-      As in evaluation.json: `accuracy`, `classes` (precision, recall, images of each) and
-      `confusion` (rows: what it is; columns: what the network says).
+      The content of evaluation.json: `accuracy`, `classes` (name, precision, recall and number of
+      images of each) and `confusion` (counts; rows: true class, columns: predicted class).
 
     Raises:
-      UserError: no finished run, or its data are not there or not what they were.
+      UserError: there is no finished run, or its data are missing or have changed.
     """
-    from asose_jax.report import confusion  # only here: matplotlib takes a second to import
+    from asose_jax.report import confusion  # imported here: matplotlib takes a second to import
 
     directory = pathlib.Path(directory).expanduser()
-    made = load(directory)
+    model = load(directory)
     try:
-        images = builders.load_data(unflatten(made.config))
+        data = builders.load_data(unflatten(model.config))
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
-    known = {**made.summary, 'image_shape': list(made.spec.image_shape)}
-    dataset.require_same_data(images, known, directory)
-    truths, said = [], []
-    for part in np.array_split(images.test, -(-len(images.test) // 1000)):
-        pixels, labels = images.images.read(part)
+    recorded = {**model.summary, 'image_shape': list(model.spec.image_shape)}
+    dataset.require_same_data(data, recorded, directory)
+    truths, predictions = [], []
+    for part in np.array_split(data.test, -(-len(data.test) // _EVALUATE_BATCH)):
+        pixels, labels = data.images.read(part)
         truths.append(labels)
-        said.append(made.predict(pixels).argmax(-1))
-    truth, guess = np.concatenate(truths), np.concatenate(said)
-    names = list(made.class_names)
-    numbers = range(len(names))
-    each = metrics.classification_report(
-        truth, guess, labels=numbers, output_dict=True, zero_division=0
-    )
-    found = {
-        'accuracy': float((truth == guess).mean()),
-        'classes': [
-            {
-                'name': name,
-                'precision': each[str(k)]['precision'],
-                'recall': each[str(k)]['recall'],
-                'images': int(each[str(k)]['support']),
-            }
-            for k, name in enumerate(names)
-        ],
-        'confusion': metrics.confusion_matrix(truth, guess, labels=numbers).tolist(),
-    }
-    text = json.dumps(found, indent=2) + '\n'
+        predictions.append(model.predict(pixels).argmax(-1))
+    truth, predicted = np.concatenate(truths), np.concatenate(predictions)
+    result = _scores(truth, predicted, model.class_names)
+    text = json.dumps(result, indent=2) + '\n'
     workdir.write_atomically(directory / 'evaluation.json', text)
-    picture = confusion.figure(np.array(found['confusion']), names)
+    picture = confusion.figure(np.array(result['confusion']), list(model.class_names))
     picture.savefig(directory / 'confusion.png', dpi=confusion.DPI)
-    logger.info('test accuracy %.2f %% of %d images', 100 * found['accuracy'], len(truth))
-    for row in found['classes']:
+    logger.info('test accuracy %.2f %% of %d images', 100 * result['accuracy'], len(truth))
+    for row in result['classes']:
         logger.info(
-            '%s: %.1f %% found, %.1f %% of what is called so, %d images',
+            '%s: recall %.1f %%, precision %.1f %%, %d images',
             row['name'],
             100 * row['recall'],
             100 * row['precision'],
             row['images'],
         )
-    return found
+    return result
+
+
+def _scores(truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
+    """Computes the content of evaluation.json.
+
+    Args:
+      truth: labels, `[N]`.
+      predicted: predicted labels, `[N]`.
+      class_names: one name for each label.
+    """
+    numbers = range(len(class_names))
+    by_class: Any = metrics.classification_report(
+        truth, predicted, labels=numbers, output_dict=True, zero_division=0
+    )
+    return {
+        'accuracy': float((truth == predicted).mean()),
+        'classes': [
+            {
+                'name': name,
+                'precision': by_class[str(k)]['precision'],
+                'recall': by_class[str(k)]['recall'],
+                'images': int(by_class[str(k)]['support']),
+            }
+            for k, name in enumerate(class_names)
+        ],
+        'confusion': metrics.confusion_matrix(truth, predicted, labels=numbers).tolist(),
+    }
 
 
 def export(directory: str | pathlib.Path) -> pathlib.Path:
-    """Writes the network of a finished run where no asose_jax is needed to use it.
+    """Exports the network of a finished run for use without this package.
 
-    `model.stablehlo` takes pixel values `[N, H, W, C]` uint8, any N, and gives probabilities; it
-    runs on CPU, CUDA and TPU, by `jax.export.deserialize(...).call(images)`. `model.json` has the
-    class names, sizes and genotype; `parameters` is an Orbax checkpoint of the variables.
+    Writes three things into WORKDIR/export:
+      * `model.stablehlo`: the network from pixel values uint8 `[N, H, W, C]`, for any N, to
+        probabilities float32 `[N, classes]`. It runs on CPU, CUDA and TPU by
+        `jax.export.deserialize(...).call(images)`.
+      * `model.json`: class names, sizes, normalisation and genotype.
+      * `parameters`: an Orbax checkpoint of the variables.
+
+    Args:
+      directory: workdir of a finished run.
 
     Returns:
-      The folder, WORKDIR/export.
+      The folder WORKDIR/export.
 
     Raises:
-      UserError: no finished run.
+      UserError: there is no finished run.
     """
     directory = pathlib.Path(directory).expanduser()
-    made = load(directory)
+    model = load(directory)
     target = directory / 'export'
     target.mkdir(exist_ok=True)
     (count,) = jax_export.symbolic_shape('n')
-    images = jax.ShapeDtypeStruct((count, *made.spec.image_shape), np.uint8)
-    exported = jax_export.export(jax.jit(made.probabilities), platforms=PLATFORMS)(images)
+    images = jax.ShapeDtypeStruct((count, *model.spec.image_shape), np.uint8)
+    exported = jax_export.export(jax.jit(model.probabilities), platforms=PLATFORMS)(images)
     (target / 'model.stablehlo').write_bytes(exported.serialize())
     content = {
-        'classes': list(made.class_names),
-        'image_shape': list(made.spec.image_shape),
-        'mean': made.mean.tolist(),
-        'std': made.std.tolist(),
-        'genotype': made.genotype.to_json(),
-        'network': made.spec.to_json(),
-        'test_accuracy': made.summary['test_accuracy'],
-        'versions': made.summary['versions'],
+        'classes': list(model.class_names),
+        'image_shape': list(model.spec.image_shape),
+        'mean': model.mean.tolist(),
+        'std': model.std.tolist(),
+        'genotype': model.genotype.to_json(),
+        'network': model.spec.to_json(),
+        'test_accuracy': model.summary['test_accuracy'],
+        'versions': model.summary['versions'],
         'platforms': list(PLATFORMS),
     }
     workdir.write_atomically(target / 'model.json', json.dumps(content, indent=2) + '\n')
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((target / 'parameters').absolute(), made.variables, force=True)
-    logger.info('%s', target)
+        checkpointer.save((target / 'parameters').absolute(), model.variables, force=True)
+    logger.info('exported to %s', target)
     return target

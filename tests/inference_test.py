@@ -84,15 +84,15 @@ def _changed(change):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (lambda d: {'test': d.test[1:]}, r'not those .* 360 test images, there are .* 359 test'),
+        (lambda d: {'test': d.test[1:]}, r'differ from .* 360 test images, now .* 359 test'),
         (lambda d: {'class_names': (*d.class_names, 'x')}, "the class 'x' is new"),
         (lambda d: {'class_names': d.class_names[:-1]}, "the class '9' is gone"),
         (lambda d: {'class_names': d.class_names[::-1]}, 'classes are in another order'),
-        (lambda d: {'image_shape': (8, 8, 3)}, r'images were \[8, 8, 1\] .*, they are \[8, 8, 3\]'),
+        (lambda d: {'image_shape': (8, 8, 3)}, r'images were \[8, 8, 1\] .*, now \[8, 8, 3\]'),
     ],
 )
 def test_data_that_changed_are_no_test(finished, monkeypatch, change, message):
-    """They are split anew: what was learned from would be among them."""
+    """Changed data are split anew, so training images would be among the test images."""
     monkeypatch.setattr(builders, 'load_data', _changed(change))
     with pytest.raises(UserError, match=message):
         asose_jax.evaluate(finished[0])
@@ -101,7 +101,7 @@ def test_data_that_changed_are_no_test(finished, monkeypatch, change, message):
 def test_run_does_not_go_on_with_data_that_changed(finished, monkeypatch):
     monkeypatch.setattr(builders, 'load_data', _changed(lambda d: {'valid': d.valid[1:]}))
     before = (finished[0] / 'run.json').read_text()
-    with pytest.raises(UserError, match='They are split anew'):
+    with pytest.raises(UserError, match='Changed data are split anew'):
         asose_jax.search(tiny(**WHOLE), finished[0])
     assert (finished[0] / 'run.json').read_text() == before
 

@@ -85,7 +85,7 @@ def _stopped_in_good_order(root, workdir, moment, number):
     run.signal(number)
     assert run.wait() == 0, run.output
     stopped = re.search(
-        r'stopped and saved at step (\d+) of 56 \(\w+\); to go on: (.*)', run.output
+        r'stopped and saved at step (\d+) of 56 \(\w+\); to resume: (.*)', run.output
     )
     assert stopped, run.output
     assert int(stopped[1]) in run.steps()
@@ -143,7 +143,7 @@ def test_asked_to_stop_before_training_it_stops_at_once(root, tmp_path):
     assert run.wait_for(says('the compiler is at work')), run.output
     run.signal(signal.SIGTERM)
     assert run.wait() == 0, run.output
-    assert 'stopped by SIGTERM; to go on: ' in run.output
+    assert 'stopped by SIGTERM; to resume: ' in run.output
     assert 'Traceback' not in run.output
 
 
@@ -174,7 +174,7 @@ def test_damaged_newest_checkpoint_is_passed_over_and_the_end_is_the_same(root, 
     again = ForkedRun(root, tmp_path, OFTEN)
     assert again.wait() == 0, again.output
     assert f'checkpoint {newest / "state"} cannot be read' in again.output
-    assert f'It is in {tmp_path / "damaged" / newest.name} now' in again.output
+    assert f'Moved it to {tmp_path / "damaged" / newest.name};' in again.output
     assert 'Traceback' not in again.output
     assert_same_end(tmp_path, whole, CONFIG)
 
@@ -189,9 +189,9 @@ def test_full_disk_while_saving_is_told_and_the_checkpoint_before_is_whole(root,
     kept = max(full.steps())
     assert full.wait() == 2, full.output
     assert 'could not be written' in full.output
-    assert 'the same command goes on' in ' '.join(full.output.split())
+    assert 'run the same command again' in ' '.join(full.output.split())
     assert 'Traceback' not in full.output
-    assert f'checkpoints/{max(full.steps())} is whole' in full.output
+    assert f'checkpoints/{max(full.steps())}. Fix the disk' in full.output
     assert kept <= max(full.steps())
     final_state(tmp_path, tiny(**{**WHOLE, **wide}))  # reads it, checksums and all
 
@@ -203,7 +203,7 @@ def test_full_disk_while_logging_is_told_and_nothing_is_lost(root, tmp_path, who
     size = (tmp_path / 'metrics.jsonl').stat().st_size + 100  # the next line is longer
     resource.prlimit(full.process.pid, resource.RLIMIT_FSIZE, (size, size))
     assert full.wait() == 2, full.output
-    assert 'metrics.jsonl: File too large. Put that right' in full.output
+    assert 'metrics.jsonl: File too large. Fix this' in full.output
     assert 'Traceback' not in full.output
     again = ForkedRun(root, tmp_path)
     assert again.wait() == 0, again.output

@@ -36,7 +36,7 @@ def _hostile(root):
 def test_names_that_are_no_text_become_text(tmp_path):
     names = _hostile(tmp_path)
     *_, found = image_folder.load(
-        str(tmp_path), ('train', 'test'), test_fraction=None, image_size=8, limit=0
+        str(tmp_path), ('train', 'test'), test_fraction=None, image_size=8, resident_bytes=0
     )
     assert found == tuple(names)
 

@@ -1,0 +1,1 @@
+"""Architecture parameters (alpha) and descriptions of networks; knows no layer."""

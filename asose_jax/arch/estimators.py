@@ -1,12 +1,12 @@
-"""How alpha becomes architecture weights, and how their gradient comes back: one row per paper.
+"""Gradient estimators of alpha: how logits become architecture weights, one row per paper.
 
-A search wants the gradient of E[L], the mean loss over networks drawn with the probabilities
-softmax(alpha). Each estimator turns a row of logits and a key into weights whose derivative stands
-for it. `tests/arch/estimators_test.py` compares them with the exact gradient, by enumeration.
+A search needs the gradient of E[L], the mean loss over networks drawn with the probabilities
+softmax(alpha). Each estimator maps a row of logits and a random key to weights, and the derivative
+of the weights stands in for that gradient (docs/algorithm.md, "Drawing operations").
+`tests/arch/estimators_test.py` compares each with the exact gradient, computed by enumeration.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,31 @@ from asose_jax.arch.gumbel import gumbel_softmax
 Array = jax.Array
 
 
+class WeightFunction(Protocol):
+    """Maps one row of logits to architecture weights, differentiably."""
+
+    def __call__(self, logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
+        """Returns weights `[K]` float32 of logits `[K]` float32, see `gumbel.gumbel_softmax`."""
+        ...
+
+
 class Estimator(NamedTuple):
-    """One way of drawing.
+    """Describes one way to turn logits into weights, and what the rest of the program may assume.
 
     Attributes:
-      weights: `(logits [K] float32, key, tau, noise) -> weights [K]`, differentiable; `tau` and
-        `noise` as in `gumbel.gumbel_softmax`.
-      one_hot: whether the weights are, so that a step needs to compute the drawn operation only;
-        otherwise operations are mixed.
-      dense: whether an alpha step of one-hot weights asks every candidate for its output; otherwise
-        those that were not drawn count as images of ones.
-      draws: whether chance has a part.
-      tempered: whether `tau` changes anything.
-      noisy: whether `noise` does.
-      least_tau: below which its authors do not use it.
-      anchored: whether `anchor_distance` is its regulariser.
+      weights: function of logits, key, `tau` and `noise` that returns the weights.
+      one_hot: whether the weights are one-hot, so that a step only has to compute the drawn
+        candidate; otherwise candidates are mixed.
+      dense: whether an alpha step with one-hot weights computes the output of every candidate;
+        otherwise each candidate that was not drawn counts as an image of ones.
+      draws: whether the weights are random.
+      tempered: whether the weights or their gradient depend on `tau`.
+      noisy: whether they depend on `noise`.
+      least_tau: smallest `tau` that the authors of the method use.
+      anchored: whether `anchor_distance` is the regulariser of the method.
     """
 
-    weights: Callable[[Array, Array, Array | float, str], Array]
+    weights: WeightFunction
     one_hot: bool = True
     dense: bool = True
     draws: bool = True
@@ -44,10 +51,16 @@ class Estimator(NamedTuple):
     anchored: bool = False
 
     def sampling_temperature(self, tau: float | None, noise: str) -> float | None:
-        """The t of softmax(alpha / t), which drawn operations follow; `None` where none is drawn.
+        """Returns the temperature t of softmax(alpha / t), the distribution of the draws.
 
-        Of a soft draw, it is the operation with the largest weight that follows it. `tau` may be
-        `None` where it changes nothing.
+        For a mixture, this is the distribution of the candidate with the largest weight.
+
+        Args:
+          tau: temperature of the step; may be `None` if the estimator does not depend on it.
+          noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
+
+        Returns:
+          t, or `None` if nothing is drawn or the draws do not follow a softmax.
         """
         if not self.draws or not self.tempered:
             return None
@@ -55,57 +68,115 @@ class Estimator(NamedTuple):
 
 
 def straight_through(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """Hard Gumbel-Softmax draws with the gradient of the soft ones (arXiv:1611.01144, sec. 2.2)."""
+    """Draws one-hot weights with the gradient of the soft draw (arXiv:1611.01144, sec. 2.2).
+
+    Args:
+      logits: one row of alpha `[K]`, float32.
+      key: random key of the draw.
+      tau: temperature, positive.
+      noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
+
+    Returns:
+      One-hot weights `[K]`, float32.
+    """
     return gumbel_softmax(logits, key, tau, hard=True, noise=noise)
 
 
 def gumbel(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """Soft Gumbel-Softmax draws: operations are mixed (arXiv:1611.01144, eq. 2)."""
+    """Draws soft Gumbel-Softmax weights, which mix the candidates (arXiv:1611.01144, eq. 2).
+
+    Args:
+      logits: one row of alpha `[K]`, float32.
+      key: random key of the draw.
+      tau: temperature, positive.
+      noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
+
+    Returns:
+      Weights `[K]`, float32, which sum to 1.
+    """
     return gumbel_softmax(logits, key, tau, hard=False, noise=noise)
 
 
 def reinmax(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """Exact draws with a gradient of second order (Liu et al. 2023, arXiv:2304.08612, alg. 2).
+    """Draws from softmax(logits), with a second-order gradient (arXiv:2304.08612, alg. 2).
 
     With p = softmax(logits), D a one-hot draw from p and q = (D + softmax(logits / tau)) / 2, the
-    gradient is that of 2 q' - p / 2, where q' is a softmax that has the value q now.
+    gradient is that of 2 q' - p / 2, where q' is a softmax of the logits whose current value is q.
+
+    Args:
+      logits: one row of alpha `[K]`, float32.
+      key: random key of the draw.
+      tau: temperature, positive; it changes the gradient only.
+      noise: unused; the draw always follows softmax(logits).
+
+    Returns:
+      One-hot weights `[K]`, float32.
     """
     del noise
     draw = jax.nn.one_hot(jax.random.categorical(key, logits), len(logits), dtype=jnp.float32)
     stop = jax.lax.stop_gradient
-    middle = stop((draw + jax.nn.softmax(logits / tau)) / 2)
-    # softmax(log(middle)) is middle; the difference passes the gradient on to the logits.
-    moving = jax.nn.softmax(jnp.log(middle) + logits - stop(logits))
+    mean = stop((draw + jax.nn.softmax(logits / tau)) / 2)
+    # softmax(log(mean)) is mean; the difference passes the gradient on to the logits.
+    moving = jax.nn.softmax(jnp.log(mean) + logits - stop(logits))
     soft = 2 * moving - jax.nn.softmax(logits) / 2
     return draw + (soft - stop(soft))
 
 
 def softmax(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """No draw: operations are mixed by their probabilities (DARTS, arXiv:1806.09055, eq. 2)."""
+    """Mixes by the probabilities of alpha, without a draw (DARTS, arXiv:1806.09055, eq. 2).
+
+    Args:
+      logits: one row of alpha `[K]`, float32.
+      key: unused.
+      tau: unused.
+      noise: unused.
+
+    Returns:
+      Weights `[K]`, float32, which sum to 1.
+    """
     del key, tau, noise
     return jax.nn.softmax(logits)
 
 
 def dirichlet(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """Operations are mixed by a draw of Dirichlet(elu(alpha) + 1) (arXiv:2006.10355, sec. 3)."""
+    """Draws mixture weights from Dirichlet(elu(logits) + 1) (DrNAS, arXiv:2006.10355, sec. 3).
+
+    Args:
+      logits: one row of alpha `[K]`, float32.
+      key: random key of the draw.
+      tau: unused.
+      noise: unused.
+
+    Returns:
+      Weights `[K]`, float32, which sum to 1.
+    """
     del tau, noise
     return jax.random.dirichlet(key, _concentration(logits))
 
 
-def _concentration(logits):
-    """elu(alpha) + 1, below -10 as there: float32 rounds it to 0 soon, which has NaN gradients."""
+def _concentration(logits: Array) -> Array:
+    """Returns the concentrations elu(alpha) + 1 of DrNAS, with alpha clipped to at least -10.
+
+    DrNAS clips likewise: further down, float32 soon rounds the sum to 0, which has NaN gradients.
+    """
     return jax.nn.elu(jnp.maximum(logits, -10.0)) + 1
 
 
 def anchor_distance(logits: Array) -> Array:
-    """KL(Dirichlet(beta), Dirichlet(1)) of a row `[K]`, beta = elu(alpha) + 1: DrNAS's regulariser.
+    """Returns KL(Dirichlet(beta), Dirichlet(1)) with beta = elu(alpha) + 1, DrNAS's regulariser.
 
         log G(B) - log G(K) + sum_k ((beta_k - 1) (psi(beta_k) - psi(B)) - log G(beta_k))
 
     with B = sum_k beta_k, G the gamma function and psi its logarithmic derivative: the distance d
-    of arXiv:2006.10355, in the form that its program calls kl. At the anchor, beta = 1, all
-    mixtures are equally likely; far above it all draws are alike, far below nearly one-hot. A row
-    that is not finite, which `gumbel.guarded_weights` takes out of the draw, counts as 0.
+    of arXiv:2006.10355, in the form that the authors' program calls `kl`. At the anchor, beta = 1,
+    all mixtures are equally likely; far above it all draws are alike, far below nearly one-hot.
+
+    Args:
+      logits: one row of alpha `[K]`.
+
+    Returns:
+      A scalar, float32. It is 0 for a row that is not finite, which `gumbel.guarded_weights` leaves
+      out of the draw.
     """
     beta = _concentration(jnp.where(jnp.isfinite(logits).all(), logits, 0.0))
     total = beta.sum()
@@ -119,7 +190,8 @@ def anchor_distance(logits: Array) -> Array:
 
 ESTIMATORS: dict[str, Estimator] = {
     'straight_through': Estimator(straight_through, noisy=True),
-    # The program of GDAS (arXiv:1910.04465): what was not drawn adds its weight as a number.
+    # As in the program of GDAS (arXiv:1910.04465), each candidate that was not drawn adds its
+    # weight, a number, instead of its output.
     'gdas': Estimator(straight_through, dense=False, noisy=True),
     'reinmax': Estimator(reinmax, least_tau=1.0),
     'gumbel': Estimator(gumbel, one_hot=False, noisy=True),

@@ -1,6 +1,7 @@
-"""What is built (`NetSpec`) and what was chosen (`Genotype`): frozen, hashable, plain JSON.
+"""Descriptions of networks (`NetSpec`) and of chosen operations (`Genotype`).
 
-Each search space has a description of its own, a child of `NetSpec`; see `registry`.
+Both are frozen and hashable, and can be written as plain JSON. Each search space has a subclass of
+`NetSpec`; `spaces.registry` lists them.
 """
 
 import abc
@@ -10,16 +11,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+import numpy.typing as npt
 
-SCHEMA = 2  # of genotype.json
-NONE = 'none'  # an edge that is left out
-SAFE = 'skip_connect'  # what a guarded row of alpha uses, and warmup, where it uses any
+SCHEMA = 2  # version of the format of genotype.json
+NONE = 'none'  # the candidate that stands for an edge that is left out
+SAFE = 'skip_connect'  # the candidate of guarded rows of alpha, and of warmup if that uses any
 
 
 class Row(NamedTuple):
-    """One row of alpha: a choice among candidates, for one or for many mixed operations.
+    """Describes one row of alpha: a choice among candidates, for one or many mixed operations.
 
-    `group` and `member` number it: a block and its branch, or a node of a cell and its edge.
+    Attributes:
+      group: number of the block, or of the node of a cell.
+      member: number of the branch of that block, or of the edge into that node.
+      candidates: K names of operations.
     """
 
     group: int
@@ -28,7 +33,13 @@ class Row(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A mixed operation: its path in `params` and `batch_stats`, its input `(H, W, C)`, stride."""
+    """Says where one mixed operation is in the network, and what its input looks like.
+
+    Attributes:
+      path: keys to its subtree in `params` and in `batch_stats`.
+      shape: `(H, W, C)` of its input.
+      stride: 1 or 2.
+    """
 
     path: tuple[str, ...]
     shape: tuple[int, int, int]
@@ -37,19 +48,22 @@ class Place(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class NetSpec(abc.ABC):
-    """Everything that fixes the shapes of a network's arrays.
+    """Describes a network: everything that fixes the shapes of its arrays.
 
     Attributes:
+      SPACE: name of the search space.
+      EDGES_KEPT: how many rows of each group choose an operation other than `none` in a derived
+        network; `None` if any number may.
       image_shape: `(H, W, C)`.
-      num_classes: size of the output.
+      num_classes: number of logits.
       partial: K; one of K channels goes through the candidates of a mixed operation, see
         `mixed_op.MixedOp`. 1 in a derived network.
-      factors: by group and member, whether what the operations there give is multiplied by a
-        factor, see `mixed_op.MixedOp`; empty: none is.
+      factors: by group and member, whether the outputs of the candidates are multiplied by
+        factors, see `mixed_op.MixedOp`. Empty if no candidate has one.
     """
 
     SPACE: ClassVar[str]
-    EDGES_KEPT: ClassVar[int | None] = None  # rows of a group that do not choose NONE; None: any
+    EDGES_KEPT: ClassVar[int | None] = None
 
     image_shape: tuple[int, int, int]
     num_classes: int
@@ -58,58 +72,60 @@ class NetSpec(abc.ABC):
 
     @abc.abstractmethod
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
-        """The candidates of every row of alpha, by group and member."""
+        """Returns the candidates of every row of alpha, by group and member."""
 
     @abc.abstractmethod
     def with_groups(self, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> Self:
-        """The same network with other candidates."""
+        """Returns the same network with other candidates, by group and member."""
 
     @abc.abstractmethod
     def alpha_path(self, group: int, member: int) -> tuple[str, ...]:
-        """Where the row is in `arch`."""
+        """Returns the path of a row in the `arch` tree."""
 
     def edge_path(self, group: int) -> tuple[str, ...] | None:
-        """Where the group has a logit for each of its edges in `arch`, if edges have weights."""
+        """Returns the path of the edge logits of a group in `arch`; `None` if edges have none."""
         del group
         return None
 
     @abc.abstractmethod
     def places(self, group: int, member: int) -> list[Place]:
-        """The mixed operations that the row decides on."""
+        """Returns the mixed operations whose candidate a row chooses."""
 
     def choose(self, rows: Sequence[Any], edges: Sequence[Any] | None = None) -> list[Any]:
-        """The number of the candidate that each row chooses when the network is derived.
+        """Returns the index of the candidate that each row chooses in the derived network.
 
         Args:
           rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
-          edges: the weights `[members]` of each group's edges, of the same kind; `None` for a group
-            without, or for all.
+          edges: the edge weights `[members]` of each group, of the same kind; `None` in the place
+            of a group without edge weights, or if no group has any.
 
         Returns:
-          An integer for each, of the same kind.
+          An integer for each row, of the same kind.
         """
         del edges
         return [row.argmax() for row in rows]
 
     def shares(self, rows: Sequence[Any]) -> list[Any]:
-        """How likely each candidate is in a network that is derived by chance.
+        """Returns the probability of each candidate in a network that is derived by a random draw.
 
-        As `choose` takes the likeliest network, this weighs all of them, and is smooth in `rows`.
+        Where `choose` takes the likeliest network, this averages over all networks, and is smooth
+        in `rows`; expected costs are computed from it.
 
         Args:
           rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
 
         Returns:
-          `[K]` for each, of the same kind. That of `none` has no meaning: it costs nothing.
+          `[K]` for each row, of the same kind. The entry of `none` has no meaning, because `none`
+          costs nothing.
         """
         return list(rows)
 
     def used(self, genotype: 'Genotype') -> list[str]:
-        """The chosen operations, without what stands for an edge that is left out."""
+        """Returns the names of the chosen operations, without those of edges that are left out."""
         return [name for group in genotype.operations for name in group]
 
     def rows(self) -> list[Row]:
-        """Every row of alpha, in order."""
+        """Returns all rows of alpha, in the order of groups and members."""
         return [
             Row(g, m, candidates)
             for g, group in enumerate(self.groups())
@@ -117,38 +133,44 @@ class NetSpec(abc.ABC):
         ]
 
     def factored(self) -> tuple[tuple[bool, ...], ...]:
-        """`factors` in full, by group and member."""
+        """Returns `factors` in full: a flag for every group and member."""
         return self.factors or tuple((False,) * len(group) for group in self.groups())
 
     def with_factors(self) -> Self:
-        """The same network, with factors wherever there is a choice."""
-        found = tuple(tuple(len(names) > 1 for names in group) for group in self.groups())
-        return dataclasses.replace(self, factors=found)
+        """Returns the same network with factors in every row that has more than one candidate."""
+        flags = tuple(tuple(len(names) > 1 for names in group) for group in self.groups())
+        return dataclasses.replace(self, factors=flags)
 
     def is_derived(self) -> bool:
-        """Whether every operation is chosen, so that there is nothing left to search."""
+        """Returns whether every row has a single candidate, so that nothing is left to search."""
         return all(len(row.candidates) == 1 for row in self.rows())
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the description as plain JSON, with the name of the space under `space`."""
         return {'space': self.SPACE, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`, also after a trip through a JSON file."""
+        """Builds a description from what `to_json` returned, or from its copy in a JSON file."""
         return cls(**{key: frozen(value) for key, value in data.items() if key != 'space'})
 
 
 @dataclasses.dataclass(frozen=True)
 class Genotype:
-    """The chosen primitive of every row of alpha, `operations[group][member]`."""
+    """Holds the chosen operation of every row of alpha.
+
+    Attributes:
+      operations: names, as `operations[group][member]`.
+    """
 
     operations: tuple[tuple[str, ...], ...]
 
     def to_json(self) -> list[list[str]]:
+        """Returns the names as nested lists."""
         return [list(group) for group in self.operations]
 
     def dumps(self, spec: NetSpec) -> str:
-        """The text of genotype.json: the choice, and the network it was chosen for."""
+        """Returns the text of genotype.json: the genotype, and the network it was chosen for."""
         content = {
             'schema': SCHEMA,
             'genotype': self.to_json(),
@@ -158,43 +180,60 @@ class Genotype:
 
 
 def at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
-    """The subtree of nested dictionaries at `path`."""
+    """Returns the subtree of nested dictionaries at `path`.
+
+    Raises:
+      KeyError: there is no such path.
+    """
     for name in path:
         tree = tree[name]
     return tree
 
 
 def probabilities(spec: NetSpec, arch: Mapping[str, Any], tau: float = 1.0) -> list[np.ndarray]:
-    """softmax(alpha / tau) of every row, in the order of `spec.rows()`; float32 `[K]`.
+    """Computes softmax(alpha / tau) of every row, on the host.
 
-    A row that is not finite counts as the one-hot of skip_connect, as in the guarded network.
+    Args:
+      spec: description of the network.
+      arch: its `arch` tree.
+      tau: temperature, positive.
+
+    Returns:
+      Probabilities `[K]`, float32, in the order of `spec.rows()`. A row that is not finite becomes
+      the one-hot of `skip_connect`, as in the guarded network.
     """
-    found = []
+    rows = []
     for group, member, candidates in spec.rows():
         if len(candidates) == 1:
-            found.append(np.ones(1, np.float32))
+            rows.append(np.ones(1, np.float32))
             continue
         alpha = np.asarray(at(arch, spec.alpha_path(group, member))['alpha'], np.float32) / tau
         safe = np.eye(len(candidates), dtype=np.float32)[candidates.index(SAFE)]
-        found.append(_softmax(alpha, safe))
-    return found
+        rows.append(_softmax(alpha, safe))
+    return rows
 
 
 def edge_weights(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray | None]:
-    """The weights of every group's edges, which sum to 1, float32; `None` where it has none.
+    """Computes the edge weights of every group, on the host.
 
-    Where they are not finite, all are alike, as in the guarded network.
+    Args:
+      spec: description of the network.
+      arch: its `arch` tree.
+
+    Returns:
+      Weights `[members]`, float32, which sum to 1, or `None` for a group without edge weights. If
+      they are not finite, all edges get the same weight, as in the guarded network.
     """
-    found = []
+    weights = []
     for group, members in enumerate(spec.groups()):
         path = spec.edge_path(group)
         uniform = np.full(len(members), 1 / len(members), np.float32)
-        found.append(None if path is None else _softmax(at(arch, path)['logits'], uniform))
-    return found
+        weights.append(None if path is None else _softmax(at(arch, path)['logits'], uniform))
+    return weights
 
 
-def _softmax(logits, otherwise):
-    """In float32; `otherwise` if that is not finite."""
+def _softmax(logits: npt.ArrayLike, otherwise: np.ndarray) -> np.ndarray:
+    """Returns softmax(logits) in float32, or `otherwise` if that is not finite."""
     logits = np.asarray(logits, np.float32)
     with np.errstate(invalid='ignore', over='ignore'):
         scaled = np.exp(logits - logits.max())
@@ -203,64 +242,106 @@ def _softmax(logits, otherwise):
 
 
 def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:
-    """The genotype that alpha says, by the rule of the space."""
+    """Returns the genotype that alpha makes most likely, by the rule of the search space.
+
+    Args:
+      spec: description of the network.
+      arch: its `arch` tree.
+
+    Returns:
+      For every row the largest alpha, except where `NetSpec.choose` of the space says otherwise.
+    """
     return of_rows(spec, spec.choose(probabilities(spec, arch), edge_weights(spec, arch)))
 
 
 def random(spec: NetSpec, generator: np.random.Generator) -> Genotype:
-    """A genotype of the space, all alike likely."""
+    """Draws a genotype of the space; all are equally likely."""
     rows = [generator.dirichlet(np.ones(len(row.candidates))) for row in spec.rows()]
     return of_rows(spec, spec.choose(rows))
 
 
 def plain(spec: NetSpec, name: str) -> Genotype:
-    """The genotype that has one operation wherever it has any."""
-    rows = [np.float32([other == name for other in row.candidates]) for row in spec.rows()]
+    """Returns the genotype in which every edge that is kept has the operation `name`."""
+    rows = [
+        np.array([other == name for other in row.candidates], np.float32) for row in spec.rows()
+    ]
     return of_rows(spec, spec.choose(rows))
 
 
 def of_rows(spec: NetSpec, picked: Sequence[Any]) -> Genotype:
-    """The genotype of these choices, the number of a candidate for each of `spec.rows()`."""
-    chosen: list[list[str]] = [[] for _ in spec.groups()]
+    """Builds the genotype from the index of the chosen candidate of each of `spec.rows()`."""
+    operations: list[list[str]] = [[] for _ in spec.groups()]
     for (group, _, candidates), index in zip(spec.rows(), picked, strict=True):
-        chosen[group].append(candidates[int(index)])
-    return Genotype(tuple(tuple(group) for group in chosen))
+        operations[group].append(candidates[int(index)])
+    return Genotype(tuple(tuple(group) for group in operations))
 
 
 def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
-    """The plain network of the chosen operations: one candidate in every row, all channels.
+    """Describes the derived network: one candidate in every row, all channels, no factors.
 
-    It has no factors; that of a trained supernet may keep some, see `factors.folded_spec`.
+    The network derived from a *trained* supernet may keep some factors, see `factors.folded_spec`.
+
+    Args:
+      spec: description of the supernet.
+      genotype: the chosen operations.
+
+    Returns:
+      A description of the same space.
+
+    Raises:
+      ValueError: the genotype does not have the groups and members of `spec`.
     """
     return dataclasses.replace(chosen_alone(spec, genotype), partial=1, factors=())
 
 
 def chosen_alone(spec: NetSpec, genotype: Genotype) -> NetSpec:
-    """The supernet without the candidates that were not chosen; all else is as it was."""
-    chosen = tuple(tuple((name,) for name in group) for group in genotype.operations)
-    if [len(group) for group in chosen] != [len(group) for group in spec.groups()]:
+    """Describes the supernet without the candidates that were not chosen, else unchanged.
+
+    Args:
+      spec: description of the supernet.
+      genotype: the chosen operations.
+
+    Returns:
+      A description with the partial channels and factors of `spec`.
+
+    Raises:
+      ValueError: the genotype does not have the groups and members of `spec`.
+    """
+    groups = tuple(tuple((name,) for name in group) for group in genotype.operations)
+    sizes, expected = ([len(group) for group in part] for part in (groups, spec.groups()))
+    if sizes != expected:
         raise ValueError(
-            f'the genotype has groups of {[len(group) for group in chosen]} operations, the '
-            f'network of {[len(group) for group in spec.groups()]}'
+            f'the genotype does not fit the network: its groups have {sizes} operations, those of '
+            f'the network need {expected}'
         )
-    return spec.with_groups(chosen)
+    return spec.with_groups(groups)
 
 
 def widths(
     channels: int, depth: int, reductions: tuple[int, ...], max_channels: int
 ) -> tuple[tuple[int, int], ...]:
-    """`(channels, stride)` of `depth` modules.
+    """Returns `(channels, stride)` of `depth` blocks or cells in a row.
 
-    Those in `reductions` have stride 2 and double the channels, up to `max_channels`.
+    Args:
+      channels: channels before the first one.
+      depth: how many there are.
+      reductions: indices of those with stride 2, which double the channels.
+      max_channels: limit of that doubling; channels never shrink to it.
+
+    Returns:
+      One pair for each.
+
+    Example:
+      `widths(16, 3, reductions=(1,), max_channels=64)` is `((16, 1), (32, 2), (32, 1))`.
     """
-    found = []
+    pairs = []
     for i in range(depth):
         if i in reductions:
             channels = max(channels, min(2 * channels, max_channels))
-        found.append((channels, 2 if i in reductions else 1))
-    return tuple(found)
+        pairs.append((channels, 2 if i in reductions else 1))
+    return tuple(pairs)
 
 
 def frozen(value: Any) -> Any:
-    """Lists as tuples, all the way down: what JSON made of tuples."""
+    """Turns nested lists back into the tuples that they were before they became JSON."""
     return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value

@@ -1,0 +1,1 @@
+"""Costs of networks: FLOPs, parameters, latency, and a penalty on them in the loss of alpha."""

@@ -1,10 +1,10 @@
-"""A price on what the derived network costs: a term of alpha's loss, and its table.
+"""Adds a penalty on the cost of the derived network to the loss of alpha.
 
     weight * |E[cost] / target - 1|
 
-is the absolute value reward of TuNAS (Bender et al. 2020, arXiv:2008.06120), there with the other
-sign and the cost of one drawn network. Costs are sums over parts, so that the mean over all
-networks is exact and differentiable, and nothing need be drawn.
+This is the absolute reward of TuNAS (Bender et al. 2020, arXiv:2008.06120), which has the opposite
+sign and uses the cost of one drawn network. Here, costs are sums over parts, so the mean over all
+networks is exact and differentiable, and needs no draw.
 """
 
 import dataclasses
@@ -34,20 +34,20 @@ UNITS = {
     'params': 'numbers in params',
     'latency': 'milliseconds of one batch of cost.batch_size images (or 1), forward',
 }
-LATENCY = 'latency.json'
-COSTS = 'costs.json'
+LATENCY = 'latency.json'  # file in the workdir
+COSTS = 'costs.json'  # file in the workdir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Budget:
-    """What the derived network may cost.
+    """Sets the target for the cost of the derived network, and computes the penalty.
 
     Attributes:
-      kind: a key of `UNITS`.
-      target: in that unit, of the whole network.
-      weight: of the term.
-      meter: says what things cost.
-      latencies: where they are kept, if that is the kind.
+      kind: `'flops'`, `'params'` or `'latency'`; see `UNITS`.
+      target: Desired cost of the whole network, in the unit of its kind.
+      weight: Weight of the penalty.
+      meter: Determines the costs.
+      latencies: The measured latencies, if `kind` is `'latency'`.
     """
 
     kind: str
@@ -57,28 +57,34 @@ class Budget:
     latencies: Latencies | None = None
 
     def expected(self, spec: NetSpec, rows: list[Any]) -> Any:
-        """The mean cost over networks derived by chance, see `NetSpec.shares`.
+        """Returns the mean cost of networks that are derived at random, see `NetSpec.shares`.
 
         Args:
-          spec: of the network.
-          rows: softmax(alpha) `[K]` for each of its rows, NumPy or traced.
+          spec: Description of the network.
+          rows: softmax(alpha) `[K]` for each row of alpha, NumPy or traced.
 
         Returns:
           A number in the unit of the kind.
         """
         return self._table(spec).total(spec.shares(rows))
 
-    def _table(self, spec):
-        return flops.table(_derivable(spec), self.meter)
+    def _table(self, spec: NetSpec) -> flops.Table:
+        return flops.table(_with_all_channels(spec), self.meter)
 
     def penalty(self, spec: NetSpec) -> Callable[[Any], jax.Array]:
-        """The term for alpha's loss, float32, as a function of the tree of alpha.
+        """Returns the penalty as a function of alpha.
 
-        A row that is not finite counts as skip_connect, and gets no gradient.
+        A row of alpha that is not finite counts as skip_connect and gets no gradient.
+
+        Args:
+          spec: Description of the network.
+
+        Returns:
+          `arch -> penalty`, float32, to be added to the loss of alpha.
         """
-        table = self._table(spec)  # now, since this measures and what is traced cannot
+        table = self._table(spec)  # outside of the traced function, because it may measure
 
-        def of(arch):
+        def penalty_of(arch: Any) -> jax.Array:
             rows = []
             for group, member, candidates in spec.rows():
                 alpha = genotype.at(arch, spec.alpha_path(group, member))['alpha']
@@ -86,24 +92,28 @@ class Budget:
                 rows.append(gumbel.guarded_weights(alpha, jax.nn.softmax, fallback=safe)[0])
             return self.weight * jnp.abs(table.total(spec.shares(rows)) / self.target - 1)
 
-        return of
+        return penalty_of
 
     def reach(self, spec: NetSpec) -> tuple[float, float]:
-        """What the cheapest and the dearest of the networks cost that can be derived."""
+        """Returns the costs of the cheapest and the most expensive network that can be derived."""
         constant, rows = self._table(spec)
         top = max(row.max() for row in rows)
-        picked = [spec.choose(scores) for scores in ([top - row for row in rows], rows)]
+        choices = [spec.choose(scores) for scores in ([top - row for row in rows], rows)]
         low, high = (
             constant + sum(float(row[int(k)]) for row, k in zip(rows, chosen, strict=True))
-            for chosen in picked
+            for chosen in choices
         )
         return low, high
 
     def require_reach(self, spec: NetSpec, grows: bool) -> None:
-        """Refuses a target that no network of the space meets; networks that grow may cost more.
+        """Checks that a network of the space can meet the target.
+
+        Args:
+          spec: Description of the initial network.
+          grows: Whether the network will grow, so that it may come to cost more.
 
         Raises:
-          UserError: with the range.
+          UserError: The target is out of reach; the message names the range.
         """
         low, high = self.reach(spec)
         if self.target < low or (self.target > high and not grows):
@@ -113,16 +123,25 @@ class Budget:
             )
 
     def measure_costs(self, spec: NetSpec, directory: pathlib.Path, is_primary_host: bool) -> None:
-        """Counts and measures what `spec` needs, and writes it, before anything makes use of it.
+        """Determines the costs of a network and writes them, before they are used.
 
-        The devices must be idle, or what is measured is wrong.
+        The devices must be idle, or measured latencies are wrong.
+
+        Args:
+          spec: Description of the network.
+          directory: The workdir, to which `costs.json` and new latencies are written.
+          is_primary_host: Whether this process writes files.
         """
         low, high = self.reach(spec)
         logger.info(
-            'cost (%s): networks from %.4g to %.4g, target %.4g', self.kind, low, high, self.target
+            'cost (%s): networks cost from %.4g to %.4g, target %.4g',
+            *(self.kind, low, high, self.target),
         )
         if self.target < low:
-            logger.warning('the network has grown so far that none of its choices meets the target')
+            logger.warning(
+                'cost.target=%g cannot be reached any more: the grown network costs at least %.4g',
+                *(self.target, low),
+            )
         if is_primary_host and self.latencies is not None:
             self.latencies.save()
         if is_primary_host:
@@ -130,9 +149,18 @@ class Budget:
             workdir.write_atomically(directory / COSTS, text)
 
     def table(self, spec: NetSpec) -> dict[str, Any]:
-        """JSON: what every candidate of every row costs, and what is around them; by kind."""
+        """Returns the content of `costs.json`: costs of all candidates and of what is around them.
+
+        Args:
+          spec: Description of the network.
+
+        Returns:
+          A JSON object. Each cost is given as FLOPs, parameters and in the kind of this budget.
+        """
         meters = {'flops': flops.FLOPS, 'params': flops.PARAMS, self.kind: self.meter}
-        tables = {kind: flops.table(_derivable(spec), meter) for kind, meter in meters.items()}
+        tables = {
+            kind: flops.table(_with_all_channels(spec), meter) for kind, meter in meters.items()
+        }
         rows = [
             {
                 'group': group,
@@ -148,8 +176,16 @@ class Budget:
         return {'units': {kind: UNITS[kind] for kind in tables}, 'around': constant, 'rows': rows}
 
     def summary(self, spec: NetSpec, is_primary_host: bool) -> dict[str, Any]:
-        """JSON: what the derived network costs by the table, and as a whole."""
-        found = {
+        """Returns the entry `cost` of `summary.json`.
+
+        Args:
+          spec: Description of the derived network.
+          is_primary_host: Whether this process writes files; it saves new latencies.
+
+        Returns:
+          A JSON object with the cost of the network by the table of its parts and as a whole.
+        """
+        summary = {
             'kind': self.kind,
             'unit': UNITS[self.kind],
             'target': self.target,
@@ -158,60 +194,72 @@ class Budget:
         }
         if is_primary_host and self.latencies is not None:
             self.latencies.save()
-        return found
+        return summary
 
 
-def _derivable(spec):
-    """With all channels: what a derived network has."""
+def _with_all_channels(spec: NetSpec) -> NetSpec:
+    """Returns the network without partial channels, which a derived network does not have."""
     return dataclasses.replace(spec, partial=1)
 
 
 def contradictions(config: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the group `cost`, a line each."""
-    c, wrong = config['cost'], []
-    if (c['kind'] is None) != (c['target'] is None):
-        wrong.append(f'cost.kind={c["kind"]!r}, cost.target={c["target"]!r}: set both or neither')
-    if c['batch_size'] is not None and c['kind'] != 'latency':
-        wrong.append(
-            f"cost.batch_size={c['batch_size']}: only cost.kind='latency' measures batches"
+    """Returns what is wrong with the group `cost` of a config.
+
+    Args:
+      config: The whole config.
+
+    Returns:
+      One message for each fault.
+    """
+    cost, messages = config['cost'], []
+    kind, target, batch_size = cost['kind'], cost['target'], cost['batch_size']
+    if (kind is None) != (target is None):
+        messages.append(f'cost.kind={kind!r}, cost.target={target!r}: set both or neither')
+    if batch_size is not None and kind != 'latency':
+        messages.append(
+            f"cost.batch_size={batch_size}: only cost.kind='latency' measures batches; leave it out"
         )
-    if c['kind'] is not None and not any(config[p]['epochs'] for p in ('search', 'growth')):
-        wrong.append(
-            f'cost.kind={c["kind"]!r}: nothing is chosen, as search and growth have 0 epochs; '
+    if kind is not None and not any(config[phase]['epochs'] for phase in ('search', 'growth')):
+        messages.append(
+            f'cost.kind={kind!r}: nothing is chosen because search and growth have 0 epochs; '
             'leave cost.kind and cost.target out'
         )
-    return wrong
+    return messages
 
 
 def budget(
     config: ml_collections.ConfigDict, directory: pathlib.Path, started: bool
 ) -> Budget | None:
-    """The budget that the group `cost` asks for, if it does.
+    """Builds the budget that the group `cost` of a config describes.
 
     Args:
-      config: of the run.
-      directory: its workdir.
-      started: whether the run goes on.
+      config: The config of the run.
+      directory: The workdir of the run.
+      started: Whether the run is being resumed.
+
+    Returns:
+      The budget; `None` if `cost.kind` is not set.
 
     Raises:
-      UserError: latencies on many hosts, or of a file that cannot be used.
+      UserError: Latencies are to be measured on more than one host, or their file cannot be used.
     """
-    c = config.cost
-    if c.kind is None:
+    cost = config.cost
+    if cost.kind is None:
         return None
-    if c.kind != 'latency':
-        meter = {'flops': flops.FLOPS, 'params': flops.PARAMS}[c.kind]
-        return Budget(c.kind, c.target, c.weight, meter)
+    if cost.kind != 'latency':
+        meter = {'flops': flops.FLOPS, 'params': flops.PARAMS}[cost.kind]
+        return Budget(cost.kind, cost.target, cost.weight, meter)
     if jax.process_count() > 1:
         raise UserError(
-            "cost.kind='latency': the hosts would each measure something else. Search on one host, "
-            "or take cost.kind='flops'."
+            "cost.kind='latency': each host would measure different latencies. Search on one host, "
+            "or set cost.kind='flops'."
         )
     if started and not (directory / LATENCY).exists():
         logger.warning(
-            '%s is not there: latencies are measured anew, so the run does not go on bit for bit',
+            '%s is missing: latencies are measured again, so the resumed run will not be the same '
+            'bit for bit',
             directory / LATENCY,
         )
-    latencies = Latencies(directory / LATENCY, c.batch_size or 1, config.model.dtype)
+    latencies = Latencies(directory / LATENCY, cost.batch_size or 1, config.model.dtype)
     meter = Meter(latencies.operation, latencies.network)
-    return Budget(c.kind, c.target, c.weight, meter, latencies)
+    return Budget(cost.kind, cost.target, cost.weight, meter, latencies)

@@ -1,7 +1,8 @@
-"""What networks cost: parameters, and floating-point operations as XLA counts them in programs.
+"""Counts what networks cost: parameters, and floating-point operations as XLA counts them.
 
-The cost of a network is a sum over its parts: what each candidate adds at its places, and what is
-around them. So it is known of every network of a space when it is known of each candidate.
+The cost of a network is a sum over its parts: what each candidate adds at its places, and a
+constant for everything around them. Once each candidate is counted, the cost of every network of
+the space is known.
 """
 
 import dataclasses
@@ -17,25 +18,28 @@ import numpy as np
 
 from asose_jax.arch import genotype
 from asose_jax.arch.estimators import Estimator
-from asose_jax.arch.genotype import NONE, SAFE, NetSpec
+from asose_jax.arch.genotype import NONE, SAFE, NetSpec, Place
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode
 from asose_jax.spaces.supernet import SuperNet
 
-# The gradients of a layer's input and of its weights cost about as much as the layer, each.
+# In units of a forward pass. The gradient of a layer's input and that of its weights cost about as
+# much as the layer, each.
 _TRAINING = 3
 _INPUT_GRADIENT = 1
-# Both gradients in training and in validation, and alpha's gradient with its derivative along the
-# weights: of a product, forwards and backwards, that is the product and two more.
+# A second-order step computes both gradients on training and on validation images, and the gradient
+# of alpha together with its derivative along the weights. The derivative of a product costs two
+# products beside the product itself, in the forward and in the backward pass: hence the factor 3.
 _SECOND_ORDER = 2 * _TRAINING + 3 * (1 + _INPUT_GRADIENT)
 
 
 class Meter(NamedTuple):
-    """A way to say what something costs.
+    """Determines the cost of operations and of networks, in one unit.
 
     Attributes:
-      operation: `(name, shape, stride) -> cost` of one with an input of `shape`, `(H, W, C)`.
+      operation: `(name, shape, stride) -> cost` of an operation, for an input of `shape`,
+        `(H, W, C)`.
       network: `spec -> cost` of a whole derived network.
     """
 
@@ -44,67 +48,84 @@ class Meter(NamedTuple):
 
 
 class Table(NamedTuple):
-    """What every choice adds to the cost of a network.
+    """Lists what each choice adds to the cost of a network.
 
     Attributes:
-      constant: of what no choice changes: stem, transitions, sums, head.
-      rows: float64 `[K]` per row of alpha: of each candidate, at all places that the row decides on
-        together. `none` costs nothing.
+      constant: Cost of all that no choice changes: stem, transitions, sums, head.
+      rows: Cost of each candidate, `[K]` float64 for each row of alpha: the sum over all places
+        that the row decides on. `none` costs nothing.
     """
 
     constant: float
     rows: list[np.ndarray]
 
     def total(self, shares: Sequence[Any]) -> Any:
-        """The cost of a network with so much of each candidate: `[K]` per row, NumPy or traced."""
+        """Returns the cost of a network that has a share of each candidate.
+
+        Args:
+          shares: How much of each candidate counts, `[K]` for each row of alpha, NumPy or traced.
+
+        Returns:
+          A number, of the same kind.
+        """
         pairs = zip(shares, self.rows, strict=True)
         return self.constant + sum((share * row).sum() for share, row in pairs)
 
 
 @functools.lru_cache(maxsize=16)
 def table(spec: NetSpec, meter: Meter) -> Table:
-    """The costs of every candidate of `spec`.
+    """Returns the costs of all candidates of a network.
 
-    With partial channels, candidates see their part of them. The constant is the cost of a network
-    that keeps skip_connect everywhere, without those. So the sum over the edges of a node counts as
-    if all of them that may stay did stay.
+    The constant is the cost of a network with skip_connect on every edge that can be kept, less the
+    cost of these skips. It therefore includes the additions of as many edges as a derived network
+    can keep.
+
+    Args:
+      spec: Description of the network. With partial channels, candidates are counted for the part
+        of the channels that they process.
+      meter: Determines the costs.
+
+    Returns:
+      The table, in the unit of the meter.
     """
     skips = spec.with_groups(tuple(((SAFE, NONE),) * len(group) for group in spec.groups()))
-    sure = [np.array([1.0, 0.0])] * len(skips.rows())
-    skips = genotype.derive(skips, genotype.of_rows(skips, skips.choose(sure)))
-    around = meter.network(skips) - sum(float(row.sum()) for row in _rows(skips, meter))
-    # What is measured may take longer alone than in the network.
-    return Table(max(0.0, around), _rows(spec, meter))
+    skip_rows = [np.array([1.0, 0.0])] * len(skips.rows())
+    skips = genotype.derive(skips, genotype.of_rows(skips, skips.choose(skip_rows)))
+    skip_costs = sum(float(row.sum()) for row in _candidate_costs(skips, meter))
+    # Measured one by one, operations may take longer than within the network: never below 0.
+    constant = max(0.0, meter.network(skips) - skip_costs)
+    return Table(constant, _candidate_costs(spec, meter))
 
 
-def _rows(spec, meter):
-    def of(name, places):
+def _candidate_costs(spec: NetSpec, meter: Meter) -> list[np.ndarray]:
+    def cost(name: str, places: Sequence[Place]) -> float:
         if name == NONE:
             return 0.0
-        return sum(meter.operation(name, seen(place), place.stride) for place in places)
+        return sum(meter.operation(name, input_shape(place), place.stride) for place in places)
 
-    def seen(place):
-        *size, channels = place.shape
-        return (*size, channels // spec.partial)
+    def input_shape(place: Place) -> tuple[int, int, int]:
+        height, width, channels = place.shape
+        return (height, width, channels // spec.partial)
 
     return [
-        np.array([of(name, spec.places(group, member)) for name in candidates], np.float64)
+        np.array([cost(name, spec.places(group, member)) for name in candidates], np.float64)
         for group, member, candidates in spec.rows()
     ]
 
 
 def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
-    """Floating-point operations of one image's forward pass; a multiply-add counts as two.
+    """Counts the floating-point operations of the forward pass of one image.
 
-    With partial channels, candidates count as they are computed, for their part of the channels.
+    A multiply-add counts as two. With partial channels, candidates count for the part of the
+    channels that they process.
 
     Args:
-      spec: of the network.
-      rows: how much of each candidate is computed, `[K]` per row of alpha: probabilities give
-        the mean over draws. All of each, if not given.
+      spec: Description of the network.
+      rows: How much of each candidate is computed, `[K]` for each row of alpha: probabilities give
+        the mean over draws. By default, all candidates are computed.
 
     Returns:
-      The count.
+      The number of operations.
     """
     if rows is None:
         rows = [np.ones(len(candidates)) for _, _, candidates in spec.rows()]
@@ -121,50 +142,64 @@ def training_flops(
     second_order: bool = False,
     together: bool = False,
 ) -> float:
-    """What training cost, in the mean over draws. Auxiliary skips are not counted.
+    """Counts the floating-point operations of training, in the mean over draws.
+
+    A weight step costs a forward pass and both gradients of the drawn operations. An alpha step
+    costs a forward pass of all candidates and the input gradient of the drawn ones. Auxiliary skips
+    are not counted.
 
     Args:
-      spec: of the network.
-      mode: how weight steps used it.
-      estimator: of alpha's gradient. Where it mixes operations, all of them count, also those that
-        `gumbel.drop_small` left out.
-      probabilities: of every row, those that draws follow.
-      weight_images: seen by weight steps: forward, and both gradients of what was drawn.
-      alpha_images: seen by alpha steps: all candidates forward, and the gradient of what was drawn.
-      second_order: whether alpha steps look ahead, see `second_order.gradient`; they see as
-        many training images beside those.
-      together: whether steps of alpha are weight steps as well, and so among `weight_images`.
+      spec: Description of the network.
+      mode: Mode of the weight steps.
+      estimator: Estimator of the gradient of alpha. If it mixes operations, all of them count, also
+        those that `gumbel.drop_small` left out.
+      probabilities: Probabilities of the draws, `[K]` for each row of alpha.
+      weight_images: Number of images in weight steps.
+      alpha_images: Number of images in alpha steps.
+      second_order: Whether alpha steps look ahead, see `second_order.gradient`; each then uses as
+        many training images in addition.
+      together: Whether alpha steps are weight steps as well, so that their images are among
+        `weight_images`.
 
     Returns:
-      Floating-point operations.
+      The number of operations.
     """
     candidates = [row.candidates for row in spec.rows()]
-    if mode is Mode.SKIP:  # with an exact start not even that
+    if mode is Mode.SKIP:  # an upper bound: with an exact start, not even skip_connect is computed
         probabilities = [np.array([n == SAFE for n in names]) for names in candidates]
     if mode is Mode.UNIFORM:
         probabilities = [np.full(len(names), 1 / len(names)) for names in candidates]
-    everything, drawn = forward_flops(spec), forward_flops(spec, probabilities)
+    all_flops, drawn_flops = forward_flops(spec), forward_flops(spec, probabilities)
     if mode is Mode.DRAW and not estimator.one_hot:
-        drawn = everything
-    alpha = everything if estimator.dense else drawn
-    alpha += -drawn if together else _INPUT_GRADIENT * drawn
+        drawn_flops = all_flops
+    alpha_flops = all_flops if estimator.dense else drawn_flops
+    # A joint step has the drawn forward pass and its gradients from the weight step.
+    alpha_flops += -drawn_flops if together else _INPUT_GRADIENT * drawn_flops
     if second_order:
-        alpha = _SECOND_ORDER * everything
-    return _TRAINING * drawn * weight_images + alpha * alpha_images
+        alpha_flops = _SECOND_ORDER * all_flops
+    return _TRAINING * drawn_flops * weight_images + alpha_flops * alpha_images
 
 
 def multiply_adds(spec: NetSpec) -> int:
-    """What papers call FLOPs: products in convolutions and the head, and the head's additions.
+    """Counts what papers call FLOPs: multiply-adds of convolutions and head, and the head's biases.
 
-    Pooling, BatchNorm and ReLU do not count, and a multiply-add counts as one: so do NAS-Bench-201
-    (arXiv:2001.00326) and those who followed DARTS.
+    A multiply-add counts as one; pooling, BatchNorm and ReLU do not count. This is the convention
+    of NAS-Bench-201 (arXiv:2001.00326) and of the papers that follow DARTS.
 
     Args:
-      spec: of a derived network.
+      spec: Description of a derived network.
+
+    Returns:
+      The number of multiply-adds for one image.
     """
     total = 0
 
-    def count(call, arguments, keywords, context):
+    def count(
+        call: Callable[..., Any],
+        arguments: tuple[Any, ...],
+        keywords: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
         nonlocal total
         y = call(*arguments, **keywords)
         for kernel in context.module.variables.get('params', {}).values():
@@ -173,17 +208,17 @@ def multiply_adds(spec: NetSpec) -> int:
         return y
 
     with nn.intercept_methods(count):
-        _variables(network(spec))
+        _variable_shapes(network(spec))
     return total + spec.num_classes
 
 
 class Part(NamedTuple):
-    """An operation or a network as a program of its own, as it is used when training is over.
+    """Holds an operation or a network as pure functions, in inference mode.
 
     Attributes:
-      start: `(key, x) -> variables`.
-      call: `(variables, x) -> y`.
-      x: shape and dtype of its input.
+      start: Initializes it: `(key, x) -> variables`.
+      call: Applies it: `(variables, x) -> y`.
+      x: Shape and dtype of its input.
     """
 
     start: Callable[..., Any]
@@ -194,14 +229,34 @@ class Part(NamedTuple):
 def operation(
     name: str, shape: tuple[int, int, int], stride: int, images: int = 1, dtype: str = 'float32'
 ) -> Part:
-    """The operation called `name`, for `images` inputs `shape`, `(H, W, C)`."""
+    """Returns an operation by itself.
+
+    Args:
+      name: Name of the operation, from `operations.PRIMITIVES`.
+      shape: Shape of one input image, `(H, W, C)`.
+      stride: 1 or 2.
+      images: Number of images in a batch.
+      dtype: Dtype of activations.
+
+    Returns:
+      The operation for inputs `[images, H, W, C]`.
+    """
     module = operations.make(name, shape[-1], Norm(dtype, None), stride)
     start, call = (functools.partial(f, train=False) for f in (module.init, module.apply))
     return Part(start, call, jax.ShapeDtypeStruct((images, *shape), dtype))
 
 
 def network(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> Part:
-    """The whole network, for so many images; as a plain one, without factors."""
+    """Returns a whole derived network, as a plain one without factors.
+
+    Args:
+      spec: Description of the network.
+      images: Number of images in a batch.
+      dtype: Dtype of activations.
+
+    Returns:
+      The network for images `[images, H, W, C]`, float32.
+    """
     net = SuperNet(dataclasses.replace(spec, factors=()), dtype=dtype)
     start, call = (
         functools.partial(f, mode=Mode.ARGMAX, train=False) for f in (net.init, net.apply)
@@ -209,25 +264,25 @@ def network(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> Part:
     return Part(start, call, jax.ShapeDtypeStruct((images, *spec.image_shape), jnp.float32))
 
 
-def _variables(part):
+def _variable_shapes(part: Part) -> Any:
     return jax.eval_shape(lambda x: part.start(jax.random.key(0), x), part.x)
 
 
-def _flops(part):
-    counted = jax.jit(part.call).lower(_variables(part), part.x).cost_analysis()
-    return (counted or {}).get('flops', 0.0)
+def _flops(part: Part) -> float:
+    costs = jax.jit(part.call).lower(_variable_shapes(part), part.x).cost_analysis()
+    return (costs or {}).get('flops', 0.0)
 
 
-def _params(part):
-    return sum(leaf.size for leaf in jax.tree.leaves(_variables(part).get('params', {})))
+def _params(part: Part) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(_variable_shapes(part).get('params', {})))
 
 
-def _meter(of):
+def _cached_meter(cost: Callable[[Part], float]) -> Meter:
     return Meter(
-        functools.cache(lambda *what: of(operation(*what))),
-        functools.lru_cache(maxsize=16)(lambda spec: of(network(spec))),
+        functools.cache(lambda *description: cost(operation(*description))),
+        functools.lru_cache(maxsize=16)(lambda spec: cost(network(spec))),
     )
 
 
-FLOPS = _meter(_flops)  # of one image's forward pass
-PARAMS = _meter(_params)  # numbers in `params`
+FLOPS = _cached_meter(_flops)  # floating-point operations of the forward pass of one image
+PARAMS = _cached_meter(_params)  # number of trainable parameters

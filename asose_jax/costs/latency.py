@@ -1,7 +1,7 @@
-"""Measured milliseconds of operations and networks, and the file that keeps them.
+"""Measures the latency of operations and networks, and keeps the results in a file.
 
-No two measurements agree, so a run measures once: what is in the file is never measured again, and
-a run that was stopped goes on with the numbers that it began with.
+No two measurements agree, so a run measures each latency once: what is in the file is never
+measured again, and a resumed run goes on with the numbers that it started with.
 """
 
 import hashlib
@@ -10,6 +10,7 @@ import logging
 import math
 import pathlib
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,118 +26,139 @@ from asose_jax.train import pmap
 
 logger = logging.getLogger('asose_jax')
 
-_PASSES = 10  # in one call
-_WARM, _RUNS, _SECONDS = 2, 10, 0.1  # calls first, at least so many, and for so long
+_PASSES_PER_CALL = 10
+_WARMUP_CALLS = 2  # not evaluated
+_MIN_CALLS = 10  # evaluated calls
+_MIN_SECONDS = 0.1  # of all calls together
 
 
 class Latencies:
-    """What one batch takes on the first device of this machine, at inference.
+    """Measures what one batch takes at inference on the first local device.
 
     Args:
-      path: of the file; what it holds need not be measured.
-      images: in a batch.
-      dtype: of activations.
+      path: Path of the file of latencies. Those that it has are not measured again.
+      images: Number of images in a batch.
+      dtype: Dtype of activations.
 
     Raises:
-      UserError: the file cannot be read, or was measured elsewhere or with other settings.
+      UserError: The file cannot be read, or was measured on another device or with other settings.
     """
 
-    def __init__(self, path: pathlib.Path, images: int, dtype: str):
+    def __init__(self, path: pathlib.Path, images: int, dtype: str) -> None:
+        """Reads the file, if it exists."""
         self._path, self._images, self._dtype = path, images, dtype
         device = jax.local_devices()[0]
-        self._where = {
+        self._conditions = {
             'device': f'{device.platform} {device.device_kind}',
             'images': images,
             'dtype': dtype,
         }
-        self._known = self._read() if path.exists() else {}
-        self._saved = len(self._known)
+        self._milliseconds = self._read() if path.exists() else {}
+        self._num_saved = len(self._milliseconds)
 
     def operation(self, name: str, shape: tuple[int, int, int], stride: int) -> float:
-        """Milliseconds of an operation, for inputs of `shape`, `(H, W, C)`."""
+        """Returns the milliseconds of an operation, beyond those of a program without it.
+
+        Args:
+          name: Name of the operation, from `operations.PRIMITIVES`.
+          shape: Shape of one input image, `(H, W, C)`.
+          stride: 1 or 2.
+        """
         part = flops.operation(name, shape, stride, self._images, self._dtype)
         nothing = Part(lambda key, x: {}, lambda _, x: x[:, ::stride, ::stride], part.x)
-        taken, idle = (
-            self._of(f'{what} {"x".join(map(str, shape))} stride {stride}', each)
-            for what, each in ((name, part), ('nothing', nothing))
+        total, overhead = (
+            self._measure_once(f'{label} {"x".join(map(str, shape))} stride {stride}', program)
+            for label, program in ((name, part), ('nothing', nothing))
         )
-        return max(0.0, taken - idle)
+        return max(0.0, total - overhead)
 
     def network(self, spec: NetSpec) -> float:
-        """Milliseconds of a derived network."""
+        """Returns the milliseconds of a whole derived network."""
         text = json.dumps(spec.to_json(), sort_keys=True)
         key = f'network {hashlib.sha256(text.encode()).hexdigest()[:16]}'
-        return self._of(key, flops.network(spec, self._images, self._dtype))
+        return self._measure_once(key, flops.network(spec, self._images, self._dtype))
 
     def save(self) -> None:
-        """Writes the file, if there is anything new; waits until the disk has it."""
-        if len(self._known) > self._saved:
-            content = {**self._where, 'milliseconds': self._known}
+        """Writes the file if there are new latencies, and waits until it is on disk."""
+        if len(self._milliseconds) > self._num_saved:
+            content = {**self._conditions, 'milliseconds': self._milliseconds}
             content['checksum'] = workdir.checksum(content)
             workdir.write_atomically(self._path, json.dumps(content, indent=2) + '\n')
-            self._saved = len(self._known)
+            self._num_saved = len(self._milliseconds)
 
-    def _of(self, key, part):
-        if key not in self._known:
-            low, self._known[key], high = measured(part)
-            logger.info('latency of %s: %.3f ms', key, self._known[key])
+    def _measure_once(self, key: str, part: Part) -> float:
+        if key not in self._milliseconds:
+            low, self._milliseconds[key], high = measured(part)
+            logger.info('latency of %s: %.3f ms', key, self._milliseconds[key])
             if high > 2 * low:
                 logger.warning(
-                    'latency of %s: %.3f to %.3f ms, so something else is at work on this machine; '
-                    'let it rest, delete %s if it is there, and start again',
+                    'latency of %s: half of the calls took %.3f to %.3f ms, which is too wide a '
+                    'range: other programs seem to be running. Stop them, delete %s if it exists, '
+                    'and start again',
                     *(key, low, high, self._path),
                 )
-        return self._known[key]
+        return self._milliseconds[key]
 
-    def _read(self):
-        way_out = (
-            'Put a copy back, choose another --workdir, or delete the file to measure anew: the '
-            'run then goes on, but not bit for bit as it would have.'
+    def _read(self) -> dict[str, float]:
+        remedy = (
+            'Restore the file from a copy, choose another --workdir, or delete the file to measure '
+            'again; the run then continues, but not bit for bit as it would have.'
         )
         try:
             content = json.loads(self._path.read_text(encoding='utf-8'))
             intact = content.pop('checksum') == workdir.checksum(content)
-            known = {key: float(value) for key, value in content['milliseconds'].items()}
-            whole = intact and all(map(math.isfinite, known.values()))
+            milliseconds = {key: float(value) for key, value in content['milliseconds'].items()}
+            intact = intact and all(map(math.isfinite, milliseconds.values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
-                f'{self._path} cannot be read ({type(error).__name__}: {error}). {way_out}'
+                f'{self._path} cannot be read ({type(error).__name__}: {error}). {remedy}'
             ) from error
-        if not whole:
-            raise UserError(f'{self._path} is damaged: its checksum is another one. {way_out}')
-        theirs = {key: content.get(key) for key in self._where}
-        if theirs != self._where:
+        if not intact:
             raise UserError(
-                f'{self._path} was measured with {theirs}; here it would be {self._where}. Go on '
-                f'where it was measured. Or: {way_out}'
+                f'{self._path} is damaged: its checksum does not match its content. {remedy}'
             )
-        return known
+        conditions = {key: content.get(key) for key in self._conditions}
+        if conditions != self._conditions:
+            raise UserError(
+                f'{self._path} was measured with {conditions}, but this run measures with '
+                f'{self._conditions}. Continue on the device and with the settings of the file. '
+                f'Otherwise: {remedy}'
+            )
+        return milliseconds
 
 
 def measured(part: Part) -> tuple[float, float, float]:
-    """Milliseconds of a pass on the first device: quartiles of some calls with many passes each.
+    """Measures the milliseconds of one pass on the first device.
 
-    One after another, since what starting a program takes would hide what small ones take. A pass
-    waits for the one before: its input has a number of that one's output added, times 0.
+    A call runs several passes one after another, since the time of starting a program would hide
+    that of a small one. Each pass waits for the previous one: a number of its output, times 0, is
+    added to the input.
+
+    Args:
+      part: The operation or network.
+
+    Returns:
+      Lower quartile, median and upper quartile over the calls.
     """
 
-    def passes(variables, x):
-        def one(_, before):
-            y = lax.optimization_barrier(part.call(variables, x + before))
+    def passes(variables: Any, x: jax.Array) -> jax.Array:
+        def one(_: int, zero: jax.Array) -> jax.Array:
+            y = lax.optimization_barrier(part.call(variables, x + zero))
             return 0 * y.reshape(-1)[0]
 
-        return lax.fori_loop(0, _PASSES, one, jnp.zeros((), x.dtype))
+        return lax.fori_loop(0, _PASSES_PER_CALL, one, jnp.zeros((), x.dtype))
 
     key = jax.random.key(0)
-    # Runs once: time spent on optimizing this program would not come back.
+    # This program runs once: optimizing it would take longer than it saves.
     start = jax.jit(part.start, compiler_options={'xla_backend_optimization_level': 0})
     x = jax.random.normal(key, part.x.shape, jnp.float32).astype(part.x.dtype)
     variables = start(key, x)
     call = pmap.optimized(jax.jit(passes).lower(variables, x))
-    taken = []
-    while len(taken) < _WARM + _RUNS or sum(taken) < _SECONDS:
-        begun = time.perf_counter()
+    seconds = []
+    while len(seconds) < _WARMUP_CALLS + _MIN_CALLS or sum(seconds) < _MIN_SECONDS:
+        start_time = time.perf_counter()
         jax.block_until_ready(call(variables, x))
-        taken.append(time.perf_counter() - begun)
-    low, median, high = np.quantile(taken[_WARM:], (0.25, 0.5, 0.75)) * 1000 / _PASSES
+        seconds.append(time.perf_counter() - start_time)
+    quartiles = np.quantile(seconds[_WARMUP_CALLS:], (0.25, 0.5, 0.75))
+    low, median, high = quartiles * 1000 / _PASSES_PER_CALL
     return float(low), float(median), float(high)

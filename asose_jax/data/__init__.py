@@ -1,0 +1,1 @@
+"""Data sets, from the files on disk to augmented batches on the devices."""

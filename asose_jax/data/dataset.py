@@ -1,6 +1,7 @@
-"""Data sets, and their split into train / valid / test.
+"""Data sets and their split into train, valid and test.
 
-`train` moves the weights, `valid` moves alpha and decides, `test` reports and decides nothing.
+`train` trains the weights. `valid` trains alpha and is the basis of every decision. `test` is only
+reported.
 """
 
 import dataclasses
@@ -16,22 +17,24 @@ from asose_jax.data import image_folder, image_set, tfds
 from asose_jax.data.image_set import ImageSet
 from asose_jax.runtime.errors import UserError
 
-_STATISTICS_FROM = 10_000  # training images that mean and deviation are taken from
-_STATISTICS_AT_ONCE = 100  # of them per thread
+_STATISTICS_IMAGES = 10_000  # mean and deviation use about this many training images
+_STATISTICS_PER_READ = 100  # images that a thread reads at once for the statistics
+_MAX_CHANGES = 5  # changes of the data that one error message lists
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, split.
+    """A data set with its split.
 
     Attributes:
-      images: the training split followed by the test split.
-      train: indices into `images`; with `valid`, a partition of the training split.
-      valid: likewise.
-      test: likewise; all of the test split.
-      class_names: one per label.
-      mean: per channel, of `train`, in pixel values 0..255; float32 `[C]`.
-      std: standard deviation, likewise.
+      images: the images of the training split followed by those of the test split.
+      train: indices into `images`, int32; `train` and `valid` partition the training split.
+      valid: indices into `images`, int32.
+      test: indices into `images`, int32: the whole test split.
+      class_names: one name for each label.
+      image_shape: `(H, W, C)`.
+      mean: mean of each channel over `train`, in pixel values 0..255, float32 `[C]`.
+      std: standard deviation of each channel, in the same units, float32 `[C]`.
     """
 
     images: ImageSet
@@ -62,56 +65,67 @@ def load(
     labels are known, and a plain shuffle where images are streamed from TFDS.
 
     Args:
-      name: `'digits'` (comes with scikit-learn), `'folder'` (of pictures, see `image_folder.load`),
-        or a TFDS name such as `'cifar10'`.
-      seed: of the split.
-      valid_fraction: share of the training split that is held out as `valid`.
-      data_dir: of the pictures, or where TFDS data lies; `None` means $TFDS_DATA_DIR or
-        ~/tensorflow_datasets.
-      train_split: TFDS split or folder to learn from; slices such as `'train[:90%]'` work in TFDS.
-      test_split: TFDS split or folder to report on.
-      test_fraction: of a folder that has no such folder.
-      image_size: height and width, see `image_set.fitted`; needed where images differ in size.
-      resident_megabytes: a larger set is streamed from disk instead of held on the device.
+      name: `'digits'` (comes with scikit-learn), `'folder'` (a folder of pictures, see
+        `image_folder.load`), or a TFDS name such as `'cifar10'`.
+      seed: seed of the split.
+      valid_fraction: fraction of the training split that is held out as `valid`.
+      data_dir: the folder of pictures, or the directory of prepared TFDS data; for the latter,
+        `None` means $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      train_split: TFDS split or folder to train on; TFDS slices such as `'train[:90%]'` work.
+      test_split: TFDS split or folder to test on.
+      test_fraction: fraction to test on, for a folder of pictures that has no test folder.
+      image_size: height and width, see `image_set.fitted`; required where images differ in size.
+      resident_megabytes: a set larger than this (MiB) is streamed from disk instead of being kept
+        on the device.
 
     Returns:
-      The data.
+      The data set.
 
     Raises:
-      UserError: no such set, not prepared, no such split, or a part would be empty.
+      UserError: the set is unknown, not prepared or not readable, it has no such split, or a part
+        would be empty.
     """
-    splits, limit = (train_split, test_split), resident_megabytes * 2**20
+    splits, resident_bytes = (train_split, test_split), resident_megabytes * 2**20
     if name == 'digits':
         learn, test, names = _digits(image_size)
     elif name == 'folder':
+        if data_dir is None:
+            raise UserError("data.dir=None: data.name='folder' needs the folder of pictures")
         learn, test, names = image_folder.load(
-            data_dir, splits, test_fraction=test_fraction, image_size=image_size, limit=limit
+            data_dir,
+            splits,
+            test_fraction=test_fraction,
+            image_size=image_size,
+            resident_bytes=resident_bytes,
         )
     else:
-        learn, test, names = tfds.load(name, data_dir, splits, image_size, limit)
+        learn, test, names = tfds.load(name, data_dir, splits, image_size, resident_bytes)
     labels = learn.labels
     present = names if labels is None else np.unique(labels)
     if len(present) < 2:
         raise UserError(
-            f'data.name={name!r} has images of {len(present)} class; to tell classes apart takes '
-            'two. Check data.name and data.train_split.'
+            f'data.name={name!r} has images of {len(present)} class, but a classifier needs at '
+            'least two. Check data.name and data.train_split.'
         )
     train, valid = _split(learn.size, labels, valid_fraction, seed)
     mean, std = _statistics(learn, train)
-    everything = learn.followed_by(test)
-    held_back = np.arange(learn.size, everything.size, dtype=np.int32)
+    both = learn.followed_by(test)
+    test_indices = np.arange(learn.size, both.size, dtype=np.int32)
     shape = learn.read(train[:1])[0].shape[1:]
-    return Dataset(everything, train, valid, held_back, names, shape, mean, std)
+    return Dataset(both, train, valid, test_indices, names, shape, mean, std)
 
 
-def _split(size, labels, valid_fraction, seed):
+def _split(
+    size: int, labels: np.ndarray | None, valid_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the sorted indices of `train` and of `valid`, int32."""
     held_out = round(size * valid_fraction)
     classes = 1 if labels is None else len(np.unique(labels))
     if held_out < classes or size - held_out < classes:
-        filled = [share for share in (0.2, 0.5) if round(size * share) >= classes]
+        possible = [share for share in (0.2, 0.5) if round(size * share) >= classes]
         advice = 'There are too few images.'
-        if filled:
-            advice = f'Choose a fraction that leaves both parts filled, e.g. {filled[0]}.'
+        if possible:
+            advice = f'Choose a fraction that leaves enough for both, e.g. {possible[0]}.'
         raise UserError(
             f'data.valid_fraction={valid_fraction} splits {size} training images into '
             f'{size - held_out} for train and {held_out} for valid, but each part needs at least '
@@ -119,21 +133,23 @@ def _split(size, labels, valid_fraction, seed):
         )
     if labels is not None and 1 in np.bincount(labels):
         raise UserError(
-            f'of the class with label {np.bincount(labels).tolist().index(1)} there is a single '
-            'training image; each class needs two, one for train and one for valid.'
+            f'the class with label {np.bincount(labels).tolist().index(1)} has a single training '
+            'image, but each class needs two: one for train and one for valid.'
         )
-    parts = model_selection.train_test_split(
+    train, valid = model_selection.train_test_split(
         np.arange(size), test_size=held_out, stratify=labels, random_state=seed
     )
     if labels is not None:
-        parts = _every_class_in_both(*parts, labels)
-    return [np.sort(part).astype(np.int32) for part in parts]
+        train, valid = _with_every_class(train, valid, labels)
+    return np.sort(train).astype(np.int32), np.sort(valid).astype(np.int32)
 
 
-def _every_class_in_both(train, valid, labels):
-    """One image of each class that one of the parts lacks, since it is small, moves there."""
+def _with_every_class(
+    train: np.ndarray, valid: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Moves one image of each class that a part lacks, which a rare class may, to that part."""
 
-    def missing(part, other):
+    def missing(part: np.ndarray, other: np.ndarray) -> np.ndarray:
         absent = np.setdiff1d(labels[other], labels[part])
         return np.array([other[labels[other] == label][0] for label in absent], other.dtype)
 
@@ -142,28 +158,34 @@ def _every_class_in_both(train, valid, labels):
     return np.append(train, to_train), np.append(valid, to_valid)
 
 
-def _statistics(learn, train):
-    """Mean and deviation per channel, from evenly spaced training images, in float64."""
-    every = -(-len(train) // _STATISTICS_FROM)
+def _statistics(learn: ImageSet, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns mean and standard deviation per channel of evenly spaced images of `train`.
+
+    Sums are accumulated in float64, and a standard deviation below 1 is returned as 1.
+    """
+    every = -(-len(train) // _STATISTICS_IMAGES)
     chosen = train[::every]
 
-    def sums(start):
-        images = learn.read(chosen[start : start + _STATISTICS_AT_ONCE])[0].astype(np.float64)
+    def sums(start: int) -> tuple[np.ndarray, np.ndarray, int]:
+        images = learn.read(chosen[start : start + _STATISTICS_PER_READ])[0].astype(np.float64)
         return images.sum((0, 1, 2)), (images**2).sum((0, 1, 2)), images[..., 0].size
 
     with futures.ThreadPoolExecutor() as pool:
-        found = list(pool.map(sums, range(0, len(chosen), _STATISTICS_AT_ONCE)))
-    total, squares, pixels = (sum(parts) for parts in zip(*found, strict=True))
-    mean = total / pixels
-    std = np.sqrt(np.maximum(squares / pixels - mean**2, 1.0))
+        parts = list(pool.map(sums, range(0, len(chosen), _STATISTICS_PER_READ)))
+    totals, squares, pixels = zip(*parts, strict=True)
+    mean = sum(totals) / sum(pixels)
+    std = np.sqrt(np.maximum(sum(squares) / sum(pixels) - mean**2, 1.0))
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-def _digits(image_size):
-    """1,797 handwritten digits, 8x8, of scikit-learn; a fifth, the same for all seeds, is test."""
+def _digits(image_size: int | None) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    """Loads scikit-learn's 1,797 handwritten digits of 8x8 pixels.
+
+    A fifth of them, the same for every seed, is the test split.
+    """
     from sklearn import datasets  # imported here: it loads all of scikit-learn's readers
 
-    bunch = datasets.load_digits()
+    bunch: Any = datasets.load_digits()
     images = (bunch.images * (255 / 16)).round().astype(np.uint8)[..., None]
     images = image_set.resized(images, image_size)
     labels = bunch.target.astype(np.int32)
@@ -171,50 +193,59 @@ def _digits(image_size):
         np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
     )
     names = tuple(str(name) for name in bunch.target_names)
-    sets = [ImageSet.of_arrays(images[part], labels[part]) for part in (learn, test)]
-    return *sets, names
+    learn, test = (ImageSet.of_arrays(images[part], labels[part]) for part in (learn, test))
+    return learn, test, names
 
 
-_NAMED = 5  # changes in a message
+def require_same_data(data: Dataset, recorded: Mapping[str, Any], workdir: pathlib.Path) -> None:
+    """Checks that the data are still those of an earlier run.
 
-
-def require_same_data(images: Dataset, known: Mapping[str, Any], directory: pathlib.Path) -> None:
-    """Refuses data that changed: split anew, what was learned from would come into the test.
+    A changed set is split anew, so images that the run was trained on could end up in its test
+    split.
 
     Args:
-      images: as they are now.
-      known: what was written of them, as in run.json; what is not there is not compared.
-      directory: the workdir.
+      data: the data set as it is now.
+      recorded: what the run recorded about it in run.json: `classes`, `images` (see `sizes`) and
+        `image_shape`. Missing entries are not compared.
+      workdir: the directory of the run, for the message.
 
     Raises:
-      UserError: other classes, another number of images, or images of another shape.
+      UserError: the classes, the number of images or the shape of the images differ.
     """
-    now, counts = list(images.class_names), sizes(images)
-    then, counted = list(known.get('classes', now)), known.get('images', counts)
+    changes = _changes(data, recorded)
+    if not changes:
+        return
+    more = [f'and {len(changes) - _MAX_CHANGES} more'] if len(changes) > _MAX_CHANGES else []
+    raise UserError(
+        f'the data differ from those of the run in {workdir}: '
+        f'{"; ".join(changes[:_MAX_CHANGES] + more)}. Changed data are split anew, so images that '
+        'the run was trained on could be used to test it. Restore the data, or start a run in '
+        'another --workdir.'
+    )
+
+
+def _changes(data: Dataset, recorded: Mapping[str, Any]) -> list[str]:
+    """Describes each difference between the data and what a run recorded about them."""
+    now, counts = list(data.class_names), sizes(data)
+    before, counts_before = list(recorded.get('classes', now)), recorded.get('images', counts)
     changes = [
-        *(f'the class {name!r} is new' for name in now if name not in then),
-        *(f'the class {name!r} is gone' for name in then if name not in now),
+        *(f'the class {name!r} is new' for name in now if name not in before),
+        *(f'the class {name!r} is gone' for name in before if name not in now),
     ]
-    if now != then and not changes:
+    if now != before and not changes:
         changes.append('the classes are in another order')
-    if counts != counted:
-        changes.append(f'there were {_listed(counted)} images, there are {_listed(counts)}')
-    shape, shaped = list(images.image_shape), known.get('image_shape')
-    if shaped not in (None, shape):
-        changes.append(f'images were {shaped} (height, width, channels), they are {shape}')
-    if changes:
-        more = [f'and {len(changes) - _NAMED} more'] if len(changes) > _NAMED else []
-        raise UserError(
-            f'the data are not those of the run in {directory}: '
-            f'{"; ".join(changes[:_NAMED] + more)}. They are split anew when they change, and what '
-            'was learned from may come into the test. Put them back as they were, or start a run '
-            'in another --workdir.'
-        )
+    if counts != counts_before:
+        changes.append(f'there were {_listed(counts_before)} images, now {_listed(counts)}')
+    shape, shape_before = list(data.image_shape), recorded.get('image_shape')
+    if shape_before not in (None, shape):
+        changes.append(f'images were {shape_before} (height, width, channels), now {shape}')
+    return changes
 
 
-def sizes(images):
-    return {name: len(getattr(images, name)) for name in ('train', 'valid', 'test')}
+def sizes(data: Dataset) -> dict[str, int]:
+    """Returns the number of images in `train`, `valid` and `test`."""
+    return {name: len(getattr(data, name)) for name in ('train', 'valid', 'test')}
 
 
-def _listed(counts):
+def _listed(counts: Mapping[str, int]) -> str:
     return ', '.join(f'{count} {name}' for name, count in counts.items())

@@ -1,6 +1,6 @@
 """A folder of pictures with a subfolder for each class: `DIR/<class>/*.png`, .jpg, .jpeg.
 
-Or one folder of such a kind for each part: `DIR/train/<class>`, `DIR/test/<class>`.
+The folder may also hold one such folder for each split: `DIR/train/<class>`, `DIR/test/<class>`.
 """
 
 import logging
@@ -20,10 +20,10 @@ from asose_jax.runtime.errors import UserError
 logger = logging.getLogger('asose_jax')
 
 _SUFFIXES = ('.png', '.jpg', '.jpeg')
-_VALID = ('val', 'valid', 'validation')  # parts that are learned from, beside the training part
+_VALID = ('val', 'valid', 'validation')  # folders that are trained on like the training folder
 _TEST_FRACTION = 0.2
 _AT_ONCE = 10_000  # pictures that are handed to the threads together
-_NAMED = 5  # files or folders in one message
+_MAX_LISTED = 5  # files or folders that one message lists
 
 
 def load(
@@ -32,109 +32,129 @@ def load(
     *,
     test_fraction: float | None,
     image_size: int | None,
-    limit: int,
+    resident_bytes: int,
 ) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
-    """Opens a folder of pictures. Every picture is decoded once, to see that all can be read.
+    r"""Opens a folder of pictures and decodes every picture once, to check that all can be read.
 
     Args:
-      directory: with class folders, or with folders of parts that have class folders.
-      splits: names of the parts to learn from and to test on. Without folders of these names, the
-        test part is drawn from each class, the same for all seeds.
-      test_fraction: share that is drawn; `None` means a fifth.
-      image_size: see `image_set.fitted`; needed where pictures differ in size.
-      limit: bytes; a larger set is streamed.
+      directory: contains class folders, or folders of splits that contain class folders.
+      splits: names of the folders to train on and to test on. Without folders of these names, the
+        test split is drawn from each class, and is the same for all seeds.
+      test_fraction: fraction of each class that is drawn; `None` means a fifth.
+      image_size: see `image_set.fitted`; required where pictures differ in size.
+      resident_bytes: the set is streamed from disk if it is larger than this.
 
     Returns:
-      What to learn from, what to test on, the class names (bytes that are no UTF-8 as `\\xe9`). One
-      channel if all pictures are grey, else three.
+      The images to train on, the images to test on, and the class names; bytes of a name that are
+      not UTF-8 are written as `\xe9`. Images have one channel if all pictures are grey, else three.
 
     Raises:
-      UserError: names the folder or the files that are not as they should be, and says why.
+      UserError: the folder is missing, has no such splits or fewer than two classes, a class has
+        too few pictures, or pictures cannot be read or differ in size.
     """
     root = pathlib.Path(directory).expanduser()
     if not root.is_dir():
-        at = '' if root.is_absolute() else f' in {pathlib.Path.cwd()}'
-        raise UserError(f'data.dir={directory!r}: there is no such folder{at}')
+        where = '' if root.is_absolute() else f' in {pathlib.Path.cwd()}'
+        raise UserError(f'data.dir={directory!r}: there is no such folder{where}')
     try:
-        learned, tested = _parts(root, *splits)
-        names = sorted({name for part in learned for name in _folders(part)})
+        train_folders, test_folder = _split_folders(root, *splits)
+        names = sorted({name for folder in train_folders for name in _folders(folder)})
         if len(names) < 2:
             raise UserError(
-                f'{learned[0]} has {len(names)} folders of classes; to tell classes apart takes '
-                'two. Pictures belong into FOLDER/CLASS/, a folder for each class; set data.dir.'
+                f'{train_folders[0]} has {len(names)} class folders, but a classifier needs at '
+                'least two classes. Put the pictures into FOLDER/CLASS/, one folder for each '
+                'class, and set data.dir=FOLDER.'
             )
-        paths, labels = _listed(learned, names)
-        if tested is not None and test_fraction is not None:
+        paths, labels = _labelled_paths(train_folders, names)
+        if test_folder is not None and test_fraction is not None:
             raise UserError(
-                f'data.test_fraction={test_fraction} would change nothing: the pictures in '
-                f'{tested} are the test. Leave it out.'
+                f'data.test_fraction={test_fraction} has no effect, since the pictures in '
+                f'{test_folder} are the test split. Remove it.'
             )
-        _require_enough(names, labels, 3 if tested is None else 2)
-        if tested is None:
+        _require_enough(names, labels, 3 if test_folder is None else 2)
+        if test_folder is None:
             chosen = _held_out(labels, _TEST_FRACTION if test_fraction is None else test_fraction)
-            test = paths[chosen], labels[chosen]
+            test_paths, test_labels = paths[chosen], labels[chosen]
             paths, labels = paths[~chosen], labels[~chosen]
         else:
-            test = _listed([tested], names)
+            test_paths, test_labels = _labelled_paths([test_folder], names)
     except OSError as error:
         raise UserError(f'data.dir={directory!r}: {error}') from error
-    shape = _shape([*paths, *test[0]], image_size)
-    streamed = (len(paths) + len(test[0])) * math.prod(shape) > limit
-    sets = [_image_set(*part, shape, image_size, streamed) for part in ((paths, labels), test)]
-    return *sets, tuple(os.fsencode(name).decode(errors='backslashreplace') for name in names)
+    shape = _shape([*paths, *test_paths], image_size)
+    streamed = (len(paths) + len(test_paths)) * math.prod(shape) > resident_bytes
+    learn = _image_set(paths, labels, shape, image_size, streamed)
+    test = _image_set(test_paths, test_labels, shape, image_size, streamed)
+    class_names = (os.fsencode(name).decode(errors='backslashreplace') for name in names)
+    return learn, test, tuple(class_names)
 
 
-# --- Which files
+# --- Files and folders
 
 
-def _parts(root, train, test):
-    """The folders that have class folders: those to learn from, and that of the test, if any."""
+def _split_folders(
+    root: pathlib.Path, train: str, test: str
+) -> tuple[list[pathlib.Path], pathlib.Path | None]:
+    """Returns the folders of class folders to train on, and the one to test on, if there is one."""
     if train == test:
         raise UserError(f'data.train_split and data.test_split are both {train!r}')
     inside = _folders(root)
-    has = f'{root} has the folders {_several(inside)}' if inside else f'{root} has no folders'
+    listing = f'{root} has the folders {_several(inside)}' if inside else f'{root} has no folders'
     if train not in inside or not _folders(root / train):
         if (train, test) != ('train', 'test'):
             raise UserError(
-                f'data.train_split={train!r} is no folder with folders of classes: {has}. Set '
-                'data.train_split and data.test_split.'
+                f'data.train_split={train!r} does not name a folder of class folders: {listing}. '
+                'Set data.train_split and data.test_split.'
             )
         if train in inside and test in inside:
-            raise UserError(f'{root / train} has no folders of classes, only files')
+            raise UserError(
+                f'{root / train} has no class folders, only files. Put its pictures into '
+                f'{root / train}/CLASS/, one folder for each class.'
+            )
         return [root], None
     if test not in inside and test != 'test':
-        raise UserError(f'data.test_split={test!r} is no folder: {has}')
-    learned = [train, *(name for name in _VALID if name in inside and name not in (train, test))]
-    unused = [name for name in inside if name not in (*learned, test)]
+        raise UserError(f'data.test_split={test!r} does not name a folder: {listing}')
+    trained_on = [train, *(name for name in _VALID if name in inside and name not in (train, test))]
+    unused = [name for name in inside if name not in (*trained_on, test)]
     if unused:
-        logger.warning('%s: nothing is read from the folders %s', root, _several(unused))
-    return [root / name for name in learned], root / test if test in inside else None
+        logger.warning('%s: the folders %s are not used', root, _several(unused))
+    return [root / name for name in trained_on], root / test if test in inside else None
 
 
-def _visible(folder):
+def _visible(folder: pathlib.Path) -> list[os.DirEntry[str]]:
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     return [e for e in entries if not e.name.startswith('.') and e.name != '__MACOSX']
 
 
-def _folders(folder):
+def _folders(folder: pathlib.Path) -> list[str]:
     return [entry.name for entry in _visible(folder) if entry.is_dir()]
 
 
-def _listed(parts, names):
-    """Paths `[n]` and labels `[n]` of all pictures, in an order that no disk decides."""
+def _labelled_paths(
+    folders: Sequence[pathlib.Path], names: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns paths `[n]` and labels int32 `[n]` of all pictures, sorted by name.
+
+    Args:
+      folders: folders of class folders.
+      names: the class names; a label is the position of a name in this list.
+    """
     paths, labels, others = [], [], []
-    for part in parts:
-        strangers = [name for name in _folders(part) if name not in names]
-        if strangers:
-            raise UserError(f'{part}: there is nothing to learn the classes {_several(strangers)}')
-        for name in _folders(part):
-            entries = _visible(part / name)
-            deeper = [entry.name for entry in entries if entry.is_dir()]
-            if deeper:
+    for folder in folders:
+        unknown = [name for name in _folders(folder) if name not in names]
+        if unknown:
+            raise UserError(
+                f'{folder}: the classes {_several(unknown)} have no folder in the training split, '
+                'so they cannot be learned. Add one, or remove them.'
+            )
+        for name in _folders(folder):
+            entries = _visible(folder / name)
+            nested = [entry.name for entry in entries if entry.is_dir()]
+            if nested:
                 raise UserError(
-                    f'{part / name} has folders inside ({_several(deeper)}), where a class has '
-                    'pictures. If it is a part of the set, name the parts with data.train_split '
-                    'and data.test_split; if it is a class, put its pictures into it directly.'
+                    f'{folder / name} contains folders ({_several(nested)}), but a class folder '
+                    'must contain pictures. If it is a split, name the splits with '
+                    'data.train_split and data.test_split; if it is a class, put its pictures '
+                    'directly into it.'
                 )
             pictures = [e.path for e in entries if e.name.lower().endswith(_SUFFIXES)]
             others += [e.path for e in entries if not e.name.lower().endswith(_SUFFIXES)]
@@ -142,29 +162,38 @@ def _listed(parts, names):
             labels += [names.index(name)] * len(pictures)
     if others:
         logger.warning(
-            '%d files that are not %s are left out: %s',
+            '%d files that are not %s are ignored: %s',
             len(others),
             ', '.join(_SUFFIXES),
             _several(others),
         )
     if not paths:
-        raise UserError(f'{parts[0]}: there are no pictures ({", ".join(_SUFFIXES)})')
+        raise UserError(f'{folders[0]}: there are no pictures ({", ".join(_SUFFIXES)})')
     return np.array(paths, object), np.array(labels, np.int32)
 
 
-def _require_enough(names, labels, least):
+def _require_enough(names: Sequence[str], labels: np.ndarray, least: int) -> None:
+    """Fails unless each class has `least` pictures, one for each split to draw from them."""
     counts = np.bincount(labels, minlength=len(names))
     few = [f'{name!r} ({n})' for name, n in zip(names, counts, strict=True) if n < least]
     if few:
-        needs = ('train', 'valid', 'test')[:least]
+        splits = ('train', 'valid', 'test')[:least]
         raise UserError(
-            f'each class needs at least {least} pictures, for {", ".join(needs)}; these have '
+            f'each class needs at least {least} pictures, for {", ".join(splits)}; these have '
             f'fewer: {", ".join(few)}. Add pictures, or remove the folder.'
         )
 
 
-def _held_out(labels, fraction):
-    """Which are the test: of each class the same share, at least one, at most all but two."""
+def _held_out(labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Draws the test split: the same fraction of each class, at least one, at most all but two.
+
+    Args:
+      labels: int32 `[n]`.
+      fraction: fraction of each class.
+
+    Returns:
+      Whether each picture belongs to the test split, bool `[n]`.
+    """
     generator = np.random.default_rng(0)
     chosen = np.zeros(len(labels), bool)
     for label in range(labels.max() + 1):
@@ -177,12 +206,12 @@ def _held_out(labels, fraction):
 # --- Pictures
 
 
-def _shape(paths, image_size):
-    """`(H, W, C)` of all pictures, each of which is decoded."""
+def _shape(paths: Sequence[str], image_size: int | None) -> tuple[int, int, int]:
+    """Decodes every picture and returns the `(H, W, C)` that all of them have or will have."""
     with futures.ThreadPoolExecutor() as pool:
-        looks = _of_each(_look, paths, pool.map)
-    sizes = [size for size, _ in looks]
-    channels = 1 if all(grey for _, grey in looks) else 3
+        checks = _of_each(_check_picture, paths, pool.map)
+    sizes = [size for size, _ in checks]
+    channels = 1 if all(grey for _, grey in checks) else 3
     if image_size is not None:
         return image_size, image_size, channels
     for path, (width, height) in zip(paths, sizes, strict=True):
@@ -192,24 +221,30 @@ def _shape(paths, image_size):
                 f'{path} has {width}x{height}. Set data.image_size, for example '
                 '--config.data.image_size=32'
             )
-    return *sizes[0][::-1], channels
+    width, height = sizes[0]
+    return height, width, channels
 
 
-def _look(path):
-    """Width and height as they are seen, and whether the picture is grey."""
+def _check_picture(path: str) -> tuple[tuple[int, int], bool]:
+    """Decodes a picture; returns its (width, height) after EXIF rotation, and whether it is grey.
+
+    A JPEG is decoded at an eighth of its width and height, which is enough to find damage.
+    """
     with Image.open(path) as image:
-        size = image.size
-        image.draft(None, (1, 1))  # of a JPEG, an eighth of each side will do
+        width, height = image.size
+        image.draft(None, (1, 1))
         image.load()
-        lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        return size[::-1] if lies else size, Image.getmodebase(image.mode) == 'L'
+        rotated = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        size = (height, width) if rotated else (width, height)
+        return size, Image.getmodebase(image.mode) == 'L'
 
 
-def _pixels(path, channels, image_size):
-    """uint8 `[H, W, channels]`; what is transparent becomes white."""
+def _pixels(path: str, channels: int, image_size: int | None) -> np.ndarray:
+    """Decodes a picture to uint8 `[H, W, channels]`; transparent pixels are blended with white."""
     with Image.open(path) as opened:
         if image_size is not None:
-            opened.draft(None, (2 * image_size, 2 * image_size))  # a JPEG, at least so large
+            # Lets the JPEG decoder scale down, to at least this size.
+            opened.draft(None, (2 * image_size, 2 * image_size))
         image = ImageOps.exif_transpose(opened)
     if image.mode.startswith('I'):  # 16 bits, of which `convert` would take the lower ones
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -220,13 +255,19 @@ def _pixels(path, channels, image_size):
     return np.asarray(image).reshape(*image.size[::-1], channels)
 
 
-def _image_set(paths, labels, shape, image_size, streamed):
-    def read_one(path):
+def _image_set(
+    paths: np.ndarray,
+    labels: np.ndarray,
+    shape: tuple[int, int, int],
+    image_size: int | None,
+    streamed: bool,
+) -> ImageSet:
+    def read_one(path: str) -> np.ndarray:
         return _pixels(path, shape[-1], image_size)
 
     if streamed:
-        # Whoever reads many batches has threads of his own.
-        def read(indices):
+        # No threads here: the callers that read many batches bring their own.
+        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.stack(_of_each(read_one, paths[indices])), labels[indices]
 
         return ImageSet(len(paths), read, labels)
@@ -235,29 +276,41 @@ def _image_set(paths, labels, shape, image_size, streamed):
 
 
 def _of_each(
-    work: Callable[[str], Any], paths: Sequence[str], mapped: Callable[..., Any] = map
+    work: Callable[[str], Any],
+    paths: Sequence[str] | np.ndarray,
+    map_function: Callable[..., Any] = map,
 ) -> list[Any]:
-    """What `work` gives for each picture; one error names all that it fails for."""
+    """Applies `work` to each path and returns the results in order.
 
-    def tried(path):
+    Args:
+      work: reads one picture; it may raise any exception.
+      paths: the pictures.
+      map_function: `map`, or the `map` of a pool of threads.
+
+    Raises:
+      UserError: lists the pictures for which `work` failed.
+    """
+
+    def result_or_error(path: str) -> Any:
         try:
             return work(path)
-        except Exception as error:  # a decoder has many ways to fail
+        except Exception as error:  # decoders raise many types of exceptions
             return error
 
     results = []
     for start in range(0, len(paths), _AT_ONCE):
-        results += mapped(tried, paths[start : start + _AT_ONCE])
+        results += map_function(result_or_error, paths[start : start + _AT_ONCE])
     failed = [(p, r) for p, r in zip(paths, results, strict=True) if isinstance(r, Exception)]
     if failed:
-        lines = [f'{path}: {type(e).__name__}: {str(e)[:200]}' for path, e in failed[:_NAMED]]
-        rest = [f'and {len(failed) - _NAMED} more'] if len(failed) > _NAMED else []
+        lines = [f'{path}: {type(e).__name__}: {str(e)[:200]}' for path, e in failed[:_MAX_LISTED]]
+        if len(failed) > _MAX_LISTED:
+            lines.append(f'and {len(failed) - _MAX_LISTED} more')
         raise UserError(
-            'these pictures cannot be read; repair or remove them:\n  ' + '\n  '.join(lines + rest)
+            'these pictures cannot be read; repair or remove them:\n  ' + '\n  '.join(lines)
         ) from failed[0][1]
     return results
 
 
-def _several(names):
-    shown = ', '.join(repr(name) for name in names[:_NAMED])
-    return shown + (f' and {len(names) - _NAMED} more' if len(names) > _NAMED else '')
+def _several(names: Sequence[str]) -> str:
+    shown = ', '.join(repr(name) for name in names[:_MAX_LISTED])
+    return shown + (f' and {len(names) - _MAX_LISTED} more' if len(names) > _MAX_LISTED else '')

@@ -1,4 +1,4 @@
-"""Labelled images with random access, and the one way in which they change size."""
+"""Labelled images with random access, and the resizing of images."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,9 +13,9 @@ class ImageSet:
 
     Attributes:
       size: number of examples.
-      read: indices `[n]` to (images uint8 `[n, H, W, C]`, labels int32 `[n]`).
-      labels: int32 `[size]` where they are known without reading images, else `None`.
-      arrays: all images and labels at once if the set is held in memory, else `None`.
+      read: maps indices `[n]` to (images uint8 `[n, H, W, C]`, labels int32 `[n]`).
+      labels: labels int32 `[size]`, or `None` if they are not known without reading the images.
+      arrays: all (images, labels) of a set that is held in memory, otherwise `None`.
     """
 
     size: int
@@ -25,17 +25,27 @@ class ImageSet:
 
     @classmethod
     def of_arrays(cls, images: np.ndarray, labels: np.ndarray) -> 'ImageSet':
-        """A set held in memory."""
+        """Builds a set that is held in memory.
+
+        Args:
+          images: uint8 `[size, H, W, C]`.
+          labels: int32 `[size]`.
+        """
         return cls(len(images), lambda i: (images[i], labels[i]), labels, (images, labels))
 
     def followed_by(self, other: 'ImageSet') -> 'ImageSet':
-        """Both sets in one; indices of `other` come after those of this one."""
-        if self.arrays is not None and other.arrays is not None:
-            joined = [np.concatenate(pair) for pair in zip(self.arrays, other.arrays, strict=True)]
-            return ImageSet.of_arrays(*joined)
+        """Concatenates two sets; the indices of `other` start at the size of this one.
 
-        def read(indices):
-            # A batch comes from one split only.
+        Unless both sets are held in memory, one call of `read` must not mix indices of both.
+        """
+        if self.arrays is not None and other.arrays is not None:
+            (images, labels), (more_images, more_labels) = self.arrays, other.arrays
+            return ImageSet.of_arrays(
+                np.concatenate((images, more_images)), np.concatenate((labels, more_labels))
+            )
+
+        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            # All indices of a batch belong to the same split.
             if indices.max() < self.size:
                 return self.read(indices)
             return other.read(indices - self.size)
@@ -44,18 +54,32 @@ class ImageSet:
 
 
 def fitted(image: Image.Image, size: int | None) -> Image.Image:
-    """The middle square of `image`, `size` pixels a side; `None` leaves it as it is.
+    """Returns the central square of `image`, scaled to `size` x `size` pixels.
 
-    The same as to bring the short side to `size` and to cut the middle out.
+    This equals scaling the shorter side to `size` and cutting out the centre.
+
+    Args:
+      image: any Pillow image.
+      size: pixels per side; `None` returns the image unchanged.
     """
     if size is None or image.size == (size, size):
         return image
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
-def resized(images, size):
+def resized(images: np.ndarray, size: int | None) -> np.ndarray:
+    """Applies `fitted` to every image of an array.
+
+    Args:
+      images: uint8 `[N, H, W, C]`.
+      size: pixels per side; `None` returns the images unchanged.
+
+    Returns:
+      uint8 `[N, size, size, C]`.
+    """
     if size is None or images.shape[1:3] == (size, size):
         return images
-    square = images.squeeze(-1) if images.shape[-1] == 1 else images
-    scaled = [np.asarray(fitted(Image.fromarray(i), size)) for i in square]
+    # Pillow represents a grey image without an axis of channels.
+    without_grey_axis = images.squeeze(-1) if images.shape[-1] == 1 else images
+    scaled = [np.asarray(fitted(Image.fromarray(i), size)) for i in without_grey_axis]
     return np.stack(scaled).reshape(len(images), size, size, images.shape[-1])

@@ -3,6 +3,9 @@
 import difflib
 import os
 import pathlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,14 +16,65 @@ from asose_jax.runtime.errors import UserError
 _READ_AT_ONCE = 2000  # records per call when a set is loaded into memory
 
 
-def load(name, data_dir, splits, image_size, limit):
-    import tensorflow_datasets as tfds  # imported here: seconds that digits need not pay
+class _Source(Protocol):
+    """The part of a TFDS data source that is used here: records by their indices."""
+
+    def __len__(self) -> int:
+        """Returns the number of records."""
+        ...
+
+    def __getitems__(self, indices: list[int], /) -> list[Mapping[str, Any]]:
+        """Returns the decoded records at `indices`."""
+        ...
+
+
+def load(
+    name: str,
+    data_dir: str | None,
+    splits: tuple[str, str],
+    image_size: int | None,
+    resident_bytes: int,
+) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    """Opens a prepared image classification set of TFDS.
+
+    Args:
+      name: the set in the syntax of TFDS, `NAME[/CONFIG][:VERSION]`.
+      data_dir: directory of the prepared sets; `None` means $TFDS_DATA_DIR or
+        ~/tensorflow_datasets.
+      splits: TFDS splits to train on and to test on; slices such as `'train[:90%]'` work.
+      image_size: see `image_set.fitted`; required where images differ in size.
+      resident_bytes: both splits together are streamed from disk if they are larger than this.
+
+    Returns:
+      The images to train on, the images to test on, and the class names.
+
+    Raises:
+      UserError: the set is unknown, not prepared as array_record, or not an image classification
+        set of uint8 images, or it has no such split.
+    """
+    import tensorflow_datasets as tfds  # imported here: it takes seconds, which digits do not need
 
     root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
     root = root.expanduser()
     builder = tfds.builder_from_directory(_prepared(tfds, name, root))
-    info = builder.info
-    keys = (info.supervised_keys or ())[:2]  # a third one would weigh examples
+    features: Any = builder.info.features
+    keys = _keys(tfds, builder.info, name, root)
+    _require_images(features[keys[0]], name, image_size)
+    learn, test = (
+        _image_set(
+            _source(builder, split, name), features, keys, image_size, f'{name!r}, split {split!r}'
+        )
+        for split in splits
+    )
+    size = sum(part.size * part.read(np.arange(1))[0].nbytes for part in (learn, test))
+    if size <= resident_bytes:
+        learn, test = _in_memory(learn), _in_memory(test)
+    return learn, test, tuple(features[keys[1]].names)
+
+
+def _keys(tfds: ModuleType, info: Any, name: str, root: pathlib.Path) -> tuple[str, str]:
+    """Returns the keys of image and label; fails if the set cannot be read as such pairs."""
+    keys = (info.supervised_keys or ())[:2]  # a third key would be a weight of the example
     if not keys or not isinstance(info.features[keys[1]], tfds.features.ClassLabel):
         raise UserError(f'data.name={name!r} is not an image classification set: {info.features}')
     if info.file_format is not tfds.core.file_adapters.FileFormat.ARRAY_RECORD:
@@ -28,81 +82,102 @@ def load(name, data_dir, splits, image_size, limit):
             f'data.name={name!r} is prepared as {info.file_format.value}, which cannot be read '
             f'without TensorFlow. Prepare it as array_record: {_prepare_command(name, root)}'
         )
-    image = info.features[keys[0]]
-    if len(image.shape) != 3 or image.shape[-1] is None or image.np_dtype != np.uint8:
+    return keys
+
+
+def _require_images(feature: Any, name: str, image_size: int | None) -> None:
+    """Fails unless the feature holds uint8 images of one size, or `image_size` makes them so."""
+    if len(feature.shape) != 3 or feature.shape[-1] is None or feature.np_dtype != np.uint8:
         raise UserError(
-            f'data.name={name!r} has examples {image.shape} of {np.dtype(image.np_dtype)}; they '
-            'must be images (height, width, channels) of uint8.'
+            f'data.name={name!r} has examples {feature.shape} of {np.dtype(feature.np_dtype)}; '
+            'they must be images (height, width, channels) of uint8.'
         )
-    if None in image.shape and image_size is None:
+    if None in feature.shape and image_size is None:
         raise UserError(
             f'the images of {name!r} differ in size; set data.image_size, for example '
             '--config.data.image_size=64'
         )
-    sets = []
-    for split in splits:
-        try:
-            source = builder.as_data_source(split)
-        except ValueError as error:
-            raise UserError(
-                f'{name!r} has no split {split!r} (it has: {", ".join(info.splits)}). Set '
-                'data.train_split and data.test_split; slices such as '
-                "--config.data.test_split='train[90%:]' work too."
-            ) from error
-        where = f'{name!r}, split {split!r}'
-        sets.append(_image_set(source, info.features, keys, image_size, where))
-    size = sum(part.size * part.read(np.arange(1))[0].nbytes for part in sets)
-    if size <= limit:
-        sets = [_in_memory(part) for part in sets]
-    return *sets, tuple(info.features[keys[1]].names)
 
 
-def _image_set(source, features, keys, image_size, where):
+def _source(builder: Any, split: str, name: str) -> _Source:
+    try:
+        return builder.as_data_source(split)
+    except ValueError as error:
+        raise UserError(
+            f'{name!r} has no split {split!r} (it has: {", ".join(builder.info.splits)}). Set '
+            'data.train_split and data.test_split; slices such as '
+            "--config.data.test_split='train[90%:]' work too."
+        ) from error
+
+
+def _image_set(
+    source: _Source,
+    features: Mapping[str, Any],
+    keys: tuple[str, str],
+    image_size: int | None,
+    description: str,
+) -> ImageSet:
+    """Wraps a data source as a streamed set of images.
+
+    Args:
+      source: the records of one split.
+      features: the features of a record by key.
+      keys: keys of image and label.
+      image_size: see `image_set.fitted`.
+      description: names the set and the split in error messages.
+
+    Raises:
+      UserError: the split is empty. `read` of the returned set raises it for a damaged record or a
+        label out of range.
+    """
     image_key, label_key = keys
     classes = features[label_key].num_classes
 
-    def read(indices):
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         try:
             records = source.__getitems__([int(i) for i in indices])
-        except Exception as error:  # of array_record, of TFDS, of the decoder
-            told = (str(error).splitlines() or [''])[0][:200]
+        except Exception as error:  # array_record, TFDS and the decoder raise different types
+            message = (str(error).splitlines() or [''])[0][:200]
             raise UserError(
-                f'{where}: of the records {indices.min()} to {indices.max()} one cannot be read '
-                f'({type(error).__name__}: {told}). Prepare the data set again.'
+                f'{description}: a record between {indices.min()} and {indices.max()} cannot be '
+                f'read ({type(error).__name__}: {message}). Prepare the data set again.'
             ) from error
         images = np.stack([image_set.resized(r[image_key][None], image_size)[0] for r in records])
         labels = np.array([r[label_key] for r in records], np.int32)
-        odd = labels[(labels < 0) | (labels >= classes)]
-        if len(odd):
+        invalid = labels[(labels < 0) | (labels >= classes)]
+        if len(invalid):
             raise UserError(
-                f'{where}: a label is {odd[0]}, where {classes} classes have 0 to {classes - 1}. '
-                'Has this split labels? Choose another with data.train_split, data.test_split.'
+                f'{description}: a label is {invalid[0]}, but {classes} classes have labels 0 to '
+                f'{classes - 1}. If this split has no labels, choose another with '
+                'data.train_split and data.test_split.'
             )
         return images, labels
 
     if not len(source):
-        raise UserError(f'{where} is empty; check data.train_split and data.test_split')
+        raise UserError(f'{description} is empty; check data.train_split and data.test_split')
     return ImageSet(len(source), read)
 
 
-def _in_memory(images):
+def _in_memory(images: ImageSet) -> ImageSet:
     starts = range(0, images.size, _READ_AT_ONCE)
     parts = [images.read(np.arange(s, min(s + _READ_AT_ONCE, images.size))) for s in starts]
     return ImageSet.of_arrays(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
-def _prepared(tfds, name, root):
-    """The directory of the newest prepared version of `name` (TFDS syntax: name/config:version)."""
+def _prepared(tfds: ModuleType, name: str, root: pathlib.Path) -> pathlib.Path:
+    """Returns the directory of the newest prepared version of `name` (see `load`)."""
     path, _, version = name.partition(':')
-    versions = (root / path).glob(f'{version or "*"}/dataset_info.json')
-    found = sorted((v.parent for v in versions), key=lambda d: [int(n) for n in d.name.split('.')])
-    if found:
-        return found[-1]
+    infos = (root / path).glob(f'{version or "*"}/dataset_info.json')
+    versions = sorted(
+        (info.parent for info in infos), key=lambda d: [int(n) for n in d.name.split('.')]
+    )
+    if versions:
+        return versions[-1]
     known = tfds.list_builders(with_community_datasets=False)
-    plain = path.split('/')[0]
-    if plain not in known:
-        near = difflib.get_close_matches(plain, [*known, 'digits', 'folder'], n=3)
-        hint = f' Did you mean {" or ".join(near)}?' if near else ''
+    base_name = path.split('/')[0]
+    if base_name not in known:
+        close = difflib.get_close_matches(base_name, [*known, 'digits', 'folder'], n=3)
+        hint = f' Did you mean {" or ".join(close)}?' if close else ''
         raise UserError(
             f"data.name={name!r} is neither 'digits' nor 'folder' nor a TFDS image set, and "
             f'nothing by that name is prepared under {root}.{hint}'
@@ -113,7 +188,7 @@ def _prepared(tfds, name, root):
     )
 
 
-def _prepare_command(name, root):
+def _prepare_command(name: str, root: pathlib.Path) -> str:
     return (
         f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
         f"data_dir='{root}', file_format='array_record').download_and_prepare()\""

@@ -1,0 +1,1 @@
+"""Metrics of a run: logging, progress display, reading back, and comparison of several runs."""

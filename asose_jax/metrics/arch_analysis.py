@@ -1,9 +1,8 @@
-"""What a run tells: the analysis of alpha, metrics.jsonl, and the progress of a phase."""
+"""Analyzes the architecture parameters alpha at an evaluation: entropy, confidence, genotype."""
 
 import collections
-import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,6 @@ from asose_jax.arch import genotype
 from asose_jax.arch.genotype import NetSpec
 from asose_jax.nn import operations
 
-logger = logging.getLogger('asose_jax')
-
 
 def analyze_architecture(
     arch: Mapping[str, Any],
@@ -22,32 +19,38 @@ def analyze_architecture(
     before: list[list[str]] | None = None,
     sampling_temperature: float | None = None,
 ) -> dict[str, Any]:
-    """What alpha says at this moment (spec section 7).
+    """Computes the architecture metrics of one evaluation.
 
     Args:
-      arch: alpha tree; empty for a derived network, which is sure of every choice.
-      spec: of the network.
-      before: the genotype of the evaluation before, to compare with.
-      sampling_temperature: the t of softmax(alpha / t), which draws follow; `None` where nothing
-        is drawn.
+      arch: tree of alpha; empty for a derived network, where every choice has probability 1.
+      spec: description of the network.
+      before: genotype of the previous evaluation, for `arch/changed`.
+      sampling_temperature: t of softmax(alpha / t), the distribution that operations are drawn
+        from; `None` where nothing is drawn.
 
     Returns:
-      JSON values: `arch/entropy` (mean, nats) and `arch/entropies` (per row of alpha),
-      `arch/draw_entropy` (that of the draws, mean, nats; `None` without them),
-      `arch/confidence` (mean of the largest probabilities), `arch/skip_fraction`,
-      `arch/none_fraction` and `arch/param_free_fraction` (of the operations that are used),
-      `arch/counts` (per operation), `arch/probabilities` (the rows, to four digits),
-      `arch/changed` (numbers of the blocks, or nodes of cells, whose choice changed), `genotype`.
+      JSON values:
+
+      * `arch/entropy` (mean over rows, nats) and `arch/entropies` (per row of alpha);
+      * `arch/draw_entropy`: mean entropy of the distribution of the draws, nats; `None` where
+        nothing is drawn;
+      * `arch/confidence`: mean over rows of the largest probability;
+      * `arch/skip_fraction`, `arch/none_fraction` and `arch/param_free_fraction`: fractions of the
+        operations that the derived network would use;
+      * `arch/counts`: number of times each operation is used;
+      * `arch/probabilities`: the rows of softmax(alpha), to four digits;
+      * `arch/changed`: indices of the blocks, or of the nodes of cells, whose choice changed;
+      * `genotype`: the most likely genotype.
     """
     rows = genotype.probabilities(spec, arch)
     chosen = genotype.most_likely(spec, arch)
     used = spec.used(chosen)
 
-    def share(names):
+    def fraction(names: Collection[str]) -> float:
         return sum(name in names for name in used) / max(1, len(used))
 
     entropies = _entropies(rows)
-    drawn = (
+    draw_entropies = (
         None
         if sampling_temperature is None
         else _entropies(genotype.probabilities(spec, arch, sampling_temperature))
@@ -56,11 +59,11 @@ def analyze_architecture(
     return {
         'arch/entropy': float(np.mean(entropies)),
         'arch/entropies': entropies,
-        'arch/draw_entropy': None if drawn is None else float(np.mean(drawn)),
+        'arch/draw_entropy': None if draw_entropies is None else float(np.mean(draw_entropies)),
         'arch/confidence': float(np.mean([row.max() for row in rows])),
-        'arch/skip_fraction': share({'skip_connect'}),
-        'arch/none_fraction': share({'none'}),
-        'arch/param_free_fraction': share(operations.PARAMETER_FREE),
+        'arch/skip_fraction': fraction({'skip_connect'}),
+        'arch/none_fraction': fraction({'none'}),
+        'arch/param_free_fraction': fraction(operations.PARAMETER_FREE),
         'arch/counts': dict(collections.Counter(used)),
         'arch/probabilities': [np.round(row.astype(float), 4).tolist() for row in rows],
         'arch/changed': [i for i, (now, then) in enumerate(pairs) if now != then],
@@ -68,14 +71,22 @@ def analyze_architecture(
     }
 
 
-def _entropies(rows):
+def _entropies(rows: Sequence[np.ndarray]) -> list[float]:
     return [float(stats.entropy(row)) for row in rows]
 
 
 def rounded_factors(factors: list[list[list[Any]]]) -> list[list[list[float | None]]]:
-    """Factors as JSON, to four digits; `None` where there is none, or one is not finite."""
+    """Rounds the factors of the candidates to four digits, for JSON.
 
-    def digits(factor):
+    Args:
+      factors: by group, member and candidate; numbers, arrays `[]`, or `None` for a candidate
+        without a factor.
+
+    Returns:
+      The same nested lists; `None` also in place of a factor that is not finite.
+    """
+
+    def rounded(factor: Any) -> float | None:
         return None if factor is None or not math.isfinite(factor) else round(float(factor), 4)
 
-    return [[[digits(factor) for factor in row] for row in group] for group in factors]
+    return [[[rounded(factor) for factor in row] for row in group] for group in factors]

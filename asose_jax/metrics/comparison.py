@@ -1,7 +1,8 @@
-"""What several searches came to, side by side: mean and spread, collapse, and random cells."""
+"""Compares the searches of a sweep: mean and spread of accuracies, collapse, random networks."""
 
 import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,31 +14,60 @@ from asose_jax.spaces import registry
 
 
 def compare(
-    directory: pathlib.Path, runs: dict[str, list[str]], skip_share: float
+    directory: pathlib.Path, runs: Mapping[str, Sequence[str]], skip_share: float
 ) -> dict[str, Any]:
-    """Reads what finished runs have left, and compares.
+    """Compares finished runs by what they wrote.
 
     Args:
-      directory: of all runs.
-      runs: names of runs, directories below it: `searches`; `found/NAME` in `found`, which trained
-        from scratch what the search NAME found; and what was trained likewise: `random` cells, and
-        networks of one operation by its name. All but `searches` may be missing or empty.
-      skip_share: a search has collapsed if more of its operations are `skip_connect` or `none`.
+      directory: workdir of the sweep.
+      runs: names of finished runs, which are directories below `directory`, by group: `searches`;
+        `found`, where `found/NAME` retrained from scratch the genotype of the search NAME; and the
+        controls that were trained in the same way: `random` genotypes, and networks of a single
+        operation under the name of that operation. All but `searches` may be missing or empty.
+      skip_share: a search counts as collapsed if a larger fraction of its operations is
+        `skip_connect` or `none`.
 
     Returns:
-      JSON: `searches` (a row each: genotype, accuracies, operations without weights, collapse),
-      `searched`, `found`, `random`, `plain` by operation (statistics of test accuracies),
-      `collapsed` (how many searches), `above_random_median` (how many of what they found).
+      JSON: `searches` (the rows, see `row_of`, with `retrained`, `rank_among_random` and
+      `above_random_median` where these are known); `searched`, `found`, `random`, and `plain` by
+      operation (statistics of test accuracies, see `_statistics`); `collapsed` (number of
+      collapsed searches); `above_random_median` (number of searches whose retrained genotype is
+      better than the median of the random ones).
     """
-    trained = {
+    accuracies = {
         group: [_summary(directory / name)['test_accuracy'] for name in names]
         for group, names in runs.items()
         if group != 'searches' and names
     }
     rows = [row_of(directory / name, name, skip_share) for name in runs['searches']]
-    found, random = trained.pop('found', []), trained.pop('random', [])
+    found, random = accuracies.pop('found', []), accuracies.pop('random', [])
     names = [name.removeprefix('found/') for name in runs.get('found', ())]
-    retrained = dict(zip(names, found, strict=True))
+    _add_retrained(rows, dict(zip(names, found, strict=True)), random)
+    comparison = {
+        'searches': rows,
+        'collapsed': sum(row['collapsed'] for row in rows),
+        'searched': _statistics([row['test_accuracy'] for row in rows]),
+    }
+    if found:
+        comparison['found'] = _statistics(found)
+    if random:
+        comparison['random'] = _statistics(random)
+        comparison['above_random_median'] = sum(row.get('above_random_median', 0) for row in rows)
+    if accuracies:  # of networks of a single operation
+        comparison['plain'] = {name: _statistics(values) for name, values in accuracies.items()}
+    return comparison
+
+
+def _add_retrained(
+    rows: Sequence[dict[str, Any]], retrained: Mapping[str, float], random: Sequence[float]
+) -> None:
+    """Adds to each row the test accuracy from scratch, and its rank among random genotypes.
+
+    Args:
+      rows: rows of the searches, changed in place.
+      retrained: test accuracy of the retrained genotype, by name of the search.
+      random: test accuracies of random genotypes; may be empty.
+    """
     for row in rows:
         if row['name'] not in retrained:
             continue
@@ -46,33 +76,32 @@ def compare(
         if random:
             row['rank_among_random'] = 1 + sum(other > accuracy for other in random)
             row['above_random_median'] = bool(accuracy > np.median(random))
-    made = {
-        'searches': rows,
-        'collapsed': sum(row['collapsed'] for row in rows),
-        'searched': _statistics([row['test_accuracy'] for row in rows]),
-    }
-    if found:
-        made['found'] = _statistics(found)
-    if random:
-        made['random'] = _statistics(random)
-        made['above_random_median'] = sum(row.get('above_random_median', 0) for row in rows)
-    if trained:
-        made['plain'] = {name: _statistics(accuracies) for name, accuracies in trained.items()}
-    return made
 
 
-def _summary(directory):
+def _summary(directory: pathlib.Path) -> dict[str, Any]:
     return json.loads((directory / 'summary.json').read_text(encoding='utf-8'))
 
 
 def row_of(directory: pathlib.Path, name: str, skip_share: float) -> dict[str, Any]:
-    """What a finished search came to: its row in `compare`, of which see the arguments."""
+    """Builds the row of one finished search in the table of searches.
+
+    Args:
+      directory: workdir of the search.
+      name: name of the search in the table.
+      skip_share: see `compare`.
+
+    Returns:
+      JSON: `name`, `genotype` (the text that others exchange, or nested lists where the space has
+      none), `test_accuracy` and `valid_accuracy` (fractions, with the weights of the search),
+      `params`, `operations` (their number) and how many of them are `skip_connect`, `none` and
+      `parameter_free`, `collapsed`, `seconds` of training.
+    """
     summary = _summary(directory)
     text = (directory / 'genotype.json').read_text(encoding='utf-8')
     spec = registry.spec_from_json(json.loads(text)['network'])
     chosen = Genotype(genotype.frozen(summary['genotype']))
     used = spec.used(chosen)
-    skips, nothing = used.count(SAFE), used.count(NONE)
+    skips, nones = used.count(SAFE), used.count(NONE)
     return {
         'name': name,
         'genotype': registry.text_of(spec, chosen) or summary['genotype'],
@@ -81,29 +110,35 @@ def row_of(directory: pathlib.Path, name: str, skip_share: float) -> dict[str, A
         'params': summary['params'],
         'operations': len(used),
         'skip_connect': skips,
-        'none': nothing,
+        'none': nones,
         'parameter_free': sum(op in operations.PARAMETER_FREE for op in used),
-        'collapsed': skips + nothing > skip_share * len(used),
+        'collapsed': skips + nones > skip_share * len(used),
         'seconds': sum(phase['seconds'] for phase in summary['phases']),
     }
 
 
-def _statistics(numbers):
+def _statistics(values: Sequence[float]) -> dict[str, Any]:
+    """Computes count, mean, sample standard deviation (`None` of one value), median, extremes."""
     return {
-        'count': len(numbers),
-        'mean': float(np.mean(numbers)),
-        'std': float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None,
-        'median': float(np.median(numbers)),
-        'quartiles': np.quantile(numbers, (0.25, 0.75)).tolist(),
-        'best': max(numbers),
-        'worst': min(numbers),
+        'count': len(values),
+        'mean': float(np.mean(values)),
+        'std': float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        'median': float(np.median(values)),
+        'quartiles': np.quantile(values, (0.25, 0.75)).tolist(),
+        'best': max(values),
+        'worst': min(values),
     }
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The comparison as Markdown."""
+def table(summary: Mapping[str, Any]) -> str:
+    """Formats a comparison as Markdown, as in summary.md.
+
+    Args:
+      summary: return value of `compare`.
+    """
     lines = [
-        '| search | as searched | from scratch | its rank | skip | none | no weights | cell |',
+        '| search | test, at the end | test, from scratch | rank | skip | none '
+        '| parameter-free | genotype |',
         '|---|---|---|---|---|---|---|---|',
     ]
     for row in summary['searches']:
@@ -121,10 +156,10 @@ def table(summary: dict[str, Any]) -> str:
         '| test accuracy | runs | mean ± std | median | best | worst |',
         '|---|---|---|---|---|---|',
     ]
-    for title, found in groups(summary).items():
-        rest = ' | '.join(_percent(found[name]) for name in ('median', 'best', 'worst'))
+    for title, stats in groups(summary).items():
+        rest = ' | '.join(_percent(stats[name]) for name in ('median', 'best', 'worst'))
         lines.append(
-            f'| {title} | {found["count"]} | {_percent(found["mean"])}{spread(found)} | {rest} |'
+            f'| {title} | {stats["count"]} | {_percent(stats["mean"])}{spread(stats)} | {rest} |'
         )
     count = len(summary['searches'])
     lines += ['', f'Collapsed: {summary["collapsed"]} of {count}.']
@@ -135,26 +170,34 @@ def table(summary: dict[str, Any]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def groups(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The statistics of a comparison, by what they are of."""
-    titles = {'searched': 'as searched', 'found': 'found, from scratch', 'random': 'random cells'}
-    found = {title: summary[key] for key, title in titles.items() if key in summary}
+def groups(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Returns the statistics of a comparison by the title of each group.
+
+    Args:
+      summary: return value of `compare`.
+    """
+    titles = {
+        'searched': 'searches, at the end',
+        'found': 'found cells, from scratch',
+        'random': 'random cells, from scratch',
+    }
+    named = {title: summary[key] for key, title in titles.items() if key in summary}
     plain = summary.get('plain', {})
-    return found | {f'{name} everywhere': told for name, told in plain.items()}
+    return named | {f'{name} everywhere': stats for name, stats in plain.items()}
 
 
-def spread(statistics: dict[str, Any]) -> str:
-    """The standard deviation behind a mean, ` ± 0.62`, in percent; '' of a single run."""
+def spread(statistics: Mapping[str, Any]) -> str:
+    """Formats the standard deviation behind a mean, ` ± 0.62` in percent; '' of a single run."""
     std = statistics['std']
     return '' if std is None else f' ± {100 * std:.2f}'
 
 
-def _percent(share):
-    return f'{100 * share:.2f} %'
+def _percent(fraction: float) -> str:
+    return f'{100 * fraction:.2f} %'
 
 
 def one_line(directory: pathlib.Path) -> str:
-    """What a finished run came to."""
+    """Describes the result of a finished run in one line: test accuracy, and genotype if known."""
     summary = _summary(directory)
     chosen = directory / 'genotype.txt'
     text = chosen.read_text(encoding='utf-8').strip() if chosen.exists() else ''
@@ -162,10 +205,10 @@ def one_line(directory: pathlib.Path) -> str:
 
 
 def latest(directory: pathlib.Path) -> str:
-    """Where a run is that runs."""
+    """Describes the progress of a run by its last evaluation; 'starting' if there is none yet."""
     try:
         line = (directory / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[-1]
-        told = json.loads(line)
-        return f'{told["phase"]} {told["epoch"]}, valid {told["valid/accuracy"]:.1%}'
+        metrics = json.loads(line)
+        return f'{metrics["phase"]} {metrics["epoch"]}, valid {metrics["valid/accuracy"]:.1%}'
     except (OSError, ValueError, IndexError, KeyError, TypeError):
-        return 'begins'
+        return 'starting'

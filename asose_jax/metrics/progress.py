@@ -1,4 +1,4 @@
-"""The progress of one phase: a bar in a terminal, a line now and then elsewhere."""
+"""Shows the progress of one phase: a bar in a terminal, a log line once a minute elsewhere."""
 
 import datetime
 import logging
@@ -6,43 +6,46 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import rich.box
 import rich.console
 import rich.progress
-import rich.table
 
 from asose_jax.train.phases import Span
 
 logger = logging.getLogger('asose_jax')
 
-
-_WIDE = 100  # columns that the bar takes with all that it can show
-
-
-_LONGEST = 99 * 24 * 3600  # seconds that are left, at most
-
-
-_SECONDS_BETWEEN_LINES = 60  # of progress, where no bar can be drawn
+_FULL_WIDTH = 100  # columns; a narrower terminal shows no loss beside the bar
+_MAX_ETA_SECONDS = 99 * 24 * 3600  # keeps the width of the remaining time bounded
+_SECONDS_BETWEEN_LINES = 60  # where no bar can be drawn
 
 
 class Progress:
-    """One phase on the screen: a bar in a terminal, a line now and then elsewhere.
+    """Shows one phase on the screen: a bar in a terminal, a log line once a minute elsewhere.
+
+    Example:
+      with Progress(console, span, first=0, batch_size=128) as progress:
+        seconds = progress.update(step, metrics)
 
     Args:
       console: where to draw.
       span: the phase.
-      first: step to begin from.
+      first: step that this process starts from, in `span.start..span.stop`.
       batch_size: images per step.
+
+    Attributes:
+      steps_per_second: mean since `first`, as of the last update.
     """
 
-    def __init__(self, console: rich.console.Console, span: Span, first: int, batch_size: int):
+    def __init__(
+        self, console: rich.console.Console, span: Span, first: int, batch_size: int
+    ) -> None:
+        """Prepares the bar, if `console` is a terminal; entering the context draws it."""
         self._span, self._first, self._batch_size = span, first, batch_size
-        self._busy = 0.0  # seconds since `first`
-        self.steps_per_second = 0.0  # since `first`, as of the last update
-        self._clock = self._last_line = time.monotonic()
+        self._busy_seconds = 0.0  # since `first`
+        self.steps_per_second = 0.0
+        self._last_update = self._last_line = time.monotonic()
         self._valid = ''
-        self._bar = None
-        self._narrow = console.width < _WIDE
+        self._bar: rich.progress.Progress | None = None
+        self._narrow = console.width < _FULL_WIDTH
         if console.is_terminal:
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn('{task.description}'),
@@ -54,25 +57,35 @@ class Progress:
             self._task = self._bar.add_task(span.phase, total=total, completed=done, figures='')
 
     def __enter__(self) -> 'Progress':
+        """Draws the bar, if there is one."""
         if self._bar:
             self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Leaves the bar in its last state and gives the terminal back."""
         if self._bar:
             self._bar.stop()
 
     @property
     def images_per_second(self) -> float:
-        """Since this process entered the phase, evaluations and checkpoints included."""
+        """Returns the mean since this process entered the phase, evaluations and saves included."""
         return self.steps_per_second * self._batch_size
 
     def update(self, step: int, metrics: Mapping[str, Any]) -> float:
-        """Shows that the steps up to `step` are done; returns the seconds since the last update."""
+        """Shows that the steps before `step` are done.
+
+        Args:
+          step: number of steps of the run that are done.
+          metrics: training metrics: `train/loss`, `train/accuracy`, `tau` (or `None`).
+
+        Returns:
+          Seconds since the last update or `resume`.
+        """
         now = time.monotonic()
-        seconds, self._clock = now - self._clock, now
-        self._busy += seconds
-        self.steps_per_second = (step - self._first) / max(self._busy, 1e-9)
+        seconds, self._last_update = now - self._last_update, now
+        self._busy_seconds += seconds
+        self.steps_per_second = (step - self._first) / max(self._busy_seconds, 1e-9)
         figures = self._figures(step, metrics, brief=bool(self._bar) and self._narrow)
         if self._bar:
             done = step - self._span.start
@@ -83,23 +96,33 @@ class Progress:
         return seconds
 
     def resume(self) -> None:
-        """What happened since the last update does not count: the host had something to decide."""
-        self._clock = time.monotonic()
+        """Restarts the clock, so that the time since the last update does not count as training.
+
+        Call it after the host has grown the network or measured the curvature.
+        """
+        self._last_update = time.monotonic()
 
     def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Shows the result of an evaluation, as a line that stays."""
+        """Logs the result of an evaluation, as a line that stays.
+
+        Args:
+          step: number of steps of the run that are done.
+          metrics: as in `update`, with `valid/accuracy` and `arch/entropy`.
+        """
         self._valid = f' valid {metrics["valid/accuracy"]:.1%}'
         entropy = f' entropy {metrics["arch/entropy"]:.3f}' if metrics['arch/entropy'] else ''
         logger.info('%s %s%s', self._span.phase, self._figures(step, metrics), entropy)
         self._last_line = time.monotonic()
 
-    def _figures(self, step, metrics, brief=False):
+    def _figures(self, step: int, metrics: Mapping[str, Any], brief: bool = False) -> str:
+        """Formats epoch, metrics, speed and remaining time; `brief` leaves out the loss."""
         loss = '' if brief else f'loss {metrics["train/loss"]:.3f} '
         tau = '' if metrics['tau'] is None else f' tau {metrics["tau"]:.2f}'
         rate = self.images_per_second
-        left = min(round((self._span.stop - step) * self._batch_size / max(rate, 1e-9)), _LONGEST)
+        remaining = round((self._span.stop - step) * self._batch_size / max(rate, 1e-9))
+        remaining = min(remaining, _MAX_ETA_SECONDS)
         return (
             f'{self._span.epoch_at(step)}/{self._span.epochs} {loss}'
             f'train {metrics["train/accuracy"]:.1%}{self._valid}{tau} {rate:.0f} images/s '
-            f'ETA {datetime.timedelta(seconds=left)}'
+            f'ETA {datetime.timedelta(seconds=remaining)}'
         )

@@ -1,6 +1,6 @@
-"""What the workdir of a run holds, read again: evaluations, phases, growths, and alpha over time.
+"""Reads the files of a workdir back: evaluations, phases, growths, and alpha over time.
 
-Whatever is missing or broken there is left out: a reader never fails because of it.
+Missing and malformed files, lines and values are left out: reading never fails because of them.
 """
 
 import dataclasses
@@ -8,25 +8,26 @@ import functools
 import json
 import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from asose_jax.arch.genotype import NetSpec
 from asose_jax.spaces import chain, registry
 
-_ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError)  # of what is not as it should
+# Raised while malformed JSON values are interpreted.
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network at one moment.
+    """Holds the state of a network at one evaluation.
 
     Attributes:
       spec: its description.
-      chosen: the operation of every row of alpha, by group and member, if it were derived now.
+      chosen: name of the most likely operation of every row of alpha, by group and member.
       probabilities: softmax(alpha) by row, in the order of `spec.rows()`; empty if not known.
-      factors: of the chosen operations, by group and member; empty where they are not known,
-        `None` for an operation without a factor.
+      factors: factors of the chosen operations, by group and member; `None` for an operation
+        without a factor. Empty if not known.
     """
 
     spec: NetSpec
@@ -37,7 +38,7 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """A phase on the axis of evaluations, `first` to `last`, from 0."""
+    """Names a phase, and its first and last evaluation (inclusive, counted from 0)."""
 
     name: str
     first: int
@@ -46,7 +47,14 @@ class Stretch:
 
 @dataclasses.dataclass(frozen=True)
 class Grown:
-    """A growth: behind which evaluation, what the log tells of it, the network before and after."""
+    """Describes one growth of the network.
+
+    Attributes:
+      at: the evaluation after which it took place, counted from 0.
+      event: its entry in metrics.jsonl: `kind`, `where`, parameters and accuracies.
+      before: the network before it; `None` if it cannot be read.
+      after: the network after it; likewise.
+    """
 
     at: int
     event: dict[str, Any]
@@ -56,13 +64,13 @@ class Grown:
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-    """A row of alpha through all evaluations, also where growth has changed its number.
+    """Follows one row of alpha through all evaluations, also where growth renumbers its block.
 
     Attributes:
-      group: as it is in the end.
-      member: as it is in the end.
-      candidates: K names.
-      columns: evaluation -> probabilities `[K]`.
+      group: its group in the last network.
+      member: its member in the last network.
+      candidates: names of the K operations.
+      columns: probabilities `[K]` by evaluation.
     """
 
     group: int
@@ -71,15 +79,20 @@ class Track:
     columns: dict[int, list[float]]
 
 
+class _History(NamedTuple):
+    networks: list[Network | None]
+    growths: list[Grown]
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The files of a workdir; those that are not there are empty.
+    """Holds what the files of a workdir contain; a missing file counts as empty.
 
     Attributes:
-      name: of the directory.
-      config: field -> value.
-      lines: of metrics.jsonl, one for each evaluation.
-      unread: how many of its lines cannot be read.
+      name: name of the directory.
+      config: config.json: field -> value.
+      lines: readable lines of metrics.jsonl, one for each evaluation.
+      unread: number of its lines that cannot be read.
       run: run.json.
       summary: summary.json; a run is finished when it has one.
       genotype: genotype.json.
@@ -94,27 +107,30 @@ class Record:
     genotype: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def series(self, key: str) -> list[float | None]:
-        """A figure of every evaluation; `None` where there is no finite number."""
+        """Returns a metric at every evaluation; `None` where it is missing or not finite."""
         return [number(line.get(key)) for line in self.lines]
 
     def last(self, key: str) -> float | None:
-        """The newest number of a series, if there is any."""
+        """Returns the newest finite value of a metric, or `None` if there is none."""
         return next((n for n in reversed(self.series(key)) if n is not None), None)
 
     @functools.cached_property
     def stretches(self) -> list[Stretch]:
-        found: list[Stretch] = []
+        """Returns the phases in order, each with its first and last evaluation."""
+        phases: list[Stretch] = []
         for i, line in enumerate(self.lines):
-            if found and found[-1].name == line['phase']:
-                found[-1] = dataclasses.replace(found[-1], last=i)
+            if phases and phases[-1].name == line['phase']:
+                phases[-1] = dataclasses.replace(phases[-1], last=i)
             else:
-                found.append(Stretch(line['phase'], i, i))
-        return found
+                phases.append(Stretch(line['phase'], i, i))
+        return phases
 
     @functools.cached_property
-    def _story(self) -> tuple[list[Network | None], list[Grown]]:
-        """The network of every evaluation, and the growths."""
-        spec, networks, growths = None, [], []
+    def _history(self) -> _History:
+        """Follows the description of the network, which is logged only where it changes."""
+        spec: NetSpec | None = None
+        networks: list[Network | None] = []
+        growths: list[Grown] = []
         for i, line in enumerate(self.lines):
             if 'network' in line:
                 spec = _spec(line['network'])
@@ -122,128 +138,153 @@ class Record:
             events, grown = line.get('growth'), line.get('grown')
             events = [e for e in events if _is_growth(e)] if isinstance(events, list) else []
             before = networks[-1]
-            for number, event in enumerate(events, 1):
-                told = grown if isinstance(grown, dict) else {}
-                if number < len(events):  # one of several that took place together
-                    told = {key: event.get(key) for key in ('network', 'genotype')}
-                spec = _spec(told.get('network'))
-                after = _network(spec, told)
+            for nth, event in enumerate(events, 1):
+                entry = grown if isinstance(grown, dict) else {}
+                if nth < len(events):  # `grown` describes the network after the last of them
+                    entry = {key: event.get(key) for key in ('network', 'genotype')}
+                spec = _spec(entry.get('network'))
+                after = _network(spec, entry)
                 growths.append(Grown(i, event, before, after))
                 before = after
-        return networks, growths
+        return _History(networks, growths)
 
     @property
     def networks(self) -> list[Network | None]:
-        return self._story[0]
+        """Returns the network at every evaluation; `None` where it cannot be read."""
+        return self._history.networks
 
     @property
     def growths(self) -> list[Grown]:
-        return self._story[1]
+        """Returns the growths in order."""
+        return self._history.growths
 
     def newest_network(self) -> Network | None:
-        """That of the last evaluation or growth; of a finished run, the one in genotype.json."""
+        """Returns the network of genotype.json or, in an unfinished run, the newest in the log."""
         spec = _spec(self.genotype.get('network'))
         if spec is not None:
-            found = _network(spec, {'genotype': self.genotype.get('genotype')})
+            network = _network(spec, {'genotype': self.genotype.get('genotype')})
             last = self.networks[-1] if self.networks else None
-            if found and last and last.chosen == found.chosen:
-                found = dataclasses.replace(found, factors=last.factors)
-            return found
+            if network and last and last.chosen == network.chosen:
+                network = dataclasses.replace(network, factors=last.factors)
+            return network
         if self.growths and self.growths[-1].at == len(self.lines) - 1:
             return self.growths[-1].after
         return self.networks[-1] if self.networks else None
 
     def tracks(self) -> list[Track]:
-        """Alpha over time, by row; empty where nothing was searched."""
-        live: dict[tuple[int, int], Track] = {}
-        deeper = [
+        """Returns alpha over time, a track for each row that was searched; empty without a search.
+
+        A growth in depth inserts a block: the rows of all later blocks get other numbers, and
+        their tracks go on under these.
+        """
+        live: dict[tuple[int, int], Track] = {}  # by group and member in the current network
+        inserted = [
             (grown.at, grown.event['where'])
             for grown in self.growths
             if grown.event.get('kind') == chain.DEPTH
         ]
         for i, network in enumerate(self.networks):
-            rows = network.spec.rows() if network and network.probabilities else []
-            for row, shares in zip(rows, network.probabilities if rows else [], strict=True):
-                if len(row.candidates) == 1:
-                    continue
-                key = (row.group, row.member)
-                live.setdefault(key, Track(*row, {})).columns[i] = shares
-            for where in (where for at, where in deeper if at == i):
+            if network and network.probabilities:
+                for row, shares in zip(network.spec.rows(), network.probabilities, strict=True):
+                    if len(row.candidates) > 1:
+                        key = (row.group, row.member)
+                        live.setdefault(key, Track(*row, {})).columns[i] = shares
+            for where in (where for at, where in inserted if at == i):
                 live = {(g + (g >= where), m): track for (g, m), track in live.items()}
         return [dataclasses.replace(live[key], group=key[0], member=key[1]) for key in sorted(live)]
 
 
 def read(workdir: pathlib.Path) -> Record:
-    """What `workdir` holds at this moment."""
+    """Reads the files of a workdir as they are at this moment.
+
+    Args:
+      workdir: directory of a run or of a sweep; the run may still be going on.
+
+    Returns:
+      Their content. A line of metrics.jsonl counts as readable if it has a `step` and a `phase`.
+    """
     files = {name: contents(workdir / f'{name}.json') for name in ('config', 'run', 'summary')}
     lines, unread = [], 0
     path = workdir / 'metrics.jsonl'
     text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
     for line in text.splitlines():
-        made = _parsed(line)
-        if isinstance(made.get('step'), int) and isinstance(made.get('phase'), str):
-            lines.append(made)
+        metrics = _parsed(line)
+        if isinstance(metrics.get('step'), int) and isinstance(metrics.get('phase'), str):
+            lines.append(metrics)
         else:
             unread += 1
     chosen = contents(workdir / 'genotype.json')
     return Record(workdir.resolve().name, lines=lines, unread=unread, genotype=chosen, **files)
 
 
-def _is_growth(event):
+def _is_growth(event: object) -> bool:
     return isinstance(event, dict) and isinstance(event.get('where'), int)
 
 
-def number(value: Any) -> float | None:
-    """`value`, if it is a finite number."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if real and math.isfinite(value) else None
+def number(value: object) -> float | None:
+    """Returns `value` if it is a finite number, not a bool, and `None` otherwise."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return value if math.isfinite(value) else None
 
 
 def contents(path: pathlib.Path) -> dict[str, Any]:
-    """The object that a JSON file holds; empty where there is none."""
+    """Returns the object in a JSON file; empty if there is no file, or none that can be parsed."""
     return _parsed(path.read_text(encoding='utf-8', errors='replace')) if path.exists() else {}
 
 
-def _parsed(text):
+def _parsed(text: str) -> dict[str, Any]:
+    """Returns the JSON object in `text`, or an empty one if it is anything else."""
     try:
-        made = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return {}
-    return made if isinstance(made, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _spec(data: Any) -> NetSpec | None:
+    """Returns the description in `data`; `None` if it is malformed or of an unknown space."""
     try:
         spec = registry.spec_from_json(data)
         spec.rows()
-    except _ODD:  # a space that is not known here, or no description at all
+    except _MALFORMED:
         return None
     return spec
 
 
-def _network(spec: NetSpec | None, told: Mapping[str, Any]) -> Network | None:
-    """The network of a line; `None` if the line does not fit the description."""
+def _network(spec: NetSpec | None, line: Mapping[str, Any]) -> Network | None:
+    """Returns the network of a metrics line; `None` if the line does not fit the description."""
     if spec is None:
         return None
     try:
-        chosen = [[str(name) for name in group] for group in told['genotype']]
-        sizes = [[len(row.candidates) for row in spec.rows()], [len(g) for g in spec.groups()]]
-        shares = [[float(share) for share in row] for row in told.get('arch/probabilities') or []]
-        fits = [len(group) for group in chosen] == sizes[1]
-        fits &= not shares or [len(row) for row in shares] == sizes[0]
-        held = _factors(spec, chosen, told.get('factors') or [])
-    except _ODD:
+        chosen = [[str(name) for name in group] for group in line['genotype']]
+        row_sizes = [len(row.candidates) for row in spec.rows()]
+        group_sizes = [len(group) for group in spec.groups()]
+        rows = line.get('arch/probabilities') or []
+        probabilities = [[float(share) for share in row] for row in rows]
+        fits = [len(group) for group in chosen] == group_sizes
+        fits &= not probabilities or [len(row) for row in probabilities] == row_sizes
+        factors = _factors(spec, chosen, line.get('factors') or [])
+    except _MALFORMED:
         return None
-    return Network(spec, chosen, shares, held) if fits else None
+    return Network(spec, chosen, probabilities, factors) if fits else None
 
 
-def _factors(spec, chosen, told):
-    """The factors of the chosen operations; empty if they do not fit the description."""
-    if [[len(row) for row in group] for group in told] != [
+def _factors(
+    spec: NetSpec, chosen: Sequence[Sequence[str]], factors: Sequence[Sequence[Sequence[Any]]]
+) -> list[list[float | None]]:
+    """Selects the factors of the chosen operations; empty if they do not fit the description.
+
+    Args:
+      spec: description of the network.
+      chosen: names of operations by group and member.
+      factors: by group, member and candidate.
+    """
+    if [[len(row) for row in group] for group in factors] != [
         [len(names) for names in group] for group in spec.groups()
     ]:
         return []
     return [
-        [number(told[g][m][names.index(chosen[g][m])]) for m, names in enumerate(group)]
+        [number(factors[g][m][names.index(chosen[g][m])]) for m, names in enumerate(group)]
         for g, group in enumerate(spec.groups())
     ]

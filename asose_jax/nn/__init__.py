@@ -1,0 +1,1 @@
+"""Layers, candidate operations, and the mixed operation that chooses among them."""

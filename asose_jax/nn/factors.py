@@ -1,9 +1,11 @@
-"""The factors of candidates (see `mixed_op.MixedOp`), and how a derived network folds them in.
+"""Factors of candidates, and how a derived network folds them into its BatchNorms.
 
-An operation that ends with a BatchNorm takes its factor f into that: scale s to f s, and bias
-likewise, which is the same function. What the optimizer knows moves along: with the velocities
+A factor is a trained scalar that multiplies the output of a candidate, see `mixed_op.MixedOp`. If
+the operation ends with a BatchNorm, its factor f is folded into that: scale s becomes f s, and bias
+likewise, which is the same function. The momentum follows by the product rule: with the velocities
 v_s and v_f, that of f s is f v_s + s v_f. Operations without a BatchNorm keep their factor, one
-number, which the description of the network tells of and no count of parameters includes.
+number, which `NetSpec.factors` records and parameter counts leave out (docs/algorithm.md,
+"Derivation").
 """
 
 import dataclasses
@@ -20,31 +22,47 @@ from asose_jax.nn.operations import FACTOR
 
 
 def of(spec: NetSpec, params: Mapping[str, Any]) -> list[list[list[Any]]]:
-    """The factor of every candidate, by group, member and candidate.
+    """Returns the factor of every candidate.
 
-    Empty where a choice decides on many places; `None` for a candidate without a factor.
+    Args:
+      spec: description of the network.
+      params: its weights, nested dictionaries.
+
+    Returns:
+      Scalars by group, member and candidate, `None` for a candidate without a factor. The whole
+      list is empty if a row of alpha chooses for more than one mixed operation, as in cells.
     """
     if any(len(spec.places(row.group, row.member)) != 1 for row in spec.rows()):
         return []
-    found: list[list[list[Any]]] = [[] for _ in spec.groups()]
+    groups: list[list[list[Any]]] = [[] for _ in spec.groups()]
     for group, member, candidates in spec.rows():
         (place,) = spec.places(group, member)
-        held = _at(params, place.path)
-        found[group].append([held.get(name, {}).get(FACTOR) for name in candidates])
-    return found
+        operations_at = _at(params, place.path)
+        groups[group].append([operations_at.get(name, {}).get(FACTOR) for name in candidates])
+    return groups
 
 
 def folded_spec(spec: NetSpec, chosen: Genotype) -> NetSpec:
-    """The description of what `fold` makes of a trained supernet from which `chosen` is kept."""
+    """Describes the network that `fold` makes of a trained supernet.
+
+    Args:
+      spec: description of the supernet.
+      chosen: its genotype.
+
+    Returns:
+      The derived network, with factors at operations that have no BatchNorm to fold them into.
+    """
     plain = genotype.derive(spec, chosen)
-    if spec.partial > 1:  # the chosen operations begin anew, as large as they are then
+    if spec.partial > 1:  # the chosen operations get all channels and start from new weights
         return plain
     flags = tuple(
         tuple(
-            has and name != NONE and _norm(spec, g, m, name) is None
-            for m, (has, name) in enumerate(zip(group, names, strict=True))
+            has_factor and name != NONE and _norm(spec, group, member, name) is None
+            for member, (has_factor, name) in enumerate(zip(has_factors, names, strict=True))
         )
-        for g, (group, names) in enumerate(zip(spec.factored(), chosen.operations, strict=True))
+        for group, (has_factors, names) in enumerate(
+            zip(spec.factored(), chosen.operations, strict=True)
+        )
     )
     return dataclasses.replace(plain, factors=flags if any(map(any, flags)) else ())
 
@@ -52,36 +70,37 @@ def folded_spec(spec: NetSpec, chosen: Genotype) -> NetSpec:
 def fold(
     spec: NetSpec, chosen: Genotype, params: Any, velocity: Any | None = None
 ) -> tuple[Any, Any]:
-    """Takes factors into the BatchNorms behind them.
+    """Multiplies the factors of chosen operations into the BatchNorms behind them.
 
     Args:
-      spec: of the supernet.
-      chosen: what was kept of it.
+      spec: description of the supernet.
+      chosen: its genotype.
       params: its weights without those of the other candidates, nested dictionaries.
-      velocity: SGD's momentum, like `params`, if there is any.
+      velocity: SGD's momentum, a tree like `params`, or `None`.
 
     Returns:
-      `params` and `velocity` of `folded_spec(spec, chosen)`; of partial channels, without factors.
+      `params` and `velocity` of the network `folded_spec(spec, chosen)`. With partial channels, the
+      factors are removed and nothing is folded.
     """
     if spec.partial > 1:
         return without(params), None if velocity is None else without(velocity)
     params, velocity = (jax.tree.map(lambda leaf: leaf, tree) for tree in (params, velocity))
-    for path, norm in _sites(spec, chosen):
-        held = _at(params, path)
-        factor = held.pop(FACTOR)
+    for path, norm_path in _sites(spec, chosen):
+        operation = _at(params, path)
+        factor = operation.pop(FACTOR)
+        norm = _at(operation, norm_path)
         moving = None if velocity is None else _at(velocity, path)
-        speed = None if moving is None else moving.pop(FACTOR)
-        numbers = _at(held, norm)
+        factor_velocity = None if moving is None else moving.pop(FACTOR)
         for name in ('scale', 'bias'):
             if moving is not None:
-                speeds = _at(moving, norm)
-                speeds[name] = factor * speeds[name] + numbers[name] * speed
-            numbers[name] = factor * numbers[name]
+                velocities = _at(moving, norm_path)
+                velocities[name] = factor * velocities[name] + norm[name] * factor_velocity
+            norm[name] = factor * norm[name]
     return params, velocity
 
 
 def without(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries without factors, and without what is empty then."""
+    """Returns nested dictionaries without factors, and without dictionaries that become empty."""
     parts = {
         name: without(part) if isinstance(part, Mapping) else part
         for name, part in params.items()
@@ -90,8 +109,8 @@ def without(params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: part for name, part in parts.items() if not isinstance(part, Mapping) or part}
 
 
-def _sites(spec, chosen) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Paths of the kept operations with a factor to fold, and of the BatchNorm in each."""
+def _sites(spec: NetSpec, chosen: Genotype) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Yields the paths of each chosen operation with a factor to fold, and of its BatchNorm."""
     for group, member, _ in spec.rows():
         name = chosen.operations[group][member]
         norm = _norm(spec, group, member, name)
@@ -100,23 +119,27 @@ def _sites(spec, chosen) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
                 yield (*place.path, name), norm
 
 
-def _norm(spec, group, member, name):
-    """Where the operation's last BatchNorm is, if it ends with one; alike in all of its places."""
+def _norm(spec: NetSpec, group: int, member: int, name: str) -> tuple[str, ...] | None:
+    """Returns the path of the last BatchNorm in an operation, if it ends with one.
+
+    It is the same in all places for which a row chooses.
+    """
     return operations.PRIMITIVES[name][0].last_norm(spec.places(group, member)[0].stride)
 
 
-def _at(tree, path):
+def _at(tree: Any, path: tuple[str, ...]) -> Any:
+    """Returns the subtree at a path, or an empty dictionary if there is none."""
     for name in path:
         tree = tree.get(name, {})
     return tree
 
 
 def count(params: Any) -> int:
-    """Counts the numbers in `params`, arrays or shapes, without the factors."""
+    """Counts the numbers in a tree of arrays or shapes, without the factors."""
     leaves = jax.tree.leaves_with_path(params)
     return sum(math.prod(leaf.shape) for path, leaf in leaves if not is_factor(path))
 
 
 def is_factor(path: tuple[Any, ...]) -> bool:
-    """Whether a path in a tree of arrays leads to a factor."""
+    """Returns whether a path of `jax.tree.leaves_with_path` leads to a factor."""
     return bool(path) and getattr(path[-1], 'key', None) == FACTOR

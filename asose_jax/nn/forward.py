@@ -1,4 +1,4 @@
-"""One pass through a network: how its candidates are used, and how operations are drawn."""
+"""Settings of one pass through a network: how candidates are drawn, and which are computed."""
 
 import dataclasses
 import enum
@@ -14,38 +14,48 @@ Array = jax.Array
 
 
 class Mode(enum.Enum):
-    """How a mixed operation uses its candidates. Static: each value is its own program."""
+    """Says how a mixed operation uses its candidates; static, so each value is a program.
 
-    SKIP = 'skip'  # skip_connect, nothing else; with an exact start not even that (warmup)
-    UNIFORM = 'uniform'  # a draw in which all are equally likely (warmup, if wanted)
-    DRAW = 'draw'  # a draw; only what it gives a weight is computed (weight steps)
-    ALPHA = (
-        'alpha'  # the same draw; every candidate computed for the gradient of alpha (alpha steps)
-    )
-    ARGMAX = 'argmax'  # the largest alpha, without noise (evaluation)
-    DENSE = 'dense'  # a draw; every candidate computed and differentiated: the plain definition
+    Attributes:
+      SKIP: computes `skip_connect` only, or nothing with an exact start (warmup).
+      UNIFORM: draws one candidate, all equally likely (warmup with `warmup.operations='uniform'`).
+      DRAW: draws, and computes only candidates that get a weight (weight steps).
+      ALPHA: draws likewise, and computes every candidate for the gradient of alpha (alpha steps).
+      ARGMAX: takes the candidate with the largest alpha, without noise (evaluation).
+      DENSE: draws, and computes and differentiates every candidate: the plain definition.
+    """
+
+    SKIP = 'skip'
+    UNIFORM = 'uniform'
+    DRAW = 'draw'
+    ALPHA = 'alpha'
+    ARGMAX = 'argmax'
+    DENSE = 'dense'
 
 
 @dataclasses.dataclass(frozen=True)
 class SearchSettings:
-    """How alpha starts and how operations are drawn. A run takes all of it from its config.
+    """Says how alpha starts and how candidates are drawn.
 
-    The defaults are those of the spec (sections 2 and 3).
+    A run takes every value from its config. The defaults here are those of the method as it was
+    first described (the preset `configs/search.py:seed`), not those of the config.
 
     Attributes:
       init_std: standard deviation of alpha at the start.
       none_bias: alpha of `none` at the start.
       skip_bias: alpha of `skip_connect` at the start.
-      estimator: of `estimators.ESTIMATORS`: how alpha becomes weights and gets its gradient.
+      estimator: key of `estimators.ESTIMATORS`: how alpha becomes weights and gets its gradient.
       noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
-      thresholds: which operations weight steps leave out of a mixture, see `gumbel.drop_small`.
-      remat: the backward pass keeps nothing of an operation but its input.
-      exact_start: whether factors begin at 0, so that search begins with what warmup ended with;
-        else at 1. See `MixedOp`.
-      auxiliary_skip: whether mixed operations have a skip beside their candidates, see `MixedOp`.
+      thresholds: which candidates weight steps leave out of a mixture, see `gumbel.drop_small`.
+      remat: whether the backward pass recomputes operations from their input, to save memory.
+      exact_start: whether factors start at 0, so that the first step of search computes what the
+        last step of warmup computed; else they start at 1. See `mixed_op.MixedOp`.
+      auxiliary_skip: whether mixed operations have a skip beside their candidates, see
+        `mixed_op.MixedOp`.
       guard: whether rows of alpha that are not finite act as `skip_connect`.
-      drop_path: at which rate a derived network leaves operations out at the end of optimize.
-      second_head: weight of the loss of a head that only training has; 0: there is none.
+      drop_path: rate at which a derived network drops operations at the end of optimize; it rises
+        to that from 0.
+      second_head: weight of the loss of a second head that only training has; 0 for none.
     """
 
     init_std: float = 0.5
@@ -62,7 +72,15 @@ class SearchSettings:
     second_head: float = 0.0
 
     def initial_alpha(self, key: Array, candidates: tuple[str, ...]) -> Array:
-        """One row `[K]`, float32: normal noise; `none` and `skip_connect` set (spec section 2)."""
+        """Draws the start of one row of alpha: normal noise, but fixed for `none` and skips.
+
+        Args:
+          key: random key.
+          candidates: K names.
+
+        Returns:
+          `[K]`, float32.
+        """
         alpha = self.init_std * jax.random.normal(key, (len(candidates),), jnp.float32)
         for name, bias in (('none', self.none_bias), ('skip_connect', self.skip_bias)):
             if name in candidates:
@@ -72,18 +90,22 @@ class SearchSettings:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Forward:
-    """One pass through a network: what is the same in all of its parts.
+    """Holds what all parts of a network share in one pass.
+
+    `tau` and the attributes after it may be traced: they can change from step to step without
+    another compilation.
 
     Attributes:
-      norm: BatchNorm factory handed to the operations; hashable.
-      settings: of the draws.
-      mode: how candidates are used.
+      norm: makes a BatchNorm, see `batch_norm.Norm`; hashable.
+      settings: of alpha and its draws.
+      mode: how mixed operations use their candidates.
       train: whether BatchNorm uses and updates the statistics of the batch.
       partial: K; one of K channels goes through the candidates.
-      tau: temperature of the draws; this and what follows may change from step to step.
+      tau: temperature of the draws.
       beta: weight of the auxiliary skips.
-      optimized: the share of optimize that is done.
-      positions: of the images in the batch of all devices, `[B]` int32; for what drops paths.
+      optimized: fraction of the optimize phase that is done; `drop_path` rises with it.
+      positions: index of each image in the batch of all devices, `[B]` int32. Drop-path draws
+        depend on it, so that they do not depend on the number of devices.
     """
 
     norm: Callable[..., nn.Module]

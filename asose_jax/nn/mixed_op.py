@@ -1,11 +1,12 @@
-"""The mixed operation: candidates side by side, and how one of them is drawn.
+"""The mixed operation: candidates side by side, and the architecture weights that choose.
 
-A call costs what it uses. A weight step computes and differentiates the drawn candidate; an alpha
-step computes all of them, and no gradient but that of alpha and of the image that came in.
+Each step computes only what it needs. A weight step computes and differentiates the drawn
+candidate; an alpha step computes all candidates, but only the gradients of alpha and of the input
+images (docs/algorithm.md, "The gradient of alpha").
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -18,19 +19,24 @@ from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.arch.genotype import NONE, SAFE, NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.cpu import conv, pooling
-from asose_jax.nn.forward import Forward, Mode
+from asose_jax.nn.forward import Forward, Mode, SearchSettings
 
 Array = jax.Array
 
-AUXILIARY = 'auxiliary'  # the skip beside the candidates, in `params` and `batch_stats`
+# Key of the skip beside the candidates in `params` and `batch_stats`.
+AUXILIARY = 'auxiliary'
+
+_Function = Callable[[Any, Any, Array], tuple[Array, Any]]  # see `operations.function`
+# `(params, stats, x, weights) -> (y, stats)`, see `_program`.
+_Program = Callable[..., tuple[Array, Any]]
 
 
 class Choice(nn.Module):
-    """A row of architecture logits, alpha `[K]`, and what is drawn from it.
+    """Owns a row of alpha `[K]`, and draws architecture weights from it.
 
     Attributes:
-      candidates: K names. With one there is no alpha and nothing to choose.
-      forward: the pass.
+      candidates: K names. With a single one there is no alpha.
+      forward: settings of the pass.
     """
 
     candidates: tuple[str, ...]
@@ -38,9 +44,13 @@ class Choice(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array | None:
-        """Architecture weights `[K]`, float32; `None` where nothing is chosen.
+        """Returns architecture weights for the mode of the pass.
 
-        ARGMAX gives softmax(alpha); all modes but SKIP and this one need the stream `gumbel`.
+        All modes except SKIP and ARGMAX need the random stream `gumbel`.
+
+        Returns:
+          `[K]`, float32: softmax(alpha) in mode ARGMAX, else a draw. `None` with a single
+          candidate, in mode SKIP, and while variables are initialised.
         """
         if len(self.candidates) == 1:
             return None
@@ -52,7 +62,7 @@ class Choice(nn.Module):
         if mode is Mode.UNIFORM:
             index = jax.random.randint(self.make_rng('gumbel'), (), 0, count)
             return jax.nn.one_hot(index, count, dtype=jnp.float32)
-        draw = jax.nn.softmax
+        draw: Callable[[Array], Array] = jax.nn.softmax
         if mode is not Mode.ARGMAX:
             key, weights_of = self.make_rng('gumbel'), ESTIMATORS[settings.estimator].weights
             draw = functools.partial(weights_of, key=key, tau=tau, noise=settings.noise)
@@ -61,38 +71,46 @@ class Choice(nn.Module):
         weights, tripped = gumbel.guarded_weights(
             alpha.value, draw, fallback=self.candidates.index(SAFE), tau=tau
         )
-        _tell_caught(self, tripped)
+        _count_guarded(self, tripped)
         return weights
 
-    def _initial_alpha(self):
+    def _initial_alpha(self) -> Array:
         return self.forward.settings.initial_alpha(self.make_rng('arch'), self.candidates)
 
 
 class EdgeWeights(nn.Module):
-    """Logits of edges that are summed, and their softmax; zeros at the start.
+    """Owns the logits of the edges into a node, zeros at the start (arXiv:1907.05737, sec. 3.3).
 
     Attributes:
-      count: of edges.
+      count: number of edges.
     """
 
     count: int
 
     @nn.compact
     def __call__(self) -> Array:
-        """Weights `[count]`, float32; all alike where a logit is not finite."""
+        """Returns softmax(logits) `[count]`, float32; equal weights if it would not be finite."""
         logits = self.variable('arch', 'logits', jnp.zeros, (self.count,), jnp.float32)
         safe, tripped = gumbel.guarded(logits.value)
-        _tell_caught(self, tripped[0])
+        _count_guarded(self, tripped[0])
         return jax.nn.softmax(safe)
 
 
-def _tell_caught(module, tripped):
-    caught = tripped.astype(jnp.int32)
-    module.sow('guard', 'rows', caught, init_fn=lambda: jnp.int32(0), reduce_fn=jnp.add)
+def _count_guarded(module: nn.Module, tripped: Array) -> None:
+    """Adds a row that the guard replaced to the count in the collection `guard`."""
+    count = tripped.astype(jnp.int32)
+    module.sow('guard', 'rows', count, init_fn=lambda: jnp.int32(0), reduce_fn=jnp.add)
 
 
 def edge_weights(spec: NetSpec) -> list[Array | None]:
-    """The weights of every group's edges, `None` where it has none; see `shared_draws`."""
+    """Computes the edge weights of every group, inside the module that owns alpha.
+
+    Args:
+      spec: description of the network.
+
+    Returns:
+      Weights `[members]`, float32, or `None` for a group without edge weights.
+    """
     paths = [spec.edge_path(group) for group in range(len(spec.groups()))]
     return [
         EdgeWeights(len(members), name=path[0])() if path else None
@@ -103,62 +121,76 @@ def edge_weights(spec: NetSpec) -> list[Array | None]:
 def shared_draws(
     spec: NetSpec, forward: Forward, edges: list[Array | None] | None = None
 ) -> list[list[Array | None]]:
-    """The weights of every row, by group and member, for mixed operations that share them.
+    """Draws the weights of every row, inside the module that owns alpha.
 
-    ARGMAX follows the rule of the space, to which `edges` are those of `edge_weights`. To be called
-    inside of the module that owns alpha.
+    Mixed operations of all cells of a kind share them. In mode ARGMAX the weights are the one-hot
+    of `spec.choose`, which follows the rule of the space.
+
+    Args:
+      spec: description of the network.
+      forward: settings of the pass.
+      edges: the edge weights of `edge_weights`, if the space has any.
+
+    Returns:
+      Weights `[K]`, float32, by group and member; `None` where `Choice` returns `None`.
     """
     rows = [
         Choice(row.candidates, forward, name=spec.alpha_path(row.group, row.member)[0])()
         for row in spec.rows()
     ]
     if forward.mode is Mode.ARGMAX and not spec.is_derived():
-        chosen = spec.choose(rows, edges)
-        rows = [jax.nn.one_hot(k, len(row)) for k, row in zip(chosen, rows, strict=True)]
-    left = iter(rows)
-    return [[next(left) for _ in group] for group in spec.groups()]
+        indices = spec.choose(rows, edges)
+        rows = [jax.nn.one_hot(k, len(row)) for k, row in zip(indices, rows, strict=True)]
+    remaining = iter(rows)
+    return [[next(remaining) for _ in group] for group in spec.groups()]
 
 
 class Factored(nn.Module):
-    """An operation and its factor, side by side in one tree of `params`.
+    """Multiplies the output of an operation by a factor, a trained scalar.
+
+    The factor is in the same tree of `params` as the weights of the operation.
 
     Attributes:
-      operation: what is multiplied.
-      start: of the factor.
+      operation: the operation.
+      start: value of the factor at the start.
     """
 
     operation: operations.Operation
     start: float
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the factor beside the variables of the operation."""
         nn.share_scope(self, self.operation)
         start = nn.initializers.constant(self.start)
         self.factor = self.param(operations.FACTOR, start, (), jnp.float32)
 
     def __call__(self, x: Array, train: bool) -> Array:
-        """As `operations.Operation`."""
+        """Applies the operation and the factor, see `operations.Operation`."""
         return operations.scale(self.factor, self.operation(x, train))
 
 
 class MixedOp(nn.Module):
-    """All candidates side by side, weighted by a row of architecture weights.
+    """Computes candidates side by side, weighted by a row of architecture weights.
 
-    Where there is a choice, two remedies against collapse, if they are asked for. Auxiliary skip:
-    `beta * skip(x)` is added, outside of the draw, so that the candidate skip_connect need not
-    help training along (Chu et al. 2021, arXiv:2009.01027). Partial channels: the candidates, and
-    that skip, see and give the first of K parts of the channels only; the others are handed on, at
-    stride 2 as the largest of 2x2 pixels, and a shuffle brings them to the front in what follows
-    (Xu et al. 2020, arXiv:1907.05737, section 3.2).
+    Two optional remedies against collapse, where there is more than one candidate:
 
-    Factors, if they are asked for: what each candidate but `none` gives is multiplied by a scalar
-    of its own, which is one of the weights. With an exact start it begins at 0, and warmup trains
-    what is around the mixed operations alone: whatever is drawn then, search begins with the
-    function that warmup ended with, and each candidate opens by its own gradient.
+    *Auxiliary skip* adds `beta * skip(x)`, outside of the draw, so that the candidate skip_connect
+    is not chosen only because it helps the others to train (Chu et al. 2021, arXiv:2009.01027).
+
+    *Partial channels* sends only the first of K parts of the channels through the candidates and
+    that skip. The other parts pass unchanged, at stride 2 as the largest of 2x2 pixels. A shuffle
+    then mixes the parts, so that the next mixed operation sees others (Xu et al. 2020,
+    arXiv:1907.05737, section 3.2).
+
+    *Factors*, also optional, multiply the output of each candidate except `none` by a scalar of its
+    own, which is one of the weights. With an exact start factors begin at 0, and warmup trains only
+    what is around the mixed operations. So search begins with the function that warmup ended with,
+    whatever is drawn, and each factor grows by its own gradient (docs/algorithm.md, "Exact start").
 
     Attributes:
       candidates: names from `operations.PRIMITIVES`.
-      channels: in and out.
-      forward: the pass.
+      channels: of the images, in and out.
+      forward: settings of the pass.
       stride: 1 or 2.
       factor: whether candidates have factors.
     """
@@ -169,7 +201,8 @@ class MixedOp(nn.Module):
     stride: int = 1
     factor: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
+        """Declares the candidates, under their names, and the auxiliary skip."""
         settings, norm = self.forward.settings, self.forward.norm
         self.width = self.channels // self.forward.partial
         self.has_auxiliary = settings.auxiliary_skip and len(self.candidates) > 1
@@ -182,12 +215,20 @@ class MixedOp(nn.Module):
             setattr(self, AUXILIARY, operations.make(SAFE, self.width, norm, self.stride))
 
     def __call__(self, x: Array, weights: Array | None) -> Array:
-        """Images `[B, H, W, C]` to images; `weights` as `Choice` gives them."""
+        """Applies the mixed operation.
+
+        Args:
+          x: images `[B, H, W, C]`.
+          weights: result of `Choice`, `[K]` float32 or `None`.
+
+        Returns:
+          `[B, ceil(H / stride), ceil(W / stride), C]` in the dtype of `x`.
+        """
         partial = self.forward.partial
-        seen = x if partial == 1 else x[..., : self.width]
-        y = self._weighted(seen, weights)
+        inputs = x if partial == 1 else x[..., : self.width]
+        y = self._weighted(inputs, weights)
         if self.has_auxiliary:
-            skip = getattr(self, AUXILIARY)(seen, self.forward.train)
+            skip = getattr(self, AUXILIARY)(inputs, self.forward.train)
             y += operations.scale(jnp.asarray(self.forward.beta), skip)
         if partial == 1:
             return y
@@ -195,12 +236,13 @@ class MixedOp(nn.Module):
         rest = pooling.max_pool_2x2(rest) if self.stride == 2 else rest
         return shuffled(jnp.concatenate([y, rest], -1), partial)
 
-    def _weighted(self, x, weights):
+    def _weighted(self, x: Array, weights: Array | None) -> Array:
+        """Computes the candidates that the mode needs, and stores their new statistics."""
         norm, settings = self.forward.norm, self.forward.settings
         mode, train, names = self.forward.mode, self.forward.train, self.candidates
         if self.is_initializing():
             outputs = [getattr(self, name)(x, train) for name in names]
-            return outputs[0]  # every candidate got its variables
+            return outputs[0]  # all were called, so that each creates its variables
         if mode is Mode.SKIP and len(names) > 1:
             if self.factor and settings.exact_start:
                 return jnp.zeros_like(x[:, :: self.stride, :: self.stride])
@@ -221,87 +263,171 @@ class MixedOp(nn.Module):
 
 
 @functools.cache
-def _program(names, channels, stride, norm, settings, mode, train):
-    """`f(params, stats, x, weights) -> (y, stats)`; one trace for all mixed operations of a kind.
+def _program(
+    names: tuple[str, ...],
+    channels: int,
+    stride: int,
+    norm: Callable[..., nn.Module],
+    settings: SearchSettings,
+    mode: Mode,
+    train: bool,
+) -> _Program:
+    """Returns the compiled function of a mixed operation; equal ones share one trace.
 
-    `params` and `stats` are lists, one tree for each candidate.
+    Args:
+      names: of the candidates to compute or to choose from.
+      channels: of the images that the candidates see.
+      stride: 1 or 2.
+      norm: makes a BatchNorm, see `operations.Operation`; hashable.
+      settings: of alpha and its draws.
+      mode: how the candidates are used.
+      train: whether BatchNorm uses and updates the statistics of the batch.
+
+    Returns:
+      `f(params, stats, x, weights) -> (y, stats)`; `params` and `stats` are lists, one tree for
+      each candidate.
     """
     estimator = ESTIMATORS[settings.estimator]
     functions = [
         operations.function(name, channels, norm, stride, train, settings.remat) for name in names
     ]
+    if len(names) == 1:
+        return jax.jit(_single_program(functions))
+    if mode is Mode.DENSE or (mode is Mode.ALPHA and not estimator.one_hot):
+        return conv.outlined(_dense_program(functions))
+    if mode is Mode.ALPHA:
+        return conv.outlined(_alpha_program(functions, stride, estimator.dense))
+    if mode is Mode.DRAW and not estimator.one_hot:
+        fallback = names.index(SAFE)
+        return conv.outlined(_mixture_program(functions, stride, settings.thresholds, fallback))
+    return conv.outlined(_drawn_program(functions))
 
-    def one(k, params, stats, x):
-        y, new = functions[k](params[k], stats[k], x)
-        return y, [*stats[:k], new, *stats[k + 1 :]]
 
-    def single(params, stats, x, _):
-        return one(0, params, stats, x)
+def _run_candidate(
+    functions: Sequence[_Function], k: int, params: Any, stats: Any, x: Array
+) -> tuple[Array, Any]:
+    """Computes candidate k, and returns its output and the statistics of all candidates."""
+    y, new = functions[k](params[k], stats[k], x)
+    return y, [*stats[:k], new, *stats[k + 1 :]]
 
-    branches = [functools.partial(one, k) for k in range(len(names))]
 
-    def drawn(params, stats, x, weights):
+def _branches(functions: Sequence[_Function]) -> list[Callable[..., tuple[Array, Any]]]:
+    return [functools.partial(_run_candidate, functions, k) for k in range(len(functions))]
+
+
+def _single_program(functions: Sequence[_Function]) -> _Program:
+    """Builds the program of a mixed operation with a single candidate."""
+
+    def single(params: Any, stats: Any, x: Array, _: Array | None) -> tuple[Array, Any]:
+        return _run_candidate(functions, 0, params, stats, x)
+
+    return single
+
+
+def _drawn_program(functions: Sequence[_Function]) -> _Program:
+    """Builds the program that computes the candidate with the largest weight only."""
+    branches = _branches(functions)
+
+    def drawn(params: Any, stats: Any, x: Array, weights: Array) -> tuple[Array, Any]:
         return lax.switch(jnp.argmax(weights), branches, params, stats, x)
 
-    def ones(k, params, stats, x):
+    return drawn
+
+
+def _alpha_program(functions: Sequence[_Function], stride: int, dense: bool) -> _Program:
+    """Builds the program of alpha steps with one-hot draws, see `straight_through`.
+
+    Args:
+      functions: the candidates.
+      stride: of the mixed operation.
+      dense: whether candidates that were not drawn are computed; else they count as images of ones,
+        times their factors.
+    """
+    branches = _branches(functions)
+
+    def ones(k: int, params: Any, stats: Any, x: Array) -> Array:
         del stats
-        found = jnp.ones_like(x[:, ::stride, ::stride])
+        image = jnp.ones_like(x[:, ::stride, ::stride])
         if not any(operations.FACTOR in own for own in params):
-            return found
-        factor = params[k].get(operations.FACTOR, jnp.float32(0))  # 0 of `none`
-        return operations.scale(factor, found)
+            return image
+        # `none` has no factor; it counts as 0.
+        factor = params[k].get(operations.FACTOR, jnp.float32(0))
+        return operations.scale(factor, image)
 
     candidates = tuple(lambda *tree, branch=branch: branch(*tree)[0] for branch in branches)
-    if not estimator.dense:
-        candidates = tuple(functools.partial(ones, k) for k in range(len(names)))
+    if not dense:
+        candidates = tuple(functools.partial(ones, k) for k in range(len(functions)))
 
-    def for_alpha(params, stats, x, weights):
+    def for_alpha(params: Any, stats: Any, x: Array, weights: Array) -> tuple[Array, Any]:
         y, new = lax.switch(jnp.argmax(weights), branches, params, stats, x)
         return straight_through(candidates, y, weights, (params, stats, x)), new
 
-    def dense(params, stats, x, weights):
-        each = [functions[k](params[k], stats[k], x) for k in range(len(names))]
-        y = sum(operations.scale(w, out) for w, (out, _) in zip(weights, each, strict=True))
-        return y, [new for _, new in each]
+    return for_alpha
 
-    def mixture(params, stats, x, weights):
-        """A soft draw without the operations that `drop_small` sets to zero."""
-        kept = gumbel.drop_small(weights, settings.thresholds, names.index(SAFE))
 
-        def nothing(_, stats, x):
-            return jnp.zeros_like(x[:, ::stride, ::stride]), stats
+def _dense_program(functions: Sequence[_Function]) -> _Program:
+    """Builds the program that computes all candidates and adds them up by their weights."""
 
-        each = [
-            lax.cond(kept[k] > 0, functions[k], nothing, params[k], stats[k], x)
-            for k in range(len(names))
+    def dense(params: Any, stats: Any, x: Array, weights: Array) -> tuple[Array, Any]:
+        results = [functions[k](params[k], stats[k], x) for k in range(len(functions))]
+        y = sum(operations.scale(w, out) for w, (out, _) in zip(weights, results, strict=True))
+        return y, [new for _, new in results]
+
+    return dense
+
+
+def _mixture_program(
+    functions: Sequence[_Function], stride: int, thresholds: gumbel.Thresholds, fallback: int
+) -> _Program:
+    """Builds the program of weight steps with soft draws, which leaves small weights out.
+
+    Args:
+      functions: the candidates.
+      stride: of the mixed operation.
+      thresholds: see `gumbel.drop_small`.
+      fallback: index of the candidate that is computed if nothing else is left.
+    """
+
+    def zeros(_: Any, stats: Any, x: Array) -> tuple[Array, Any]:
+        return jnp.zeros_like(x[:, ::stride, ::stride]), stats
+
+    def mixture(params: Any, stats: Any, x: Array, weights: Array) -> tuple[Array, Any]:
+        remaining = gumbel.drop_small(weights, thresholds, fallback)
+        results = [
+            lax.cond(remaining[k] > 0, functions[k], zeros, params[k], stats[k], x)
+            for k in range(len(functions))
         ]
-        y = sum(operations.scale(w, out) for w, (out, _) in zip(kept, each, strict=True))
-        return y, [new for _, new in each]
+        y = sum(operations.scale(w, out) for w, (out, _) in zip(remaining, results, strict=True))
+        return y, [new for _, new in results]
 
-    if len(names) == 1:
-        return jax.jit(single)
-    if mode is Mode.DENSE or (mode is Mode.ALPHA and not estimator.one_hot):
-        return conv.outlined(dense)
-    if mode is Mode.ALPHA:
-        return conv.outlined(for_alpha)
-    if mode is Mode.DRAW and not estimator.one_hot:
-        return conv.outlined(mixture)
-    return conv.outlined(drawn)
+    return mixture
 
 
 def shuffled(x: Array, parts: int) -> Array:
-    """Channels of `[B, H, W, C]` dealt anew: the first of every part, all the second ..."""
+    """Shuffles channels: the first channel of every part, then the second of every part, ...
+
+    Args:
+      x: `[B, H, W, C]`.
+      parts: number of equal parts into which the channels are split, a divisor of C.
+
+    Returns:
+      `[B, H, W, C]`.
+
+    Example:
+      With 2 parts, channels (0, 1, 2, 3) become (0, 2, 1, 3).
+    """
     return x.reshape(*x.shape[:-1], parts, -1).swapaxes(-1, -2).reshape(x.shape)
 
 
 def drop_path(x: Array, rate: Array | float, key: Array, positions: Array) -> Array:
-    """Zeros for some images, and the others scaled up, so that the mean stays (arXiv:1605.07648).
+    """Sets some images to zero and scales the others up to keep the mean (arXiv:1605.07648).
 
     Args:
       x: `[B, H, W, C]`.
-      rate: share of images that are dropped, below 1.
-      key: of the step and the place; the draw of an image depends on it and on its position only.
-      positions: of the images in the batch of all devices, `[B]` int32.
+      rate: share of images to drop, below 1.
+      key: random key of this step and this mixed operation. The draw for an image depends on it
+        and on the position of the image only.
+      positions: index of each image in the batch of all devices, `[B]` int32.
 
     Returns:
       `[B, H, W, C]`.
@@ -315,19 +441,19 @@ def drop_path(x: Array, rate: Array | float, key: Array, positions: Array) -> Ar
 def straight_through(
     candidates: tuple[Callable[..., Array], ...], drawn: Array, weights: Array, arguments: Any
 ) -> Array:
-    """Forward what was drawn, backward the gradient of `sum_k weights[k] * candidates[k]`.
+    """Returns the drawn output, with the gradient of `sum_k weights[k] * candidates[k]`.
 
-    dL/dweights[k] = <dL/dy, candidates[k]> for *every* k, drawn or not: this is what lets alpha
-    learn (spec section 3). Only `drawn` passes a gradient to what lies below it, as its weight is 1
-    and all others are 0. The candidates are computed when dL/dy is known, and each is used at once:
-    none is kept.
+    dL/dweights[k] = <dL/dy, candidates[k]> for *every* k, drawn or not: without this, alpha would
+    not learn (docs/algorithm.md, "The gradient of alpha"). Only `drawn` passes a gradient to the
+    layers below, as its weight is 1 and all others are 0. The candidates are computed in the
+    backward pass, when dL/dy is known. Each is used at once and none is stored.
 
     Args:
-      candidates: K functions of `arguments`, with the shape of `drawn`; all of them but the drawn
-        one are called, in the backward pass.
-      drawn: the output of the drawn operation `[B, H, W, C]`.
+      candidates: K functions of `arguments` that return arrays like `drawn`. The backward pass
+        calls all of them except the drawn one.
+      drawn: the output of the drawn candidate `[B, H, W, C]`.
       weights: one-hot draw `[K]`, float32, carrying the straight-through gradient to alpha.
-      arguments: what the candidates take; gets no gradient.
+      arguments: passed to the candidates; gets no gradient.
 
     Returns:
       `drawn`.
@@ -336,15 +462,19 @@ def straight_through(
     return drawn
 
 
-def _straight_through_forward(candidates, drawn, weights, arguments):
+def _straight_through_forward(
+    candidates: tuple[Callable[..., Array], ...], drawn: Array, weights: Array, arguments: Any
+) -> tuple[Array, tuple[Array, Array, Any]]:
     del candidates
     return drawn, (drawn, jnp.argmax(weights), arguments)
 
 
-def _straight_through_backward(candidates, residuals, g):
+def _straight_through_backward(
+    candidates: tuple[Callable[..., Array], ...], residuals: tuple[Array, Array, Any], g: Array
+) -> tuple[Array, Array, None]:
     drawn, index, arguments = residuals
 
-    def product(k):
+    def product(k: int) -> Array:
         y = lax.cond(index == k, lambda *_: drawn, candidates[k], *arguments)
         return jnp.vdot(g.astype(jnp.float32), y.astype(jnp.float32))
 

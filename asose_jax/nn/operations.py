@@ -1,9 +1,9 @@
-"""The candidate operations of a mixed operation. This room knows nothing of search.
+"""Candidate operations, the choices of a mixed operation; nothing here depends on the search.
 
-Every operation keeps the channels and follows the DARTS conventions, ReLU-Conv-BN
-(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one: write a module with the attributes
-and the call signature of `Operation`, say in `last_norm` where the BatchNorm is that it ends with,
-if it does, and give it a row in `PRIMITIVES`.
+Every operation keeps the number of channels and follows the conventions of DARTS, ReLU-Conv-BN
+(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one, write a subclass of `Operation`, let
+`last_norm` return the path of its last BatchNorm if it ends with one, and add a row to
+`PRIMITIVES`.
 """
 
 import dataclasses
@@ -14,17 +14,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from asose_jax.nn.cpu import conv, conv_1x1, pooling
 
 Array = jax.Array
 
-# Bounded by 1/sqrt(fan-in), the usual start of convolutions in DARTS and its kin.
+# Uniform within 1/sqrt(fan-in), as PyTorch starts the convolutions of DARTS.
 _KERNEL_INIT = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 class Operation(nn.Module):
-    """What all candidates share: `[B, H, W, C]` to `[B, ceil(H/s), ceil(W/s), C]`, in one dtype.
+    """Defines what all candidates have in common.
+
+    An operation is called as `operation(x, train)`. It maps images `[B, H, W, C]` to
+    `[B, ceil(H / s), ceil(W / s), C]` in the same dtype. With `train`, its BatchNorms use the
+    statistics of the batch and update the running ones.
 
     Attributes:
       channels: C.
@@ -38,33 +43,48 @@ class Operation(nn.Module):
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...] | None:
-        """Where in its `params` the BatchNorm is that it ends with; `None` if it does not."""
+        """Returns the path in `params` of the BatchNorm that the operation ends with, if any.
+
+        Args:
+          stride: of the operation, 1 or 2.
+
+        Returns:
+          Keys from the `params` of the operation, or `None` if it does not end with a BatchNorm.
+        """
         del stride
         return None
 
 
 class Zero(Operation):
+    """Returns zeros: the candidate `none`."""
+
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Applies the operation, see `Operation`."""
         return jnp.zeros_like(x[:, :: self.stride, :: self.stride])
 
 
 class Identity(Operation):
-    """With stride 2 a `FactorizedReduce`, which has weights."""
+    """Returns its input; with stride 2 it is a `FactorizedReduce`, which has weights."""
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...] | None:
+        """Returns the path of the last BatchNorm, which only stride 2 has."""
         return None if stride == 1 else ('reduce', 'norm')
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Applies the operation, see `Operation`."""
         if self.stride == 1:
             return x
         return FactorizedReduce(self.channels, self.norm, name='reduce')(x, train)
 
 
 class FactorizedReduce(Operation):
-    """ReLU, two 1x1 convolutions of every other pixel, the second one pixel further, BN.
+    """Halves the image: ReLU, two 1x1 convolutions of every other pixel, BN.
+
+    The second convolution reads the pixels one row and one column further; each gives half of the
+    channels.
 
     Attributes:
       channels: of the output, even; the input may have any number.
@@ -72,6 +92,7 @@ class FactorizedReduce(Operation):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Maps `[B, H, W, any]` to `[B, ceil(H / 2), ceil(W / 2), C]`."""
         x = nn.relu(x)
         x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
         halves = [
@@ -82,64 +103,86 @@ class FactorizedReduce(Operation):
 
 
 class AvgPool(Operation):
-    """Mean over the valid 3x3 neighbours; padding is not counted."""
+    """Computes the mean of the valid 3x3 neighbours; padding does not count."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Applies the operation, see `Operation`."""
         return pooling.avg_pool(x, self.stride)
 
 
 class MaxPool(Operation):
-    """Largest of the valid 3x3 neighbours."""
+    """Computes the largest of the valid 3x3 neighbours."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Applies the operation, see `Operation`."""
         return pooling.max_pool(x, self.stride)
 
 
 class SepConv(Operation):
-    """(ReLU, depthwise k, pointwise, BN), twice."""
+    """Applies ReLU, a depthwise kxk convolution, a 1x1 convolution and BN, twice.
+
+    Attributes:
+      size: k.
+    """
 
     size: int
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...]:
+        """Returns the path of the last BatchNorm."""
         return ('sep_1', 'norm')
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Applies the operation, see `Operation`."""
         for i in range(2):
             stride = 1 if i else self.stride
-            part = _DepthwiseSeparable(
+            layers = _DepthwiseSeparable(
                 self.channels, self.norm, self.size, 1, stride=stride, name=f'sep_{i}'
             )
-            x = part(x, train)
+            x = layers(x, train)
         return x
 
 
 class DilConv(Operation):
-    """ReLU, depthwise k with dilation 2, pointwise, BN."""
+    """Applies ReLU, a depthwise kxk convolution with dilation 2, a 1x1 convolution and BN.
+
+    Attributes:
+      size: k.
+    """
 
     size: int
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...]:
+        """Returns the path of the last BatchNorm."""
         return ('dil', 'norm')
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        part = _DepthwiseSeparable(
+        """Applies the operation, see `Operation`."""
+        layers = _DepthwiseSeparable(
             self.channels, self.norm, self.size, 2, stride=self.stride, name='dil'
         )
-        return part(x, train)
+        return layers(x, train)
 
 
 class _DepthwiseSeparable(Operation):
+    """Applies ReLU, a depthwise kxk convolution, a 1x1 convolution and BN.
+
+    Attributes:
+      size: k.
+      dilation: distance between the taps of the depthwise convolution.
+    """
+
     size: int
     dilation: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Applies the operation, see `Operation`."""
         shape = (self.size, self.size, 1, self.channels)
         kernel = self.param('depthwise', _KERNEL_INIT, shape, jnp.float32)
         x = conv.relu_depthwise_conv(x, kernel.astype(x.dtype), self.dilation, self.stride)
@@ -147,40 +190,61 @@ class _DepthwiseSeparable(Operation):
         return self.norm(use_running_average=not train, name='norm')(x)
 
 
-def pointwise(features: int, dtype: Any, name: str) -> nn.Dense:
-    """A 1x1 convolution without bias: on channels-last images, a matrix product."""
+def pointwise(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
+    """Makes a 1x1 convolution without bias: on channels-last images, a matrix product.
+
+    Args:
+      features: channels of the output.
+      dtype: of the computation; the kernel is float32.
+      name: of the module in the parameter tree.
+
+    Returns:
+      A module that maps `[B, H, W, any]` to `[B, H, W, features]`.
+    """
     return nn.Dense(
         features, use_bias=False, dtype=dtype, dot_general=conv_1x1.dot_general, name=name
     )
 
 
 class CrossConv(Operation):
-    """ReLU, convolution 1xk, convolution kx1, BN: a kxk receptive field in two thin passes."""
+    """Applies ReLU, a 1xk convolution, a kx1 convolution and BN: a kxk receptive field.
+
+    Attributes:
+      size: k.
+    """
 
     size: int
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...]:
+        """Returns the path of the last BatchNorm."""
         return ('norm',)
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Applies the operation, see `Operation`."""
         x = Conv(self.channels, (1, self.size), name='horizontal')(nn.relu(x))
         x = Conv(self.channels, (self.size, 1), self.stride, name='vertical')(x)
         return self.norm(use_running_average=not train, name='norm')(x)
 
 
 class ReluConvNorm(Operation):
-    """ReLU, convolution kxk, BN: the `nor_conv` of NAS-Bench-201 (arXiv:2001.00326)."""
+    """Applies ReLU, a kxk convolution and BN: `nor_conv` of NAS-Bench-201 (arXiv:2001.00326).
+
+    Attributes:
+      size: k.
+    """
 
     size: int
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...]:
+        """Returns the path of the last BatchNorm."""
         return ('norm',)
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        """Applies the operation, see `Operation`; the input may have any number of channels."""
         x = nn.relu(x)
         if self.size == 1:
             x = x[:, :: self.stride, :: self.stride]
@@ -191,7 +255,13 @@ class ReluConvNorm(Operation):
 
 
 class Conv(nn.Module):
-    """A convolution without bias; computes in the dtype of its input."""
+    """Applies a convolution without bias, in the dtype of its input; the kernel is float32.
+
+    Attributes:
+      features: channels of the output.
+      size: height and width of the kernel, odd.
+      stride: distance between output pixels, in pixels of the input.
+    """
 
     features: int
     size: tuple[int, int]
@@ -199,12 +269,13 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Maps `[B, H, W, any]` to `[B, ceil(H / stride), ceil(W / stride), features]`."""
         shape = (*self.size, x.shape[-1], self.features)
         kernel = self.param('kernel', _KERNEL_INIT, shape, jnp.float32)
         return conv.conv(x, kernel.astype(x.dtype), self.stride)
 
 
-# Name -> module and its own attributes.
+# By name: the module, and its attributes beside those of `Operation`.
 PRIMITIVES: dict[str, tuple[type[Operation], Mapping[str, Any]]] = {
     'none': (Zero, {}),
     'avg_pool_3x3': (AvgPool, {}),
@@ -220,23 +291,43 @@ PRIMITIVES: dict[str, tuple[type[Operation], Mapping[str, Any]]] = {
     'nor_conv_3x3': (ReluConvNorm, {'size': 3}),
 }
 
-# Operations without parameters (but for a skip_connect of stride 2); a genotype full of them is the
-# field's usual collapse.
+# Operations without parameters (except for skip_connect with stride 2). A search that chooses
+# almost nothing else has collapsed, the usual way in which differentiable searches fail.
 PARAMETER_FREE = frozenset({'none', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect'})
 
-FACTOR = 'factor'  # a scalar beside an operation's own `params`, by which its output is multiplied
+# Key of the scalar in the `params` of an operation by which its output is multiplied.
+FACTOR = 'factor'
 
 
 def make(
     name: str, channels: int, norm: Callable[..., nn.Module], stride: int = 1, **options: Any
 ) -> Operation:
-    """The operation called `name`, as a module; `options` are those of `nn.Module`."""
+    """Makes the module of an operation.
+
+    Args:
+      name: key of `PRIMITIVES`.
+      channels: of the images, in and out.
+      norm: makes a BatchNorm, see `Operation`.
+      stride: 1 or 2.
+      **options: those of `nn.Module`, such as `name` and `parent`.
+
+    Returns:
+      The module, without variables.
+    """
     module, attributes = PRIMITIVES[name]
     return module(channels=channels, norm=norm, stride=stride, **attributes, **options)
 
 
 def scale(weight: Array, y: Array) -> Array:
-    """`weight * y` in the dtype of y, `[B, H, W, C]`."""
+    """Multiplies an array by a scalar, in the dtype of the array.
+
+    Args:
+      weight: a scalar of any dtype.
+      y: for example images `[B, H, W, C]`.
+
+    Returns:
+      An array like `y`.
+    """
     return weight.astype(y.dtype).reshape((1,) * y.ndim) * y
 
 
@@ -249,23 +340,23 @@ def function(
     train: bool,
     remat: bool,
 ) -> Callable[[Any, Any, Array], tuple[Array, Any]]:
-    """The operation called `name`, as a pure function; one trace for all calls of a shape.
+    """Returns an operation as a pure function, with one trace for all calls of a shape.
 
     Args:
-      name: from `PRIMITIVES`.
-      channels: of images, in and out.
-      norm: as in `Operation`, hashable.
+      name: key of `PRIMITIVES`.
+      channels: of the images, in and out.
+      norm: makes a BatchNorm, see `Operation`; hashable.
       stride: 1 or 2.
       train: whether BatchNorm uses and updates the statistics of the batch.
-      remat: whether the backward pass keeps nothing but the input.
+      remat: whether the backward pass recomputes the operation from its input, to save memory.
 
     Returns:
-      `f(params, stats, x) -> (y, stats)`, with the trees of the module's collections; `params` may
-      have a `FACTOR` beside them.
+      `f(params, stats, x) -> (y, stats)`, with the trees of the module in `params` and
+      `batch_stats`. If `params` has a `FACTOR`, the output is multiplied by that.
     """
     operation = make(name, channels, norm, stride, parent=None)
 
-    def apply(params, stats, x):
+    def apply(params: Any, stats: Any, x: Array) -> tuple[Array, Any]:
         own = {key: tree for key, tree in params.items() if key != FACTOR}
         variables = {'params': own, 'batch_stats': stats}
         if train:

@@ -1,0 +1,1 @@
+"""A run from its config to its summary: phases, growth, evaluation and checkpoints."""

@@ -24,14 +24,24 @@ def make_supernet(
     spec: genotype.NetSpec,
     start: ml_collections.ConfigDict | None = None,
 ) -> SuperNet:
-    """The network as a run with this config trains it; see `Setup.model`."""
+    """Builds the network of a description, as a run with this config trains it.
+
+    Args:
+      config: of the run.
+      spec: description of the network.
+      start: has the initial biases of alpha, `none_bias` and `skip_bias`: `config.arch` (also with
+        `None`), or `config.growth` for the mixed operations that a growth adds.
+
+    Returns:
+      The module; its BatchNorms pool their statistics over the axis `AXIS`.
+    """
     c, start = config, config.arch if start is None else start
     settings = SearchSettings(
         init_std=c.arch.init_std,
         none_bias=start.none_bias,
         skip_bias=start.skip_bias,
         estimator=c.search.estimator,
-        noise=c.search.noise or 'temperature',  # no matter where an estimator has none
+        noise=c.search.noise or 'temperature',  # unused if `None`: the estimator has no noise
         thresholds=gumbel.Thresholds(*c.search.thresholds),
         remat=c.model.remat,
         guard=c.guard.alpha,
@@ -44,7 +54,16 @@ def make_supernet(
 
 
 def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedule:
-    """The plan that `config` makes of a training part with `train_size` images."""
+    """Builds the schedule of a run: its phases, turns and temperatures by step.
+
+    Args:
+      config: of the run.
+      train_size: number of training images; an epoch has about as many weight steps as they fill
+        whole batches.
+
+    Returns:
+      The schedule, see `phases.make_schedule`.
+    """
     s = config.search
     return phases.make_schedule(
         {phase: config[phase].epochs for phase in Phase},
@@ -62,7 +81,11 @@ def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedul
 def make_optimizer(
     config: ml_collections.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformationExtraArgs:
-    """The optimizer of the run."""
+    """Builds the optimizer of weights and alpha.
+
+    Where `arch.lr` is `None`, alpha's learning rate follows from `arch.travel`, the distance that
+    all steps of alpha can move it together, see `optimizer.lr_for_total_displacement`.
+    """
     w, a = config.weights, config.arch
     arch_lr = a.lr
     if arch_lr is None:
@@ -85,7 +108,12 @@ def make_optimizer(
 
 
 def load_data(config: ml_collections.ConfigDict) -> dataset.Dataset:
-    """The data set that `config` names; what it holds goes to the log."""
+    """Loads the data set that `config` names, and logs its sizes.
+
+    Raises:
+      UserError: the data set cannot be read, has fewer training images than a batch, or images too
+        small for the reductions of the network.
+    """
     d = config.data
     images = dataset.load(
         d.name,
@@ -109,16 +137,17 @@ def load_data(config: ml_collections.ConfigDict) -> dataset.Dataset:
         'streamed' if images.images.arrays is None else 'resident on the device',
     )
     if len(images.train) < config.batch_size:
-        most = max(1, len(images.train) // jax.device_count()) * jax.device_count()
+        largest = max(1, len(images.train) // jax.device_count()) * jax.device_count()
         raise UserError(
             f'batch_size={config.batch_size}: there are only {len(images.train)} images to train '
-            f'on. Take at most {most} (--mode=retrain: in retrain.batch_size), or more images.'
+            f'on. Take at most {largest} (with --mode=retrain: in retrain.batch_size), or add '
+            'images.'
         )
     smallest = 2 ** len(config.model.reductions)
     if min(images.image_shape[:2]) < smallest:
         raise UserError(
             f'images of {images.image_shape[0]}x{images.image_shape[1]} are too small for '
-            f'{len(config.model.reductions)} reductions, which need {smallest} pixels a side. Take '
-            "fewer (--config.model.reductions='(1,)') or set data.image_size."
+            f'{len(config.model.reductions)} reductions, which need at least {smallest} pixels a '
+            "side. Set fewer (--config.model.reductions='(1,)') or a larger data.image_size."
         )
     return images

@@ -1,12 +1,10 @@
-"""Compiles the programs of a phase, those of the next one in the background."""
+"""Compiles the programs of a phase, and those of the next one in the background."""
 
 import concurrent.futures
 import logging
 import threading
-from collections.abc import Callable
-from typing import Any
-
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from asose_jax.arch import genotype
 from asose_jax.costs import flops
@@ -17,13 +15,25 @@ from asose_jax.train import pmap, state
 from asose_jax.train.phases import Phase, Span
 from asose_jax.train.pmap import Programs
 
+T = TypeVar('T')
+
 logger = logging.getLogger('asose_jax')
 
 
 def compile_programs(
-    context: RunContext, current: RunState, phase: Phase, batch: dict[str, np.ndarray] | None
+    context: RunContext, current: RunState, phase: Phase, batch: Mapping[str, Any] | None
 ) -> None:
-    """Makes `current.programs` those of (network, phase), unless they are. See `compiled`."""
+    """Sets `current.programs` to those of the current network in `phase`.
+
+    Keeps the programs in use if they fit, takes those that were compiled in the background if they
+    do, and compiles otherwise.
+
+    Args:
+      context: of the run.
+      current: its state.
+      phase: how the network is used, see `compile_network`.
+      batch: an example of a chunk to train on; `None` if there will be no training.
+    """
     wanted, ready = (current.spec, _program_kind(phase)), current.programs
     if ready and (ready.spec, ready.kind) == wanted:
         return
@@ -39,8 +49,8 @@ def compile_programs(
     current.use(compile_network(context, current.spec, phase, batch))
 
 
-def _remaining_text(context, phase):
-    """Names what a run has to compile after the programs of this phase."""
+def _remaining_text(context: RunContext, phase: Phase) -> str:
+    """Returns the end of a log line: what a run compiles after the programs of this phase."""
     phases = [span.phase for span in context.schedule.spans]
     order = list(Phase)
     names = [_program_kind(later) for later in order[order.index(phase) + 1 :] if later in phases]
@@ -51,9 +61,19 @@ def _remaining_text(context, phase):
 
 
 def compile_upcoming(
-    context: RunContext, current: RunState, span: Span, batch: dict[str, np.ndarray]
+    context: RunContext, current: RunState, span: Span, batch: Mapping[str, Any]
 ) -> None:
-    """Compiles the next phase's programs while `span` runs, where the network will be the same."""
+    """Starts to compile the programs of the next phase in the background, where that is possible.
+
+    The next phase must train the network of this one, and with other programs: search and growth
+    share theirs, and the derived network is known only at the end of the search.
+
+    Args:
+      context: of the run.
+      current: its state; gets the future of the programs.
+      span: the phase that runs now.
+      batch: an example of a chunk to train on.
+    """
     later = [other for other in context.schedule.spans if other.start >= span.stop]
     if not later or current.upcoming is not None:
         return
@@ -61,16 +81,22 @@ def compile_upcoming(
     derives = phase is Phase.OPTIMIZE and not spec.is_derived()
     if not derives and _program_kind(phase) != _program_kind(span.phase):
         logger.info(
-            'compiling %s meanwhile%s', _program_kind(phase), _remaining_text(context, phase)
+            'compiling %s in the background%s',
+            _program_kind(phase),
+            _remaining_text(context, phase),
         )
         current.upcoming = in_background(lambda: compile_network(context, spec, phase, batch))
 
 
-def in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
-    """Unlike a pool's, this thread does not keep a stopped program waiting for the compiler."""
-    future = concurrent.futures.Future()
+def in_background(function: Callable[[], T]) -> concurrent.futures.Future[T]:
+    """Calls `function` in a thread of its own, and returns a future of its result.
 
-    def work():
+    Unlike the threads of an executor, this one is a daemon: a program that stops does not wait for
+    the compiler.
+    """
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+    def work() -> None:
         try:
             future.set_result(function())
         except BaseException as error:
@@ -81,30 +107,38 @@ def in_background(function: Callable[[], Any]) -> concurrent.futures.Future:
 
 
 def compile_network(
-    context: RunContext, spec: genotype.NetSpec, phase: Phase, batch: dict[str, np.ndarray] | None
+    context: RunContext,
+    spec: genotype.NetSpec,
+    phase: Phase,
+    batch: Mapping[str, Any] | None,
 ) -> Programs:
-    """The programs of (network, phase).
+    """Compiles the programs of a network in a phase.
 
     Args:
       context: of the run.
-      spec: of the network.
-      phase: how it is used.
+      spec: description of the network.
+      phase: how it is used; search and growth use it alike.
       batch: an example of a chunk to train on; `None` if there will be no training.
+
+    Returns:
+      The programs. `statistics` is there only if evaluations give BatchNorm statistics of its own
+      to the most likely network, see `evaluation.refresh_statistics`.
     """
-    flops.forward_flops(spec)  # counted once for each network: here nobody waits for it
+    flops.forward_flops(spec)  # cached: counted while nobody waits, and known when it is needed
     step_config = context.step_config(spec)
     like = state.abstract_packed(step_config.model, context.tx, pmap.replicated_sharding())
     train = None
     if batch is not None:
         train = pmap.compile_train(step_config, phase, like, batch, context.shared)
     example, statistics = next(evaluation.eval_chunks(context, context.data.valid)), None
-    searched = step_config.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
-    if searched and context.config.search.statistics_batches:
-        given = next(evaluation._statistics_chunks(context))
-        statistics = pmap.compile_statistics(step_config, phase, like, given, context.shared)
+    is_supernet = step_config.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
+    if is_supernet and context.config.search.statistics_batches:
+        chunk = next(evaluation.statistics_chunks(context))
+        statistics = pmap.compile_statistics(step_config, phase, like, chunk, context.shared)
     evaluate = pmap.compile_eval(step_config, phase, like, example, context.shared)
     return Programs(spec, _program_kind(phase), train, statistics, evaluate)
 
 
-def _program_kind(phase):
+def _program_kind(phase: Phase) -> str:
+    """Names the programs of a phase; search and growth share theirs."""
     return 'search' if phase.searches else str(phase)

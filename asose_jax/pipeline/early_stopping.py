@@ -1,10 +1,10 @@
-"""When a search ends early: the curvature of the validation loss in alpha grows (DARTS-ES).
+"""Ends the search early when the validation loss gets sharply curved in alpha (DARTS-ES).
 
 A search that collapses moves into sharp minima: the largest eigenvalue of the Hessian of the
 validation loss with respect to alpha rises before accuracy falls (Zela et al. 2020,
-arXiv:1909.09656, section 4). After each evaluation of search it is estimated; when it has risen too
-fast, the search phase ends there, with alpha as it was before. This depends on steps and alpha
-only, so that a run that was stopped decides as one that was not.
+arXiv:1909.09656, section 4). It is estimated after each evaluation of the search phase. When it has
+risen too fast, the phase ends there, with the alpha of an earlier epoch. The decision depends on
+steps and alpha only, so that a run that was stopped and resumed decides as one that was not.
 """
 
 import functools
@@ -31,39 +31,44 @@ Array = jax.Array
 
 logger = logging.getLogger('asose_jax')
 
-_STREAM = 3  # of validation batches; `loop` and `controller` have the streams before
-_IMAGES = 128  # validation images, at most: the Hessian is computed on one device
-_ITERATIONS = 20  # products with the Hessian
+# Tag of a stream of validation batches; those of `phase_loop` and `growth.controller` have others.
+_CURVATURE_STREAM = 3
+# Validation images at most: the Hessian is computed on one device.
+_IMAGES = 128
+# Products with the Hessian in one estimate.
+_ITERATIONS = 20
 
 
 def largest_eigenvalue(
     product: Callable[[Array], Array], start: Array, iterations: int = _ITERATIONS
 ) -> Array:
-    """The largest eigenvalue of a symmetric matrix, or 0 if all are negative (Lanczos).
+    """Estimates the largest eigenvalue of a symmetric matrix, or 0 if all are negative (Lanczos).
 
-    It is that of the matrix restricted to `start` and its first images, for which an orthonormal
-    basis is built. The Hessian of a function of softmax has an eigenvalue 0 for every row anyway.
+    The estimate is the largest eigenvalue of the matrix restricted to the Krylov space of `start`,
+    for which an orthonormal basis is built. The 0 is no loss for alpha: the Hessian of a function
+    of softmax has an eigenvalue 0 for every row.
 
     Args:
-      product: the matrix times a vector `[n]`.
-      start: a vector `[n]` with a part in the direction that is looked for, such as noise.
-      iterations: products; n of them, if n is less.
+      product: multiplies a vector `[n]` by the matrix.
+      start: a vector `[n]`, such as noise, that is not orthogonal to the eigenvector.
+      iterations: number of products, and size of the basis; at most n are used.
 
     Returns:
       The eigenvalue, a scalar.
     """
     count = min(iterations, len(start))
 
-    def unit(vector, scale):
-        norm = jnp.linalg.norm(vector)  # of rounding alone, where there is no further direction
+    def unit(vector: Array, scale: Array | float) -> Array:
+        # Once the basis spans the Krylov space, only rounding is left, and the vector becomes 0.
+        norm = jnp.linalg.norm(vector)
         return jnp.where(norm > 1e-5 * scale, vector / jnp.maximum(norm, 1e-30), 0.0)
 
-    def body(i, carry):
+    def body(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         basis, images, vector = carry
         image = product(vector)
         basis, images = basis.at[i].set(vector), images.at[i].set(image)
         rest = image
-        for _ in range(2):  # the second time for what rounding left over
+        for _ in range(2):  # twice, since rounding leaves a part in the basis the first time
             rest -= basis.T @ (basis @ rest)
         return basis, images, unit(rest, jnp.linalg.norm(image))
 
@@ -77,27 +82,28 @@ def largest_eigenvalue(
 def eigenvalue(
     net: SuperNet, variables: Any, beta: Array | float, images: Array, labels: Array, key: Array
 ) -> Array:
-    """The largest eigenvalue of the Hessian of the loss with respect to all rows of alpha.
+    """Estimates the largest eigenvalue of the Hessian of the loss with respect to alpha.
 
     The loss is that of the mixture of all candidates by softmax(alpha), with the statistics of the
-    batch, whatever the estimator: the Hessian of a one-hot draw is not defined. A Hessian-vector
-    product is the derivative of the gradient along the vector.
+    batch, whatever the estimator: the Hessian of a one-hot draw is not defined. A product of the
+    Hessian and a vector is the derivative of the gradient along the vector.
 
     Args:
       net: the supernet; static.
       variables: `params`, `arch` and `batch_stats`.
-      beta: weight of the auxiliary skips, if it has any.
-      images: normalised, `[B, H, W, C]`.
+      beta: weight of the auxiliary skips, if the supernet has any.
+      images: normalized, float32 `[B, H, W, C]`.
       labels: `[B]` int32.
-      key: of the vector that the iteration starts from.
+      key: random key of the vector that the iteration starts from.
 
     Returns:
-      Largest as a number, as in the authors' program, not in magnitude: a scalar.
+      The eigenvalue that is largest as a number, not in magnitude, as in the authors' program; a
+      scalar.
     """
     mixture = mixture_of(net)
     alpha, unravel = jax.flatten_util.ravel_pytree(variables['arch'])
 
-    def loss(alpha):
+    def loss(alpha: Array) -> Array:
         logits, _ = mixture.apply(
             {**variables, 'arch': unravel(alpha)},
             images,
@@ -105,26 +111,31 @@ def eigenvalue(
             mode=Mode.DENSE,
             train=True,
             mutable=['batch_stats', 'guard'],
-            rngs={'gumbel': key},  # nothing is drawn
+            rngs={'gumbel': key},  # required by the module; a mixture draws nothing
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
-    def product(vector):
+    def product(vector: Array) -> Array:
         return jax.jvp(jax.grad(loss), (alpha,), (vector,))[1]
 
     return largest_eigenvalue(product, jax.random.normal(key, alpha.shape))
 
 
 def has_risen(eigenvalues: Sequence[float], window: int, ratio: float) -> bool:
-    """The rule of Zela et al. 2020, section 4.3: stop if mean(i - k) / mean(i) < 0.75, k = 5.
+    """Decides whether the eigenvalue has risen so much that the search should stop.
 
-    mean(i) is that of the k eigenvalues around evaluation i. The newest i for which it is known has
-    k // 2 evaluations after it: what is compared are the last k values and the k before them.
+    The rule is mean(i - k) / mean(i) < ratio, with k = 5 and a ratio of 0.75 in the paper (Zela et
+    al. 2020, arXiv:1909.09656, section 4.3). mean(i) is the mean of the k eigenvalues around
+    evaluation i. The newest i for which all of them are known has k // 2 evaluations after it, so
+    the last k eigenvalues are compared with the k before them.
 
     Args:
-      eigenvalues: one for each evaluation.
+      eigenvalues: one for each evaluation, in order.
       window: k.
       ratio: the limit.
+
+    Returns:
+      Whether the search should stop; never before there are 2 k eigenvalues.
     """
     if len(eigenvalues) < 2 * window:
         return False
@@ -133,75 +144,88 @@ def has_risen(eigenvalues: Sequence[float], window: int, ratio: float) -> bool:
 
 
 def decides(context: RunContext, span: Span) -> bool:
-    """Whether evaluations of this phase may end it, so that the next step must wait."""
+    """Returns whether evaluations of this phase may end it.
+
+    If so, the next step must wait for each evaluation.
+    """
     return span.phase is Phase.SEARCH and context.config.search.early_stop
 
 
 def consider(context: RunContext, current: RunState, span: Span, record: dict[str, Any]) -> bool:
-    """Ends the search, if it is time; to be called after every evaluation.
+    """Ends the search if the curvature has risen too fast; called after every evaluation.
 
-    Alpha becomes that of evaluation i - k, see `has_risen`. The weights stay: what comes next is
-    trained from where they are. Evaluations before alpha's first step do not count.
+    Alpha becomes that of evaluation i - k, see `has_risen`. The weights stay, and the next phase
+    trains them further. Evaluations before alpha's first step do not count.
 
     Args:
       context: of the run.
-      current: where it is.
+      current: its state; alpha and the history change when the search ends.
       span: the phase.
-      record: of the evaluation; gets `arch/eigenvalue`.
+      record: metrics of the evaluation; `arch/eigenvalue` is added.
 
     Returns:
-      Whether the search is over.
+      Whether the search has ended.
     """
     step, c = record['step'], context.config.search
     if not decides(context, span) or not context.schedule.alpha_updates(step):
         return False
     alpha, unravel = jax.flatten_util.ravel_pytree(current.state.arch)
-    record['arch/eigenvalue'] = _measure(context, current)
-    seen = current.history.curvature
-    seen.append(
+    record['arch/eigenvalue'] = _measure_eigenvalue(context, current)
+    evaluations = current.history.curvature
+    evaluations.append(
         {
             'epoch': span.epoch_at(step),
             'eigenvalue': record['arch/eigenvalue'],
             'alpha': np.asarray(alpha).tolist(),
         }
     )
-    del seen[: -2 * c.stop_window]
-    eigenvalues = [each['eigenvalue'] for each in seen]
+    del evaluations[: -2 * c.stop_window]
+    eigenvalues = [entry['eigenvalue'] for entry in evaluations]
     if not has_risen(eigenvalues, c.stop_window, c.stop_ratio):
         return False
-    back = seen[c.stop_window // 2]
-    restored = unravel(jnp.array(back['alpha'], jnp.float32))
+    earlier = evaluations[c.stop_window // 2]
+    restored = unravel(jnp.array(earlier['alpha'], jnp.float32))
     current.packed = pmap.replicated(current.packed.put(arch=restored))
-    current.history.halted = {
-        'step': step,
-        'epoch': span.epoch_at(step),
-        'alpha_of_epoch': back['epoch'],
-        'eigenvalues': eigenvalues,
-    }
-    current.history.curvature = []
-    current.row.update(epochs=span.epoch_at(step), steps=step - span.start)
-    logger.info(
-        "search ends after epoch %d of %d: the largest eigenvalue of alpha's Hessian has risen "
-        '(%s); alpha is that of epoch %d again',
-        span.epoch_at(step),
-        span.epochs,
-        ', '.join(f'{number:.3g}' for number in eigenvalues),
-        back['epoch'],
-    )
+    _record_end(current, span, step, earlier['epoch'], eigenvalues)
     return True
 
 
-def _measure(context, current):
-    """On one device, in float32, on images that are the same in the whole run."""
+def _record_end(
+    current: RunState, span: Span, step: int, alpha_epoch: int, eigenvalues: list[float]
+) -> None:
+    """Records in the history, and logs, that the search has ended at `step`."""
+    epoch = span.epoch_at(step)
+    current.history.halted = {
+        'step': step,
+        'epoch': epoch,
+        'alpha_of_epoch': alpha_epoch,
+        'eigenvalues': eigenvalues,
+    }
+    current.history.curvature = []
+    current.row.update(epochs=epoch, steps=step - span.start)
+    logger.info(
+        "search ends after epoch %d of %d: the largest eigenvalue of alpha's Hessian has risen "
+        '(%s); alpha is set back to that of epoch %d',
+        epoch,
+        span.epochs,
+        ', '.join(f'{number:.3g}' for number in eigenvalues),
+        alpha_epoch,
+    )
+
+
+def _measure_eigenvalue(context: RunContext, current: RunState) -> float:
+    """Estimates the eigenvalue on one device, in float32, on the same images in the whole run."""
     size = min(context.config.batch_size, _IMAGES)
-    chosen = batches.batch_indices(context.data.valid, context.config.seed, _STREAM, 0, size)
-    held = current.state
+    indices = batches.batch_indices(
+        context.data.valid, context.config.seed, _CURVATURE_STREAM, 0, size
+    )
+    state = current.state
     return float(
         eigenvalue(
             context.model(current.spec).clone(dtype='float32', synced_over=None),
-            {**held.trainable, 'batch_stats': held.batch_stats},
+            {**state.trainable, 'batch_stats': state.batch_stats},
             context.schedule.beta(current.step),
-            *evaluation.normalized_images(context, chosen),
+            *evaluation.normalized_images(context, indices),
             context.key(run_context.CURVATURE),
         )
     )

@@ -1,8 +1,8 @@
-"""Evaluates the current network: accuracy, loss, and the BatchNorm statistics that it takes."""
+"""Evaluates the current network: accuracy, loss, and BatchNorm statistics for the evaluation."""
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +14,20 @@ from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import pmap
 
-_STATISTICS = 3  # a stream of batches of train; `loop` has another
+# Tag of a stream of training batches; `phase_loop` draws from the same images under another tag.
+_STATISTICS_STREAM = 3
 
 
-def eval_chunks(context: RunContext, pool: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-    """`pool` once, in order, as chunks; the last batch is filled up with images of weight 0."""
+def eval_chunks(context: RunContext, pool: np.ndarray) -> Iterator[dict[str, jax.Array]]:
+    """Yields all images of a part of the data once, in order, as chunks on the devices.
+
+    Args:
+      context: of the run.
+      pool: indices of the images, `[N]`.
+
+    Yields:
+      Chunks of `context.slots()` batches. The last batch is filled up with images of weight 0.
+    """
     size, slots = context.config.batch_size, context.slots()
     count = -(-len(pool) // size)
     padded = np.resize(pool, count * size).reshape(count, size)
@@ -30,30 +39,45 @@ def eval_chunks(context: RunContext, pool: np.ndarray) -> Iterator[dict[str, np.
         yield pmap.shard_to_devices(batches.chunk(taken, slots, jax.local_device_count()))
 
 
-def normalized_images(context: RunContext, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The images of these indices, as networks see them, and their labels."""
-    images, labels = context.data.images.read(chosen)
+def normalized_images(context: RunContext, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Reads images and normalizes them as networks see them.
+
+    Args:
+      context: of the run.
+      indices: of the images, `[N]`.
+
+    Returns:
+      Images `[N, H, W, C]`, float32 and not augmented, and labels `[N]`, int32.
+    """
+    images, labels = context.data.images.read(indices)
     return (images - context.data.mean) / context.data.std, labels
 
 
 def refresh_statistics(context: RunContext, current: RunState) -> None:
-    """Gives the current network's BatchNorms statistics that are its own, before an evaluation.
+    """Gives the BatchNorms of the most likely network statistics of its own before an evaluation.
 
-    Those of a supernet are means over draws. The network that alpha makes most likely is evaluated
-    with means over a few training batches, always the same ones, and goes on with them: training
-    does not read them, and a network that alpha derives begins with them.
+    The running statistics of a supernet are means over the networks that were drawn. The network
+    that alpha makes most likely is evaluated with means over `search.statistics_batches` training
+    batches instead, the same ones each time. The state keeps them: training does not read them,
+    and a network that is derived from alpha starts with them.
     """
     if current.programs.statistics is None:
         return
     call = current.programs.statistics.call
-    for chunk in _statistics_chunks(context):
+    for chunk in statistics_chunks(context):
         current.packed = call(current.packed, chunk, context.shared)
 
 
-def _statistics_chunks(context):
+def statistics_chunks(context: RunContext) -> Iterator[dict[str, jax.Array]]:
+    """Yields the training batches of `refresh_statistics`, as chunks on the devices.
+
+    Each has, beside the images, `done`: the number of batches in the chunks before.
+    """
     c, train = context.config, context.data.train
-    numbers = range(c.search.statistics_batches)
-    pool = [batches.batch_indices(train, c.seed, _STATISTICS, i, c.batch_size) for i in numbers]
+    pool = [
+        batches.batch_indices(train, c.seed, _STATISTICS_STREAM, number, c.batch_size)
+        for number in range(c.search.statistics_batches)
+    ]
     for i, chunk in enumerate(eval_chunks(context, np.concatenate(pool))):
         done = np.full(jax.local_device_count(), i * context.slots(), np.int32)
         yield {**chunk, 'done': pmap.shard_to_devices(done)}
@@ -62,13 +86,22 @@ def _statistics_chunks(context):
 def evaluate(
     context: RunContext, current: RunState, pool: np.ndarray
 ) -> list[dict[str, jax.Array]]:
-    """Queues an evaluation of the current network on all images of `pool`; does not wait for it."""
+    """Queues an evaluation of the current network, and does not wait for it.
+
+    Args:
+      context: of the run.
+      current: has the network and its programs.
+      pool: indices of the images, `[N]`.
+
+    Returns:
+      The sums of each chunk, on the devices, for `mean_loss_and_accuracy`.
+    """
     call = current.programs.evaluate.call
-    return [call(current.packed, b, context.shared) for b in eval_chunks(context, pool)]
+    return [call(current.packed, chunk, context.shared) for chunk in eval_chunks(context, pool)]
 
 
-def mean_loss_and_accuracy(sums: list[dict[str, jax.Array]]) -> tuple[float, float]:
-    """Mean loss and accuracy of an evaluation; waits for it."""
+def mean_loss_and_accuracy(sums: Sequence[Mapping[str, jax.Array]]) -> tuple[float, float]:
+    """Waits for an evaluation, and returns its mean loss and its accuracy (0 to 1)."""
     loss, correct, images = (
         math.fsum(number for part in sums for number in pmap.fetch_replicated(part[key]))
         for key in ('loss', 'correct', 'images')
@@ -77,15 +110,15 @@ def mean_loss_and_accuracy(sums: list[dict[str, jax.Array]]) -> tuple[float, flo
 
 
 def accuracy(context: RunContext, current: RunState, pool: np.ndarray) -> float:
-    """Accuracy of the current network over all images of `pool`."""
+    """Returns the accuracy (0 to 1) of the current network on the images of `pool`."""
     return mean_loss_and_accuracy(evaluate(context, current, pool))[1]
 
 
 def count_parameters(current: RunState) -> int:
-    """Numbers in `params` of the current network; see `parameters_in`."""
+    """Counts the numbers in `params` of the current network, see `count_parameters_in`."""
     return count_parameters_in(current.packed.layout.like.params)
 
 
 def count_parameters_in(params: Mapping[str, Any]) -> int:
-    """Counts the numbers in `params`, without factors and a head that only training has."""
+    """Counts the numbers in `params`, without factors and the head that only training has."""
     return factors.count({name: tree for name, tree in params.items() if name != SECOND_HEAD})

@@ -1,9 +1,11 @@
-"""Where a run begins: at step 0, from what another run has learned, or where it was stopped."""
+"""Starts a run: from scratch, from a checkpoint of another run, or where it was stopped."""
 
 import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -25,42 +27,62 @@ from asose_jax.spaces import chain, registry
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase, Schedule
+from asose_jax.train.state import SearchState
 
 logger = logging.getLogger('asose_jax')
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a new run begins with: a network, and the checkpoint of another run, if any."""
+    """What a new run starts from.
+
+    Attributes:
+      spec: description of the network.
+      directory: of the checkpoints of another run, whose state is taken over; `None` if weights
+        start fresh.
+      step: of the checkpoint there.
+      phase: that the other run was in at that step.
+      gates: whether the checkpoint is of an older version, see `old_checkpoints`.
+    """
 
     spec: genotype.NetSpec
     directory: pathlib.Path | None = None
     step: int | None = None
     phase: Phase | None = None
-    gates: bool = False  # of an older version, see `old_checkpoints`
+    gates: bool = False
 
 
 def origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Schedule) -> Origin:
-    """Where a run with this config begins; nothing is written.
+    """Finds out what a run with this config starts from. Reads files and writes none.
+
+    It is the checkpoint that `init_from` names; or else, with fresh weights, the derived network
+    that `network` names, or the supernet of the config, in which `genotype` may choose.
+
+    Args:
+      config: of the run.
+      images: the data set, which the network must fit.
+      schedule: of the run.
+
+    Returns:
+      The origin; nothing of another run's state is read yet, see `begin`.
 
     Raises:
-      UserError: `network` or `init_from` cannot be read, or does not fit the data or the plan.
+      UserError: `init_from`, `network` or `genotype` cannot be read, or does not fit the data, the
+        schedule or the rest of the config.
     """
-    m = config.model
     if config.init_from is not None:
-        try:
-            found, arrays = _of_another_run(config.init_from, images, schedule)
-        except checkpoint.DamagedError as error:
-            raise UserError(f'init_from={config.init_from!r}: {error}') from error
-        _require_same_space(found.spec, m.space, f'init_from={config.init_from!r}')
-        if not found.spec.is_derived():
-            _require_same_form(found.spec, config)
-        _require_same_weights(found.spec, arrays, config)
-        return found
+        return _checkpoint_origin(config, images, schedule)
     if config.network is not None:
         spec = _read_network(config.network, images)
-        _require_same_space(spec, m.space, f'network={config.network!r}')
+        _require_same_space(spec, config.model.space, f'network={config.network!r}')
         return Origin(_scaled(spec, config.network_channels))
+    spec = _configured_supernet(config, images)
+    return Origin(spec if config.genotype is None else _chosen_network(config.genotype, spec))
+
+
+def _configured_supernet(config: ml_collections.ConfigDict, images: Dataset) -> genotype.NetSpec:
+    """Returns the description of the supernet that `config` asks for."""
+    m = config.model
     spec = registry.SPACES[m.space].build(
         images.image_shape,
         len(images.class_names),
@@ -78,29 +100,101 @@ def origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Schedul
     if not all(spec.places(row.group, row.member) for row in spec.rows()):
         raise UserError(
             f'model.reductions={tuple(m.reductions)}: with model.depth={m.depth} in the space '
-            f'{m.space!r}, some choices would decide on nothing; it needs modules that reduce '
-            "('darts') and modules that do not"
+            f'{m.space!r}, some rows of alpha would control no operation. The space needs modules '
+            "that reduce ('darts') and modules that do not."
         )
-    return Origin(spec if config.genotype is None else _chosen(config.genotype, spec))
+    return spec
 
 
-def _require_same_form(spec, config):
-    """What is of the model's form and yet no number of channels or blocks."""
+# --- Checkpoints of other runs
+
+
+def _checkpoint_origin(
+    config: ml_collections.ConfigDict, images: Dataset, schedule: Schedule
+) -> Origin:
+    """Returns the checkpoint that `init_from` names, if this run can go on from it."""
+    try:
+        source, arrays = _describe_checkpoint(config.init_from, images, schedule)
+    except checkpoint.DamagedError as error:
+        raise UserError(f'init_from={config.init_from!r}: {error}') from error
+    _require_same_space(source.spec, config.model.space, f'init_from={config.init_from!r}')
+    if not source.spec.is_derived():
+        _require_same_form(source.spec, config)
+    _require_same_weights(source.spec, arrays, config)
+    return source
+
+
+def _describe_checkpoint(
+    path: str, images: Dataset, schedule: Schedule
+) -> tuple[Origin, list[str]]:
+    """Reads the description of a checkpoint of another run.
+
+    Args:
+      path: the value of `init_from`.
+      images: the data set of this run.
+      schedule: of this run.
+
+    Returns:
+      The origin, and the names of the arrays in the checkpoint.
+
+    Raises:
+      UserError: there is no checkpoint, or it does not fit the data or the schedule.
+      DamagedError: it cannot be read.
+    """
+    directory, step = checkpoint.locate(path)
+    with checkpoint.Checkpoints(directory) as checkpoints:
+        step = checkpoints.latest() if step is None else step
+        if step is None:
+            raise UserError(f'init_from={path!r}: no finished checkpoint in {directory}')
+        meta = checkpoints.describe(step)
+    spec = registry.spec_from_json(meta['spec'])
+    _require_same_images(images, spec, f'init_from={path!r} was trained on')
+    if spec.is_derived() and schedule.spans[0].phase is not Phase.OPTIMIZE:
+        raise UserError(
+            f'init_from={path!r} holds a derived network, which can only be optimized '
+            'further: set warmup.epochs, search.epochs and growth.epochs to 0, or take a '
+            'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
+        )
+    arrays = [*meta['checksums']]
+    gates = old_checkpoints.are_in(arrays)
+    return Origin(spec, directory, step, Phase(meta['phase']), gates), arrays
+
+
+def _require_same_form(spec: genotype.NetSpec, config: ml_collections.ConfigDict) -> None:
+    """Compares the parts of a supernet's form that its channels and blocks do not show.
+
+    Raises:
+      UserError: one differs from what `config` asks for.
+    """
     forms = [('search.partial_channels', spec.partial, config.search.partial_channels)]
     if isinstance(spec, chain.ChainSpec):
         forms.append(('model.residual', spec.residual, config.model.residual))
     else:
         forms.append(('search.exact_start', bool(spec.factors), has_exact_start(config)))
-    for field, found, wanted in forms:
-        if found != wanted:
+    for field, theirs, ours in forms:
+        if theirs != ours:
             raise UserError(
-                f'init_from={config.init_from!r} holds a network of {field}={found}, this run has '
-                f'{wanted}: set it to the same'
+                f'init_from={config.init_from!r} holds a network with {field}={theirs}, this run '
+                f'has {ours}: set {field}={theirs}'
             )
 
 
-def _require_same_weights(spec, arrays, config):
-    """Those beside the candidates, of which a description of the network does not tell."""
+def _require_same_weights(
+    spec: genotype.NetSpec, arrays: Sequence[str], config: ml_collections.ConfigDict
+) -> None:
+    """Compares the names of the weights in a checkpoint with those that this run trains.
+
+    They may differ in weights beside the candidates (second head, auxiliary skips), which the
+    description of a network does not mention.
+
+    Args:
+      spec: description of the network in the checkpoint.
+      arrays: names of the arrays in the checkpoint.
+      config: of this run.
+
+    Raises:
+      UserError: they differ.
+    """
     model = make_supernet(config, spec)
     like = state.abstract_state(model, optax.identity(), pmap.replicated_sharding())
     theirs, ours = (
@@ -108,50 +202,68 @@ def _require_same_weights(spec, arrays, config):
         for names in (arrays, checkpoint.names(like))
     )
     if theirs != ours:
-        verb, name = 'has' if theirs - ours else 'has not', min(theirs ^ ours)
+        name = min(theirs ^ ours)
         field = 'optimize.second_head' if SECOND_HEAD in name else 'search.auxiliary_skip'
+        difference = (
+            f'has the weights {name}, which this run lacks'
+            if theirs - ours
+            else f'lacks the weights {name}, which this run has'
+        )
         raise UserError(
-            f'init_from={config.init_from!r} {verb} the weights {name}, unlike this run: set '
-            f'{field} to what it was there'
+            f'init_from={config.init_from!r} {difference}: set {field} as in the other run'
         )
 
 
-def _scaled(spec, channels):
+def _scaled(spec: genotype.NetSpec, channels: int | None) -> genotype.NetSpec:
     if channels is None:
         return spec
     try:
-        return chain.scaled(spec, channels)
+        return chain.scaled(cast(chain.ChainSpec, spec), channels)
     except ValueError as error:
-        raise UserError(f'network_channels={channels}: {error}; take another number') from error
+        raise UserError(f'network_channels={channels}: {error}. Set another number.') from error
 
 
-def _require_same_space(spec, space, whose):
+def _require_same_space(spec: genotype.NetSpec, space: str, source: str) -> None:
+    """Raises UserError unless `spec`, which the setting `source` names, is of this space."""
     if space != spec.SPACE:
         raise UserError(
-            f'{whose} is of the space {spec.SPACE!r}; model.space={space!r}. Set it, or begin with '
-            'the preset of that space.'
+            f'{source} is a network of the space {spec.SPACE!r}; model.space={space!r}. Set '
+            f'model.space={spec.SPACE!r}, or start with the preset of that space.'
         )
 
 
-def _genotype_file(path):
-    given = pathlib.Path(path).expanduser()
-    return given / 'genotype.json' if given.is_dir() else given
+# --- Files with a network or a genotype
 
 
-def _chosen(path, spec):
-    """The derived network of the genotype in a file: JSON, or the text of the space."""
+def _genotype_file(path: str) -> pathlib.Path:
+    """Returns the file that `path` names, or genotype.json in the directory that it names."""
+    file = pathlib.Path(path).expanduser()
+    return file / 'genotype.json' if file.is_dir() else file
+
+
+def _chosen_network(path: str, spec: genotype.NetSpec) -> genotype.NetSpec:
+    """Returns the network that a genotype derives from a supernet.
+
+    Args:
+      path: the value of `genotype`: a file with JSON or with the text format of the space, or a
+        workdir.
+      spec: description of the supernet.
+
+    Raises:
+      UserError: the genotype cannot be read, or does not fit the supernet.
+    """
     file = _genotype_file(path)
     try:
         text = file.read_text(encoding='utf-8')
         if text.lstrip().startswith('{'):
             content = json.loads(text)
             if content.get('network', {}).get('space', spec.SPACE) != spec.SPACE:
-                raise ValueError(f'it is of the space {content["network"]["space"]!r}')
+                raise ValueError(f'it is for the space {content["network"]["space"]!r}')
             chosen = genotype.Genotype(genotype.frozen(content['genotype']))
         elif (loads := registry.SPACES[spec.SPACE].loads) is not None:
             chosen = loads(text)
         else:
-            raise ValueError(f'the space {spec.SPACE!r} has no text of its own, only genotype.json')
+            raise ValueError(f'the space {spec.SPACE!r} has no text format, only genotype.json')
         unknown = {
             name for group in chosen.operations for name in group
         } - operations.PRIMITIVES.keys()
@@ -162,40 +274,28 @@ def _chosen(path, spec):
         raise UserError(
             f'genotype={path!r}: {file} holds no genotype for a network of model.space='
             f'{spec.SPACE!r} ({type(error).__name__}: {error}). Name a genotype.json, a workdir, '
-            'or a file with the text of the space, and set the fields of model to fit it.'
+            'or a file with the text format of the space, and set the fields of model to fit it.'
         ) from error
 
 
-def _of_another_run(source, images, schedule):
-    directory, step = checkpoint.locate(source)
-    with checkpoint.Checkpoints(directory) as checkpoints:
-        step = checkpoints.latest() if step is None else step
-        if step is None:
-            raise UserError(f'init_from={source!r}: no finished checkpoint in {directory}')
-        meta = checkpoints.describe(step)
-    spec = registry.spec_from_json(meta['spec'])
-    _require_same_images(images, spec, f'init_from={source!r} was trained on')
-    if spec.is_derived() and schedule.spans[0].phase is not Phase.OPTIMIZE:
-        raise UserError(
-            f'init_from={source!r} holds a derived network, which can only be optimized '
-            'further: set warmup.epochs, search.epochs and growth.epochs to 0, or take a '
-            'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
-        )
-    arrays = [*meta['checksums']]
-    return Origin(
-        spec, directory, step, Phase(meta['phase']), old_checkpoints.are_in(arrays)
-    ), arrays
+def _read_network(path: str, images: Dataset) -> genotype.NetSpec:
+    """Reads the derived network that a genotype.json describes.
 
+    Args:
+      path: the value of `network`: the file, or the workdir that it is in.
+      images: the data set of this run.
 
-def _read_network(path, images):
-    """The description in a genotype.json, or in that of a workdir."""
+    Raises:
+      UserError: the network cannot be read, is not derived, or does not fit the images.
+    """
     file = _genotype_file(path)
     try:
         content = json.loads(file.read_text(encoding='utf-8'))
-        # Schema 1 named the space at the top.
-        kind = (content['network'].get('space', content.get('space')), content['schema'])
-        known = kind[0] in registry.SPACES and kind[1] == genotype.SCHEMA
-        spec = registry.spec_from_json(content['network']) if known else None
+        # Schema 1 had the space beside the network, not in it.
+        space = content['network'].get('space', content.get('space'))
+        schema = content['schema']
+        readable = space in registry.SPACES and schema == genotype.SCHEMA
+        spec = registry.spec_from_json(content['network']) if readable else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f'network={path!r}: {file} cannot be read as a network ({type(error).__name__}: '
@@ -203,7 +303,7 @@ def _read_network(path, images):
         ) from error
     if spec is None:
         raise UserError(
-            f'network={path!r}: {file} is of space {kind[0]!r}, schema {kind[1]!r}; this version '
+            f'network={path!r}: {file} is of space {space!r}, schema {schema!r}; this version '
             f'reads schema {genotype.SCHEMA} of {", ".join(map(repr, registry.SPACES))}. Use the '
             'version of asose_jax that wrote it.'
         )
@@ -211,26 +311,48 @@ def _read_network(path, images):
         name for row in spec.rows() for name in row.candidates
     } - operations.PRIMITIVES.keys()
     if unknown or not spec.is_derived():
-        what = f'the unknown operations {sorted(unknown)}' if unknown else 'a choice left open'
+        fault = (
+            f'unknown operations {sorted(unknown)}' if unknown else 'choices of several candidates'
+        )
         raise UserError(
-            f'network={path!r}: {file} has {what}. It must name one of these everywhere: '
+            f'network={path!r}: {file} has {fault}. Every choice must name exactly one of '
             f'{", ".join(operations.PRIMITIVES)}.'
         )
     _require_same_images(images, spec, f'network={path!r} is for')
-    return dataclasses.replace(spec, factors=())  # of a trained supernet's end
+    # Factors that were left at the end of a search belong to its weights, which are not read.
+    return dataclasses.replace(spec, factors=())
 
 
-def _require_same_images(images, spec, whose):
+def _require_same_images(images: Dataset, spec: genotype.NetSpec, source: str) -> None:
+    """Raises UserError unless a network takes the images of the data set.
+
+    Args:
+      images: the data set of this run.
+      spec: description of the network.
+      source: the beginning of the message, such as `"network='FILE' is for"`.
+    """
     ours = (images.image_shape, len(images.class_names))
     if (spec.image_shape, spec.num_classes) != ours:
         raise UserError(
-            f'{whose} images {spec.image_shape} of {spec.num_classes} classes; the images of '
+            f'{source} images {spec.image_shape} of {spec.num_classes} classes; the images of '
             f'data.name are {ours[0]}, of {ours[1]} classes.'
         )
 
 
+# --- The state
+
+
 def begin(context: RunContext, origin: Origin) -> RunState:
-    """Step 0: fresh, or with weights, alpha, BN statistics and moments of another run."""
+    """Returns the state of a new run at step 0.
+
+    Args:
+      context: of the run.
+      origin: what it starts from. Of a checkpoint of another run, weights, alpha, BatchNorm
+        statistics and the optimizer's moments are taken over, see `state.restart`.
+
+    Raises:
+      UserError: the checkpoint is damaged, or the disk is too full for checkpoints.
+    """
     spec = origin.spec
     log_network(context, spec)
     if origin.directory is None:
@@ -239,15 +361,15 @@ def begin(context: RunContext, origin: Origin) -> RunState:
         with checkpoint.Checkpoints(origin.directory) as checkpoints:
             try:
                 if origin.gates:
-                    spec, old = old_checkpoints.restore(
+                    spec, restored = old_checkpoints.restore(
                         checkpoints, origin.step, spec, context.model, context.tx
                     )
                 else:
-                    old = checkpoints.restore(origin.step, _abstract_state(context, spec))
+                    restored = checkpoints.restore(origin.step, _abstract_state(context, spec))
             except checkpoint.DamagedError as error:
                 raise UserError(f'init_from={context.config.init_from!r}: {error}') from error
-        start = state.restart(old)
-        _tell_open(context, old)
+        start = state.restart(restored)
+        _warn_of_trained_candidates(context, restored)
         logger.info(
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
@@ -255,33 +377,43 @@ def begin(context: RunContext, origin: Origin) -> RunState:
     return RunState(spec, on_devices(start), origin.phase)
 
 
-def _tell_open(context, old):
-    """Warns of a warmup of the residuals alone that begins with candidates which are open."""
-    leaves = jax.tree.leaves_with_path(old.params)
-    is_open = any(bool(leaf != 0) for path, leaf in leaves if factors.is_factor(path))
-    if is_open and has_exact_start(context.config) and context.config.warmup.epochs:
+def _warn_of_trained_candidates(context: RunContext, restored: SearchState) -> None:
+    """Warns if factors are not 0 at the start of a warmup that uses no candidate.
+
+    With an exact start, warmup trains what is around the candidates, and search begins with all
+    factors at 0 (docs/algorithm.md, "Exact start").
+    """
+    leaves = jax.tree.leaves_with_path(restored.params)
+    has_trained = any(bool(leaf != 0) for path, leaf in leaves if factors.is_factor(path))
+    if has_trained and has_exact_start(context.config) and context.config.warmup.epochs:
         logger.warning(
-            'init_from=%r holds candidates that are trained, which warmup leaves out and search '
-            'begins with again: set warmup.epochs=0, or search.exact_start=False',
+            'init_from=%r holds candidates that are already trained: warmup does not use them, and '
+            'search starts with them again. Set warmup.epochs=0, or search.exact_start=False.',
             context.config.init_from,
         )
 
 
 def resume(context: RunContext) -> RunState:
-    """The newest checkpoint that is whole; its description first, since that gives the shapes."""
+    """Returns the state in the newest checkpoint of the run that is not damaged.
 
-    def read(step):
+    Raises:
+      UserError: all checkpoints are damaged, or another version of the program wrote them.
+    """
+
+    def read(step: int) -> RunState:
+        # The description comes first: it gives the shapes of the arrays.
         meta = context.checkpoints.describe(step)
         if old_checkpoints.are_in(meta['checksums']):
             raise UserError(
                 f'{context.workdir} holds a run of an older version of asose_jax, whose blocks had '
-                'gates. Let that version finish it; or begin a run in another --workdir with '
+                'gates; this version cannot continue it. Finish it with that version, or start a '
+                'new run in another --workdir with '
                 f'--config.init_from={context.checkpoints.directory / str(step)}'
             )
         spec = registry.spec_from_json(meta['spec'])
         restored = context.checkpoints.restore(step, _abstract_state(context, spec))
-        told = RunHistory.from_json(meta['told'])
-        return RunState(spec, on_devices(restored), Phase(meta['phase']), told)
+        history = RunHistory.from_json(meta['told'])
+        return RunState(spec, on_devices(restored), Phase(meta['phase']), history)
 
     current = context.checkpoints.restore_latest_valid(read)
     log_network(context, current.spec)
@@ -289,12 +421,12 @@ def resume(context: RunContext) -> RunState:
     return current
 
 
-def _abstract_state(context, spec):
+def _abstract_state(context: RunContext, spec: genotype.NetSpec) -> SearchState:
     return state.abstract_state(context.model(spec), context.tx, pmap.replicated_sharding())
 
 
 def log_network(context: RunContext, spec: genotype.NetSpec) -> None:
-    """Logs a table of the network: shapes, parameters, sizes."""
+    """Logs a table of the modules of a network: shapes, parameters, sizes."""
     image = jnp.zeros((1, *spec.image_shape), jnp.float32)
     keys = dict.fromkeys(('params', 'arch'), context.key(INIT))
     table = nn.tabulate(

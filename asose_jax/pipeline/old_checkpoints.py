@@ -1,4 +1,7 @@
-"""Checkpoints of before factors, in which a branch had one gate for all of its candidates."""
+"""Reads checkpoints of older versions, in which all candidates of a branch shared one gate.
+
+Now each candidate has a factor of its own, see `nn.mixed_op.MixedOp`.
+"""
 
 import dataclasses
 import functools
@@ -19,12 +22,12 @@ from asose_jax.train.state import SearchState
 
 
 def are_in(names: Iterable[str]) -> bool:
-    """Whether a checkpoint with arrays of these names has gates."""
+    """Returns whether a checkpoint whose arrays have these names has gates."""
     return any("['gate_0']" in name for name in names)
 
 
 def is_gate(name: str) -> bool:
-    """Whether the array of this name is a gate, or a factor, which took its place."""
+    """Returns whether an array of this name is a gate, or a factor, which took its place."""
     return "['gate_" in name or f"['{FACTOR}']" in name
 
 
@@ -35,55 +38,66 @@ def restore(
     model_of: Callable[[NetSpec], SuperNet],
     tx: optax.GradientTransformationExtraArgs,
 ) -> tuple[NetSpec, SearchState]:
-    """Reads a checkpoint with gates: every factor of a branch is its gate.
+    """Restores a checkpoint with gates; the factors of each branch get the value of its gate.
 
     Args:
-      checkpoints: where it is.
-      step: which one.
-      spec: as it tells of the network.
-      model_of: the network of a description.
+      checkpoints: those of the run.
+      step: of the checkpoint.
+      spec: description of the network, as the checkpoint has it.
+      model_of: builds the network of a description.
       tx: the optimizer.
 
     Returns:
-      The description and the state of the same network, on the host; folded, if it is derived.
+      Description and state of the same network with factors, on the host. If the network is
+      derived, its factors are folded into BatchNorms, see `nn.factors`.
     """
     flags = tuple((True,) * len(group) for group in spec.groups())
     spec = dataclasses.replace(spec, factors=flags)
     like = state.abstract_state(model_of(spec), tx, pmap.replicated_sharding())
-    held = _each(functools.partial(_with_gates, spec), like)
-    held = jax.device_get(checkpoints.restore(step, held))
-    held = _each(_with_factors, like, held)
+    with_gates = _map_weights(functools.partial(_with_gates, spec), like)
+    with_gates = jax.device_get(checkpoints.restore(step, with_gates))
+    restored = _map_weights(_with_factors, like, with_gates)
     if not spec.is_derived():
-        return spec, held
+        return spec, restored
     chosen = genotype.most_likely(spec, {})
-    return factors.folded_spec(spec, chosen), state.derive_state(held, spec, chosen, tx)
+    return factors.folded_spec(spec, chosen), state.derive_state(restored, spec, chosen, tx)
 
 
-def _each(change, *states):
-    """The last of the states, with what `change` makes of all weights, and of their momentum."""
-    traces = [optax.tree.get(each.opt_state, 'trace') for each in states]
-    trace = {**traces[-1], 'params': change(*(each['params'] for each in traces))}
+def _map_weights(change: Callable[..., Any], *states: SearchState) -> SearchState:
+    """Applies `change` to the weights of some states, and to the momentum of the weights.
+
+    Args:
+      change: takes a tree like `params` of each state, and returns one.
+      *states: states; all else of the result is that of the last one.
+
+    Returns:
+      The changed state.
+    """
+    traces = [optax.tree.get(old.opt_state, 'trace') for old in states]
+    trace = {**traces[-1], 'params': change(*(old['params'] for old in traces))}
     return states[-1].replace(
-        params=change(*(each.params for each in states)),
+        params=change(*(old.params for old in states)),
         opt_state=optax.tree.set(states[-1].opt_state, trace=trace),
     )
 
 
 def _with_gates(spec: NetSpec, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Shapes as they were: without factors, and with a gate for each branch."""
-    found = factors.without(params)
-    number = jax.tree.leaves(params)[0]
-    gate = jax.ShapeDtypeStruct((), np.float32, sharding=number.sharding)
+    """Returns the shapes of weights with a gate for each branch, and without factors."""
+    shapes = factors.without(params)
+    example = jax.tree.leaves(params)[0]
+    gate = jax.ShapeDtypeStruct((), np.float32, sharding=example.sharding)
     for group, member, _ in spec.rows():
-        found.setdefault(f'block_{group}', {})[f'gate_{member}'] = gate
-    return found
+        shapes.setdefault(f'block_{group}', {})[f'gate_{member}'] = gate
+    return shapes
 
 
-def _with_factors(like, old):
-    def value(path, _):
+def _with_factors(like: Mapping[str, Any], with_gates: Mapping[str, Any]) -> Any:
+    """Returns weights in the structure of `like`, with the gate of its branch for each factor."""
+
+    def value(path: tuple[Any, ...], _: Any) -> Any:
         names = [part.key for part in path]
         if names[-1] == FACTOR:
-            return old[names[0]][names[1].replace('branch', 'gate')]
-        return genotype.at(old, names)
+            return with_gates[names[0]][names[1].replace('branch', 'gate')]
+        return genotype.at(with_gates, names)
 
     return jax.tree.map_with_path(value, like)

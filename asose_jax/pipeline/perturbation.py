@@ -1,7 +1,8 @@
-"""Which operations are kept: those that the supernet misses most, whatever alpha says (DARTS-PT).
+"""Keeps the operations whose absence costs the supernet most accuracy (DARTS-PT).
 
 Alpha need not say how much an operation matters to the supernet (Wang et al. 2021,
-arXiv:2108.04392). Here the supernet is asked: what is its accuracy without one of the candidates?
+arXiv:2108.04392). Here the accuracy of the supernet is measured with one candidate left out at a
+time, whatever alpha says.
 """
 
 import dataclasses
@@ -23,7 +24,8 @@ from asose_jax.train.phases import Phase
 
 logger = logging.getLogger('asose_jax')
 
-_NEVER = -1e9  # a logit that softmax makes exactly 0; the guards take infinity for a fault
+# A logit whose softmax is exactly 0. It is finite, since guards treat infinity as a fault.
+_ZERO_LOGIT = -1e9
 
 Rows = list[np.ndarray]
 
@@ -31,22 +33,22 @@ Rows = list[np.ndarray]
 def select(
     spec: NetSpec, rows: Rows, accuracy: Callable[[Rows], float], key: jax.Array
 ) -> Genotype:
-    """The genotype by perturbation (arXiv:2108.04392, algorithm 1), without training in between.
+    """Selects a genotype by perturbation (arXiv:2108.04392, algorithm 1), without fine-tuning.
 
-    One row after another, in random order: the candidate without which accuracy is lowest is kept,
-    and from then on it is alone in its row. Of equals, the more likely one is kept.
+    It decides on one row after another, in random order. The candidate without which accuracy is
+    lowest is kept, and is alone in its row from then on. Among equals, the more likely one is kept.
 
-    Where the space keeps some edges of a node only, no row keeps `none`; then one node after
+    Where the space keeps only some edges of each node, no row keeps `none`. Instead, one node after
     another, in random order, keeps the edges without which accuracy is lowest.
 
     Args:
-      spec: of the supernet.
-      rows: how much there is of each candidate, `[K]` for each of `spec.rows()`: probabilities.
-      accuracy: of the supernet with such rows; what matters of a row are its ratios.
-      key: of the orders.
+      spec: description of the supernet.
+      rows: weight of each candidate, `[K]` for each of `spec.rows()`: probabilities.
+      accuracy: measures the supernet with such rows; only the ratios within a row matter.
+      key: random key of the orders.
 
     Returns:
-      The choice of every row.
+      The chosen operation of every row.
     """
     rows = list(rows)
     row_key, node_key = jax.random.split(key)
@@ -54,57 +56,65 @@ def select(
         rows[number] = _keep_operation(spec, rows, number, accuracy)
     if spec.EDGES_KEPT is not None:
         for group in _shuffled(range(len(spec.groups())), node_key):
-            rows = _keep_edges(spec, rows, group, accuracy)
+            rows = _keep_edges(spec, rows, group, spec.EDGES_KEPT, accuracy)
     return genotype.of_rows(spec, [int(row.argmax()) for row in rows])
 
 
-def _keep_operation(spec, rows, number, accuracy):
-    """The row `number`, with one candidate left."""
+def _keep_operation(
+    spec: NetSpec, rows: Rows, number: int, accuracy: Callable[[Rows], float]
+) -> np.ndarray:
+    """Returns row `number` with one candidate left, a one-hot `[K]`."""
     group, member, names = spec.rows()[number]
-    asked = [k for k in range(len(names)) if spec.EDGES_KEPT is None or names[k] != NONE]
-    if len(asked) == 1:
-        return _only(asked[0], names)
+    eligible = [k for k in range(len(names)) if spec.EDGES_KEPT is None or names[k] != NONE]
+    if len(eligible) == 1:
+        return _one_hot(eligible[0], names)
     row = rows[number]
-    found = {k: accuracy(_with(rows, number, row * (1 - _only(k, names)))) for k in asked}
-    best, second, *_ = sorted(asked, key=lambda k: (found[k], -row[k]))
+    accuracy_without = {
+        k: accuracy(_with_row(rows, number, row * (1 - _one_hot(k, names)))) for k in eligible
+    }
+    best, second, *_ = sorted(eligible, key=lambda k: (accuracy_without[k], -row[k]))
     logger.info(
-        'selection: choice %d_%d keeps %s, %.1f %% without it (%.1f %% without %s)',
+        'selection: choice %d_%d keeps %s: accuracy is %.1f %% without it (%.1f %% without %s)',
         group,
         member,
         names[best],
-        100 * found[best],
-        100 * found[second],
+        100 * accuracy_without[best],
+        100 * accuracy_without[second],
         names[second],
     )
-    return _only(best, names)
+    return _one_hot(best, names)
 
 
-def _keep_edges(spec, rows, group, accuracy):
-    """All rows; those of edges of the node `group` that it does not keep choose `none`."""
+def _keep_edges(
+    spec: NetSpec, rows: Rows, group: int, count: int, accuracy: Callable[[Rows], float]
+) -> Rows:
+    """Returns all rows, with `none` chosen for all but `count` edges of the node `group`."""
     absent = {
-        number: _only(row.candidates.index(NONE), row.candidates)
+        number: _one_hot(row.candidates.index(NONE), row.candidates)
         for number, row in enumerate(spec.rows())
         if row.group == group
     }
-    if len(absent) <= spec.EDGES_KEPT:
+    if len(absent) <= count:
         return rows
-    found = {number: accuracy(_with(rows, number, row)) for number, row in absent.items()}
-    ranked = sorted(found, key=found.get)
-    for number in ranked[spec.EDGES_KEPT :]:
-        rows = _with(rows, number, absent[number])
-    kept = [
-        f'{spec.rows()[number].member} ({100 * found[number]:.1f} % without it)'
-        for number in ranked[: spec.EDGES_KEPT]
+    accuracy_without = {
+        number: accuracy(_with_row(rows, number, row)) for number, row in absent.items()
+    }
+    ranked = sorted(accuracy_without, key=accuracy_without.__getitem__)
+    for number in ranked[count:]:
+        rows = _with_row(rows, number, absent[number])
+    edges = [
+        f'{spec.rows()[number].member} ({100 * accuracy_without[number]:.1f} % without it)'
+        for number in ranked[:count]
     ]
-    logger.info('selection: node %d keeps edges %s', group, ', '.join(kept))
+    logger.info('selection: node %d keeps edges %s', group, ', '.join(edges))
     return rows
 
 
-def _with(rows, number, row):
+def _with_row(rows: Rows, number: int, row: np.ndarray) -> Rows:
     return [*rows[:number], row, *rows[number + 1 :]]
 
 
-def _only(k: int, names: Sequence[str]) -> np.ndarray:
+def _one_hot(k: int, names: Sequence[str]) -> np.ndarray:
     return np.eye(len(names), dtype=np.float32)[k]
 
 
@@ -113,12 +123,20 @@ def _shuffled(numbers: Sequence[int], key: jax.Array) -> list[int]:
 
 
 def by_perturbation(context: RunContext, current: RunState) -> Genotype:
-    """What `select` finds with the weights of the supernet, on all validation images.
+    """Selects a genotype of the current supernet by its accuracy on all validation images.
 
     Candidates are mixed by softmax(alpha), and BatchNorm uses the statistics of each batch, as in
     the authors' program: running statistics are of networks in which nothing is missing. Unlike
-    there, the weights of those that are left in a row sum to 1 again. All evaluations are calls of
-    one program. A run that is killed in between does all of it again, and finds the same.
+    there, the weights of the candidates that are left in a row sum to 1 again. All evaluations are
+    calls of one program. A run that is killed during the selection repeats all of it, with the same
+    result.
+
+    Args:
+      context: of the run.
+      current: its state, at the end of the search.
+
+    Returns:
+      The genotype, see `select`.
     """
     spec = current.spec
     step_config = dataclasses.replace(
@@ -131,24 +149,35 @@ def by_perturbation(context: RunContext, current: RunState) -> Genotype:
         len(spec.rows()),
         program.compile_seconds,
     )
+    arch = current.state.arch
 
-    def accuracy(rows):
-        packed = pmap.replicated(current.packed.put(arch=logits_of(spec, rows, held)))
+    def accuracy(rows: Rows) -> float:
+        packed = pmap.replicated(current.packed.put(arch=logits_of(spec, rows, arch)))
         chunks = evaluation.eval_chunks(context, context.data.valid)
         return evaluation.mean_loss_and_accuracy(
             [program.call(packed, chunk, context.shared) for chunk in chunks]
         )[1]
 
-    held = current.state.arch
-    rows = genotype.probabilities(spec, held)
+    rows = genotype.probabilities(spec, arch)
     return select(spec, rows, accuracy, context.key(run_context.SELECTION))
 
 
-def logits_of(spec: NetSpec, rows: Rows, arch: Mapping[str, Any]) -> dict[str, dict]:
-    """`arch` with alphas whose softmax has these ratios, exactly 0 where a row has 0."""
-    found = flax.traverse_util.flatten_dict(arch)
+def logits_of(spec: NetSpec, rows: Rows, arch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `arch` with alphas whose softmax has the ratios of the rows.
+
+    Args:
+      spec: description of the supernet.
+      rows: weight of each candidate, `[K]` for each of `spec.rows()`; of a weight of 0, the softmax
+        is exactly 0.
+      arch: tree of alpha; what it has beside the rows, such as logits of edges, is taken over.
+
+    Returns:
+      A tree like `arch`, with alpha in float32.
+    """
+    leaves = flax.traverse_util.flatten_dict(arch)
     for (group, member, names), row in zip(spec.rows(), rows, strict=True):
         if len(names) > 1:
-            logits = np.where(row > 0, np.log(np.maximum(row, np.finfo(row.dtype).tiny)), _NEVER)
-            found[*spec.alpha_path(group, member), 'alpha'] = logits.astype(np.float32)
-    return flax.traverse_util.unflatten_dict(found)
+            tiny = np.finfo(row.dtype).tiny
+            logits = np.where(row > 0, np.log(np.maximum(row, tiny)), _ZERO_LOGIT)
+            leaves[*spec.alpha_path(group, member), 'alpha'] = logits.astype(np.float32)
+    return flax.traverse_util.unflatten_dict(leaves)

@@ -1,10 +1,11 @@
-"""What a run holds while it runs: its fixed setup, where it is, and its compiled programs."""
+"""The context of a run, which stays the same, and its state, which changes from step to step."""
 
 import concurrent.futures
 import dataclasses
 import logging
 import math
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,19 +32,43 @@ from asose_jax.train.step_config import StepConfig
 
 logger = logging.getLogger('asose_jax')
 
-# Uses of the run's key, told apart.
+# Uses of the run's random key. Each number is folded into it, so that no two share their noise.
 STEPS, INIT, TRANSITION, GROWTH, CURVATURE, SELECTION, DERIVATION = range(7)
-_STREAMED_BYTES = 2**26  # of images in one call, where they are not resident
+# Bytes of images in one call, where images are streamed from disk.
+_STREAMED_BYTES = 2**26
 
 
 def key_for(seed: int, use: int) -> jax.Array:
-    """The key of a run for one of its uses."""
+    """Returns the random key of a run for one of its uses.
+
+    Args:
+      seed: `config.seed`.
+      use: one of the constants above, such as `STEPS`.
+    """
     return jax.random.fold_in(jax.random.key(seed), use)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RunContext:
-    """What does not change during a run."""
+    """Everything that stays the same during a run.
+
+    The one exception: where a search ends early, the run goes on with a copy that has another
+    `schedule` and `tx`.
+
+    Attributes:
+      config: see `configs/search.py`.
+      workdir: where checkpoints and results are written.
+      console: where the progress bar is drawn.
+      data: the images, their split and their statistics.
+      schedule: phases, turns and temperatures by step.
+      tx: optimizer of weights and alpha.
+      shared: arrays that every compiled call reads, on all devices, see `pmap.shared_arrays`.
+      checkpoints: those in the workdir.
+      interrupt: says whether a signal has asked the run to stop.
+      table: published accuracies of architectures, if the config names such a table.
+      is_primary_host: whether this process writes files; of the processes on many hosts, one does.
+      budget: price on the cost of the derived network, if there is one.
+    """
 
     config: ml_collections.ConfigDict
     workdir: pathlib.Path
@@ -55,20 +80,27 @@ class RunContext:
     checkpoints: checkpoint.Checkpoints
     interrupt: interrupt.Interrupt
     table: tabular.Table | natsbench.NatsBench | None
-    is_primary_host: bool  # of the processes on many hosts, one does
+    is_primary_host: bool
     budget: expected_cost.Budget | None = None
 
     def key(self, use: int) -> jax.Array:
-        """The run's key for one of its uses."""
+        """Returns the run's random key for one of its uses, see `key_for`."""
         return key_for(self.config.seed, use)
 
     def model(
         self, spec: genotype.NetSpec, start: ml_collections.ConfigDict | None = None
     ) -> SuperNet:
-        """The network; `start` has alpha's biases at its start, if not `config.arch`."""
+        """Returns the network of a description, as this run trains it.
+
+        Args:
+          spec: description of the network.
+          start: has the initial biases of alpha, `none_bias` and `skip_bias`; `None` means
+            `config.arch`.
+        """
         return builders.make_supernet(self.config, spec, start)
 
     def step_config(self, spec: genotype.NetSpec) -> StepConfig:
+        """Returns what is compiled into the training and evaluation steps of a network."""
         d, a = self.config.data, self.config.arch
         return StepConfig(
             model=self.model(spec),
@@ -82,46 +114,59 @@ class RunContext:
             second_order=self.config.search.second_order,
         )
 
-    def _penalty(self, spec):
-        """What alpha pays besides its loss, a function of its tree; `None` if nothing."""
-        anchor, terms = self.config.arch.anchor, []
+    def _penalty(self, spec: genotype.NetSpec) -> Callable[[Any], jax.Array] | None:
+        """Returns the terms that alpha's loss adds to that of the images, or `None` without any."""
+        terms = []
         if spec.is_derived():
             return None
         if self.budget is not None:
             terms.append(self.budget.penalty(spec))
-        if anchor:
-            paths = [spec.alpha_path(row.group, row.member) for row in spec.rows()]
-            terms.append(
-                lambda arch: (
-                    anchor
-                    * sum(estimators.anchor_distance(genotype.at(arch, p)['alpha']) for p in paths)
-                )
-            )
+        if self.config.arch.anchor:
+            terms.append(self._anchor_penalty(spec))
         return (lambda arch: sum(term(arch) for term in terms)) if terms else None
 
+    def _anchor_penalty(self, spec: genotype.NetSpec) -> Callable[[Any], jax.Array]:
+        anchor = self.config.arch.anchor
+        paths = [spec.alpha_path(row.group, row.member) for row in spec.rows()]
+        return lambda arch: (
+            anchor * sum(estimators.anchor_distance(genotype.at(arch, p)['alpha']) for p in paths)
+        )
+
     def measure_costs(self, spec: genotype.NetSpec) -> None:
-        """Measures what the budget needs for `spec`; the devices must be idle."""
+        """Measures the costs that the budget needs for `spec`, if there is a budget.
+
+        The devices must be idle, since latencies may be among the costs.
+        """
         if self.budget is not None and not spec.is_derived():
             self.budget.measure_costs(spec, self.workdir, self.is_primary_host)
 
     def slots(self) -> int:
-        """Steps that one compiled call has room for."""
+        """Returns the number of steps that one compiled call has room for."""
         if self.data.images.arrays is not None:
             return self.config.chunk_steps
         batch_bytes = self.config.batch_size * math.prod(self.data.image_shape)
         return max(1, min(self.config.chunk_steps, _STREAMED_BYTES // batch_bytes))
 
 
-def on_devices(held: SearchState) -> Packed:
-    """Packs a state, and puts a copy on every device."""
-    return pmap.replicated(Packed.of(jax.device_get(held)))
+def on_devices(state: SearchState) -> Packed:
+    """Packs a state and puts a copy of it on every device."""
+    return pmap.replicated(Packed.of(jax.device_get(state)))
 
 
 @dataclasses.dataclass
 class RunState:
-    """Where a run is. `phase` is the last phase that was entered; `history` what it has to tell.
+    """Where a run is.
 
-    `packed` is the state as the devices hold it, `state` a copy of it on the host.
+    Attributes:
+      spec: description of the current network.
+      packed: state of the training, as the devices hold it.
+      phase: the phase that was entered last; before the first one, that which the checkpoint of
+        `init_from` was saved in, or `None`.
+      history: metadata of the run so far, a part of every checkpoint.
+      programs: compiled programs in use; `None` before the first.
+      ahead: for a growth that is decided, a future of its programs and of a fresh state of the
+        grown network, see `growth.controller.prepare`.
+      upcoming: a future of the programs of the next phase, see `compilation.compile_upcoming`.
     """
 
     spec: genotype.NetSpec
@@ -129,29 +174,30 @@ class RunState:
     phase: Phase | None
     history: RunHistory = dataclasses.field(default_factory=RunHistory)
     programs: Programs | None = None
-    ahead: concurrent.futures.Future | None = None  # what is compiled for a growth to come
-    upcoming: concurrent.futures.Future | None = None  # the programs of the next phase
+    ahead: concurrent.futures.Future[tuple[Programs, SearchState]] | None = None
+    upcoming: concurrent.futures.Future[Programs] | None = None
 
     @property
     def row(self) -> dict[str, Any]:
-        """What is told of the phase that was entered last."""
+        """The row of `history.phases` for the phase that was entered last."""
         return self.history.phases[-1]
 
     @property
     def state(self) -> SearchState:
-        """A copy on the host."""
+        """A copy of the state on the host. Setting it puts a state on the devices."""
         return jax.tree.map(np.array, self.packed).unpack()
 
     @state.setter
-    def state(self, held: SearchState) -> None:
-        self.packed = on_devices(held)
+    def state(self, state: SearchState) -> None:
+        self.packed = on_devices(state)
 
     @property
     def step(self) -> int:
+        """The number of steps that are done, over the whole run."""
         return int(self.packed.vectors.step)
 
     def meta(self) -> dict[str, Any]:
-        """The description that a checkpoint holds beside the arrays."""
+        """Returns the description that a checkpoint stores beside the arrays, as JSON."""
         return {
             'spec': self.spec.to_json(),
             'phase': self.phase,
@@ -159,15 +205,15 @@ class RunState:
         }
 
     def use(self, programs: Programs) -> None:
-        """Goes on with these programs."""
+        """Switches to newly compiled programs; logs and counts how long they took to compile."""
         self.programs = programs
-        parts = [programs.train, programs.statistics, programs.evaluate]
-        parts = [part for part in parts if part]
-        seconds = [part.compile_seconds for part in parts]
+        compiled = [programs.train, programs.statistics, programs.evaluate]
+        compiled = [program for program in compiled if program]
+        seconds = [program.compile_seconds for program in compiled]
         self.row['compile_seconds'] += sum(seconds)
         logger.info(
-            'compiled %s: %s s; %.0f MiB of memory at the peak',
+            'compiled %s in %s s; peak memory %.0f MiB per device',
             programs.kind,
             ' + '.join(f'{s:.1f}' for s in seconds),
-            max(part.peak_bytes for part in parts) / 2**20,
+            max(program.peak_bytes for program in compiled) / 2**20,
         )

@@ -1,4 +1,4 @@
-"""What a run has to tell of itself beside its arrays: a part of every checkpoint."""
+"""Run metadata that every checkpoint stores beside its arrays."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,7 +7,14 @@ from typing import Any
 
 @dataclasses.dataclass
 class GrowthProgress:
-    """Where a run is on its way to the next growth, see `controller`; what is pending as JSON."""
+    """State of the controller that decides when the network grows, see `growth.controller`.
+
+    Attributes:
+      best: validation accuracy that counts as the best so far; `None` before the first evaluation.
+      waited: evaluations since then without a better one; counted anew after each plateau.
+      turn: attempts to choose a growth so far; says which entry of `growth.kinds` is tried next.
+      pending: growths that are decided but have not taken place, as JSON; `None` if there are none.
+    """
 
     best: float | None = None
     waited: int = 0
@@ -17,17 +24,17 @@ class GrowthProgress:
 
 @dataclasses.dataclass
 class RunHistory:
-    """What a run has to tell; rows and events as JSON.
+    """Record of a run so far, as saved in checkpoints. All of it can be written as JSON.
 
     Attributes:
-      phases: a row for each that was entered.
-      genotype: of the evaluation before.
-      train_flops: of the run so far, see `flops`.
-      growth: the growths that took place.
-      growing: the way to the next one.
-      curvature: the evaluations that may still end the search, see `early_stopping`.
-      halted: where search ended early.
-      selection: how the operations were chosen.
+      phases: a row for each phase that was entered, as in summary.json.
+      genotype: most likely operations at the evaluation before.
+      train_flops: floating-point operations spent on training so far, see `costs.flops`.
+      growth: an event for each growth that took place, as in summary.json.
+      growing: progress towards the next growth.
+      curvature: the last evaluations that may still end the search, see `early_stopping`.
+      halted: where and why the search ended early; `None` if it did not.
+      selection: how the operations of the derived network were chosen; `None` before that.
     """
 
     phases: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -41,5 +48,5 @@ class RunHistory:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> 'RunHistory':
-        """The inverse of `dataclasses.asdict`."""
+        """Reads what `dataclasses.asdict` has made of a history."""
         return cls(**{**content, 'growing': GrowthProgress(**content['growing'])})

@@ -1,7 +1,7 @@
-"""The story of a run, top to bottom.
+"""Runs all phases of a search, from the config to the summary.
 
-A run is fixed by its config. Started again with the same config and workdir, it goes on from the
-newest checkpoint, and ends as if it had never stopped.
+The config fixes the run. Started again with the same config and workdir, it continues from the
+newest checkpoint, and ends bit for bit as if it had never stopped.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -34,6 +35,13 @@ from asose_jax.pipeline import (
     run_context,
     run_summary,
 )
+from asose_jax.pipeline.hooks import (
+    DrawPage,
+    GrowNetwork,
+    StopEarly,
+    WriteMetrics,
+    WriteTensorBoard,
+)
 from asose_jax.report import page, tensorboard
 from asose_jax.runtime import malloc
 from asose_jax.runtime.errors import UserError
@@ -41,7 +49,7 @@ from asose_jax.runtime.interrupt import Interrupt
 from asose_jax.runtime.workdir import claimed, write_atomically
 from asose_jax.spaces import natsbench, registry, tabular
 from asose_jax.train import checkpoint, pmap, state
-from asose_jax.train.phases import Phase
+from asose_jax.train.phases import Phase, Schedule
 
 logger = logging.getLogger('asose_jax')
 
@@ -51,133 +59,159 @@ def run(
     workdir: str | pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
-    """Searches, trains what was found, and writes the workdir.
+    """Searches a network, trains it, and writes checkpoints and results to the workdir.
 
     Args:
       config: see `configs/search.py`.
-      workdir: for checkpoints and results; a run that was stopped there goes on.
+      workdir: directory of checkpoints and results; a run that was stopped there is continued.
       console: where a progress bar may be drawn.
 
     Returns:
       The summary, as in summary.json.
 
     Raises:
-      UserError: something the user can put right; nothing was lost.
-      Stopped: after SIGTERM or Ctrl-C; what was done is saved.
+      UserError: something that the user can put right; nothing was lost.
+      Stopped: SIGTERM or Ctrl-C; all that was done is saved.
     """
     validate(config, jax.device_count())
     if jax.default_backend() == 'cpu':
         malloc.keep_freed_memory()
     workdir = pathlib.Path(workdir).expanduser()
     config = with_original_defaults(config, workdir)
-    flat = flatten(config)
-    require_same_config(flat, workdir)
+    fields = flatten(config)
+    require_same_config(fields, workdir)
     with Interrupt(at_once=jax.process_count() == 1) as interrupt:
         images = builders.load_data(config)
         schedule = builders.make_schedule(config, len(images.train))
-        started = checkpoint.has_any(workdir / 'checkpoints')
-        if started:
-            known = run_record.contents(workdir / 'run.json')
-            dataset.require_same_data(images, known, workdir)
-        origin = None if started else initialization.origin(config, images, schedule)
-        budget = expected_cost.budget(config, workdir, started)
+        resumes = checkpoint.has_any(workdir / 'checkpoints')
+        if resumes:
+            recorded = run_record.contents(workdir / 'run.json')
+            dataset.require_same_data(images, recorded, workdir)
+        origin = None if resumes else initialization.origin(config, images, schedule)
+        budget = expected_cost.budget(config, workdir, resumes)
         if budget is not None and origin is not None:
             budget.require_reach(origin.spec, bool(config.growth.epochs and config.growth.kinds))
-        table = _table(config)
+        table = _benchmark_table(config)
         is_primary_host = jax.process_index() == 0
         with claimed(workdir, is_primary_host):
             if is_primary_host:
-                write_atomically(workdir / 'config.json', json.dumps(flat, indent=2) + '\n')
+                _write_json(workdir / 'config.json', fields)
             try:
-                return _run(
-                    config, workdir, console, images, schedule, origin, interrupt, table, budget
-                )
+                with _open_checkpoints(config, workdir, schedule) as checkpoints:
+                    context = run_context.RunContext(
+                        config=config,
+                        workdir=workdir,
+                        console=console or rich.console.Console(),
+                        data=images,
+                        schedule=schedule,
+                        tx=builders.make_optimizer(config, schedule),
+                        shared=pmap.shared_arrays(
+                            images, run_context.key_for(config.seed, run_context.STEPS)
+                        ),
+                        checkpoints=checkpoints,
+                        interrupt=interrupt,
+                        table=table,
+                        is_primary_host=is_primary_host,
+                        budget=budget,
+                    )
+                    return _run_phases(context, origin)
             except jax.errors.JaxRuntimeError as error:
-                told = _explained(error)
-                if told is None:
+                advice = _device_error_advice(error)
+                if advice is None:
                     raise
-                raise told from error
+                raise advice from error
 
 
-def _table(config):
-    """What others measured, if `config` names it."""
-    known, space = config.benchmark.table, registry.SPACES[config.model.space]
-    if natsbench.is_named(known):
-        return natsbench.NatsBench(known)
-    if known is None:
+def _benchmark_table(
+    config: ml_collections.ConfigDict,
+) -> tabular.Table | natsbench.NatsBench | None:
+    """Opens the table of published accuracies that `config` names, if it names one."""
+    name, space = config.benchmark.table, registry.SPACES[config.model.space]
+    if natsbench.is_named(name):
+        return natsbench.NatsBench(name)
+    if name is None:
         return None
-    return tabular.Table.read(known, lambda text: space.dumps(space.loads(text)))
+    return tabular.Table.read(name, lambda text: space.dumps(space.loads(text)))
 
 
-def _explained(error):
-    """What a person can do about what went wrong on the devices, if anything."""
-    told = (str(error).splitlines() or [''])[0][:300]
+def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, json.dumps(content, indent=2) + '\n')
+
+
+def _open_checkpoints(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, schedule: Schedule
+) -> checkpoint.Checkpoints:
+    c, milestones = config.checkpoint, [span.stop for span in schedule.spans]
+    return checkpoint.Checkpoints(workdir / 'checkpoints', c.keep, milestones, c.every_seconds)
+
+
+def _device_error_advice(error: Exception) -> UserError | None:
+    """Returns an error that says what to do about a failure of the devices, if anything helps."""
+    first_line = (str(error).splitlines() or [''])[0][:300]
     if 'RESOURCE_EXHAUSTED' in str(error):
         return UserError(
-            f'the devices have too little memory: {told}\nLower batch_size or model.channels, or '
-            'set model.remat=True, model.dtype=bfloat16, or arch.micro_batches.'
+            f'the devices have too little memory: {first_line}\nLower batch_size or '
+            'model.channels, or set model.remat=True, model.dtype=bfloat16, or arch.micro_batches.'
         )
     if jax.process_count() > 1:
         return UserError(
-            f'lost touch with another host: {told}\nStart the same command on all hosts again; it '
-            'goes on from the last checkpoint.'
+            f'lost touch with another host: {first_line}\nStart the same command on all hosts '
+            'again; it goes on from the last checkpoint.'
         )
     return None
 
 
-def _run(config, workdir, console, images, schedule, origin, interrupt, table, budget):
-    milestones = [span.stop for span in schedule.spans]
-    c = config.checkpoint
-    with checkpoint.Checkpoints(
-        workdir / 'checkpoints', c.keep, milestones, c.every_seconds
-    ) as checkpoints:
-        context = run_context.RunContext(
-            config=config,
-            workdir=workdir,
-            console=console or rich.console.Console(),
-            data=images,
-            schedule=schedule,
-            tx=builders.make_optimizer(config, schedule),
-            shared=pmap.shared_arrays(images, run_context.key_for(config.seed, run_context.STEPS)),
-            checkpoints=checkpoints,
-            interrupt=interrupt,
-            table=table,
-            is_primary_host=jax.process_index() == 0,
-            budget=budget,
+def _run_phases(
+    context: run_context.RunContext, origin: initialization.Origin | None
+) -> dict[str, Any]:
+    """Goes through all phases that are left, derives the network, and writes the summary.
+
+    Args:
+      context: of the run.
+      origin: what a new run starts from; `None` continues from the newest checkpoint.
+
+    Returns:
+      The summary, as in summary.json.
+    """
+    if origin is None:
+        current = initialization.resume(context)
+    else:
+        current = initialization.begin(context, origin)
+    context.measure_costs(current.spec)
+    workdir, is_primary_host = context.workdir, context.is_primary_host
+    log = metrics_log.MetricsLog(workdir / 'metrics.jsonl', current.step, is_primary_host)
+    if is_primary_host:
+        _write_json(workdir / 'run.json', run_summary.environment(context))
+    report = page.Page(workdir, is_primary_host)
+    report.draw()
+    with contextlib.closing(tensorboard.Events(workdir, current.step, is_primary_host)) as events:
+        hooks = (
+            GrowNetwork(),
+            StopEarly(),
+            WriteMetrics(log),
+            DrawPage(report),
+            WriteTensorBoard(events),
         )
-        started = checkpoints.latest() is not None
-        current = (
-            initialization.resume(context) if started else initialization.begin(context, origin)
-        )
-        context.measure_costs(current.spec)
-        log = metrics_log.MetricsLog(
-            workdir / 'metrics.jsonl', current.step, context.is_primary_host
-        )
-        if context.is_primary_host:
-            text = json.dumps(run_summary.environment(context), indent=2) + '\n'
-            write_atomically(workdir / 'run.json', text)
-        with contextlib.closing(
-            tensorboard.Events(workdir, current.step, context.is_primary_host)
-        ) as told:
-            outlets = phase_loop.MetricSinks(log, page.Page(workdir, context.is_primary_host), told)
-            outlets.page.draw()
-            context = _as_halted(context, current)
-            while current.step < context.schedule.steps:
-                _enter(context, current)
-                phase_loop.train_phase(context, current, outlets)
-                context = _as_halted(context, current)
-        if not current.spec.is_derived():
-            _derive(context, current)
-        summary = run_summary.write_summary(context, current)
-        outlets.page.draw()
-        return summary
+        context = _with_halted_schedule(context, current)
+        while current.step < context.schedule.steps:
+            _enter_phase(context, current)
+            phase_loop.train_phase(context, current, hooks)
+            context = _with_halted_schedule(context, current)
+    if not current.spec.is_derived():
+        _derive(context, current)
+    summary = run_summary.write_summary(context, current)
+    report.draw()
+    return summary
 
 
 # --- Between phases
 
 
-def _enter(context, current):
-    """Enters the phase of the current step. Nothing that was learned is reset (spec section 3)."""
+def _enter_phase(context: run_context.RunContext, current: run_context.RunState) -> None:
+    """Enters the phase of the current step, unless a run that was resumed has done so.
+
+    Nothing that was learned is reset (docs/algorithm.md, "Four phases").
+    """
     span = context.schedule.span_at(current.step)
     if current.phase is span.phase and current.history.phases:
         return
@@ -187,14 +221,14 @@ def _enter(context, current):
         current.packed = pmap.replicated(current.packed.put(arch=arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
         _derive(context, current)
-    told = arch_analysis.analyze_architecture(current.state.arch, current.spec)
+    analysis = arch_analysis.analyze_architecture(current.state.arch, current.spec)
     logger.info(
         '%s: %d epochs; alpha: entropy %.3f, confidence %.2f; most likely: %s',
         span.phase,
         span.epochs,
-        told['arch/entropy'],
-        told['arch/confidence'],
-        ', '.join(f'{count} {name}' for name, count in sorted(told['arch/counts'].items())),
+        analysis['arch/entropy'],
+        analysis['arch/confidence'],
+        ', '.join(f'{count} {name}' for name, count in sorted(analysis['arch/counts'].items())),
     )
     current.phase = span.phase
     current.history.phases.append(
@@ -210,8 +244,14 @@ def _enter(context, current):
     )
 
 
-def _as_halted(context, current):
-    """The setup of a run whose search ended early: with the plan that had so many epochs of it."""
+def _with_halted_schedule(
+    context: run_context.RunContext, current: run_context.RunState
+) -> run_context.RunContext:
+    """Returns the context with the schedule that ends the search where the run has ended it early.
+
+    Steps of the phases after it, their checkpoints and the learning rates follow that schedule. A
+    run whose search did not end early keeps its context.
+    """
     halted = current.history.halted
     schedule = (
         context.schedule if halted is None else context.schedule.with_search_until(halted['step'])
@@ -224,7 +264,8 @@ def _as_halted(context, current):
     )
 
 
-def _derive(context, current):
+def _derive(context: run_context.RunContext, current: run_context.RunState) -> None:
+    """Chooses an operation of every row, and leaves the plain network of them in `current`."""
     current.history.selection = context.config.search.selection
     if current.history.selection == 'perturbation':
         chosen = perturbation.by_perturbation(context, current)
@@ -232,7 +273,11 @@ def _derive(context, current):
         chosen = genotype.most_likely(current.spec, current.state.arch)
     spec, fresh = factors.folded_spec(current.spec, chosen), None
     if current.spec.partial > 1:
-        logger.info('the chosen operations begin anew: so far they saw some of the channels only')
+        logger.info(
+            'the chosen operations start from fresh weights: with search.partial_channels=%d they '
+            'were trained on a part of the channels',
+            current.spec.partial,
+        )
         fresh = state.init_state(
             context.model(spec), context.tx, context.key(run_context.DERIVATION)
         )

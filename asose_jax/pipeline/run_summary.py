@@ -1,4 +1,4 @@
-"""What a run came to: its summary, and the files with what it found."""
+"""Summarizes a finished run, and writes the files with its genotype and its results."""
 
 import importlib.metadata
 import io
@@ -29,13 +29,13 @@ logger = logging.getLogger('asose_jax')
 
 
 def environment(context: RunContext) -> dict[str, Any]:
-    """What a run is made of and with, as in run.json."""
+    """Returns the data, package versions, devices and command of a run, as in run.json."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
         'images': dataset.sizes(context.data),
         'image_shape': list(context.data.image_shape),  # height, width, channels
         'classes': list(context.data.class_names),  # in the order of the network's outputs
-        'mean': context.data.mean.tolist(),  # of pixels, per channel: what images are normalised by
+        'mean': context.data.mean.tolist(),  # of pixel values, by channel; normalizes the images
         'std': context.data.std.tolist(),
         'versions': {
             'python': platform.python_version(),
@@ -47,13 +47,13 @@ def environment(context: RunContext) -> dict[str, Any]:
 
 
 def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
-    """Evaluates the derived network, and writes genotype and summary.
+    """Evaluates the derived network, and writes the genotype and the summary.
 
-    The test split is looked at here for the first time.
+    No part of a run uses the test split before.
 
     Args:
       context: of the run.
-      current: at its end; the network is derived.
+      current: its state at the end; the network is derived.
 
     Returns:
       The summary, as in summary.json.
@@ -62,6 +62,31 @@ def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
     test_accuracy = evaluation.accuracy(context, current, context.data.test)
     valid_accuracy = evaluation.accuracy(context, current, context.data.valid)
     chosen = genotype.most_likely(current.spec, {})
+    summary = _summary(context, current, chosen, test_accuracy, valid_accuracy)
+    files = {'genotype.json': chosen.dumps(current.spec)}
+    text = registry.text_of(current.spec, chosen)
+    if text is not None and context.table is not None:
+        summary['benchmark'] = context.table.lookup(text)
+        logger.info('benchmark: %s', summary['benchmark'] or f'the table has no entry for {text}')
+    if text is not None:
+        files['genotype.txt'] = text + '\n'
+    # Written last: a workdir with a summary holds a finished run.
+    files['summary.json'] = json.dumps(summary, indent=2) + '\n'
+    for name, content in files.items():
+        if context.is_primary_host:
+            workdir.write_atomically(context.workdir / name, content)
+    _log_summary(summary, chosen)
+    return summary
+
+
+def _summary(
+    context: RunContext,
+    current: RunState,
+    chosen: genotype.Genotype,
+    test_accuracy: float,
+    valid_accuracy: float,
+) -> dict[str, Any]:
+    """Returns the content of summary.json, without the entry of a benchmark table."""
     summary = {
         'test_accuracy': test_accuracy,
         'valid_accuracy': valid_accuracy,
@@ -79,31 +104,30 @@ def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
     }
     if context.budget is not None:
         summary['cost'] = context.budget.summary(current.spec, context.is_primary_host)
-    files = {'genotype.json': chosen.dumps(current.spec)}
-    text = registry.text_of(current.spec, chosen)
-    if text is not None and context.table is not None:
-        summary['benchmark'] = context.table.lookup(text)
-        logger.info('benchmark: %s', summary['benchmark'] or f'does not know {text}')
-    if text is not None:
-        files['genotype.txt'] = text + '\n'
-    files['summary.json'] = json.dumps(summary, indent=2) + '\n'  # the last: then all is done
-    for name, content in files.items():
-        if context.is_primary_host:
-            workdir.write_atomically(context.workdir / name, content)
+    return summary
+
+
+def _log_summary(summary: Mapping[str, Any], chosen: genotype.Genotype) -> None:
     logger.info('\n%s', final_table(summary))
     logger.info(
         'test accuracy %.2f %%, validation %.2f %%, %d parameters',
-        100 * test_accuracy,
-        100 * valid_accuracy,
+        100 * summary['test_accuracy'],
+        100 * summary['valid_accuracy'],
         summary['params'],
     )
     for i, group in enumerate(chosen.operations):
         logger.info('%d: %s', i, ', '.join(group))
-    return summary
 
 
 def final_table(summary: Mapping[str, Any]) -> str:
-    """What a run came to, as a table of at most 80 columns."""
+    """Formats the phases of a run as a table of at most 80 characters a line.
+
+    Args:
+      summary: of the run; `test_accuracy` and `phases` are read.
+
+    Returns:
+      The lines of the table, joined.
+    """
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=True)
     seconds = sum(row['seconds'] for row in summary['phases'])
     compiled = sum(row['compile_seconds'] for row in summary['phases'])
@@ -115,9 +139,9 @@ def final_table(summary: Mapping[str, Any]) -> str:
     table.add_column('compiling', f'{compiled:.1f}', justify='right')
     for row in summary['phases']:
         accuracies = (row['valid_accuracy_first'], row['valid_accuracy_last'])
-        shown = ['' if share is None else f'{share:.2%}' for share in accuracies]
+        cells = ['' if accuracy is None else f'{accuracy:.2%}' for accuracy in accuracies]
         times = (f'{row["seconds"]:.1f}', f'{row["compile_seconds"]:.1f}')
-        table.add_row(row['name'], str(row['epochs']), *shown, *times)
+        table.add_row(row['name'], str(row['epochs']), *cells, *times)
     page = io.StringIO()
     rich.console.Console(file=page, width=80, force_terminal=False).print(table)
     return '\n'.join(line.rstrip() for line in page.getvalue().splitlines() if line.strip())

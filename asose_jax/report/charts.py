@@ -1,13 +1,14 @@
-"""Charts as numbers: lines and heat maps over the evaluations of a run, in the units of an SVG.
+"""Computes the coordinates of line charts and heat maps over evaluations, in SVG units.
 
 All share one frame: the phases as bands, the growths as marks, and one column for each evaluation.
+`templates/shapes.jinja` turns the numbers into SVG.
 """
 
 import base64
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,22 +16,31 @@ from PIL import Image
 
 from asose_jax.metrics.run_record import Record
 
-# Ten steps of viridis, which can be told apart without colour vision, and in grey.
+# Sizes of a chart that spans the page: on a wide screen, and on a phone.
+PAGE_SIZES = ({'width': 1000.0, 'height': 340.0}, {'width': 360.0, 'height': 250.0})
+LETTER = 6.4  # width of a letter of a label
+
+# Ten stops of viridis, whose colours differ in lightness: legible without colour vision.
 _VIRIDIS = (
     (0x44, 0x01, 0x54), (0x48, 0x28, 0x78), (0x3E, 0x49, 0x89), (0x31, 0x68, 0x8E),
     (0x26, 0x82, 0x8E), (0x1F, 0x9E, 0x89), (0x35, 0xB7, 0x79), (0x6E, 0xCE, 0x58),
     (0xB5, 0xDE, 0x2B), (0xFD, 0xE7, 0x25),
 )  # fmt: skip
-_EMPTY = 255  # the colour that is none
-LETTER, _GAP = 6.4, 22.0  # widths: of a letter in a label, of a label of a growth
-_HIGH = 12.0  # of a label
+_TRANSPARENT = 255  # index in the palette of a heat map
+_MARK_LABEL_WIDTH = 22.0
+_LABEL_HEIGHT = 12.0
+_ROW_HEIGHT = 15.0  # of a heat map
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A series of a chart: its name, a number or None for each evaluation, its style.
+    """Holds one series of a line chart.
 
-    `label` stands beside its end.
+    Attributes:
+      name: name of the series.
+      values: one value for each evaluation; `None` where there is none.
+      style: CSS classes of the line.
+      label: text beside the end of the line; '' for none.
     """
 
     name: str
@@ -40,13 +50,23 @@ class Line:
 
     @property
     def last(self) -> float | None:
-        """The newest number, if there is any."""
+        """Returns the newest value, or `None` if there is none."""
         return next((value for value in reversed(self.values) if value is not None), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Frame:
-    """Where things are: the field from (`left`, `top`) to (`right`, `bottom`), and its columns."""
+    """Places the plot area, from (`left`, `top`) to (`right`, `bottom`), and its `count` columns.
+
+    Attributes:
+      count: number of columns.
+      width: width of the whole chart.
+      height: height of the whole chart.
+      left: left edge of the plot area, in units from the left edge of the chart.
+      right: right edge, likewise.
+      top: upper edge, in units from the upper edge of the chart.
+      bottom: lower edge, likewise.
+    """
 
     count: int
     width: float
@@ -57,52 +77,76 @@ class Frame:
     bottom: float
 
     def x(self, column: float) -> float:
-        """The middle of a column."""
+        """Returns the x coordinate of the middle of a column, counted from 0."""
         return round(self.left + (column + 0.5) / self.count * (self.right - self.left), 1)
 
 
-def frame(record: Record, count: int, width: float, height: float, **margins: float) -> dict:
-    """The frame of a chart of the first `count` evaluations: bands, marks and numbers below."""
-    at = {'left': 40.0, 'right': 8.0, 'top': 30.0, 'bottom': 22.0, **margins}
-    made = Frame(
-        max(1, count), width, height, at['left'], width - at['right'], at['top'],
-        height - at['bottom'],
+def frame(
+    record: Record, count: int, width: float, height: float, **margins: float
+) -> dict[str, Any]:
+    """Lays out what all charts of a run share.
+
+    Args:
+      record: the run.
+      count: number of evaluations to show, from the first.
+      width: width of the chart.
+      height: height of the chart.
+      **margins: `left`, `right`, `top`, `bottom`, where they differ from the defaults.
+
+    Returns:
+      `box` (the `Frame`), `bands` (phases), `marks` (growths) and `columns` (labels of the x axis).
+    """
+    margins = {'left': 40.0, 'right': 8.0, 'top': 30.0, 'bottom': 22.0, **margins}
+    box = Frame(
+        max(1, count), width, height, margins['left'], width - margins['right'], margins['top'],
+        height - margins['bottom'],
     )  # fmt: skip
-    bands = []
-    for i, stretch in enumerate(record.stretches):
-        if stretch.first < count:
-            first = made.x(stretch.first - 0.5)
-            wide = made.x(min(stretch.last, count - 1) + 0.5) - first
-            fits = [t for t in (stretch.name, stretch.name[:1]) if len(t) * LETTER + 5 < wide]
-            bands.append(
-                {
-                    'x': first,
-                    'w': round(wide, 1),
-                    'label': fits[0] if fits else '',
-                    'odd': i % 2 == 1,
-                }
-            )
-    marks, free = [], 0.0
-    for i, grown in enumerate(record.growths):
-        if grown.at < count:
-            x = made.x(grown.at + 0.5)
-            marks.append({'x': x, 'label': f'G{i + 1}' if x >= free else ''})
-            free = x + _GAP if x >= free else free
     steps = [n for n in ticks(1, count, max(2, int(width / 60))) if n == int(n) and n >= 1]
     numbers = sorted({1, *map(int, steps)}) if count else []
     return {
-        'box': made,
-        'bands': bands,
-        'marks': marks,
-        'columns': [{'x': made.x(n - 1), 'label': str(n)} for n in numbers if n <= count],
+        'box': box,
+        'bands': _bands(record, box, count),
+        'marks': _marks(record, box, count),
+        'columns': [{'x': box.x(n - 1), 'label': str(n)} for n in numbers if n <= count],
     }
+
+
+def _bands(record: Record, box: Frame, count: int) -> list[dict[str, Any]]:
+    """Places the phases, each labelled by its name, or its first letter where the name is wider."""
+    bands = []
+    for i, stretch in enumerate(record.stretches):
+        if stretch.first < count:
+            left = box.x(stretch.first - 0.5)
+            width = box.x(min(stretch.last, count - 1) + 0.5) - left
+            names = (stretch.name, stretch.name[:1])
+            labels = [name for name in names if len(name) * LETTER + 5 < width]
+            bands.append(
+                {
+                    'x': left,
+                    'w': round(width, 1),
+                    'label': labels[0] if labels else '',
+                    'odd': i % 2 == 1,
+                }
+            )
+    return bands
+
+
+def _marks(record: Record, box: Frame, count: int) -> list[dict[str, Any]]:
+    """Places the growths; one whose label would overlap that of the mark before it has none."""
+    marks, next_free = [], 0.0
+    for i, grown in enumerate(record.growths):
+        if grown.at < count:
+            x = box.x(grown.at + 0.5)
+            marks.append({'x': x, 'label': f'G{i + 1}' if x >= next_free else ''})
+            next_free = x + _MARK_LABEL_WIDTH if x >= next_free else next_free
+    return marks
 
 
 def lines(
     record: Record,
     title: str,
     alt: str,
-    given: Sequence[Line],
+    series: Sequence[Line],
     *,
     width: float = 360.0,
     height: float = 200.0,
@@ -111,82 +155,86 @@ def lines(
     percent: bool = False,
     point: float | None = None,
 ) -> dict[str, Any]:
-    """A chart of lines, for the template.
+    """Lays out a line chart.
 
     Args:
-      record: of the run.
-      title: of the chart.
-      alt: the same in words.
-      given: the series.
-      width: of the chart.
-      height: of the chart.
-      low: where the axis begins; where the numbers do, if not given.
-      high: where it ends.
-      percent: whether the numbers are shares.
-      point: a value that belongs to the end of the run.
-    """
-    widest = max((len(line.label) for line in given), default=0)
-    right = 10 + LETTER * widest if widest else 8.0
-    made = frame(record, len(record.lines), width, height, right=right)
-    box, known = made['box'], [v for line in given for v in line.values if v is not None]
-    known += [v for v in (low, high, point) if v is not None]
-    bounds = ticks(min(known), max(known), 5) if known else []
-    low, high = (bounds[0], bounds[-1]) if bounds else (0.0, 1.0)
+      record: the run, for phases, growths and the number of evaluations.
+      title: title of the chart.
+      alt: description in words, for screen readers.
+      series: the lines.
+      width: width of the chart.
+      height: height of the chart.
+      low: a value that the y axis reaches down to; `None`: the least of the series.
+      high: a value that it reaches up to; `None`: the greatest.
+      percent: whether the values are fractions, and the labels of the y axis percentages.
+      point: a value to mark at the right edge, such as the test accuracy.
 
-    def y(value):
-        share = (value - low) / ((high - low) or 1.0)
+    Returns:
+      Values for the macro `line_chart`; `empty` says that no series has a value.
+    """
+    widest = max((len(line.label) for line in series), default=0)
+    right = 10 + LETTER * widest if widest else 8.0
+    layout = frame(record, len(record.lines), width, height, right=right)
+    box, values = layout['box'], [v for line in series for v in line.values if v is not None]
+    bounds = ticks_around([*values, *(v for v in (low, high, point) if v is not None)], 5)
+    bottom, top = (bounds[0], bounds[-1]) if bounds else (0.0, 1.0)
+
+    def y(value: float) -> float:
+        share = (value - bottom) / ((top - bottom) or 1.0)
         return round(box.bottom - share * (box.bottom - box.top), 1)
 
-    def label(value):
+    def label(value: float) -> str:
         return f'{100 * value:.3g} %' if percent else short(value)
 
     return {
-        **made,
+        **layout,
         'title': title,
         'alt': alt,
         'rows': [{'y': y(value), 'label': label(value)} for value in bounds],
-        'lines': [{'path': _path(line.values, box, y), 'style': line.style} for line in given],
-        'ends': _ends(given, box, y),
+        'lines': [{'path': _path(line.values, box, y), 'style': line.style} for line in series],
+        'ends': _end_labels(series, box, y),
         'point': None if point is None else {'x': box.right, 'y': y(point)},
-        'empty': not any(v is not None for line in given for v in line.values),
+        'empty': not values,
     }
 
 
-def _ends(given, box, y):
-    """Labels beside the ends of lines, moved apart; none where there is no room for all."""
-    lasts = [(line.last, line.label) for line in given if line.label]
-    wanted = sorted((y(value), label) for value, label in lasts if value is not None)
-    if len(wanted) * _HIGH > box.bottom - box.top + _HIGH:
+def _end_labels(
+    series: Sequence[Line], box: Frame, y: Callable[[float], float]
+) -> list[dict[str, Any]]:
+    """Places labels beside the ends of lines, moved apart; none if there is no room for all."""
+    ends = [(line.last, line.label) for line in series if line.label]
+    wanted = sorted((y(value), label) for value, label in ends if value is not None)
+    if len(wanted) * _LABEL_HEIGHT > box.bottom - box.top + _LABEL_HEIGHT:
         return []
-    places, free = [], box.top
-    for i, (at, _) in enumerate(wanted):
-        lowest = box.bottom - _HIGH * (len(wanted) - 1 - i)
-        places.append(min(max(at, free), lowest))
-        free = places[-1] + _HIGH
+    heights, next_free = [], box.top
+    for i, (height, _) in enumerate(wanted):
+        lowest = box.bottom - _LABEL_HEIGHT * (len(wanted) - 1 - i)  # leaves room for the others
+        heights.append(min(max(height, next_free), lowest))
+        next_free = heights[-1] + _LABEL_HEIGHT
     return [
-        {'x': box.right + 5, 'y': round(at + 4, 1), 'text': label}
-        for at, (_, label) in zip(places, wanted, strict=True)
+        {'x': box.right + 5, 'y': round(height + 4, 1), 'text': label}
+        for height, (_, label) in zip(heights, wanted, strict=True)
     ]
 
 
 def short(value: float) -> str:
-    """A number for an axis, as 250, 12k, 3.4M."""
-    for size, sign in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
+    """Formats a number for an axis: 250, 12k, 3.4M."""
+    for size, suffix in ((1e12, 'T'), (1e9, 'G'), (1e6, 'M'), (1e4, 'k')):
         if abs(value) >= size:
-            return f'{value / (1e3 if sign == "k" else size):.4g}{sign}'
+            return f'{value / (1e3 if suffix == "k" else size):.4g}{suffix}'
     return f'{value:.4g}'
 
 
-def _path(values, box, y):
-    """A break where there is no number; a point where it stands alone."""
-    parts, pen = [], 'M'
+def _path(values: Sequence[float | None], box: Frame, y: Callable[[float], float]) -> str:
+    """Builds the SVG path of a series, broken where there is no value; a lone value is a dot."""
+    parts, command = [], 'M'
     for i, value in enumerate(values):
         if value is None:
-            pen = 'M'
+            command = 'M'
             continue
-        alone = pen == 'M' and (i + 1 == len(values) or values[i + 1] is None)
-        parts.append(f'{pen}{box.x(i)},{y(value)}' + 'h0' * alone)
-        pen = 'L'
+        alone = command == 'M' and (i + 1 == len(values) or values[i + 1] is None)
+        parts.append(f'{command}{box.x(i)},{y(value)}' + 'h0' * alone)
+        command = 'L'
     return ''.join(parts)
 
 
@@ -200,49 +248,73 @@ def heat_map(
     ends: Sequence[str],
     strong: int | None = None,
 ) -> dict[str, Any]:
-    """A heat map, for the template.
+    """Lays out a heat map.
 
     Args:
-      record: of the run.
-      title: of the chart.
-      alt: the same in words.
-      names: of the K rows.
-      values: `[K, T]` in 0..1; NaN where there is nothing.
-      ends: what is written behind the rows.
-      strong: the row that is marked.
+      record: the run, for phases and growths.
+      title: title of the chart.
+      alt: description in words, for screen readers.
+      names: labels of the K rows.
+      values: `[K, T]` in 0..1 for T evaluations; NaN where there is no value.
+      ends: texts behind the K rows.
+      strong: index of the row whose labels are bold.
+
+    Returns:
+      Values for the macro `heat_chart`.
     """
-    high = 15.0
-    made = frame(record, values.shape[1], 360.0, 46 + high * len(names), left=98.0, right=40.0,
-                 top=26.0, bottom=20.0)  # fmt: skip
-    box = made['box']
+    layout = frame(record, values.shape[1], 360.0, 46 + _ROW_HEIGHT * len(names), left=98.0,
+                   right=40.0, top=26.0, bottom=20.0)  # fmt: skip
     rows = [
-        {'y': box.top + high * i, 'name': name, 'end': end, 'strong': i == strong}
+        {'y': layout['box'].top + _ROW_HEIGHT * i, 'name': name, 'end': end, 'strong': i == strong}
         for i, (name, end) in enumerate(zip(names, ends, strict=True))
     ]
-    return {**made, 'title': title, 'alt': alt, 'rows': rows, 'high': high, 'image': _png(values)}
+    return {
+        **layout,
+        'title': title,
+        'alt': alt,
+        'rows': rows,
+        'high': _ROW_HEIGHT,
+        'image': _png_uri(values),
+    }
 
 
-def _png(values):
-    """One pixel for each value, as a data URI."""
-    odd = np.isnan(values)
-    levels = np.where(odd, 0, np.clip(values, 0, 1)) * (_EMPTY - 1)
-    pixels = np.where(odd, _EMPTY, np.round(levels)).astype(np.uint8)
+def _png_uri(values: np.ndarray) -> str:
+    """Encodes `[K, T]` values in 0..1 as a PNG with a pixel for each, in a data URI."""
+    missing = np.isnan(values)
+    levels = np.where(missing, 0, np.clip(values, 0, 1)) * (_TRANSPARENT - 1)
+    pixels = np.where(missing, _TRANSPARENT, np.round(levels)).astype(np.uint8)
     image = Image.frombytes('P', pixels.shape[::-1], pixels.tobytes())
-    image.putpalette([*viridis(np.linspace(0, 1, _EMPTY)).ravel().tolist(), 0, 0, 0])
+    image.putpalette([*viridis(np.linspace(0, 1, _TRANSPARENT)).ravel().tolist(), 0, 0, 0])
     file = io.BytesIO()
-    image.save(file, 'PNG', transparency=_EMPTY)
+    image.save(file, 'PNG', transparency=_TRANSPARENT)
     return 'data:image/png;base64,' + base64.b64encode(file.getvalue()).decode('ascii')
 
 
 def viridis(shares: np.ndarray) -> np.ndarray:
-    """Colours `[N, 3]` uint8 of numbers `[N]` in 0..1."""
+    """Maps numbers `[N]` in 0..1 to colours `[N, 3]`, uint8."""
     stops = np.linspace(0, 1, len(_VIRIDIS))
     channels = [np.interp(shares, stops, channel) for channel in zip(*_VIRIDIS, strict=True)]
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
+def ticks_around(values: Sequence[float], count: int) -> list[float]:
+    """Returns about `count` round numbers around all values; none without values."""
+    return ticks(min(values), max(values), count) if values else []
+
+
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers, of which the first is at most `low`, the last at least `high`.
+    """Returns about `count` equidistant round numbers around `low` and `high`, for an axis.
+
+    If `low` and `high` are equal, the numbers go around that value, and down to 0 from a positive
+    one.
+
+    Args:
+      low: the first number is at most this.
+      high: the last number is at least this.
+      count: wanted number of ticks.
+
+    Returns:
+      The numbers, ascending; at least two.
 
     >>> ticks(0.31, 0.66, 5)
     [0.3, 0.4, 0.5, 0.6, 0.7]

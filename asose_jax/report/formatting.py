@@ -1,27 +1,27 @@
-"""Numbers and series as the report writes them: in words, and in tables."""
+"""Formats numbers and series for the report, as text and as tables."""
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from asose_jax.metrics.run_record import Record
 
 ROWS = 150  # of a table, at most
-NOTHING = '–'
+NOTHING = '–'  # in place of a missing value
 
 
 def percent(value: float | None) -> str:
-    """A share."""
+    """Formats a fraction as a percentage: 97.1 %."""
     return NOTHING if value is None else f'{100 * value:.1f} %'
 
 
 def plain(value: float | None) -> str:
-    """Four digits, or all of a number that has more."""
+    """Formats a number: four significant digits, but all digits before the decimal point."""
     return NOTHING if value is None else f'{value:,.4g}' if value < 1000 else f'{value:,.0f}'
 
 
 def seconds(value: float | None) -> str:
-    """1.5 s, or 0:02:30."""
+    """Formats a duration: 1.5 s, or 0:02:30 from a minute on."""
     if value is None:
         return NOTHING
     if value < 60:
@@ -30,14 +30,23 @@ def seconds(value: float | None) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of the config."""
+    """Formats a value of the config."""
     if isinstance(value, list):
         return ', '.join(map(shown, value)) or '()'
     return 'default' if value is None else str(value)
 
 
 def course(name: str, values: Sequence[float | None], show: Callable[[float], str]) -> str:
-    """A series in a sentence; nothing of one without numbers."""
+    """Describes a series in a sentence, for readers who cannot see the chart.
+
+    Args:
+      name: name of the series.
+      values: one value for each evaluation.
+      show: formats a value.
+
+    Returns:
+      First, last, least and greatest value; '' of a series without values.
+    """
     known = [(v, i + 1) for i, v in enumerate(values) if v is not None]
     if not known:
         return ''
@@ -49,21 +58,31 @@ def course(name: str, values: Sequence[float | None], show: Callable[[float], st
 
 
 def spans(at: Sequence[int]) -> str:
-    """[1, 2, 3, 7] as `evaluations 1–3, 7`."""
-    parts: list[list[int]] = []
+    """Formats evaluations as ranges: [1, 2, 3, 7] as `evaluations 1–3, 7`."""
+    ranges: list[list[int]] = []
     for n in at:
-        if parts and parts[-1][1] == n - 1:
-            parts[-1][1] = n
+        if ranges and ranges[-1][1] == n - 1:
+            ranges[-1][1] = n
         else:
-            parts.append([n, n])
-    told = ', '.join(f'{a}–{b}' if b > a else str(a) for a, b in parts)
-    return f'evaluation{"s" if len(at) > 1 else ""} {told}'
+            ranges.append([n, n])
+    text = ', '.join(f'{a}–{b}' if b > a else str(a) for a, b in ranges)
+    return f'evaluation{"s" if len(at) > 1 else ""} {text}'
 
 
 def table(
-    record: Record, columns: dict[str, tuple[Sequence[float | None], Callable[..., str]]]
+    record: Record, columns: Mapping[str, tuple[Sequence[float | None], Callable[..., str]]]
 ) -> dict[str, Any]:
-    """The numbers of charts; of a long run, some evaluations and the last one of each phase."""
+    """Builds the table of the values in a chart.
+
+    A long run has only some evaluations in it, and the last one of each phase.
+
+    Args:
+      record: the run, for its evaluations and phases.
+      columns: values for each evaluation, and the function that formats one, by title.
+
+    Returns:
+      Values for the macro `data_table`: `head`, `rows` and `note`.
+    """
     every = -(-len(record.lines) // ROWS)
     ends = {stretch.last for stretch in record.stretches}
     rows = [
@@ -71,5 +90,5 @@ def table(
         for i, line in enumerate(record.lines)
         if (i + 1) % every == 0 or i in ends
     ]
-    note = f'One of {every} evaluations, and the last one of each phase.' if every > 1 else ''
+    note = f'One in {every} evaluations, and the last one of each phase.' if every > 1 else ''
     return {'head': ['evaluation', 'phase', *columns], 'rows': rows, 'note': note}

@@ -1,6 +1,6 @@
-"""report.html: all that a run, or several, came to on one page, drawn from the files of a workdir.
+"""Writes report.html, one page with the results of a run or a sweep, from the files of a workdir.
 
-The page is a function of these files alone, so it can be drawn again at any time
+The page is a function of these files alone, so that it can be drawn again at any time
 (`--mode=report`). It loads nothing and runs no script.
 """
 
@@ -19,57 +19,68 @@ from asose_jax.runtime.errors import UserError
 logger = logging.getLogger('asose_jax')
 
 NAME = 'report.html'
-_SHARE = 0.02  # of the time of a run, at most, goes into pages between the ends of phases
+_MAX_TIME_FRACTION = 0.02  # of a run, for pages between the ends of phases
 
 
 class Page:
-    """The page of a run, drawn again while it runs. What goes wrong here never stops the run.
+    """Draws the page of a run again and again while it runs; a failure never stops the run.
 
     Args:
-      directory: the workdir.
-      is_primary_host: whether this process is the one, of those on many hosts, that writes.
+      directory: workdir of the run or the sweep.
+      is_primary_host: whether this is the one process, of those on several hosts, that writes.
     """
 
-    def __init__(self, directory: pathlib.Path, is_primary_host: bool = True):
+    def __init__(self, directory: pathlib.Path, is_primary_host: bool = True) -> None:
+        """Draws nothing yet."""
         self._directory, self._is_primary_host = directory, is_primary_host
-        self._free = 0.0  # when the next page may be drawn
+        self._next_time = 0.0  # of `time.monotonic`, before which no page is drawn on the way
 
     def draw(self, at_once: bool = True) -> None:
-        """Draws the page; unless `at_once`, only if the last one is old enough for its cost."""
+        """Draws the page.
+
+        Args:
+          at_once: draws in any case; otherwise only if enough time has passed since the last page
+            that drawing takes at most 2 % of the time.
+        """
         start = time.monotonic()
-        if not self._is_primary_host or (start < self._free and not at_once):
+        if not self._is_primary_host or (start < self._next_time and not at_once):
             return
         try:
             write(self._directory)
-        except Exception as error:  # a page is worth no run, whatever is wrong with it
+        except Exception as error:  # whatever is wrong with a page, the run is worth more
             logger.warning('%s was not drawn: %s: %s', NAME, type(error).__name__, error)
         end = time.monotonic()
-        self._free = end + (end - start) / _SHARE
+        self._next_time = end + (end - start) / _MAX_TIME_FRACTION
 
 
 def write(directory: pathlib.Path) -> None:
-    """Draws the page of the run in `directory`, or of all that are in it, and writes it there."""
-    told = run_record.read(directory)
-    if told.config.get('seeds'):
-        text = _template('several').render(sweep_sections.content(directory, told, NAME))
+    """Draws the page of the run or the sweep in `directory`, and writes it there."""
+    record = run_record.read(directory)
+    if record.config.get('seeds'):
+        text = _template('several').render(sweep_sections.content(directory, record, NAME))
     else:
-        text = render(told)
+        text = render(record)
     workdir.write_atomically(directory / NAME, text)
 
 
 def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
-    """Draws the page of a run, or of several, that are there already and may be at work.
+    """Draws the page of an existing run or sweep, which may still be going on.
+
+    Args:
+      directory: its workdir.
 
     Returns:
       The path of the page.
 
     Raises:
-      UserError: there is no run.
+      UserError: if there is no run in `directory`, or the page cannot be written.
     """
     directory = pathlib.Path(directory).expanduser()
-    path = directory / 'config.json'
-    if not path.exists():
-        raise UserError(f'{directory} holds no run: there is no config.json. Name the --workdir.')
+    if not (directory / 'config.json').exists():
+        raise UserError(
+            f'{directory} holds no run: there is no config.json. Pass the workdir of a run as '
+            '--workdir.'
+        )
     try:
         write(directory)
     except OSError as error:
@@ -78,27 +89,27 @@ def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
     return directory / NAME
 
 
-def render(told: run_record.Record) -> str:
-    """The page of one run, as text."""
+def render(record: run_record.Record) -> str:
+    """Renders the page of a single run as HTML."""
     return _template('report').render(
-        head=run_sections.head(told),
-        numbers=run_sections.numbers(told),
-        accuracy=run_figures.accuracy(told),
-        curves=run_figures.curves(told),
-        choices=run_figures.choices(told),
-        counts=run_figures.counts(told),
-        networks=run_figures.networks(told),
-        growths=run_sections.growths(told),
-        alarms=run_sections.alarms(told),
-        guards=run_sections.guards(told),
-        phases=run_sections.phases(told),
-        setup=run_sections.setup(told),
+        head=run_sections.head(record),
+        numbers=run_sections.numbers(record),
+        accuracy=run_figures.accuracy(record),
+        curves=run_figures.curves(record),
+        choices=run_figures.choices(record),
+        counts=run_figures.counts(record),
+        networks=run_figures.networks(record),
+        growths=run_sections.growths(record),
+        alarms=run_sections.alarms(record),
+        guards=run_sections.guards(record),
+        phases=run_sections.phases(record),
+        setup=run_sections.setup(record),
         legend=run_figures.legend(),
     )
 
 
 @functools.cache
-def _template(name):
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent / 'templates'),
         autoescape=True,

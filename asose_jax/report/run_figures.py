@@ -1,43 +1,63 @@
-"""The charts and drawings of the report, made of a `run_record.Record`."""
+"""Builds the charts, drawings and their tables for the page of a run."""
 
 import collections
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from asose_jax.metrics.run_record import Record, number
+from asose_jax.metrics.run_record import Record, Track, number
 from asose_jax.report import charts, formatting, network_drawing
 from asose_jax.report.charts import Line
 from asose_jax.report.formatting import percent, plain
 from asose_jax.report.run_sections import what
 
 _LOSSES = {'valid/loss': 'validation', 'train/loss': 'training', 'arch/loss': 'α steps'}
-_ENTROPIES = {'arch/entropy': 'softmax(α)', 'arch/draw_entropy': 'the draws'}
+_ENTROPIES = {'arch/entropy': 'softmax(α)', 'arch/draw_entropy': 'sampling distribution'}
 _STYLES = ('first', 'second', 'third')
+
+# Title, legend by metric, and keyword arguments of `charts.lines` for every chart of `curves`.
+_CURVES: list[tuple[str, Mapping[str, str], Mapping[str, Any]]] = [
+    ('Loss', _LOSSES, {}),
+    ('Mean entropy, nats', _ENTROPIES, {'low': 0.0}),
+    (
+        'Confidence',
+        {'arch/confidence': 'mean of the largest probabilities'},
+        {'low': 0.0, 'high': 1.0, 'percent': True},
+    ),
+    ('Temperature τ', {'tau': 'of the draws'}, {'low': 0.0}),
+    ('Images per second', {'images_per_second': 'in training'}, {'low': 0.0}),
+    ('Parameters', {'params': 'of the network'}, {'low': 0.0}),
+    ('Curvature in α', {'arch/eigenvalue': 'largest eigenvalue of the Hessian'}, {'low': 0.0}),
+    ('Cost', {'cost/expected': 'expected cost of the network'}, {'low': 0.0}),
+]
 
 
 def accuracy(record: Record) -> dict[str, Any]:
-    """Accuracy and loss over the phases."""
+    """Builds the section of accuracy and loss over the phases.
+
+    Returns:
+      `charts` (for a wide and a narrow screen), `lines` (style, name and last value for the
+      legend), `test` (accuracy), `growths` (in words) and `table`.
+    """
     valid, train = record.series('valid/accuracy'), record.series('train/accuracy')
     test = number(record.summary.get('test_accuracy'))
-    told = formatting.course('Validation accuracy', valid, percent)
-    told += formatting.course('Training accuracy', train, percent)
-    told += '' if test is None else f' Test accuracy at the end: {percent(test)}.'
-    given = [Line('training', train, 'second'), Line('validation', valid, 'first')]
-    each = [
-        charts.lines(
-            record, 'Accuracy over the phases', told, given, percent=True, point=test, **size
-        )
-        for size in ({'width': 1000.0, 'height': 340.0}, {'width': 360.0, 'height': 250.0})
-    ]
+    alt = formatting.course('Validation accuracy', valid, percent)
+    alt += formatting.course('Training accuracy', train, percent)
+    alt += '' if test is None else f' Test accuracy at the end: {percent(test)}.'
+    title = 'Accuracy over the phases'
+    series = [Line('training', train, 'second'), Line('validation', valid, 'first')]
     columns = {
         'training accuracy': (train, percent),
         'validation accuracy': (valid, percent),
         **{f'loss, {name}': (record.series(key), plain) for key, name in _LOSSES.items()},
     }
     return {
-        'charts': each,
-        'lines': [(line.style, line.name, percent(line.last)) for line in given[::-1]],
+        'charts': [
+            charts.lines(record, title, alt, series, percent=True, point=test, **size)
+            for size in charts.PAGE_SIZES
+        ],
+        'lines': [(line.style, line.name, percent(line.last)) for line in series[::-1]],
         'test': percent(test),
         'growths': [f'G{i + 1}: {what(grown)}' for i, grown in enumerate(record.growths)],
         'table': formatting.table(record, columns),
@@ -45,42 +65,32 @@ def accuracy(record: Record) -> dict[str, Any]:
 
 
 def curves(record: Record) -> dict[str, Any]:
-    """Everything else that is one number for each evaluation."""
-    given: list[tuple[str, dict[str, str], dict[str, Any]]] = [
-        ('Loss', _LOSSES, {}),
-        ('Mean entropy, nats', _ENTROPIES, {'low': 0.0}),
-        (
-            'Confidence',
-            {'arch/confidence': 'mean of the largest probabilities'},
-            {'low': 0.0, 'high': 1.0, 'percent': True},
-        ),
-        ('Temperature τ', {'tau': 'of the draws'}, {'low': 0.0}),
-        ('Images per second', {'images_per_second': 'in training'}, {'low': 0.0}),
-        ('Parameters', {'params': 'of the network'}, {'low': 0.0}),
-        ('Curvature in α', {'arch/eigenvalue': 'largest eigenvalue of the Hessian'}, {'low': 0.0}),
-        ('Cost', {'cost/expected': 'expected, of the network'}, {'low': 0.0}),
-    ]
-    made, columns = [], {}
-    for title, names, how in given:
-        show = percent if how.get('percent') else plain
+    """Builds the charts of the other metrics.
+
+    Returns:
+      `charts`, each with a `legend` of styles and names, and one `table` of all.
+    """
+    layouts, columns = [], {}
+    for title, names, options in _CURVES:
+        show = percent if options.get('percent') else plain
         series = [
             Line(name, _searched(record, key), style)
             for (key, name), style in zip(names.items(), _STYLES, strict=False)
             if record.last(key) is not None
         ]
-        told = ''.join(formatting.course(line.name, line.values, show) for line in series)
-        chart = charts.lines(record, title, f'{title}. {told}', series, **how)
+        alt = ''.join(formatting.course(line.name, line.values, show) for line in series)
+        chart = charts.lines(record, title, f'{title}. {alt}', series, **options)
         chart['legend'] = [(line.style, line.name) for line in series]
-        made.append(chart)
-        if names is not _LOSSES:  # which are beside the accuracies
+        layouts.append(chart)
+        if names is not _LOSSES:  # these are in the table of accuracies
             for line in series:
                 name = title if len(series) == 1 else f'{title}: {line.name}'
                 columns[name] = (line.values, show)
-    return {'charts': made, 'table': formatting.table(record, columns)}
+    return {'charts': layouts, 'table': formatting.table(record, columns)}
 
 
-def _searched(record, key):
-    """A series; without what a network says of alpha when it has nothing left to choose."""
+def _searched(record: Record, key: str) -> list[float | None]:
+    """Returns a series, without the entropy and confidence of networks with no choice left."""
     if key not in ('arch/entropy', 'arch/confidence'):
         return record.series(key)
     pairs = zip(record.series(key), record.series('arch/entropy'), strict=True)
@@ -88,73 +98,86 @@ def _searched(record, key):
 
 
 def choices(record: Record) -> list[dict[str, Any]]:
-    """A heat map for every mixed operation that was searched."""
+    """Builds a heat map of probabilities for every row of alpha that was searched.
+
+    Returns:
+      `chart` and `table` for each.
+    """
     tracks = record.tracks()
     if not tracks:
         return []
     count = 1 + max(max(track.columns) for track in tracks)
     newest = next(n for n in reversed(record.networks[:count]) if n and n.probabilities)
-    spec = record.growths[-1].after if record.growths else newest
-    names = network_drawing.labels((spec or newest).spec)
-    made = []
+    grown = record.growths[-1].after if record.growths else newest
+    names = network_drawing.labels((grown or newest).spec)
+    heat_maps = []
     for track in tracks:
         values = np.full((len(track.candidates), count), np.nan)
         for i, shares in track.columns.items():
             values[:, i] = shares
         first, last = (track.columns[end(track.columns)] for end in (min, max))
-        then, now = (int(np.argmax(shares)) for shares in (first, last))
+        best_first, best_last = (int(np.argmax(shares)) for shares in (first, last))
         title = names.get((track.group, track.member), f'choice {track.group}.{track.member}')
-        told = (
+        alt = (
             f'Probabilities of {len(track.candidates)} operations. Most likely at first: '
-            f'{track.candidates[then]}, {percent(first[then])}; at last: '
-            f'{track.candidates[now]}, {percent(last[now])}.'
+            f'{track.candidates[best_first]}, {percent(first[best_first])}; at last: '
+            f'{track.candidates[best_last]}, {percent(last[best_last])}.'
         )
         ends = [f'{share:.2f}' for share in last]
         chart = charts.heat_map(
-            record, title, told, track.candidates, values, ends=ends, strong=now
+            record, title, alt, track.candidates, values, ends=ends, strong=best_last
         )
-        made.append({'chart': chart, 'table': _shares(record, track)})
-    return made
+        heat_maps.append({'chart': chart, 'table': _probability_table(record, track)})
+    return heat_maps
 
 
-def _shares(record, track):
-    """Probabilities at the end of every phase and before every growth."""
-    ends = {s.last: f'end of {s.name}' for s in record.stretches}
-    ends |= {grown.at: f'before G{i + 1}' for i, grown in enumerate(record.growths)}
-    known = {min(track.columns): 'at first', **ends, max(track.columns): 'at last'}
-    at = [i for i in sorted(known) if i in track.columns]
+def _probability_table(record: Record, track: Track) -> dict[str, Any]:
+    """Builds a table of the probabilities at the end of every phase and before every growth."""
+    moments = {stretch.last: f'end of {stretch.name}' for stretch in record.stretches}
+    moments |= {grown.at: f'before G{i + 1}' for i, grown in enumerate(record.growths)}
+    moments = {min(track.columns): 'at first', **moments, max(track.columns): 'at last'}
+    at = [i for i in sorted(moments) if i in track.columns]
     rows = [
         [name, *(f'{track.columns[i][k]:.4f}' for i in at)]
         for k, name in enumerate(track.candidates)
     ]
-    return {'head': ['operation', *(known[i] for i in at)], 'rows': rows, 'note': ''}
+    return {'head': ['operation', *(moments[i] for i in at)], 'rows': rows, 'note': ''}
 
 
 def counts(record: Record) -> dict[str, Any] | None:
-    """How often each operation is chosen."""
-    told = [line.get('arch/counts') for line in record.lines]
-    each = [counted if isinstance(counted, dict) else {} for counted in told]
+    """Builds the heat map of how often each operation is chosen.
+
+    Returns:
+      `chart`, `most` (the count of the lightest colour) and `table`; `None` without counts.
+    """
+    logged = [line.get('arch/counts') for line in record.lines]
+    by_evaluation = [entry if isinstance(entry, dict) else {} for entry in logged]
     total: collections.Counter[str] = collections.Counter()
-    for counted in each:
-        total.update({name: n for name, n in counted.items() if number(n)})
+    for entry in by_evaluation:
+        total.update({name: n for name, n in entry.items() if number(n)})
     if not total:
         return None
     configured = record.config.get('model.primitives')
     order = [*configured] if isinstance(configured, list) else []
     names = sorted(total, key=lambda n: (order.index(n) if n in order else len(order), n))
-    values = np.array([[number(c.get(name)) or 0 for c in each] for name in names], float)
+    values = np.array([[number(e.get(name)) or 0 for e in by_evaluation] for name in names], float)
     ends = [f'{n:.0f}' for n in values[:, -1]]
-    now = ', '.join(f'{end} {name}' for end, name in zip(ends, names, strict=True) if end != '0')
+    last = ', '.join(f'{end} {name}' for end, name in zip(ends, names, strict=True) if end != '0')
     most = values.max()
     chart = charts.heat_map(
-        record, 'Operations of the genotype', f'Last: {now}.', names, values / most, ends=ends
+        record, 'Operations of the genotype', f'Last: {last}.', names, values / most, ends=ends
     )
     columns = {name: (row.tolist(), plain) for name, row in zip(names, values, strict=True)}
     return {'chart': chart, 'most': f'{most:.0f}', 'table': formatting.table(record, columns)}
 
 
 def networks(record: Record) -> dict[str, Any] | None:
-    """The newest network, drawn."""
+    """Draws the newest network.
+
+    Returns:
+      `drawings`, `modules` (in words) and `derived` (whether nothing is left to choose); `None`
+      without a readable network.
+    """
     newest = record.newest_network()
     if newest is None:
         return None
@@ -166,5 +189,5 @@ def networks(record: Record) -> dict[str, Any] | None:
 
 
 def legend() -> list[str]:
-    """The colours of heat maps, from 0 to 1."""
+    """Returns the colours of heat maps from 0 to 1, as `#rrggbb`."""
     return ['#{:02x}{:02x}{:02x}'.format(*c) for c in charts.viridis(np.linspace(0, 1, 12))]

@@ -1,6 +1,6 @@
-"""What the page of several searches shows: these side by side, and what was trained beside them.
+"""Builds the sections of a sweep's page: its searches side by side, and the networks of controls.
 
-It is made of the files of the single runs, as they are at this moment: some may not be finished.
+They are built from the files of the single runs as they are now; some may not be finished.
 """
 
 import dataclasses
@@ -18,20 +18,22 @@ from asose_jax.report.strips import Strip
 
 _STYLES = ('first', 'second', 'third', 'first long', 'second mixed', 'third short')
 _SEARCHES, _FOUND, _RANDOM = 'searches', 'found', 'random'
-_MOST = 10_000  # runs of one kind that are looked for
-_ODD = (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)
+_MAX_RUNS = 10_000  # of one group, however many a malformed config asks for
+
+# Raised while missing files and malformed JSON values are read.
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OSError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-    """Several searches, and what was trained beside them.
+    """Holds the searches of a sweep, and the trainings from scratch beside them.
 
     Attributes:
-      config: of all, field -> value.
-      searches: what the workdir of each holds, by its name.
-      asked: names of all runs by group, as in `comparison.compare`.
-      finished: those of them that are.
-      summary: their comparison; empty until a search is finished.
+      config: config of the sweep: field -> value.
+      searches: content of the workdir of each search, by its name.
+      asked: names of all planned runs by group, as in `comparison.compare`.
+      finished: test accuracies of the finished ones, by group and name.
+      summary: comparison of the finished runs; empty until a search is finished.
     """
 
     config: dict[str, Any]
@@ -41,117 +43,132 @@ class Several:
     summary: dict[str, Any]
 
 
-def content(directory: pathlib.Path, told: Record, page: str) -> dict[str, Any]:
-    """All that the template shows.
+def content(directory: pathlib.Path, record: Record, page: str) -> dict[str, Any]:
+    """Builds all that the template `several.html.jinja` shows.
 
     Args:
-      directory: of all runs.
-      record: what is in itself.
-      page: the name of the page of each run, in its own directory.
+      directory: workdir of the sweep.
+      record: content of its own files.
+      page: file name of the page of each run, in the workdir of that run.
     """
-    made = read(directory, told)
-    known = [each.run for each in made.searches.values() if each.run]
+    sweep = read(directory, record)
+    runs = [search.run for search in sweep.searches.values() if search.run]
     return {
-        'head': _head(made, told),
-        'numbers': _numbers(made),
-        'accuracy': _accuracy(made),
-        'searches': _searches(made, directory, page),
-        'chance': _chance(made),
-        'statistics': _statistics(made),
-        'setup': run_sections.setup(dataclasses.replace(told, run=known[0] if known else {})),
+        'head': _head(sweep, record),
+        'numbers': _numbers(sweep),
+        'accuracy': _accuracy(sweep),
+        'searches': _searches(sweep, directory, page),
+        'chance': _from_scratch(sweep),
+        'statistics': _statistics(sweep),
+        'setup': run_sections.setup(dataclasses.replace(record, run=runs[0] if runs else {})),
     }
 
 
-def read(directory: pathlib.Path, told: Record) -> Several:
-    """The runs in `directory`, of which config.json names the seeds; `told` is what it holds."""
-    config = told.config
-    seeds = [f'seed_{seed}' for seed in _listed(config, 'seeds') if type(seed) is int]
-    count = config.get('random_cells')
-    count = min(count, _MOST) if type(count) is int else 0
-    asked = {_SEARCHES: seeds}
-    if count or config.get('plain_cells'):
-        asked[_FOUND] = [f'found/{name}' for name in seeds]
-    asked[_RANDOM] = [f'random/{i}' for i in range(count)]
-    for name in _listed(config, 'plain_cells'):
-        if name in tuple(operations.PRIMITIVES):
-            asked[name] = [f'plain/{name}/{seed}' for seed in seeds]
-    searches = {name: run_record.read(directory / name) for name in seeds}
-    share = _share(config)
+def read(directory: pathlib.Path, record: Record) -> Several:
+    """Reads the runs of a sweep.
+
+    Args:
+      directory: workdir of the sweep.
+      record: content of its own files; its config says which runs there are.
+    """
+    planned = _planned(record.config)
+    searches = {name: run_record.read(directory / name) for name in planned[_SEARCHES]}
+    skip_share = _skip_share(record.config)
     finished = {
         group: {
             name: accuracy
             for name in names
             if (accuracy := _accuracy_of(directory, name)) is not None
-            and (group != _SEARCHES or _is_whole(directory, name, share))
+            and (group != _SEARCHES or _is_complete(directory, name, skip_share))
         }
-        for group, names in asked.items()
+        for group, names in planned.items()
     }
     summary = {}
     if finished[_SEARCHES]:
-        whole = {group: list(names) for group, names in finished.items()}
-        summary = comparison.compare(directory, whole, share)
-    return Several(config, searches, asked, finished, summary)
+        names = {group: list(accuracies) for group, accuracies in finished.items()}
+        summary = comparison.compare(directory, names, skip_share)
+    return Several(record.config, searches, planned, finished, summary)
 
 
-def _listed(config, field):
+def _planned(config: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Names the runs that a config asks for, by group."""
+    seeds = [f'seed_{seed}' for seed in _list_of(config, 'seeds') if type(seed) is int]
+    count = config.get('random_cells')
+    count = min(count, _MAX_RUNS) if type(count) is int else 0
+    planned = {_SEARCHES: seeds}
+    if count or config.get('plain_cells'):
+        planned[_FOUND] = [f'found/{name}' for name in seeds]
+    planned[_RANDOM] = [f'random/{i}' for i in range(count)]
+    for name in _list_of(config, 'plain_cells'):
+        if name in tuple(operations.PRIMITIVES):
+            planned[name] = [f'plain/{name}/{seed}' for seed in seeds]
+    return planned
+
+
+def _list_of(config: Mapping[str, Any], field: str) -> list[Any]:
     value = config.get(field)
     return value if isinstance(value, list) else []
 
 
-def _share(config: Mapping[str, Any]) -> float:
+def _skip_share(config: Mapping[str, Any]) -> float:
     return number(config.get('alarm.skip_share')) or 1.0
 
 
-def _accuracy_of(directory, name):
+def _accuracy_of(directory: pathlib.Path, name: str) -> float | None:
+    """Returns the test accuracy of a run, or `None` if it is not finished."""
     return number(run_record.contents(directory / name / 'summary.json').get('test_accuracy'))
 
 
-def _is_whole(directory, name, share):
-    """Whether a search that is finished has left what it should."""
+def _is_complete(directory: pathlib.Path, name: str, skip_share: float) -> bool:
+    """Returns whether a finished search has left all that its row in the table needs."""
     try:
-        row = comparison.row_of(directory / name, name, share)
-    except _ODD:
+        row = comparison.row_of(directory / name, name, skip_share)
+    except _UNREADABLE:
         return False
     return all(number(row[key]) is not None for key in ('valid_accuracy', 'params', 'seconds'))
 
 
-def _head(made, told):
-    searched = f'{len(made.finished[_SEARCHES])} of {len(made.searches)} searches are finished'
-    others = [group for group in made.asked if group != _SEARCHES]
-    asked = sum(len(made.asked[group]) for group in others)
-    done = sum(len(made.finished[group]) for group in others)
-    state = f'{searched}.' if not asked else f'{searched}, {done} of {asked} trainings beside them.'
+def _head(sweep: Several, record: Record) -> dict[str, Any]:
+    state = f'{len(sweep.finished[_SEARCHES])} of {len(sweep.searches)} searches are finished'
+    controls = [group for group in sweep.asked if group != _SEARCHES]
+    planned = sum(len(sweep.asked[group]) for group in controls)
+    done = sum(len(sweep.finished[group]) for group in controls)
+    if planned:
+        state += f', {done} of {planned} trainings from scratch'
     return {
-        'name': told.name,
+        'name': record.name,
         'kind': 'several searches',
         'facts': [
-            (key, formatting.shown(made.config[key]))
+            (key, formatting.shown(sweep.config[key]))
             for key in ('data.name', 'model.space', 'search.estimator', 'seeds')
-            if made.config.get(key) is not None
+            if sweep.config.get(key) is not None
         ],
-        'state': state,
+        'state': f'{state}.',
     }
 
 
-def _numbers(made):
-    s, searches = made.summary, len(made.finished[_SEARCHES])
-    given = [
-        ('Searches', str(len(made.searches)), f'{searches} of them finished'),
-        ('Test accuracy', *_mean(s.get('searched'), 'as searched')),
-        ('Collapsed', f'{s["collapsed"]} of {searches}' if s else NOTHING, 'of the searches'),
+def _numbers(sweep: Several) -> list[dict[str, str]]:
+    """Builds the key figures at the top of the page: `name`, `value` and `note` of each."""
+    summary, finished = sweep.summary, len(sweep.finished[_SEARCHES])
+    collapsed = f'{summary["collapsed"]} of {finished}' if summary else NOTHING
+    figures = [
+        ('Searches', str(len(sweep.searches)), f'{finished} of them finished'),
+        ('Test accuracy', *_mean(summary.get('searched'), 'of the searches')),
+        ('Collapsed', collapsed, 'of the searches'),
     ]
-    if made.asked.get(_FOUND):
-        given.append(('From scratch', *_mean(s.get('found'), 'what was found')))
-    if made.asked[_RANDOM]:
-        random = s.get('random', {})
-        given.append(('Random cells', percent(random.get('median')), 'median, from scratch'))
-        ranked = sum('above_random_median' in row for row in s.get('searches', ()))
-        above = f'{s["above_random_median"]} of {ranked}' if ranked else NOTHING
-        given.append(('Above that median', above, 'of what was found'))
-    return [{'name': name, 'value': value, 'note': note} for name, value, note in given]
+    if sweep.asked.get(_FOUND):
+        figures.append(('From scratch', *_mean(summary.get('found'), 'found cells')))
+    if sweep.asked[_RANDOM]:
+        random = summary.get('random', {})
+        figures.append(('Random cells', percent(random.get('median')), 'median, from scratch'))
+        ranked = sum('above_random_median' in row for row in summary.get('searches', ()))
+        above = f'{summary["above_random_median"]} of {ranked}' if ranked else NOTHING
+        figures.append(('Above that median', above, 'of the found cells'))
+    return [{'name': name, 'value': value, 'note': note} for name, value, note in figures]
 
 
-def _mean(statistics, note):
+def _mean(statistics: Mapping[str, Any] | None, note: str) -> tuple[str, str]:
+    """Formats a mean, and a note with the number of runs and their standard deviation."""
     if not statistics:
         return NOTHING, note
     spread = comparison.spread(statistics)
@@ -159,113 +176,126 @@ def _mean(statistics, note):
     return percent(statistics['mean']), f'{note}, mean of {statistics["count"]}{more}'
 
 
-def _accuracy(made):
-    """Validation accuracy of all searches in one chart."""
-    given, columns, told = [], {}, ''
-    longest = max(made.searches.values(), key=lambda each: len(each.lines), default=None)
+def _accuracy(sweep: Several) -> dict[str, Any]:
+    """Builds the chart with the validation accuracy of all searches.
+
+    Its phases are those of the search with the most evaluations.
+    """
+    series, columns, alt = [], {}, ''
+    longest = max(sweep.searches.values(), key=lambda search: len(search.lines), default=None)
     lines = [{'phase': line['phase']} for line in longest.lines] if longest else []
     base = Record('', {}, lines)
-    for i, (name, each) in enumerate(made.searches.items()):
-        values = each.series('valid/accuracy')
+    for i, (name, search) in enumerate(sweep.searches.items()):
+        values = search.series('valid/accuracy')
         style = _STYLES[i % len(_STYLES)]
-        given.append(Line(name, values, style, label=name.removeprefix('seed_')))
+        series.append(Line(name, values, style, label=name.removeprefix('seed_')))
         columns[name] = ([*values, *[None] * (len(lines) - len(values))], percent)
-        told += formatting.course(f'Validation accuracy of {name}', values, percent)
+        alt += formatting.course(f'Validation accuracy of {name}', values, percent)
     title = 'Validation accuracy of all searches'
     return {
         'charts': [
-            charts.lines(base, title, told, given, percent=True, **size)
-            for size in ({'width': 1000.0, 'height': 340.0}, {'width': 360.0, 'height': 250.0})
+            charts.lines(base, title, alt, series, percent=True, **size)
+            for size in charts.PAGE_SIZES
         ],
         'lines': [
-            (line.style, line.name, percent(made.searches[line.name].last('valid/accuracy')))
-            for line in given
+            (line.style, line.name, percent(sweep.searches[line.name].last('valid/accuracy')))
+            for line in series
         ],
         'phases': longest.name if longest else '',
         'table': formatting.table(base, columns),
     }
 
 
-def _searches(made, directory, page):
-    """A row for each search."""
-    rows = {row['name']: row for row in made.summary.get('searches', ())}
-    ranks = len(made.finished[_RANDOM])
-    head = ['search', 'state', 'validation', 'test, as searched', 'test, from scratch',
-            'rank among random', 'skip_connect', 'none', 'no weights', 'parameters',
+def _searches(sweep: Several, directory: pathlib.Path, page: str) -> dict[str, Any]:
+    """Builds the table of searches, and the genotype of each."""
+    rows = {row['name']: row for row in sweep.summary.get('searches', ())}
+    ranks = len(sweep.finished[_RANDOM]) + 1
+    head = ['search', 'state', 'validation', 'test, at the end', 'test, from scratch',
+            'rank among random', 'skip_connect', 'none', 'parameter-free', 'parameters',
             'training']  # fmt: skip
-    found = []
-    for name, each in made.searches.items():
+    shown = []
+    for name, search in sweep.searches.items():
         row = rows.get(name)
-        cells, cell = [run_sections.head(each)['state'], *[NOTHING] * (len(head) - 2)], NOTHING
-        if row is not None:
-            rank = row.get('rank_among_random')
-            cells = [
-                'collapsed' if row['collapsed'] else 'finished',
-                percent(row['valid_accuracy']),
-                percent(row['test_accuracy']),
-                percent(row.get('retrained')),
-                NOTHING if rank is None else f'{rank} of {ranks + 1}',
-                f'{row["skip_connect"]} of {row["operations"]}',
-                str(row['none']),
-                str(row['parameter_free']),
-                plain(row['params']),
-                formatting.seconds(row['seconds']),
-            ]
-            cell = row['genotype']
-            if not isinstance(cell, str):
-                cell = '; '.join(', '.join(map(str, group)) for group in cell)
+        if row is None:
+            state = run_sections.head(search)['state']
+            cells, genotype = [state, *[NOTHING] * (len(head) - 2)], NOTHING
+        else:
+            cells, genotype = _cells(row, ranks), row['genotype']
+            if not isinstance(genotype, str):
+                genotype = '; '.join(', '.join(map(str, group)) for group in genotype)
         link = f'{name}/{page}' if (directory / name / page).exists() else None
-        found.append({'name': name, 'link': link, 'cells': cells, 'cell': cell})
-    return {'head': head, 'rows': found, 'share': f'{100 * _share(made.config):.0f} %'}
+        shown.append({'name': name, 'link': link, 'cells': cells, 'cell': genotype})
+    return {'head': head, 'rows': shown, 'share': f'{100 * _skip_share(sweep.config):.0f} %'}
 
 
-def _chance(made):
-    """The accuracies of all that was trained from scratch, strip by strip."""
-    found = []
-    for group, runs in made.finished.items():
-        if group == _SEARCHES or not runs:
+def _cells(row: Mapping[str, Any], ranks: int) -> list[str]:
+    """Formats a row of `comparison.compare` for the table of searches, without the name."""
+    rank = row.get('rank_among_random')
+    return [
+        'collapsed' if row['collapsed'] else 'finished',
+        percent(row['valid_accuracy']),
+        percent(row['test_accuracy']),
+        percent(row.get('retrained')),
+        NOTHING if rank is None else f'{rank} of {ranks}',
+        f'{row["skip_connect"]} of {row["operations"]}',
+        str(row['none']),
+        str(row['parameter_free']),
+        plain(row['params']),
+        formatting.seconds(row['seconds']),
+    ]
+
+
+def _from_scratch(sweep: Several) -> dict[str, Any]:
+    """Builds the strip chart with the accuracies of all networks trained from scratch."""
+    groups: list[Strip] = []
+    for group, accuracies in sweep.finished.items():
+        if group == _SEARCHES or not accuracies:
             continue
-        label = group == _FOUND
         values = [
-            (accuracy, name.rpartition('seed_')[2] if label else '')
-            for name, accuracy in runs.items()
+            (accuracy, name.rpartition('seed_')[2] if group == _FOUND else '')
+            for name, accuracy in accuracies.items()
         ]
-        title = {_FOUND: 'found', _RANDOM: 'random cells'}.get(group, f'{group} everywhere')
+        title = {_FOUND: 'found cells', _RANDOM: 'random cells'}.get(group, f'{group} everywhere')
         shape = {_FOUND: 'diamond', _RANDOM: 'ball'}.get(group, 'square')
-        found.append(Strip(title, values, shape))
-    told = ' '.join(
+        groups.append(Strip(title, values, shape))
+    alt = ' '.join(
         f'{strip.name}: {len(strip.values)}, from {percent(min(strip.values)[0])} to '
         f'{percent(max(strip.values)[0])}.'
-        for strip in found
+        for strip in groups
     )
     rows = [
         [name, percent(accuracy)]
-        for group, runs in made.finished.items()
+        for group, accuracies in sweep.finished.items()
         if group != _SEARCHES
-        for name, accuracy in runs.items()
+        for name, accuracy in accuracies.items()
     ]
-    names = {'diamond': 'found', 'ball': 'random cells', 'square': 'one operation everywhere'}
-    shapes = {strip.shape for strip in found}
+    names = {
+        'diamond': 'found cells',
+        'ball': 'random cells',
+        'square': 'one operation everywhere',
+    }
+    shapes = {strip.shape for strip in groups}
+    widths = [size['width'] for size in charts.PAGE_SIZES] if groups else []
     title = 'Test accuracy from scratch'
     return {
-        'charts': [strips.chart(title, told, found, width=w) for w in (1000.0, 360.0) if found],
+        'charts': [strips.chart(title, alt, groups, width=width) for width in widths],
         'shapes': [(shape, name) for shape, name in names.items() if shape in shapes],
         'marked': 'diamond' in shapes,
-        'asked': _FOUND in made.asked,
+        'asked': _FOUND in sweep.asked,
         'table': {'head': ['run', 'test accuracy'], 'rows': rows, 'note': ''},
     }
 
 
-def _statistics(made):
-    """Mean and spread of every group."""
-    if not made.summary:
+def _statistics(sweep: Several) -> list[list[str]]:
+    """Builds the table with mean, spread and extremes of every group."""
+    if not sweep.summary:
         return []
     return [
         [
             title,
-            str(found['count']),
-            percent(found['mean']) + comparison.spread(found),
-            *(percent(found[name]) for name in ('median', 'best', 'worst')),
+            str(statistics['count']),
+            percent(statistics['mean']) + comparison.spread(statistics),
+            *(percent(statistics[name]) for name in ('median', 'best', 'worst')),
         ]
-        for title, found in comparison.groups(made.summary).items()
+        for title, statistics in comparison.groups(sweep.summary).items()
     ]

@@ -1,9 +1,13 @@
-"""What main.py shows without a stack."""
+"""Exceptions that main.py reports as one message, without a traceback."""
 
 
 class UserError(ValueError):
-    """Says what is wrong, the value, what is allowed, and what to do."""
+    """Reports a mistake that the user can fix: what is wrong, the value, what is allowed."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and did. Not an error, and no `except Exception` may swallow it."""
+    """Reports that a run was stopped by a signal, after it saved what there was to save.
+
+    It is not an error. It derives from `KeyboardInterrupt`, so that no `except Exception` catches
+    it.
+    """

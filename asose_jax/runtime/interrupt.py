@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run that is asked to stop saves first, and ends in good order."""
+"""SIGTERM and Ctrl-C: a run that receives one saves its state before it ends."""
 
 import contextlib
 import logging
@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 from asose_jax.runtime.errors import Stopped
 
@@ -17,60 +18,82 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupt:
-    """While this context lasts, SIGTERM and SIGINT ask the run to stop.
+    """Turns SIGTERM and SIGINT into a request to stop, for as long as this context is active.
 
-    Inside of `held()` they only set `requested`; outside there is nothing to save, and `Stopped` is
-    raised at once. A second signal ends the process as if there were no such context. Outside of
-    the main thread, which alone hears signals, the context does nothing.
+    Inside `held()` a signal only sets `requested`, so that the caller can save first. Outside there
+    is nothing to save, and `Stopped` is raised at once. A second signal ends the process as if this
+    context did not exist. In any thread but the main one, which alone receives signals, the context
+    does nothing.
 
-    Python drops what is raised in a callback, such as jax's of the garbage collector, once it was
-    told to `sys.unraisablehook`. A `Stopped` that was dropped is raised anew.
+    Python reports an exception that is raised in a callback, such as jax's callback of the garbage
+    collector, to `sys.unraisablehook` and then drops it. A `Stopped` lost that way is raised again.
+
+    Example:
+      with Interrupt() as interrupt, interrupt.held():
+          while not interrupt.requested:
+              train_one_chunk()
+          save()
 
     Args:
-      at_once: False where several hosts have to agree: then signals only ever set `requested`.
+      at_once: `False` where several hosts must agree on the step to stop at; a signal then only
+        ever sets `requested`.
+
+    Attributes:
+      requested: whether a signal has arrived.
     """
 
     def __init__(self, at_once: bool = True) -> None:
+        """Installs nothing yet; see the class for the arguments."""
         self.requested = False
         self._at_once = at_once
         self._held = False
-        self._before: dict[int, object] = {}
+        self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._previous_hook: Callable[[sys.UnraisableHookArgs], Any] = sys.unraisablehook
+        self._number = signal.SIGTERM
 
     def __enter__(self) -> 'Interrupt':
+        """Installs the signal handlers, in the main thread only."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in _SIGNALS}
-            self._tell_dropped, sys.unraisablehook = sys.unraisablehook, self._dropped
+            self._previous_handlers = {
+                number: signal.signal(number, self._on_signal) for number in _SIGNALS
+            }
+            self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        """Restores the previous signal handlers."""
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        if self._before:
-            sys.unraisablehook = self._tell_dropped
+        if self._previous_handlers:
+            sys.unraisablehook = self._previous_hook
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """What happens in here is not to be broken off."""
+        """Keeps signals from interrupting the body; they only set `requested`."""
         self._held = True
         try:
             yield
         finally:
             self._held = False
 
-    def _hear(self, number: int, _: FrameType | None) -> None:
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self.requested = True
-        self._number, name = number, signal.Signals(number).name
+        self._number = signal.Signals(number)
         if self._at_once and not self._held:
-            raise Stopped(f'stopped by {name}')
-        logger.info('%s: stopping as soon as the state is saved; once more stops at once', name)
+            raise Stopped(f'stopped by {self._number.name}')
+        logger.info(
+            '%s: stopping as soon as the state is saved; send it again to stop at once',
+            self._number.name,
+        )
 
-    def _dropped(self, unraisable: 'sys.UnraisableHookArgs') -> None:
+    def _on_unraisable(self, unraisable: 'sys.UnraisableHookArgs') -> None:
         if not isinstance(unraisable.exc_value, Stopped):
-            self._tell_dropped(unraisable)
+            self._previous_hook(unraisable)
             return
         self.requested = False
+        # The signal is sent again a moment later, when the callback has returned.
         again = (threading.main_thread().ident, self._number)
-        threading.Timer(0.01, signal.pthread_kill, again).start()  # when the callback is over
+        threading.Timer(0.01, signal.pthread_kill, again).start()

@@ -1,20 +1,20 @@
-"""The memory of the host: freed by one step, used by the next."""
+"""Settings of the C library's memory allocator."""
 
 import ctypes
 import platform
 
-# Numbers of options in glibc's malloc.h.
+# Option numbers from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Tells the C library to keep what is freed, instead of giving it back to the system.
+    """Tells glibc to reuse freed memory instead of returning it to the operating system.
 
-    XLA's CPU backend asks for the large arrays of every call anew. glibc by default maps fresh
-    pages for them, and touching those for the first time can take longer than a step's own work.
+    XLA's CPU backend allocates its large arrays again in every call. By default glibc maps fresh
+    pages for them, and the first touch of those pages can take longer than the rest of a step.
 
     Returns:
-      Whether this C library could be told; others than glibc are left as they are.
+      Whether the setting was applied; `False` with any other C library, which is left unchanged.
     """
     if platform.libc_ver()[0] != 'glibc':
         return False

@@ -1,4 +1,4 @@
-"""A process of ours: what it has for itself, its log, its compilation cache, a clean end."""
+"""Setup of a process of this package: its log, its compilation cache and its exit."""
 
 import logging
 import multiprocessing
@@ -17,50 +17,57 @@ SPAWN = multiprocessing.get_context('spawn')
 
 
 def prepare(handler: logging.Handler, cache: pathlib.Path = CACHE) -> logging.Logger:
-    """Sets up log and compilation cache, and silences what libraries say twice.
+    """Sets up the log and the compilation cache, and silences duplicate reports of libraries.
 
     Args:
-      handler: where the log goes.
-      cache: of compiled programs, unless JAX_COMPILATION_CACHE_DIR says where.
+      handler: writes the log of the package.
+      cache: directory of compiled programs; JAX_COMPILATION_CACHE_DIR, if set, overrides it.
 
     Returns:
       The logger of the package.
     """
-    sys.unraisablehook = _drop_echoes
-    threading.excepthook = _drop_second_tellings
-    absl_logging.set_verbosity(absl_logging.FATAL)  # of Orbax and TFDS: what they log, they raise
+    sys.unraisablehook = _drop_late_orbax_errors
+    threading.excepthook = _drop_orbax_thread_errors
+    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax and TFDS also raise what they log
     logger = logging.getLogger('asose_jax')
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     logger.propagate = False
-    named = os.environ.get('JAX_COMPILATION_CACHE_DIR')
-    if named is None or '://' not in named:  # in a bucket: JAX's own way
-        compilation_cache.install(pathlib.Path(named or cache).expanduser())
+    chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    if chosen is None or '://' not in chosen:  # JAX itself handles a bucket
+        compilation_cache.install(pathlib.Path(chosen or cache).expanduser())
     return logger
 
 
 def plain_handler(stream: TextIO | None = None) -> logging.Handler:
-    """Lines with their time, to `stream` or stderr."""
+    """Returns a handler that writes lines with a time stamp.
+
+    Args:
+      stream: where to write; `None` means stderr.
+    """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
     return handler
 
 
 def leave(status: int) -> NoReturn:
-    """Ends the process. A thread that is compiling would crash the usual way out."""
+    """Ends the process at once with exit status `status`, after flushing log and stdout.
+
+    A thread that is still compiling would crash the normal shutdown of the interpreter.
+    """
     logging.shutdown()
     sys.stdout.flush()
     os._exit(status)
 
 
-def _drop_echoes(unraisable: 'sys.UnraisableHookArgs') -> None:
-    """Where one array cannot be read, Orbax abandons its other reads; these complain late."""
-    told = str(unraisable.exc_value)
-    if 'Event loop is closed' not in told and 'reading array index' not in told:
+def _drop_late_orbax_errors(unraisable: 'sys.UnraisableHookArgs') -> None:
+    """Ignores errors of reads that Orbax abandoned after another array could not be read."""
+    message = str(unraisable.exc_value)
+    if 'Event loop is closed' not in message and 'reading array index' not in message:
         sys.__unraisablehook__(unraisable)
 
 
-def _drop_second_tellings(failed: threading.ExceptHookArgs) -> None:
-    """What goes wrong in a thread of Orbax's is raised again where it is waited for."""
+def _drop_orbax_thread_errors(failed: threading.ExceptHookArgs) -> None:
+    """Ignores errors in threads of Orbax, which raises them again in the thread that waits."""
     if not type(failed.thread).__module__.startswith('orbax'):
         threading.__excepthook__(failed)

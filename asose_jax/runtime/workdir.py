@@ -1,4 +1,4 @@
-"""The directory of a run: one process at a time writes there, and whole files only."""
+"""The directory of a run: one process at a time writes to it, and files appear in full or not."""
 
 import contextlib
 import fcntl
@@ -8,7 +8,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from asose_jax.runtime.errors import UserError
 
@@ -17,25 +17,26 @@ logger = logging.getLogger('asose_jax')
 
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path, is_primary_host: bool = True) -> Iterator[None]:
-    """Makes `workdir`, and keeps every other run out until the context, or the process, ends.
+    """Creates `workdir` and locks it against other runs until the context or the process ends.
 
     Args:
-      workdir: of the run.
-      is_primary_host: whether this process is the one, of all hosts, that writes.
+      workdir: the directory of the run.
+      is_primary_host: whether this process is the one host that writes; only it takes the lock.
 
     Raises:
-      UserError: another run is there, or it cannot be made or written, now or later.
+      UserError: another run holds the lock, or the directory cannot be created or written. An
+        `OSError` in the body, for example of a full disk, is reported in the same way.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        directory = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise UserError(
             f'workdir {workdir} cannot be used: {error.strerror}. Choose another --workdir.'
         ) from error
     try:
         if is_primary_host:
-            _lock(directory, workdir)
+            _lock(descriptor, workdir)
         if not os.access(workdir, os.W_OK | os.X_OK):
             raise UserError(
                 f'workdir {workdir} is read-only. Allow writing, or choose another --workdir.'
@@ -43,49 +44,51 @@ def claimed(workdir: pathlib.Path, is_primary_host: bool = True) -> Iterator[Non
         yield
     except OSError as error:
         raise UserError(
-            f'{error.filename or workdir}: {error.strerror or error}. Put that right; then the '
-            'same command goes on from the last checkpoint.'
+            f'{error.filename or workdir}: {error.strerror or error}. Fix this, then run the same '
+            'command again: it resumes from the last checkpoint.'
         ) from error
     finally:
-        os.close(directory)  # which gives up the lock, as the end of the process does
+        os.close(descriptor)  # this releases the lock, as the end of the process does
 
 
-def _lock(directory, workdir):
+def _lock(descriptor: int, workdir: pathlib.Path) -> None:
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(
             f'another process is at work in {workdir}. Wait for it, stop it, or choose another '
             '--workdir.'
         ) from None
-    except OSError as error:  # a file system without locks
+    except OSError as error:  # the file system has no locks
         logger.warning(
-            '%s cannot be locked (%s): start nothing else there', workdir, error.strerror
+            '%s cannot be locked (%s): do not start a second run with this --workdir',
+            workdir,
+            error.strerror,
         )
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes the whole file or nothing, also if the process dies in between."""
+    """Writes `text` to `path` in full or not at all, even if the process dies meanwhile."""
     temporary = path.with_name(path.name + '.tmp')
     _write(temporary, 'w', text)
     temporary.replace(path)
 
 
 def checksum(content: Any) -> int:
-    """Of what JSON can hold: CRC-32, whatever the order of the keys."""
+    """Returns the CRC-32 of a JSON-compatible value; the order of keys does not matter."""
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def append(path: pathlib.Path, line: str) -> None:
-    """Writes to the end of the file, and waits until the disk has it."""
+    """Appends `line` to the file and waits until it is on the disk."""
     _write(path, 'a', line)
 
 
-def _write(path, how, text):
+def _write(path: pathlib.Path, mode: Literal['a', 'w'], text: str) -> None:
     try:
-        with open(path, how, encoding='utf-8', errors='backslashreplace') as file:
+        with open(path, mode, encoding='utf-8', errors='backslashreplace') as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:  # which names no file where it is the disk that is full
+    except OSError as error:  # the error of a full disk does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,1 @@
+"""Search spaces, the supernet, and tables of published accuracies."""

@@ -1,4 +1,7 @@
-"""The `chain` space: a residual sum of mixed operations after another (spec section 2)."""
+"""Defines the `chain` space: a sequence of residual blocks, each a sum of mixed operations.
+
+It is the only space whose networks grow while they are searched (docs/algorithm.md, "Growth").
+"""
 
 import dataclasses
 import math
@@ -34,12 +37,13 @@ DEPTH, WIDTH, BRANCH = KINDS_OF_GROWTH = ('depth', 'width', 'branch')
 
 @dataclasses.dataclass(frozen=True)
 class BlockSpec:
-    """One block: a residual sum of mixed operations.
+    """Describes one block: a residual sum of mixed operations.
 
     Attributes:
-      channels: of the output.
-      stride: 1 or 2.
-      branches: the candidate primitives of each mixed operation; a single one needs no alpha.
+      channels: Number of channels of the output.
+      stride: 1, or 2 to halve the image.
+      branches: Candidate primitives of each mixed operation. A branch with a single candidate has
+        no alpha.
     """
 
     channels: int
@@ -48,18 +52,20 @@ class BlockSpec:
 
 
 def needs_transition(block: BlockSpec, channels: int) -> bool:
-    """Whether a block that gets `channels` begins with a 1x1 convolution."""
+    """Returns whether a block whose input has `channels` starts with a 1x1 convolution."""
     return block.stride != 1 or block.channels != channels
 
 
 @dataclasses.dataclass(frozen=True)
 class ChainSpec(NetSpec):
-    """A chain of blocks.
+    """Describes a chain of blocks.
+
+    A group is a block, a member of it one of its branches.
 
     Attributes:
-      stem_channels: of the 3x3 convolution at the entrance.
-      blocks: from entrance to exit.
-      residual: whether blocks add what comes in to what they make of it.
+      stem_channels: Output channels of the first 3x3 convolution.
+      blocks: The blocks from input to output.
+      residual: Whether each block adds its input to its output.
     """
 
     SPACE = 'chain'
@@ -69,9 +75,11 @@ class ChainSpec(NetSpec):
     residual: bool = dataclasses.field(default=True, kw_only=True)
 
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """Returns the candidates by block and branch."""
         return tuple(block.branches for block in self.blocks)
 
     def with_groups(self, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> 'ChainSpec':
+        """Returns the same chain with other candidates, by block and branch."""
         blocks = [
             dataclasses.replace(block, branches=branches)
             for block, branches in zip(self.blocks, groups, strict=True)
@@ -79,9 +87,11 @@ class ChainSpec(NetSpec):
         return dataclasses.replace(self, blocks=tuple(blocks))
 
     def alpha_path(self, group: int, member: int) -> tuple[str, ...]:
+        """Returns the path in `arch` of the alpha of a branch."""
         return (f'block_{group}', f'choice_{member}')
 
     def places(self, group: int, member: int) -> list[Place]:
+        """Returns the one mixed operation that the alpha of a branch decides on."""
         height, width, _ = self.image_shape
         for block in self.blocks[: group + 1]:
             height, width = (math.ceil(size / block.stride) for size in (height, width))
@@ -90,7 +100,10 @@ class ChainSpec(NetSpec):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> 'ChainSpec':
-        """The inverse of `to_json`, also after a trip through a JSON file."""
+        """Reads what `to_json` wrote, also after a round trip through a JSON file.
+
+        Fields that descriptions of earlier versions lack take their default values.
+        """
         blocks = tuple(
             BlockSpec(b['channels'], b['stride'], frozen(b['branches'])) for b in data['blocks']
         )
@@ -115,9 +128,19 @@ def build(
     max_channels: int,
     primitives: tuple[str, ...] = PRIMITIVES,
 ) -> ChainSpec:
-    """The supernet at the start: a chain of blocks with one mixed operation each.
+    """Builds the initial supernet: a chain of blocks with one mixed operation each.
 
-    Blocks listed in `reductions` halve the image and double the channels, up to `max_channels`.
+    Args:
+      image_shape: Shape of an image, `(H, W, C)`.
+      num_classes: Number of classes.
+      channels: Output channels of the stem.
+      depth: Number of blocks.
+      reductions: Indices of the blocks that halve the image and double the channels.
+      max_channels: Limit to this doubling.
+      primitives: Candidates of every mixed operation.
+
+    Returns:
+      The description of the supernet, in which the candidates have factors.
     """
     sizes = widths(channels, depth, reductions, max_channels)
     blocks = tuple(BlockSpec(width, stride, (tuple(primitives),)) for width, stride in sizes)
@@ -125,50 +148,58 @@ def build(
 
 
 def scaled(spec: ChainSpec, channels: int) -> ChainSpec:
-    """The same blocks with a stem of `channels`; all other widths change in proportion.
+    """Returns the same chain with another width; all widths change in proportion to the stem.
 
     Args:
-      spec: of a network, which may have grown.
-      channels: of the stem, a multiple of 8. The others are rounded to such.
+      spec: Description of the network, which may have grown.
+      channels: New output channels of the stem, a multiple of 8. All other widths are rounded to
+        multiples of 8.
+
+    Returns:
+      The description of the scaled network.
 
     Raises:
-      ValueError: two stages would be equally wide, so that a transition of stride 1 would vanish.
+      ValueError: Two stages would have the same width, so that the transition of stride 1 between
+        them would no longer exist.
     """
 
-    def width(old):
-        return rounded(old * channels / spec.stem_channels)
+    def scaled_width(width: int) -> int:
+        return rounded(width * channels / spec.stem_channels)
 
-    blocks = tuple(dataclasses.replace(b, channels=width(b.channels)) for b in spec.blocks)
-    made = dataclasses.replace(spec, stem_channels=width(spec.stem_channels), blocks=blocks)
-    if _transitions(made) != _transitions(spec):
+    blocks = tuple(
+        dataclasses.replace(block, channels=scaled_width(block.channels)) for block in spec.blocks
+    )
+    stem_channels = scaled_width(spec.stem_channels)
+    resized = dataclasses.replace(spec, stem_channels=stem_channels, blocks=blocks)
+    if _transitions(resized) != _transitions(spec):
         raise ValueError(
-            f'with {channels} channels in the stem, instead of {spec.stem_channels}, two stages '
-            'would be equally wide, and the transition between them, of stride 1, would vanish'
+            f'with {channels} stem channels instead of {spec.stem_channels}, two stages would be '
+            'equally wide, and the stride-1 transition between them would disappear'
         )
-    return made
+    return resized
 
 
 def rounded(channels: float) -> int:
-    """The nearest multiple of 8, and at least 8."""
+    """Returns the nearest multiple of 8, at least 8."""
     return max(1, int(channels / 8 + 0.5)) * 8
 
 
-def _transitions(spec):
-    before = (spec.stem_channels, *(block.channels for block in spec.blocks))
-    return [needs_transition(*pair) for pair in zip(spec.blocks, before, strict=False)]
+def _transitions(spec: ChainSpec) -> list[bool]:
+    input_channels = (spec.stem_channels, *(block.channels for block in spec.blocks))
+    return [needs_transition(*pair) for pair in zip(spec.blocks, input_channels, strict=False)]
 
 
 class Block(nn.Module):
-    """`y = x + sum_b mixed_b(x)`, after a 1x1 convolution where shape or width changes.
+    """Computes `y = x + sum_b mixed_b(x)`, after a 1x1 convolution if size or width changes.
 
-    The residual is there whatever is drawn: no operation cuts the network, and a block whose
-    operations all have factors of zero is the identity. Without it, for comparison, `none` cuts.
+    Because of the residual, no draw can cut the network, and a block whose operations all have
+    factors of zero is the identity. Without the residual (for comparison), `none` cuts it.
 
     Attributes:
-      spec: what is built.
-      factors: whether the operations of each branch have factors.
-      forward: the pass.
-      residual: whether `x` is added.
+      spec: Description of the block.
+      factors: Whether the operations of each branch have factors.
+      forward: Settings of this pass through the network.
+      residual: Whether `x` is added.
     """
 
     spec: BlockSpec
@@ -178,6 +209,14 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Applies the block.
+
+        Args:
+          x: Features `[B, H, W, C]`.
+
+        Returns:
+          Features `[B, ceil(H / stride), ceil(W / stride), channels]` of the same dtype.
+        """
         width, forward = self.spec.channels, self.forward
         if needs_transition(self.spec, x.shape[-1]):
             x = x[:, :: self.spec.stride, :: self.spec.stride]
@@ -194,7 +233,16 @@ class Block(nn.Module):
 
 
 def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
-    """Stem and blocks, inside of the module that calls it: the features after each."""
+    """Applies stem and blocks. To be called in a compact Linen module, which owns the layers.
+
+    Args:
+      spec: Description of the network.
+      forward: Settings of this pass through the network.
+      x: Images `[B, H, W, C]`.
+
+    Yields:
+      The features `[B, H, W, C]` after the stem and after each block.
+    """
     x = operations.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = nn.relu(forward.norm(use_running_average=not forward.train, name='stem_norm')(x))
     yield x

@@ -1,12 +1,13 @@
-"""The space of DARTS: a normal and a reduction cell (Liu et al. 2019, arXiv:1806.09055, section 2).
+"""Defines the space of DARTS: a normal and a reduction cell (Liu et al. 2019, arXiv:1806.09055).
 
-A cell has two inputs, the outputs of the two cells before it, and four nodes; a node is the sum of
-an operation on each input and on each node before it, and the output has the nodes side by side.
-Derived, a node keeps the two edges that are surest of an operation other than `none`.
+A cell (section 2 there) has two inputs, the outputs of the two cells before it, and four nodes. A
+node is the sum of one operation on each input and on each node before it; the output of the cell
+concatenates the nodes. When the network is derived, each node keeps the two edges with the most
+probable operation other than `none`.
 
-With partial channels, edges have weights as well: the softmax of a logit for each edge of a node,
-which multiplies what the edge gives, and what it is sure of. This is the edge normalization of
-PC-DARTS (Xu et al. 2020, arXiv:1907.05737, section 3.3).
+With partial channels, edges have weights as well: a softmax over one logit for each edge of a node.
+The weight multiplies the output of the edge, and its strength when edges are kept. This is the edge
+normalization of PC-DARTS (Xu et al. 2020, arXiv:1907.05737, section 3.3).
 """
 
 import ast
@@ -36,23 +37,27 @@ PRIMITIVES = (
     'dil_conv_3x3',
     'dil_conv_5x5',
 )
-NODES = 4  # of a cell, but for its inputs
+NODES = 4  # nodes of a cell, not counting its inputs
 INPUTS = 2
-KEPT = 2  # edges of a node, when derived
+KEPT = 2  # edges that a node keeps when the network is derived
 STEM_MULTIPLIER = 3
-_LEAST = 1e-12  # where a node has no two edges with anything but none
+# Avoids 0 / 0 where fewer than two edges of a node have any probability outside of `none`.
+_MIN_STRENGTH = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
 class DartsSpec(NetSpec):
-    """Cells, one after another.
+    """Describes a sequence of normal and reduction cells.
+
+    A group is a node of the normal cell or, after those, of the reduction cell; a member of it is
+    one of the edges that lead to the node.
 
     Attributes:
-      stem_channels: of the 3x3 convolution at the entrance.
-      cells: `(channels, stride)` of each: those of stride 2 are reduction cells. Their output has
-        four times the channels.
-      normal: candidates of normal cells, by node and by what an edge comes from.
-      reduce: those of reduction cells.
+      stem_channels: Output channels of the first 3x3 convolution.
+      cells: `(channels, stride)` of each cell; those of stride 2 are reduction cells. The output of
+        a cell has four times its channels.
+      normal: Candidates of normal cells, by node and by the input or node at which an edge starts.
+      reduce: The same for reduction cells.
     """
 
     SPACE = 'darts'
@@ -64,76 +69,105 @@ class DartsSpec(NetSpec):
     reduce: tuple[tuple[tuple[str, ...], ...], ...]
 
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """Returns the candidates by node and edge, normal cell first."""
         return self.normal + self.reduce
 
     def with_groups(self, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> 'DartsSpec':
+        """Returns the same network with other candidates, by node and edge, normal cell first."""
         return dataclasses.replace(self, normal=groups[:NODES], reduce=groups[NODES:])
 
     def alpha_path(self, group: int, member: int) -> tuple[str, ...]:
+        """Returns the path in `arch` of the alpha of an edge."""
         kind = 'reduce' if group >= NODES else 'normal'
         return (f'{kind}_{group % NODES}_{member}',)
 
     def edge_path(self, group: int) -> tuple[str, ...] | None:
+        """Returns the path in `arch` of the edge logits of a node; `None` unless partial > 1."""
         kind = 'reduce' if group >= NODES else 'normal'
         return (f'{kind}_{group % NODES}_edges',) if self.partial > 1 else None
 
     def places(self, group: int, member: int) -> list[Place]:
-        (height, width, _), found = self.image_shape, []
+        """Returns the mixed operations of an edge, one in each cell of its kind."""
+        (height, width, _), places = self.image_shape, []
         for i, (channels, stride) in enumerate(self.cells):
-            small = -(-height // stride), -(-width // stride)
+            output_size = -(-height // stride), -(-width // stride)
             if (stride == 2) == (group >= NODES):
-                entering = member < INPUTS
-                size = (height, width) if entering else small
+                from_input = member < INPUTS
+                size = (height, width) if from_input else output_size
                 path = (f'cell_{i}', f'edge_{group % NODES}_{member}')
-                found.append(Place(path, (*size, channels), stride if entering else 1))
-            height, width = small
-        return found
+                places.append(Place(path, (*size, channels), stride if from_input else 1))
+            height, width = output_size
+        return places
 
     def choose(self, rows: Sequence[Any], edges: Sequence[Any] | None = None) -> list[Any]:
-        xp = np if isinstance(rows[0], np.ndarray) else jnp
-        found, left = [], iter(rows)
-        for group, members in enumerate(self.groups()):
-            # A single candidate is none where an edge is left out already.
-            sure = [xp.where(np.array(names) == NONE, -1.0, next(left)) for names in members]
-            strengths = xp.stack([row.max() for row in sure])
-            if edges is not None and edges[group] is not None:
-                strengths = strengths * edges[group]
-            for rank, row, names in zip(_ranks(strengths), sure, members, strict=True):
-                left_out = names.index(NONE) if NONE in names else 0
-                found.append(xp.where(rank < KEPT, row.argmax(), left_out))
-        return found
+        """Returns the index of the candidate that each row chooses when the network is derived.
 
-    def shares(self, rows: Sequence[Any]) -> list[Any]:
-        """By chance, a node keeps two edges, and an edge one operation that is not `none`.
+        A node keeps the two edges whose best operation other than `none` is the most probable; of
+        equals, the earlier ones. All other edges choose `none`.
 
-        A pair of edges is as likely as the product of what they derive by, their largest
-        probabilities of such an operation; the operations of an edge that stays are as likely as
-        their probabilities. Where alpha is sure of a genotype, its operations have shares of 1.
+        Args:
+          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
+          edges: Weights `[members]` of the edges of each group, of the same kind, which multiply
+            these probabilities; `None` for a group without edge weights, or for all.
+
+        Returns:
+          One integer for each row, of the same kind.
         """
         xp = np if isinstance(rows[0], np.ndarray) else jnp
-        found, left = [], iter(rows)
-        for edges in self.groups():
-            sure = [xp.where(np.array(names) == NONE, 0.0, next(left)) for names in edges]
-            strengths = xp.maximum(xp.stack([row.max() for row in sure]), _LEAST)
+        chosen, remaining = [], iter(rows)
+        for group, members in enumerate(self.groups()):
+            # With -1 instead of its probability, `none` is never the best operation of an edge, and
+            # an edge of a derived network that has no other candidate ranks last.
+            scores = [xp.where(np.array(names) == NONE, -1.0, next(remaining)) for names in members]
+            strengths = xp.stack([row.max() for row in scores])
+            if edges is not None and edges[group] is not None:
+                strengths = strengths * edges[group]
+            for rank, row, names in zip(_ranks(strengths), scores, members, strict=True):
+                none_index = names.index(NONE) if NONE in names else 0
+                chosen.append(xp.where(rank < KEPT, row.argmax(), none_index))
+        return chosen
+
+    def shares(self, rows: Sequence[Any]) -> list[Any]:
+        """Returns how likely each candidate is in a network that is derived at random.
+
+        At random, a node keeps two edges, and each of them one operation other than `none`. The
+        strength of an edge is the largest probability of such an operation, by which `choose` ranks
+        edges; a pair of edges is kept with a probability proportional to the product of their
+        strengths. On an edge that is kept, operations are chosen in proportion to their
+        probabilities. Where alpha is sure of a genotype, its operations have shares of 1.
+
+        Args:
+          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
+
+        Returns:
+          `[K]` for each row, of the same kind.
+        """
+        xp = np if isinstance(rows[0], np.ndarray) else jnp
+        shares, remaining = [], iter(rows)
+        for members in self.groups():
+            scores = [xp.where(np.array(names) == NONE, 0.0, next(remaining)) for names in members]
+            strengths = xp.maximum(xp.stack([row.max() for row in scores]), _MIN_STRENGTH)
             strengths = strengths / strengths.max()
-            others = (1.0 - np.eye(len(edges), dtype=np.float32)) @ strengths
+            others = (1.0 - np.eye(len(members), dtype=np.float32)) @ strengths
             pairs = strengths * others
-            kept = KEPT * pairs / pairs.sum()
-            found += [
-                k * row / xp.maximum(row.sum(), _LEAST) for k, row in zip(kept, sure, strict=True)
+            kept_probabilities = KEPT * pairs / pairs.sum()
+            shares += [
+                kept * row / xp.maximum(row.sum(), _MIN_STRENGTH)
+                for kept, row in zip(kept_probabilities, scores, strict=True)
             ]
-        return found
+        return shares
 
     def used(self, genotype: Genotype) -> list[str]:
+        """Returns the chosen operations, without the `none` of edges that are not kept."""
         return [name for name in super().used(genotype) if name != NONE]
 
 
-def _ranks(strengths):
-    """How many others are stronger; of equals, the earlier one is."""
-    places = np.arange(len(strengths))
+def _ranks(strengths: np.ndarray | Array) -> np.ndarray | Array:
+    """Returns how many edges rank before each edge; of equals, the earlier one ranks first."""
+    positions = np.arange(len(strengths))
     theirs, own = strengths[None, :], strengths[:, None]
-    before = places[None, :] < places[:, None]
-    return ((theirs > own) | ((theirs == own) & before)).sum(1)
+    earlier = positions[None, :] < positions[:, None]
+    return ((theirs > own) | ((theirs == own) & earlier)).sum(1)
 
 
 def build(
@@ -146,9 +180,19 @@ def build(
     max_channels: int = 256,
     primitives: tuple[str, ...] = PRIMITIVES,
 ) -> DartsSpec:
-    """The supernet at the start; the defaults are those of the paper's search.
+    """Builds the initial supernet. The defaults are those of the search in the paper.
 
-    Of `depth` cells, those in `reductions` halve the image and double the channels.
+    Args:
+      image_shape: Shape of an image, `(H, W, C)`.
+      num_classes: Number of classes.
+      channels: Channels of a node before the first reduction; the stem has three times as many.
+      depth: Number of cells.
+      reductions: Indices of the reduction cells, which halve the image and double the channels.
+      max_channels: Limit to this doubling.
+      primitives: Candidates of every edge.
+
+    Returns:
+      The description of the supernet.
     """
     cells = widths(channels, depth, reductions, max_channels)
     cell = tuple((tuple(primitives),) * (INPUTS + node) for node in range(NODES))
@@ -157,15 +201,15 @@ def build(
 
 
 class Cell(nn.Module):
-    """Two inputs of any width; the output has four times `channels`.
+    """Computes a cell of two inputs, whose output has four times `channels`.
 
     Attributes:
-      edges: candidates, by node and by what an edge comes from.
-      factors: likewise, whether they have factors.
-      channels: of every node.
-      stride: of edges that come from the inputs.
-      halves: whether the earlier input is twice as large as the later one.
-      forward: the pass.
+      edges: Candidates by node and by the input or node at which an edge starts.
+      factors: Whether the candidates have factors, by node and edge.
+      channels: Channels of every node.
+      stride: Stride of the edges that start at an input.
+      halves: Whether the earlier input is twice as large as the later one.
+      forward: Settings of this pass through the network.
     """
 
     edges: tuple[tuple[tuple[str, ...], ...], ...]
@@ -183,7 +227,18 @@ class Cell(nn.Module):
         weights: list[list[Array | None]],
         shares: list[Array | None],
     ) -> Array:
-        """`shares`: the weights of every node's edges, if they have any."""
+        """Applies the cell.
+
+        Args:
+          earlier: Output of the cell before the previous one, `[B, H, W, C]` with any C; its images
+            are twice as large if `halves` is set.
+          later: Output of the previous cell, `[B, H, W, C]` with any C.
+          weights: Architecture weights `[K]` by node and edge; `None` where nothing is chosen.
+          shares: Weights `[edges]` of the edges of each node; `None` for a node without.
+
+        Returns:
+          Features `[B, ceil(H / stride), ceil(W / stride), 4 * channels]`.
+        """
         norm, train = self.forward.norm, self.forward.train
         if self.halves:
             first = operations.FactorizedReduce(self.channels, norm, name='input_0')(earlier, train)
@@ -193,7 +248,7 @@ class Cell(nn.Module):
         states = [first, second]
         small = second[:, :: self.stride, :: self.stride]
         for g, edges in enumerate(self.edges):
-            total = jnp.zeros_like(small)
+            total, edge_shares = jnp.zeros_like(small), shares[g]
             for m, candidates in enumerate(edges):
                 if candidates == (NONE,):
                     continue
@@ -201,31 +256,46 @@ class Cell(nn.Module):
                 name = f'edge_{g}_{m}'
                 mixed = MixedOp(candidates, self.channels, self.forward, stride, factor, name=name)
                 y = mixed(states[m], weights[g][m])
-                total += y if shares[g] is None else operations.scale(shares[g][m], y)
+                total += y if edge_shares is None else operations.scale(edge_shares[m], y)
             states.append(total)
         return jnp.concatenate(states[INPUTS:], -1)
 
 
 def body(spec: DartsSpec, forward: Forward, x: Array) -> Iterator[Array]:
-    """All but the head, inside of the module that calls it. Cells of a kind share their draws."""
+    """Applies everything but the head. All cells of a kind use the same draws.
+
+    To be called in a compact Linen module, which owns the layers.
+
+    Args:
+      spec: Description of the network.
+      forward: Settings of this pass through the network.
+      x: Images `[B, H, W, C]`.
+
+    Yields:
+      The features `[B, H, W, C]` after each cell.
+    """
     shares = edge_weights(spec)
     weights = shared_draws(spec, forward, shares)
     x = operations.Conv(spec.stem_channels, (3, 3), name='stem')(x)
     x = forward.norm(use_running_average=not forward.train, name='stem_norm')(x)
     earlier, later, halves = x, x, False
     for i, (channels, stride) in enumerate(spec.cells):
-        edges, own = spec.normal, slice(NODES)
+        edges, groups = spec.normal, slice(NODES)
         if stride == 2:
-            edges, own = spec.reduce, slice(NODES, None)
-        factors = spec.factored()[own]
+            edges, groups = spec.reduce, slice(NODES, None)
+        factors = spec.factored()[groups]
         cell = Cell(edges, factors, channels, stride, halves, forward, name=f'cell_{i}')
-        y = cell(earlier, later, weights[own], shares[own])
+        y = cell(earlier, later, weights[groups], shares[groups])
         earlier, later, halves = later, y, stride == 2
         yield later
 
 
 def dumps(chosen: Genotype) -> str:
-    """The text that DARTS and its kin exchange: `Genotype(normal=[(op, input), ...], ...)`."""
+    """Returns the text that DARTS and related programs exchange.
+
+    Its form is `Genotype(normal=[(operation, input), ...], normal_concat=range(2, 6), reduce=...,
+    reduce_concat=...)`, with two pairs for each node.
+    """
     cells = {
         'normal': chosen.operations[:NODES],
         'reduce': chosen.operations[NODES:],
@@ -238,47 +308,67 @@ def dumps(chosen: Genotype) -> str:
 
 
 def loads(text: str) -> Genotype:
-    """The inverse of `dumps`; also of its dialects: `NAME = `, nested pairs, lists for ranges.
+    """Parses the text of a genotype, as `dumps` and programs related to DARTS write it.
+
+    Args:
+      text: The output of `dumps`. It may also start with `NAME = `, nest the two pairs of each node
+        in a tuple or list of their own, and list the concatenated nodes instead of a range.
+
+    Returns:
+      The genotype.
 
     Raises:
-      ValueError: it is something else, or a cell of another space.
+      ValueError: The text is not such a genotype, or its cells are not of this space.
     """
     try:
         call = ast.parse(text.strip()).body[0].value
-        given = {keyword.arg: keyword.value for keyword in call.keywords}
-        cells = [(given[kind], given[f'{kind}_concat']) for kind in ('normal', 'reduce')]
+        arguments = {keyword.arg: keyword.value for keyword in call.keywords}
+        cells = [(arguments[kind], arguments[f'{kind}_concat']) for kind in ('normal', 'reduce')]
         edges = [ast.literal_eval(cell) for cell, _ in cells]
         outputs = [ast.unparse(concat).replace(' ', '') for _, concat in cells]
     except (SyntaxError, ValueError, AttributeError, IndexError, KeyError) as error:
         raise ValueError(
-            'this is no DARTS genotype: Genotype(normal=[(operation, input), ...], '
-            f'normal_concat=range(2, 6), reduce=..., reduce_concat=...): {text[:200]!r}'
+            'not a DARTS genotype; expected Genotype(normal=[(operation, input), ...], '
+            'normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6)), got '
+            f'{text[:200]!r}'
         ) from error
-    legal = {'range(2,6)', '[2,3,4,5]', '(2,3,4,5)', 'list(range(2,6))'}
-    if not legal.issuperset(outputs):
-        raise ValueError(f'DARTS cells give out nodes 2 to 5, not {outputs[0]} and {outputs[1]}')
-    return Genotype(tuple(node for cell in edges for node in _nodes(cell)))
+    allowed = {'range(2,6)', '[2,3,4,5]', '(2,3,4,5)', 'list(range(2,6))'}
+    if not allowed.issuperset(outputs):
+        raise ValueError(
+            'the output of a DARTS cell concatenates nodes 2 to 5: normal_concat and reduce_concat '
+            f'must be range(2, 6), not {outputs[0]} and {outputs[1]}'
+        )
+    return Genotype(tuple(node for cell in edges for node in _parse_nodes(cell)))
 
 
-def _nodes(cell):
-    """The operations by node and edge of a list of (operation, input), two for each node."""
-    if not isinstance(cell, list) or not all(isinstance(pair, tuple | list) for pair in cell):
-        raise ValueError(f'a DARTS cell is a list of (operation, input), not {cell!r}')
-    flat = [pair for each in cell for pair in (each if _nested(each) else [each])]
-    if len(flat) != KEPT * NODES:
-        raise ValueError(f'a DARTS cell has {KEPT * NODES} edges; this one has {len(flat)}: {cell}')
+def _parse_nodes(cell: Any) -> Iterator[tuple[str, ...]]:
+    """Yields the operations of each node, one for each of its edges.
+
+    Args:
+      cell: List of (operation, input), two for each node.
+
+    Raises:
+      ValueError: It is something else.
+    """
+    if not isinstance(cell, list) or not all(isinstance(entry, tuple | list) for entry in cell):
+        raise ValueError(f'a DARTS cell must be a list of (operation, input), not {cell!r}')
+    pairs = [pair for entry in cell for pair in (entry if _is_nested(entry) else [entry])]
+    if len(pairs) != KEPT * NODES:
+        raise ValueError(
+            f'a DARTS cell has {KEPT * NODES} edges; this one has {len(pairs)}: {cell}'
+        )
     for node in range(NODES):
         names = [NONE] * (INPUTS + node)
-        for pair in flat[KEPT * node : KEPT * (node + 1)]:
+        for pair in pairs[KEPT * node : KEPT * (node + 1)]:
             known = len(pair) == 2 and pair[0] in PRIMITIVES[1:]
             if not known or pair[1] not in range(INPUTS + node) or names[pair[1]] != NONE:
                 raise ValueError(
-                    f'edge {pair} of node {INPUTS + node} does not fit the DARTS space: a node has '
-                    f'two different inputs before it, and operations out of {PRIMITIVES[1:]}'
+                    f'edge {pair} of node {INPUTS + node} does not fit the DARTS space: a node '
+                    f'takes two different inputs before it, by operations out of {PRIMITIVES[1:]}'
                 )
             names[pair[1]] = pair[0]
         yield tuple(names)
 
 
-def _nested(pair):
-    return all(isinstance(part, tuple | list) for part in pair)
+def _is_nested(entry: tuple | list) -> bool:
+    return all(isinstance(part, tuple | list) for part in entry)

@@ -1,7 +1,7 @@
-"""The space of NAS-Bench-201: one cell of four nodes, repeated (arXiv:2001.00326, section 2).
+"""Defines the space of NAS-Bench-201: one repeated cell of four nodes (arXiv:2001.00326, sec. 2).
 
-Node i of a cell is the sum of an operation on each node before it; node 0 is the cell's input, and
-node 3 its output. Three stages of cells, between them residual blocks that halve the image.
+Node i of a cell is the sum of one operation on each node before it; node 0 is the input of the
+cell, node 3 its output. Cells form three stages, separated by residual blocks that halve the image.
 """
 
 import dataclasses
@@ -19,17 +19,19 @@ from asose_jax.nn.mixed_op import MixedOp, shared_draws
 Array = jax.Array
 
 PRIMITIVES = ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3')
-NODES = 3  # of a cell, but for its input
+NODES = 3  # nodes of a cell, not counting its input
 
 
 @dataclasses.dataclass(frozen=True)
 class NasBench201Spec(NetSpec):
-    """Cells and residual blocks, one after another; all cells are alike.
+    """Describes a sequence of cells and residual blocks; all cells are alike.
+
+    A group is a node of the cell, a member of it one of the edges that lead to the node.
 
     Attributes:
-      stem_channels: of the 3x3 convolution at the entrance.
-      modules: `(channels, stride)` of each: stride 1 is a cell, stride 2 a residual block.
-      cell: candidates by node (1 to 3) and by the node that an edge comes from.
+      stem_channels: Output channels of the first 3x3 convolution.
+      modules: `(channels, stride)` of each module. Stride 1 is a cell, stride 2 a residual block.
+      cell: Candidates by node (1 to 3) and by the node at which an edge starts.
     """
 
     SPACE = 'nasbench201'
@@ -39,22 +41,26 @@ class NasBench201Spec(NetSpec):
     cell: tuple[tuple[tuple[str, ...], ...], ...]
 
     def groups(self) -> tuple[tuple[tuple[str, ...], ...], ...]:
+        """Returns the candidates by node and edge."""
         return self.cell
 
     def with_groups(self, groups: tuple[tuple[tuple[str, ...], ...], ...]) -> 'NasBench201Spec':
+        """Returns the same network with other candidates, by node and edge."""
         return dataclasses.replace(self, cell=groups)
 
     def alpha_path(self, group: int, member: int) -> tuple[str, ...]:
+        """Returns the path in `arch` of the alpha of an edge."""
         return (f'choice_{group}_{member}',)
 
     def places(self, group: int, member: int) -> list[Place]:
-        (height, width, _), found = self.image_shape, []
+        """Returns the mixed operations of an edge, one in each cell."""
+        (height, width, _), places = self.image_shape, []
         for i, (channels, stride) in enumerate(self.modules):
             height, width = -(-height // stride), -(-width // stride)
             if stride == 1:
                 path = (f'cell_{i}', f'edge_{group}_{member}')
-                found.append(Place(path, (height, width, channels), 1))
-        return found
+                places.append(Place(path, (height, width, channels), 1))
+        return places
 
 
 def build(
@@ -67,9 +73,20 @@ def build(
     max_channels: int = 64,
     primitives: tuple[str, ...] = PRIMITIVES,
 ) -> NasBench201Spec:
-    """The supernet at the start; the defaults are the benchmark's, five cells a stage.
+    """Builds the initial supernet. The defaults are the benchmark's: five cells in each stage.
 
-    Of `depth` modules, those in `reductions` are residual blocks, the others are cells.
+    Args:
+      image_shape: Shape of an image, `(H, W, C)`.
+      num_classes: Number of classes.
+      channels: Output channels of the stem.
+      depth: Number of modules: cells and residual blocks.
+      reductions: Indices of the modules that are residual blocks, which halve the image and double
+        the channels.
+      max_channels: Limit to this doubling.
+      primitives: Candidates of every edge.
+
+    Returns:
+      The description of the supernet.
     """
     modules = widths(channels, depth, reductions, max_channels)
     cell = tuple((tuple(primitives),) * (node + 1) for node in range(NODES))
@@ -77,12 +94,12 @@ def build(
 
 
 class Cell(nn.Module):
-    """Keeps size and channels.
+    """Computes a cell, which keeps size and channels of its input.
 
     Attributes:
-      cell: candidates, by node and by the node that an edge comes from.
-      factors: likewise, whether they have factors.
-      forward: the pass.
+      cell: Candidates by node and by the node at which an edge starts.
+      factors: Whether the candidates have factors, by node and edge.
+      forward: Settings of this pass through the network.
     """
 
     cell: tuple[tuple[tuple[str, ...], ...], ...]
@@ -91,6 +108,15 @@ class Cell(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, weights: list[list[Array | None]]) -> Array:
+        """Applies the cell.
+
+        Args:
+          x: Features `[B, H, W, C]`.
+          weights: Architecture weights `[K]` by node and edge; `None` where nothing is chosen.
+
+        Returns:
+          Features `[B, H, W, C]`.
+        """
         nodes = [x]
         for g, edges in enumerate(self.cell):
             total = jnp.zeros_like(x)
@@ -105,24 +131,41 @@ class Cell(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two ReLU-convolution-BatchNorm, and beside them a mean of 2x2 pixels and a 1x1."""
+    """Halves the image: two ReLU-Conv-BN, beside a 2x2 average pooling and a 1x1 convolution.
+
+    Attributes:
+      channels: Number of channels of the output.
+      forward: Settings of this pass through the network.
+    """
 
     channels: int
     forward: Forward
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        """Maps features `[B, H, W, C]` to `[B, ceil(H / 2), ceil(W / 2), channels]`."""
         norm, train = self.forward.norm, self.forward.train
-        aside = nn.avg_pool(x, (2, 2), (2, 2), ((0, x.shape[1] % 2), (0, x.shape[2] % 2)))
-        aside = operations.pointwise(self.channels, x.dtype, 'aside')(aside)
+        shortcut = nn.avg_pool(x, (2, 2), (2, 2), ((0, x.shape[1] % 2), (0, x.shape[2] % 2)))
+        shortcut = operations.pointwise(self.channels, x.dtype, 'aside')(shortcut)
         for i in range(2):
-            part = operations.ReluConvNorm(self.channels, norm, 3, stride=2 - i, name=f'conv_{i}')
-            x = part(x, train)
-        return aside + x
+            layer = operations.ReluConvNorm(self.channels, norm, 3, stride=2 - i, name=f'conv_{i}')
+            x = layer(x, train)
+        return shortcut + x
 
 
 def body(spec: NasBench201Spec, forward: Forward, x: Array) -> Iterator[Array]:
-    """All but the head, inside of the module that calls it. All cells share their draws."""
+    """Applies everything but the head. All cells use the same draws.
+
+    To be called in a compact Linen module, which owns the layers.
+
+    Args:
+      spec: Description of the network.
+      forward: Settings of this pass through the network.
+      x: Images `[B, H, W, C]`.
+
+    Yields:
+      The features `[B, H, W, C]` after each module.
+    """
     weights = shared_draws(spec, forward)
     average = not forward.train
     x = operations.Conv(spec.stem_channels, (3, 3), name='stem')(x)
@@ -138,7 +181,7 @@ def body(spec: NasBench201Spec, forward: Forward, x: Array) -> Iterator[Array]:
 
 
 def dumps(chosen: Genotype) -> str:
-    """The benchmark's own text: `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
+    """Returns the cell as the benchmark writes it: `|op~0|+|op~0|op~1|+|op~0|op~1|op~2|`."""
     nodes = [
         '|'.join(['', *(f'{name}~{edge}' for edge, name in enumerate(node)), ''])
         for node in chosen.operations
@@ -147,10 +190,16 @@ def dumps(chosen: Genotype) -> str:
 
 
 def loads(text: str) -> Genotype:
-    """The inverse of `dumps`.
+    """Parses the text of a cell, as `dumps` writes it.
+
+    Args:
+      text: For example `|none~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|none~2|`.
+
+    Returns:
+      The genotype.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: The text is not a cell of this space.
     """
     nodes = []
     for number, node in enumerate(text.strip().split('+'), start=1):
@@ -158,8 +207,9 @@ def loads(text: str) -> Genotype:
         known = all(len(edge) == 2 and edge[0] in PRIMITIVES for edge in edges)
         if not known or [edge[1] for edge in edges] != [str(i) for i in range(number)]:
             raise ValueError(
-                f'node {number} of this NAS-Bench-201 cell is {node!r}; it needs an operation for '
-                f'each node before it, |op~0|...|op~{number - 1}|, out of {", ".join(PRIMITIVES)}'
+                f'node {number} of this NAS-Bench-201 cell is {node!r}; expected one operation for '
+                f'each node before it, |op~0|...|op~{number - 1}|, where op is one of '
+                f'{", ".join(PRIMITIVES)}'
             )
         nodes.append(tuple(edge[0] for edge in edges))
     if len(nodes) != NODES:

@@ -1,6 +1,6 @@
-"""NATS-Bench: the accuracies of all 15,625 cells of the space `nasbench201` (arXiv:2009.00437).
+"""Reads NATS-Bench: accuracies of all 15,625 cells of the space `nasbench201` (arXiv:2009.00437).
 
-They are read through its authors' package `nats_bench`, from the archive that they give away.
+They are read with the authors' package `nats_bench` from the archive that they publish.
 """
 
 import importlib
@@ -20,7 +20,7 @@ SPACE = 'nasbench201'
 _PACKAGE = 'nats_bench'
 _ARCHIVE = 'NATS-tss-v1_0-3ffb9-simple'
 
-# What it is called here: the data set, and the number that the package gives for it.
+# Column of the table -> data set and metric in the package's terms.
 _COLUMNS = {
     'cifar10-valid': ('cifar10-valid', 'valid-accuracy'),
     'cifar10-test': ('cifar10', 'test-accuracy'),
@@ -29,72 +29,95 @@ _COLUMNS = {
     'ImageNet16-120-valid': ('ImageNet16-120', 'valid-accuracy'),
     'ImageNet16-120-test': ('ImageNet16-120', 'test-accuracy'),
 }
-_BROKEN = (OSError, EOFError, ValueError, KeyError, AssertionError, pickle.UnpicklingError)
+# What the package and `pickle` raise on a missing or damaged archive.
+_ARCHIVE_ERRORS = (OSError, EOFError, ValueError, KeyError, AssertionError, pickle.UnpicklingError)
 
 
 def is_named(table: str | None) -> bool:
-    """Whether `benchmark.table` means NATS-Bench: `nats_bench`, or `nats_bench:DIRECTORY`."""
+    """Returns whether `benchmark.table` names NATS-Bench.
+
+    Args:
+      table: `nats_bench` and `nats_bench:DIRECTORY` do; the path of a file and `None` do not.
+    """
     return table is not None and table.partition(':')[0] == _PACKAGE
 
 
 class NatsBench:
-    """The benchmark, opened. Cells are read when they are asked for."""
+    """Gives access to the benchmark. Cells are read from the archive when they are looked up."""
 
-    def __init__(self, name: str):
-        """Opens the archive, and reads one cell, so that what is missing is missed at once.
+    def __init__(self, name: str) -> None:
+        """Opens the archive and reads one cell, so that a missing file is reported at once.
 
         Args:
-          name: as in `is_named`; without a directory the package looks for the archive in
-            $TORCH_HOME, or in ~/.torch.
+          name: `nats_bench:DIRECTORY`, or `nats_bench`: then the package looks for the archive in
+            $TORCH_HOME or ~/.torch.
 
         Raises:
-          UserError: package or archive are missing or unfit.
+          UserError: The package or the archive is missing or unusable.
         """
-        self._name, place = name, name.partition(':')[2]
-        directory = str(pathlib.Path(place).expanduser()) if place else None
+        self._name, path = name, name.partition(':')[2]
+        directory = str(pathlib.Path(path).expanduser()) if path else None
         try:
             create = importlib.import_module(_PACKAGE).create
             self._api = create(directory, 'tss', fast_mode=True, verbose=False)
-            self._measured(0)
-        except (ImportError, *_BROKEN) as error:
-            raise self._unfit(error) from error
+            self._accuracies(0)
+        except (ImportError, *_ARCHIVE_ERRORS) as error:
+            raise self._user_error(error) from error
 
     def table(self) -> Table:
-        """All cells: the accuracy in percent after 200 epochs, the mean over the trained seeds.
+        """Reads all cells: accuracy in percent after 200 epochs, mean over the trained seeds.
 
-        The archive has a file for each; to unpack them all takes some six minutes.
+        The archive has one file for each cell; unpacking all of them takes about six minutes.
+
+        Returns:
+          The table of all cells.
 
         Raises:
-          UserError: a file is missing or damaged.
+          UserError: A file of the archive is missing or damaged.
         """
         count, start = len(self._api), time.monotonic()
-        logger.info('benchmark: reads all %d cells of NATS-Bench, for the rank', count)
+        logger.info('benchmark: reading all %d cells of NATS-Bench, to rank the result', count)
         columns = {name: {} for name in _COLUMNS}
         try:
             for index in range(count):
-                for name, accuracy in self._measured(index).items():
+                for name, accuracy in self._accuracies(index).items():
                     columns[name][self._api.arch(index)] = accuracy
-        except _BROKEN as error:
-            raise self._unfit(error) from error
-        logger.info('benchmark: has read them in %.0f s', time.monotonic() - start)
+        except _ARCHIVE_ERRORS as error:
+            raise self._user_error(error) from error
+        logger.info('benchmark: read all cells in %.0f s', time.monotonic() - start)
         return Table(columns)
 
     def lookup(self, arch: str) -> dict[str, Any]:
-        """As `Table.lookup`, of all cells."""
+        """Returns accuracy and rank of a cell among all cells, as `Table.lookup` does.
+
+        Args:
+          arch: Text of the cell.
+
+        Returns:
+          `column -> {'accuracy', 'rank', 'of'}`; empty if the benchmark does not have the cell.
+
+        Raises:
+          UserError: A file of the archive is missing or damaged.
+        """
         return self.table().lookup(arch)
 
-    def _measured(self, index):
-        sets = {dataset for dataset, _ in _COLUMNS.values()}
-        told = {
-            each: self._api.get_more_info(index, each, hp='200', is_random=False) for each in sets
+    def _accuracies(self, index: int) -> dict[str, float]:
+        datasets = {dataset for dataset, _ in _COLUMNS.values()}
+        metrics = {
+            dataset: self._api.get_more_info(index, dataset, hp='200', is_random=False)
+            for dataset in datasets
         }
-        self._api.arch2infos_dict.clear()  # it keeps what it has read, and all would be too much
-        return {name: float(told[dataset][what]) for name, (dataset, what) in _COLUMNS.items()}
+        # The package keeps every cell that it has read; all of them would not fit into memory.
+        self._api.arch2infos_dict.clear()
+        return {
+            column: float(metrics[dataset][metric])
+            for column, (dataset, metric) in _COLUMNS.items()
+        }
 
-    def _unfit(self, error):
+    def _user_error(self, error: Exception) -> UserError:
         return UserError(
-            f'benchmark.table={self._name!r}: {error} ({type(error).__name__})\nIt needs a package '
-            f'(pip install {_PACKAGE}) and its archive: unpack {_ARCHIVE}.tar, which '
-            'https://github.com/D-X-Y/NATS-Bench links to, in $TORCH_HOME or ~/.torch, or name the '
+            f'benchmark.table={self._name!r}: {error} ({type(error).__name__})\nNATS-Bench needs '
+            f'its package (pip install {_PACKAGE}) and its archive: unpack {_ARCHIVE}.tar, linked '
+            'from https://github.com/D-X-Y/NATS-Bench, in $TORCH_HOME or ~/.torch, or name the '
             f'directory: benchmark.table={_PACKAGE}:DIRECTORY/{_ARCHIVE}'
         )

@@ -1,4 +1,4 @@
-"""The search spaces, a row each. A new one is a file like `chain.py`, and its row here."""
+"""Lists the search spaces. A new space is a file like `chain.py` and an entry in `SPACES`."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -10,20 +10,21 @@ from asose_jax.spaces import chain, darts, nasbench201
 
 
 class Space(NamedTuple):
-    """What the rest of the program asks of a space.
+    """Collects all that the other packages need to know of a search space.
 
     Attributes:
-      spec: the class of its descriptions.
-      build: makes the description of a supernet: `build(image_shape, num_classes, channels=...,
-        depth=..., reductions=..., max_channels=..., primitives=...)`, as the config's `model` says.
-      body: the network, without its head, called inside of a compact Linen module:
-        `body(spec, forward, images)` gives the features `[B, H, W, C]` after each of its parts.
-      primitives: the candidate operations of the papers.
-      needs: primitives that it cannot do without.
-      channels_divisor: what the channels of the stem must be a multiple of.
-      grows: whether the growths of `transforms` are made for it.
-      dumps: writes a genotype as others exchange it, if they do.
-      loads: reads that; a `ValueError` says what is wrong.
+      spec: Class of the descriptions of its networks.
+      build: Builds the description of a supernet from the fields of the config's `model`:
+        `build(image_shape, num_classes, channels=..., depth=..., reductions=...,
+        max_channels=..., primitives=...)`.
+      body: Applies the network without its head: `body(spec, forward, images)` yields the features
+        `[B, H, W, C]` after each module. To be called in a compact Linen module.
+      primitives: Candidate operations, as published.
+      needs: Primitives that every set of candidates must contain.
+      channels_divisor: The config's `model.channels` must be a multiple of it.
+      grows: Whether its networks can grow (docs/algorithm.md, "Growth").
+      dumps: Writes a genotype in the text form of the literature; `None` if there is none.
+      loads: Parses this text; raises a `ValueError` that says what is wrong with it.
     """
 
     spec: type[NetSpec]
@@ -61,16 +62,31 @@ SPACES: dict[str, Space] = {
 
 
 def text_of(spec: NetSpec, chosen: Genotype) -> str | None:
-    """The genotype as others exchange it; `None` where they would not know it."""
+    """Returns a genotype in the text form that the literature uses for its space.
+
+    Args:
+      spec: Description of a network of the space.
+      chosen: The genotype.
+
+    Returns:
+      The text; `None` if the space has no such form or the genotype has operations that are not
+      among the published ones.
+    """
     space = SPACES[spec.SPACE]
-    foreign = {name for group in chosen.operations for name in group} - set(space.primitives)
-    return None if space.dumps is None or foreign else space.dumps(chosen)
+    unpublished = {name for group in chosen.operations for name in group} - set(space.primitives)
+    return None if space.dumps is None or unpublished else space.dumps(chosen)
 
 
 def spec_from_json(data: Mapping[str, Any]) -> NetSpec:
-    """The inverse of `NetSpec.to_json`, of any space.
+    """Reads a description of any space, as `NetSpec.to_json` writes it.
+
+    Args:
+      data: The JSON object.
+
+    Returns:
+      The description.
 
     Raises:
-      KeyError: the space is not known, or something is missing.
+      KeyError: The space is unknown or a field is missing.
     """
     return SPACES[data['space']].spec.from_json(data)

@@ -1,7 +1,8 @@
-"""The network of a description, supernet or derived: one module for every space.
+"""Builds the network of a description, supernet or derived: one module for every space.
 
-Collections: `params` (weights), `arch` (alpha, see `mixed_op.Choice`), `batch_stats`, `guard` (how
-many rows the weight guard caught in this call), and `second_head` (its logits, in training).
+Its variable collections are `params` (weights), `arch` (alpha, see `mixed_op.Choice`),
+`batch_stats`, `guard` (number of rows of alpha that the guard replaced in this call, see
+docs/algorithm.md, "Guards") and `second_head` (logits of the second head, in training only).
 """
 
 import dataclasses
@@ -19,18 +20,18 @@ from asose_jax.spaces import registry
 
 Array = jax.Array
 
-SECOND_HEAD = 'second_head'  # in `params`; no part of the network that is used in the end
+SECOND_HEAD = 'second_head'  # its name in `params`; left out when a trained network is loaded
 
 
 class SuperNet(nn.Module):
-    """The body of the space - global average - linear.
+    """Computes logits: the body of the space, a global average and a linear layer.
 
     Attributes:
-      spec: what is built.
-      settings: of alpha and its draws.
-      dtype: of activations, `'float32'` or `'bfloat16'`. Parameters, BatchNorm statistics, alpha,
-        the draw and the logits are float32 in either case.
-      synced_over: name of the mapped axis over which BatchNorm pools its statistics, if any.
+      spec: Description of the network.
+      settings: How alpha starts and how operations are drawn.
+      dtype: Dtype of activations, `'float32'` or `'bfloat16'`. Parameters, BatchNorm statistics,
+        alpha, the draw and the logits are float32 in either case.
+      synced_over: Name of the mapped axis over which BatchNorm pools its statistics, if any.
     """
 
     spec: NetSpec
@@ -50,13 +51,33 @@ class SuperNet(nn.Module):
         optimized: Array | float = 0.0,
         positions: Array | None = None,
     ) -> Array:
-        """Logits `[B, num_classes]` float32 of normalised images `[B, H, W, C]`.
+        """Applies the network.
 
-        What changes from step to step is described in `forward.Forward`.
+        Args:
+          images: Normalised images `[B, H, W, C]`.
+          tau: Temperature of the draws.
+          mode: How the mixed operations use their candidates.
+          train: Whether BatchNorm uses and updates the statistics of the batch.
+          beta: Weight of the auxiliary skips.
+          optimized: Share of the optimize phase that is done, 0 to 1; drop-path rises with it.
+          positions: Positions of the images in the batch of all devices, `[B]` int32; drop-path
+            needs them.
+
+        Returns:
+          Logits `[B, num_classes]`, float32.
         """
         norm = Norm(self.dtype, self.synced_over)
-        now = {'tau': tau, 'beta': beta, 'optimized': optimized, 'positions': positions}
-        forward = Forward(norm, self.settings, mode, train, self.spec.partial, **now)
+        forward = Forward(
+            norm,
+            self.settings,
+            mode,
+            train,
+            self.spec.partial,
+            tau=tau,
+            beta=beta,
+            optimized=optimized,
+            positions=positions,
+        )
         body = registry.SPACES[self.spec.SPACE].body
         features = list(body(self.spec, forward, images.astype(self.dtype)))
         if self.settings.second_head and (train or self.is_initializing()):
@@ -69,9 +90,13 @@ class SuperNet(nn.Module):
 
 
 class SecondHead(nn.Module):
-    """The second head of the networks that DARTS trains on CIFAR (arXiv:1806.09055, section 3).
+    """Computes the auxiliary logits that DARTS trains with on CIFAR (arXiv:1806.09055, section 3).
 
-    Smaller images than its 8x8 are pooled whole.
+    There, its input has 8x8 pixels; windows larger than the image are cut to its size.
+
+    Attributes:
+      num_classes: Number of classes.
+      norm: Makes a BatchNorm, called as `norm(use_running_average=..., name=...)`.
     """
 
     num_classes: int
@@ -79,7 +104,7 @@ class SecondHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """Logits `[B, num_classes]` float32 of features `[B, H, W, C]`."""
+        """Maps features `[B, H, W, C]` to logits `[B, num_classes]`, float32."""
         window = tuple(min(5, size) for size in x.shape[1:3])
         x = nn.avg_pool(nn.relu(x), window, (3, 3))
         x = operations.pointwise(128, x.dtype, 'conv_0')(x)
@@ -91,8 +116,16 @@ class SecondHead(nn.Module):
 
 
 def mixture_of(net: SuperNet) -> SuperNet:
-    """The same network, in which Mode.DENSE mixes all candidates by softmax(alpha), without a draw.
+    """Returns the network with another meaning of `Mode.DENSE`: softmax(alpha), without a draw.
 
-    What is trained with one-hot draws has never computed this mixture; it is asked all the same.
+    In this mode it then computes the deterministic mixture of all candidates, which a network that
+    is trained with one-hot draws never computes itself. Early stopping and selection by
+    perturbation need it.
+
+    Args:
+      net: The network.
+
+    Returns:
+      A module with the same variables.
     """
     return net.clone(settings=dataclasses.replace(net.settings, estimator='softmax'))

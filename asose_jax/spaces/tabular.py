@@ -1,7 +1,7 @@
-"""What others measured of the cells of a space: the true accuracy of what a search found.
+"""Reads tabular benchmarks: published accuracies of the cells of a space.
 
-A tabular benchmark trains every cell of a space. Its numbers are looked up when a run is over, and
-told; nothing is ever chosen by them.
+The cell that a search chose is looked up when the run is over, and its accuracy and rank are
+reported. The table never influences what is chosen.
 """
 
 import csv
@@ -14,30 +14,33 @@ from typing import Any
 
 from asose_jax.runtime.errors import UserError
 
-ARCH = 'arch'  # the column that names the cells, as the space writes them
+ARCH = 'arch'  # column with the texts of the cells, as the space writes them
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Accuracies of cells.
+    """Holds accuracies of cells.
 
     Attributes:
-      columns: `column -> arch -> accuracy`.
+      columns: `column -> text of the cell -> accuracy`.
     """
 
     columns: dict[str, dict[str, float]]
 
     @classmethod
-    def read(cls, path: str, plain: Callable[[str], str]) -> 'Table':
-        """Reads a CSV file: a column `arch`, and columns of numbers, larger is better.
+    def read(cls, path: str, normalize: Callable[[str], str]) -> 'Table':
+        """Reads a CSV file with a column `arch` and one or more columns of accuracies.
 
         Args:
-          path: of the file.
-          plain: brings the text of a cell into the form by which it will be looked up; a
-            `ValueError` if it is none.
+          path: Path of the file.
+          normalize: Brings the text of a cell into the form in which cells are looked up; raises a
+            `ValueError` if the text is not a cell.
+
+        Returns:
+          The table.
 
         Raises:
-          UserError: the file cannot be read so; the message names the line.
+          UserError: The file cannot be read as such a table; the message names the line.
         """
         file = pathlib.Path(path).expanduser()
         try:
@@ -48,15 +51,15 @@ class Table:
                     raise ValueError(f'its columns are {reader.fieldnames}')
                 columns = {name: {} for name in names}
                 for row in reader:
-                    line, arch = f'line {reader.line_num}', plain(row[ARCH] or '')
+                    line, arch = f'line {reader.line_num}', normalize(row[ARCH] or '')
                     if None in row or None in row.values():
-                        raise ValueError(f'{line} has not as many fields as there are columns')
+                        raise ValueError(f'{line} has more or fewer fields than there are columns')
                     if arch in columns[names[0]]:
-                        raise ValueError(f'{line} has {arch} for the second time')
+                        raise ValueError(f'{line} repeats the cell {arch}')
                     for name in names:
-                        columns[name][arch] = number = float(row[name])
-                        if not math.isfinite(number):
-                            raise ValueError(f'{line} has {name} {number}')
+                        columns[name][arch] = accuracy = float(row[name])
+                        if not math.isfinite(accuracy):
+                            raise ValueError(f'{line}: {name} is {accuracy}, not a finite number')
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(
                 f'benchmark.table={path!r}: {error}. It must be a CSV file with a column {ARCH!r} '
@@ -65,30 +68,30 @@ class Table:
         return cls(columns)
 
     def dumps(self) -> str:
-        """The file that `read` reads; every column has all cells."""
+        """Returns the text of the CSV file that `read` reads; every column has all cells."""
         file = io.StringIO()
-        rows = csv.writer(file, lineterminator='\n')
-        rows.writerow([ARCH, *self.columns])
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow([ARCH, *self.columns])
         for arch in next(iter(self.columns.values())):
-            rows.writerow([arch, *(numbers[arch] for numbers in self.columns.values())])
+            writer.writerow([arch, *(accuracies[arch] for accuracies in self.columns.values())])
         return file.getvalue()
 
     def lookup(self, arch: str) -> dict[str, Any]:
-        """What the table says of a cell.
+        """Returns accuracy and rank of a cell in each column; larger accuracies are better.
 
         Args:
-          arch: its text.
+          arch: Text of the cell.
 
         Returns:
-          `column -> {'accuracy', 'rank' (1 is the best), 'of' (cells in the table)}`; empty if the
-          cell is not in it.
+          `column -> {'accuracy', 'rank' (1 is the best), 'of' (number of cells in the table)}`;
+          empty if the cell is not in the table. Cells of equal accuracy share the better rank.
         """
         return {
             name: {
-                'accuracy': numbers[arch],
-                'rank': 1 + sum(other > numbers[arch] for other in numbers.values()),
-                'of': len(numbers),
+                'accuracy': accuracies[arch],
+                'rank': 1 + sum(other > accuracies[arch] for other in accuracies.values()),
+                'of': len(accuracies),
             }
-            for name, numbers in self.columns.items()
-            if arch in numbers
+            for name, accuracies in self.columns.items()
+            if arch in accuracies
         }

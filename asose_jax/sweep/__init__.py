@@ -1,0 +1,1 @@
+"""Several runs under one command, each in a process of its own."""

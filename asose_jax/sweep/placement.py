@@ -1,4 +1,4 @@
-"""Devices, or cores of a CPU, that the runs of a sweep share."""
+"""Devices, or CPU cores, that the runs of a sweep share."""
 
 import concurrent.futures
 import dataclasses
@@ -11,34 +11,41 @@ from asose_jax.runtime import process
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """What one process has for itself: environment variables, or a core of the CPU."""
+    """The share of the machine that one process uses alone.
+
+    Attributes:
+      environment: environment variables that make one device visible; empty on a CPU.
+      core: the CPU core to run on; `None` means all of them.
+    """
 
     environment: dict[str, str]
     core: int | None = None
 
 
 def places() -> list[Place]:
-    """One for each device of this machine. A process of its own looks, since looking claims them.
+    """Returns one place for each device of this machine, or for each core if it has only a CPU.
 
-    On a CPU, each run has a core. Searches are not vmapped: a switch under vmap computes all of its
-    branches, and two seeds took six times as long as one after another (nasbench201_small).
+    A child process counts the devices, since a process that looks at the devices claims them.
+
+    Searches share a machine as processes and not by `jax.vmap`: a switch under vmap computes all of
+    its branches, and two seeds took six times as long as one after another (nasbench201_small).
     """
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=process.SPAWN) as pool:
         platform, chips = pool.submit(_devices).result()
     if platform == 'cpu' and hasattr(os, 'sched_getaffinity'):
         return [Place({}, core) for core in sorted(os.sched_getaffinity(0))]
-    if platform == 'cpu':  # not Linux: one run at a time, on all cores
+    if platform == 'cpu':  # other systems than Linux cannot pin: one run at a time, on all cores
         return [Place({})]
     if platform == 'tpu':
         alone = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
         return [Place({**alone, 'TPU_VISIBLE_CHIPS': str(chip)}) for chip in range(chips)]
-    known = os.environ.get('CUDA_VISIBLE_DEVICES')
-    numbers = known.split(',') if known else [str(chip) for chip in range(chips)]
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    numbers = visible.split(',') if visible else [str(chip) for chip in range(chips)]
     return [Place({'CUDA_VISIBLE_DEVICES': number}) for number in numbers]
 
 
-def _devices():
-    """The platform, and how many chips of it there are; a chip may count as two devices."""
-    found = jax.local_devices()
-    chips = {tuple(getattr(device, 'coords', (device.id,))) for device in found}
-    return found[0].platform, len(chips)
+def _devices() -> tuple[str, int]:
+    """Returns the platform and its number of chips; one TPU chip may count as two devices."""
+    devices = jax.local_devices()
+    chips = {tuple(getattr(device, 'coords', (device.id,))) for device in devices}
+    return devices[0].platform, len(chips)

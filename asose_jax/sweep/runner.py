@@ -1,24 +1,24 @@
-"""Several searches in one command, and random cells that are trained beside what they find.
+"""Several searches in one command, and control networks trained from scratch next to them.
 
-Each search is a run of its own in a directory of its own, in a process of its own that has one
-device, or one core of a CPU, for itself. So each can be stopped and goes on like any other run.
+Every search and every training is a run with its own directory, in its own process, which has one
+device or one CPU core to itself. So each can be stopped and resumed like any other run.
 """
 
 import collections
 import contextlib
 import copy
 import dataclasses
-import functools
 import json
 import logging
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import pathlib
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -45,13 +45,18 @@ from asose_jax.sweep import placement
 
 logger = logging.getLogger('asose_jax')
 
-_LOOK_SECONDS = 2.0  # between looks at what the runs have come to
-_RANDOM = 77  # tells this use of the seed apart
+_POLL_SECONDS = 2.0  # between updates of the progress bar
+_RANDOM = 77  # separates the draws of random cells from other uses of the seed
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A run: its name, which is its directory below the workdir of all, and its config."""
+    """One run of a sweep.
+
+    Attributes:
+      name: the directory of the run, relative to the workdir of the sweep.
+      config: the config of the run.
+    """
 
     name: str
     config: ml_collections.ConfigDict
@@ -62,19 +67,20 @@ def search(
     workdir: str | pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
-    """Searches as `config` says, once or with each of `seeds`; goes on where it was stopped.
+    """Runs one search, or one for each of `config.seeds`; resumes a run that was stopped.
 
     Args:
       config: see `configs/search.py`.
-      workdir: for checkpoints and results.
+      workdir: directory of checkpoints and results.
       console: where a progress bar may be drawn.
 
     Returns:
-      What summary.json holds: see `run_summary.write`, and `comparison.compare` for many seeds.
+      The content of summary.json: see `run_summary.write_summary`, and `comparison.compare` for
+      several seeds.
 
     Raises:
-      UserError: something the user can put right; nothing was lost.
-      Stopped: after SIGTERM or Ctrl-C; what was done is saved.
+      UserError: something that the user can fix; nothing is lost.
+      Stopped: after SIGTERM or Ctrl-C; all progress is saved.
     """
     if config.seeds:
         return run(config, workdir, console)
@@ -86,20 +92,24 @@ def run(
     directory: str | pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
-    """Searches with each of `seeds`; if asked to, trains what was found, and controls, alike.
+    """Searches with each of `config.seeds` and compares the results.
+
+    With `config.random_cells` or `config.plain_cells`, the networks that the searches chose, random
+    cells and networks of a single operation are then trained from scratch, all in the same way
+    (`config.retrain`).
 
     Args:
       config: see `configs/search.py`.
-      directory: of all runs: `seed_N`, `found/seed_N`, `random/N`, `plain/OPERATION/seed_N`.
-        Finished ones are not repeated, so that seeds and controls may be added later.
+      directory: contains all runs: `seed_N`, `found/seed_N`, `random/N`, `plain/OPERATION/seed_N`.
+        Finished runs are not repeated, so seeds and controls may be added later.
       console: where a progress bar may be drawn.
 
     Returns:
       The comparison, as in summary.json; see `comparison.compare`.
 
     Raises:
-      UserError: something the user can put right.
-      Stopped: after SIGTERM or Ctrl-C; all runs are saved.
+      UserError: something that the user can fix.
+      Stopped: after SIGTERM or Ctrl-C; the progress of all runs is saved.
     """
     if jax.process_count() > 1:
         raise UserError(
@@ -109,181 +119,255 @@ def run(
     directory = pathlib.Path(directory).expanduser()
     config = with_original_defaults(config, directory)
     flat = flatten(config)
-    single = copy.deepcopy(config)
-    single.seeds, single.random_cells, single.plain_cells = (), 0, ()
+    single = _with(config, seeds=(), random_cells=0, plain_cells=())
     validate(config, 1)
-    compares = bool(config.random_cells or config.plain_cells)
-    if compares:
+    has_controls = bool(config.random_cells or config.plain_cells)
+    if has_controls:
         validate(_retrained(single, 'of a search'), 1)
-    begun = functools.partial(run_all, directory=directory, console=console)
     with interrupt.Interrupt(), workdir.claimed(directory):
         require_same_config(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
         workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
         machine = placement.places()
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
-        begun(searches, machine)
-        found, random, plain = [], [], {}
-        if compares:
-            found = [_found(single, directory, seed) for seed in config.seeds]
-            count = config.random_cells
-            random = [_random(single, directory, config.seeds, i) for i in range(count)]
-            plain = {
-                name: [_plain(single, directory, name, seed) for seed in config.seeds]
-                for name in config.plain_cells
-            }
-            begun(found + random + [job for jobs in plain.values() for job in jobs], machine)
-        groups = {'searches': searches, 'found': found, 'random': random, **plain}
-        names = {name: [job.name for job in jobs] for name, jobs in groups.items()}
-        summary = comparison.compare(directory, names, config.alarm.skip_share)
-        text = comparison.table(summary)
-        workdir.write_atomically(directory / 'summary.md', text)
-        workdir.write_atomically(directory / 'summary.json', json.dumps(summary, indent=2) + '\n')
-        Page(directory).draw()
-        logger.info('%s', text)
-        return summary
+        run_all(searches, machine, directory, console)
+        groups = {'searches': searches, 'found': [], 'random': []}
+        if has_controls:
+            trainings = _trainings(config, single, directory)
+            run_all(
+                [job for jobs in trainings.values() for job in jobs], machine, directory, console
+            )
+            groups |= trainings
+        return _summarize(groups, directory, config.alarm.skip_share)
 
 
-def _with(config, **fields):
-    made = copy.deepcopy(config)
-    made.update_from_flattened_dict(fields)
-    return made
+def _summarize(
+    groups: dict[str, list[Job]], directory: pathlib.Path, skip_share: float
+) -> dict[str, Any]:
+    """Compares the finished runs; writes summary.json, summary.md and report.html."""
+    names = {group: [job.name for job in jobs] for group, jobs in groups.items()}
+    summary = comparison.compare(directory, names, skip_share)
+    text = comparison.table(summary)
+    workdir.write_atomically(directory / 'summary.md', text)
+    workdir.write_atomically(directory / 'summary.json', json.dumps(summary, indent=2) + '\n')
+    Page(directory).draw()
+    logger.info('%s', text)
+    return summary
 
 
-def _retrained(config, source, **fields):
+def _trainings(
+    config: ml_collections.ConfigDict, single: ml_collections.ConfigDict, directory: pathlib.Path
+) -> dict[str, list[Job]]:
+    """Returns the trainings from scratch after the searches, by group of the comparison.
+
+    Args:
+      config: the config of the sweep.
+      single: the same for a single search, without its seed.
+      directory: contains the finished searches.
+    """
+    seeds = config.seeds
+    return {
+        'found': [_searched_job(single, directory, seed) for seed in seeds],
+        'random': [_random_job(single, directory, seeds, i) for i in range(config.random_cells)],
+        **{
+            operation: [_plain_job(single, directory, operation, seed) for seed in seeds]
+            for operation in config.plain_cells
+        },
+    }
+
+
+def _with(config: ml_collections.ConfigDict, **fields: Any) -> ml_collections.ConfigDict:
+    """Returns a copy of the config with other values of some fields."""
+    changed = copy.deepcopy(config)
+    changed.update_from_flattened_dict(fields)
+    return changed
+
+
+def _retrained(
+    config: ml_collections.ConfigDict, source: str | pathlib.Path, **fields: Any
+) -> ml_collections.ConfigDict:
+    """Returns the config that trains the network of a genotype file or workdir from scratch."""
     return retrain.config_of(_with(config, init_from=None, genotype=str(source), **fields))
 
 
-def _found(config, directory, seed):
+def _searched_job(config: ml_collections.ConfigDict, directory: pathlib.Path, seed: int) -> Job:
     return Job(f'found/seed_{seed}', _retrained(config, directory / f'seed_{seed}', seed=seed))
 
 
-def _random(config, directory, seeds, number):
-    """A cell drawn uniformly, in the network that one of the searches ended with."""
-    seed, begun = seeds[number % len(seeds)], directory / f'random/{number}' / 'config.json'
-    if begun.exists():  # there may have been fewer seeds then
-        seed = json.loads(begun.read_text(encoding='utf-8'))['seed']
+def _random_job(
+    config: ml_collections.ConfigDict, directory: pathlib.Path, seeds: Sequence[int], number: int
+) -> Job:
+    """Trains random cell `number`, drawn uniformly, in the network that one search ended with."""
+    seed, started = seeds[number % len(seeds)], directory / f'random/{number}' / 'config.json'
+    if started.exists():  # keeps its seed, though the number of seeds may have changed since
+        seed = json.loads(started.read_text(encoding='utf-8'))['seed']
     supernet = _supernet(config, directory, seed)
-    chosen = genotype.random(supernet, np.random.default_rng([_RANDOM, config.seed, number]))
-    return _control(config, directory, f'random/{number}', supernet, chosen, seed)
+    cell = genotype.random(supernet, np.random.default_rng([_RANDOM, config.seed, number]))
+    return _control_job(config, directory, f'random/{number}', supernet, cell, seed)
 
 
-def _plain(config, directory, name, seed):
-    """One operation everywhere, in the network that this search ended with."""
+def _plain_job(
+    config: ml_collections.ConfigDict, directory: pathlib.Path, operation: str, seed: int
+) -> Job:
+    """Trains the network of one search with the same operation everywhere."""
     supernet = _supernet(config, directory, seed)
-    chosen = genotype.plain(supernet, name)
-    return _control(config, directory, f'plain/{name}/seed_{seed}', supernet, chosen, seed)
+    cell = genotype.plain(supernet, operation)
+    return _control_job(config, directory, f'plain/{operation}/seed_{seed}', supernet, cell, seed)
 
 
-def _supernet(config, directory, seed):
-    """What a search ended with, with all candidates again."""
+def _supernet(
+    config: ml_collections.ConfigDict, directory: pathlib.Path, seed: int
+) -> genotype.NetSpec:
+    """Returns the network that a search ended with, with all candidates in every place again."""
     text = (directory / f'seed_{seed}' / 'genotype.json').read_text(encoding='utf-8')
     derived = registry.spec_from_json(json.loads(text)['network'])
     names = tuple(config.model.primitives)
     return derived.with_groups(tuple(tuple(names for _ in group) for group in derived.groups()))
 
 
-def _control(config, directory, name, supernet, chosen, seed):
+def _control_job(
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    name: str,
+    supernet: genotype.NetSpec,
+    cell: genotype.Genotype,
+    seed: int,
+) -> Job:
+    """Writes the genotype to `name`.json and returns the training of its network."""
     file = directory / f'{name}.json'
     file.parent.mkdir(parents=True, exist_ok=True)
-    workdir.write_atomically(file, chosen.dumps(genotype.derive(supernet, chosen)))
+    workdir.write_atomically(file, cell.dumps(genotype.derive(supernet, cell)))
     return Job(name, _retrained(config, file, seed=seed))
 
 
 # --- Processes
 
 
+@dataclasses.dataclass(frozen=True)
+class _Running:
+    """A started job, the place that it occupies and its process."""
+
+    job: Job
+    place: placement.Place
+    child: multiprocessing.process.BaseProcess
+
+
 def run_all(
-    jobs: list[Job],
-    machine: list[placement.Place],
+    jobs: Sequence[Job],
+    machine: Sequence[placement.Place],
     directory: pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> None:
-    """Runs what is not finished yet, on each place one after another.
+    """Runs the unfinished jobs, at any time one on each place of the machine.
 
     Args:
-      jobs: in this order, as places become free.
-      machine: its parts, see `process.places`.
-      directory: of all runs, each in a directory called like it.
+      jobs: started in this order, as places become free.
+      machine: the places, see `placement.places`.
+      directory: contains the directory of each job, which has the job's name.
       console: where a progress bar may be drawn.
 
     Raises:
-      UserError: a run failed; its log is quoted. The others were told to stop, and saved.
+      UserError: a run failed; the message quotes its log. The other runs were stopped and saved.
     """
     waiting = collections.deque(
-        j for j in jobs if not (directory / j.name / 'summary.json').exists()
+        job for job in jobs if not (directory / job.name / 'summary.json').exists()
     )
-    running: dict[int, tuple[placement.Place, Job, Any]] = {}
+    running: dict[int, _Running] = {}
     free = list(machine)
-    with _shown(jobs, waiting, running, directory, console) as show:
+    with _progress(jobs, waiting, running, directory, console) as update:
         try:
             while waiting or running:
                 while waiting and free:
-                    place, job = free.pop(0), waiting.popleft()
-                    (directory / job.name).mkdir(parents=True, exist_ok=True)
-                    child = process.SPAWN.Process(
-                        target=_work, args=(job, directory / job.name, place)
-                    )
-                    child.start()
-                    running[child.sentinel] = (place, job, child)
-                for sentinel in multiprocessing.connection.wait(list(running), _LOOK_SECONDS):
-                    place, job, child = running.pop(sentinel)
-                    child.join()
-                    free.append(place)
-                    if child.exitcode or not (directory / job.name / 'summary.json').exists():
-                        raise UserError(_failure(job, directory, child.exitcode))
-                    logger.info('%s: %s', job.name, comparison.one_line(directory / job.name))
-                show()
+                    active = _started(waiting.popleft(), free.pop(0), directory)
+                    running[active.child.sentinel] = active
+                for sentinel in multiprocessing.connection.wait(list(running), _POLL_SECONDS):
+                    active = running.pop(sentinel)
+                    active.child.join()
+                    free.append(active.place)
+                    _require_finished(active, directory)
+                update()
         finally:
-            for _, _, child in running.values():
-                child.terminate()  # each saves, and ends
-            for _, _, child in running.values():
-                child.join()
+            for active in running.values():
+                active.child.terminate()  # the run saves its state before it ends
+            for active in running.values():
+                active.child.join()
 
 
-def _failure(job, directory, status):
+def _started(job: Job, place: placement.Place, directory: pathlib.Path) -> _Running:
+    (directory / job.name).mkdir(parents=True, exist_ok=True)
+    child = process.SPAWN.Process(target=_run_job, args=(job, directory / job.name, place))
+    child.start()
+    return _Running(job, place, child)
+
+
+def _require_finished(active: _Running, directory: pathlib.Path) -> None:
+    """Logs the result of a run whose process has ended; fails if it left none."""
+    name, status = active.job.name, active.child.exitcode
+    if status or not (directory / name / 'summary.json').exists():
+        raise UserError(_failure(active.job, directory, status))
+    logger.info('%s: %s', name, comparison.one_line(directory / name))
+
+
+def _failure(job: Job, directory: pathlib.Path, status: int | None) -> str:
     log = directory / job.name / 'log.txt'
     lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.exists() else []
-    told = '\n  '.join(lines[-4:])
+    end = '\n  '.join(lines[-4:])
     return (
-        f'{job.name} ended with status {status}; its log ({log}) ends with:\n  {told}\nPut that '
-        'right; the same command goes on, and repeats nothing that is finished.'
+        f'{job.name} ended with status {status}. The last lines of its log ({log}):\n  {end}\n'
+        'Fix this, then run the same command again: it resumes, and does not repeat finished runs.'
     )
 
 
 @contextlib.contextmanager
-def _shown(jobs, waiting, running, directory, console) -> Iterator[Callable[[], None]]:
-    """A bar in a terminal: how many runs are done, and where those are that run."""
+def _progress(
+    jobs: Sequence[Job],
+    waiting: Collection[Job],
+    running: Mapping[int, _Running],
+    directory: pathlib.Path,
+    console: rich.console.Console | None,
+) -> Iterator[Callable[[], None]]:
+    """Draws a progress bar in a terminal: finished runs, and the state of those that are running.
+
+    Args:
+      jobs: all jobs.
+      waiting: those that have not started; changes meanwhile.
+      running: those that are running; changes meanwhile.
+      directory: contains the directory of each job.
+      console: where to draw; nothing is drawn without a terminal.
+
+    Yields:
+      A function that redraws the bar.
+    """
     if console is None or not console.is_terminal:
         yield lambda: None
         return
-    parts = [
+    columns = [
         rich.progress.TextColumn('{task.completed}/{task.total} runs'),
         rich.progress.BarColumn(bar_width=10),
         rich.progress.TextColumn('{task.description}'),
         rich.progress.TimeRemainingColumn(),
     ]
-    with rich.progress.Progress(*parts, console=console) as bar:
+    with rich.progress.Progress(*columns, console=console) as bar:
         task = bar.add_task('', total=len(jobs))
 
-        def show():
-            each = [
-                f'{job.name} {comparison.latest(directory / job.name)}'
-                for _, job, _ in running.values()
+        def update() -> None:
+            states = [
+                f'{active.job.name} {comparison.latest(directory / active.job.name)}'
+                for active in running.values()
             ]
             done = len(jobs) - len(waiting) - len(running)
-            bar.update(task, completed=done, description='; '.join(each))
+            bar.update(task, completed=done, description='; '.join(states))
 
-        yield show
+        yield update
 
 
-def _work(job: Job, directory: pathlib.Path, place: placement.Place) -> None:
-    """One run, in a process of its own."""
-    os.setsid()  # Ctrl-C reaches the process that started this one, which asks it to stop
+def _run_job(job: Job, directory: pathlib.Path, place: placement.Place) -> None:
+    """Executes one run; the main function of its process."""
+    os.setsid()  # Ctrl-C then reaches only the parent process, which stops this one by SIGTERM
     os.environ.update(place.environment)
     cache = process.CACHE
     if place.core is not None:
         os.sched_setaffinity(0, {place.core})
-        cache = cache / 'one_core'  # programs are compiled for as many cores as there are
+        cache = cache / 'one_core'  # a program is compiled for the number of cores
     log = open(directory / 'log.txt', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
@@ -300,6 +384,9 @@ def _work(job: Job, directory: pathlib.Path, place: placement.Place) -> None:
     process.leave(0)
 
 
-def _end_with_parent():
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+def _end_with_parent() -> None:
+    """Waits until the parent process ends, then sends SIGTERM to this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
     os.kill(os.getpid(), signal.SIGTERM)

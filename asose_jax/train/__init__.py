@@ -1,0 +1,1 @@
+"""Training: the schedule, the optimizer, the compiled steps and checkpoints."""

@@ -1,7 +1,9 @@
-"""Orbax checkpoints: the description of a network beside its arrays, and read first.
+"""Saves and restores checkpoints with Orbax, and passes over damaged ones.
 
-The description holds a checksum of itself and of every array, since not every flipped bit shows by
-itself. What is damaged is passed over in favour of the checkpoint before it, and never deleted.
+A checkpoint has two items: `state`, the arrays, and `meta`, a JSON description of the network that
+is read first, since it gives the shapes. `meta` holds a checksum of itself and of every array: the
+format does not detect every flipped bit. A damaged checkpoint is moved aside, never deleted, and
+the one before it is used.
 """
 
 import contextlib
@@ -12,7 +14,7 @@ import pathlib
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -28,23 +30,35 @@ from asose_jax.train.state import SearchState
 logger = logging.getLogger('asose_jax')
 
 SCHEMA = 6
-DAMAGED = 'damaged'  # where checkpoints go that cannot be read, beside the others
+DAMAGED = 'damaged'  # name of the directory for damaged checkpoints, beside `checkpoints`
 
 T = TypeVar('T')
 
 
 class DamagedError(Exception):
-    """A checkpoint that cannot be read, or is not what was saved; names the file."""
+    """Raised for a checkpoint that cannot be read, or differs from what was saved.
+
+    The message names the file.
+    """
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Saving goes on in the background; leaving the context waits.
+    """Saves and restores the checkpoints of one workdir.
+
+    Saving continues in the background; leaving the context waits for it.
+
+    Example:
+      with Checkpoints(directory) as checkpoints:
+        checkpoints.save(step, state, meta)
 
     Args:
-      directory: made if it is not there.
-      keep: how many of the newest to keep.
-      milestones: steps to keep for good, the ends of the phases.
-      every_seconds: after so many, another one is due.
+      directory: directory of the checkpoints; created if it does not exist.
+      keep: number of the newest checkpoints to keep.
+      milestones: steps whose checkpoints are kept for good, the ends of the phases.
+      every_seconds: seconds from one checkpoint until the next is due.
+
+    Attributes:
+      directory: the absolute directory of the checkpoints.
     """
 
     def __init__(
@@ -53,7 +67,8 @@ class Checkpoints:
         keep: int = 1,
         milestones: Sequence[int] = (),
         every_seconds: float = 0,
-    ):
+    ) -> None:
+        """Opens the directory; see the class for the arguments."""
         self.directory = directory.absolute()
         self._every_seconds, self._saved = every_seconds, time.monotonic()
         policies = checkpoint_managers.preservation_policy
@@ -67,71 +82,88 @@ class Checkpoints:
         )
 
     def __enter__(self) -> 'Checkpoints':
+        """Returns itself."""
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
+        """Waits until everything is saved.
+
+        Raises:
+          UserError: the last checkpoint could not be written, and the body raised nothing.
+        """
         if kind is None:
             with self._writing():
                 self._manager.close()
             return
-        with contextlib.suppress(Exception):  # of what is wrong, the first thing is told
+        with contextlib.suppress(Exception):  # must not hide the error of the body
             self._manager.close()
 
     def keep_for_good(self, steps: Sequence[int]) -> None:
-        """More milestones; from the next save on."""
+        """Adds milestones; takes effect with the next save."""
         policies = checkpoint_managers.preservation_policy
         self._preserved.append(policies.CustomSteps(list(steps)))
 
     def latest(self) -> int | None:
-        """The step of the newest checkpoint; `None` if there is none."""
+        """Returns the step of the newest checkpoint, or `None` if there is none."""
         return self._manager.latest_step()
 
     def due(self) -> bool:
-        """Whether the last one was saved long enough ago."""
+        """Returns whether the last save was at least `every_seconds` ago."""
         return time.monotonic() - self._saved >= self._every_seconds
 
     def restore_latest_valid(self, read: Callable[[int], T]) -> T:
-        """What `read` makes of the newest checkpoint that is not damaged.
+        """Reads the newest checkpoint that is not damaged.
 
-        Newer ones, if there are any, are moved to `DAMAGED`: their steps will be saved again.
+        Newer, damaged ones are moved to the directory `DAMAGED`: their steps will be saved again.
 
         Args:
-          read: takes a step; calls `describe` and `restore`.
+          read: takes a step, calls `describe` and `restore`, and returns what it made of them.
+
+        Returns:
+          The result of `read`.
 
         Raises:
-          UserError: all are damaged (nothing is moved then), or by another version.
+          UserError: all checkpoints are damaged (none is moved then), or one was written by another
+            version.
         """
-        told = []
+        damaged = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = read(step)
+                result = read(step)
             except DamagedError as error:
-                told.append((step, error))
+                damaged.append((step, error))
                 continue
-            for bad, error in told:
-                place = self._quarantine(bad)
-                logger.warning('%s\nIt is in %s now; going on from step %d', error, place, step)
-            return found
+            for damaged_step, error in damaged:
+                target = self._quarantine(damaged_step)
+                logger.warning('%s\nMoved it to %s; resuming from step %d', error, target, step)
+            return result
         raise UserError(
             'no checkpoint can be read:\n  '
-            + '\n  '.join(str(error) for _, error in told)
-            + f'\nNothing was deleted. Put a copy back into {self.directory}, or start anew in '
+            + '\n  '.join(str(error) for _, error in damaged)
+            + f'\nNothing was deleted. Restore a backup of {self.directory}, or start again with '
             'another --workdir.'
         )
 
-    def _quarantine(self, step):
-        place = self.directory.parent / DAMAGED
-        place.mkdir(exist_ok=True)
-        taken = len(list(place.glob(f'{step}*')))
-        target = place / (f'{step}.{taken}' if taken else str(step))
+    def _quarantine(self, step: int) -> pathlib.Path:
+        """Moves the checkpoint of `step` to the directory `DAMAGED`, and returns its new path."""
+        directory = self.directory.parent / DAMAGED
+        directory.mkdir(exist_ok=True)
+        earlier = len(list(directory.glob(f'{step}*')))
+        target = directory / (f'{step}.{earlier}' if earlier else str(step))
         if jax.process_index() == 0:
             (self.directory / str(step)).rename(target)
-        multihost_utils.sync_global_devices('put aside')
+        multihost_utils.sync_global_devices('quarantine')
         self._manager.reload()
         return target
 
     def describe(self, step: int) -> dict[str, Any]:
-        """What was saved as `meta`: it gives the shapes that `restore` needs.
+        """Reads the `meta` of a checkpoint, which gives the shapes that `restore` needs.
+
+        Args:
+          step: step of the checkpoint.
+
+        Returns:
+          What `save` got as `meta`, with `schema` and `checksums`.
 
         Raises:
           DamagedError: it cannot be read.
@@ -144,19 +176,23 @@ class Checkpoints:
         if schema != SCHEMA:
             raise UserError(
                 f'checkpoint {self.directory / str(step)} has schema {schema}; this version reads '
-                f'{SCHEMA}. Use the version of asose_jax that wrote it.'
+                f'schema {SCHEMA}. Use the version of asose_jax that wrote it.'
             )
         with self._reading(step, 'meta'):
             if meta.pop('checksum') != checksum(meta):
-                raise ValueError('the checksum is another one')
+                raise ValueError('checksum mismatch')
         return meta
 
     def restore(self, step: int, like: SearchState) -> SearchState:
-        """The state of `step`, bit for bit.
+        """Restores a state, bit for bit.
 
         Args:
-          step: of the checkpoint.
-          like: a state of the same shapes, concrete or abstract; says where the arrays go.
+          step: step of the checkpoint.
+          like: a state of the same shapes, concrete or abstract; its sharding says where to place
+            the arrays.
+
+        Returns:
+          The state.
 
         Raises:
           DamagedError: it cannot be read, has other shapes than `like`, or a wrong checksum.
@@ -166,23 +202,29 @@ class Checkpoints:
         expected = self.describe(step)['checksums']
         with self._reading(step, 'state'):
             state = self._manager.restore(step, args=args).state
-            found = _checksums(state)
-            differing = [name for name in expected if found.get(name) != expected[name]]
+            actual = _checksums(state)
+            differing = [name for name in expected if actual.get(name) != expected[name]]
             if differing:
-                raise ValueError(f'the checksum of {", ".join(differing[:3])} is another one')
+                raise ValueError(f'checksum mismatch in {", ".join(differing[:3])}')
         return state
 
     def save(self, step: int, state: SearchState, meta: dict[str, Any]) -> None:
-        """Saves in the background; does nothing if `step` is saved already.
+        """Saves a checkpoint in the background; does nothing if `step` is the newest one.
+
+        Args:
+          step: step of the run.
+          state: the state; its buffers may be donated after the call.
+          meta: description of the network and the run, JSON-compatible. It is copied.
 
         Raises:
-          UserError: the disk has no room, or this one or the one before could not be written.
+          UserError: the disk is too full, or this or the previous checkpoint could not be written.
         """
         if self.latest() == step:
             return
         require_room(self.directory, state)
         content = {'schema': SCHEMA, **meta, 'checksums': _checksums(state)}
-        content = json.loads(json.dumps(content))  # a copy: the run goes on while it is written
+        # A copy: the run changes its history while this is written in the background.
+        content = json.loads(json.dumps(content))
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
             meta=ocp.args.JsonSave({**content, 'checksum': checksum(content)}),
@@ -195,89 +237,104 @@ class Checkpoints:
         """Waits until everything is saved.
 
         Raises:
-          UserError: the last one could not be written.
+          UserError: the last checkpoint could not be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _writing(self):
+    def _writing(self) -> Iterator[None]:
+        """Turns errors of the disk into a `UserError` that names the last complete checkpoint."""
         try:
             yield
         except jax.errors.JaxRuntimeError:  # of devices and other hosts, not of the disk
             raise
         except Exception as error:  # tensorstore, Orbax and the system each have their own kinds
             self._manager.reload()
-            whole = self._manager.all_steps()
-            before = (
-                f'{self.directory / str(max(whole))} is whole' if whole else 'there is none yet'
-            )
+            complete = self._manager.all_steps()
+            last = self.directory / str(max(complete)) if complete else 'none yet'
             raise UserError(
                 f'a checkpoint could not be written to {self.directory}: {_first_line(error)}\n'
-                f'The one before: {before}. Put right what is wrong with the disk; then the same '
-                'command goes on from there.'
+                f'Last complete checkpoint: {last}. Fix the disk, then run the same command again: '
+                'it resumes from there.'
             ) from error
 
     @contextlib.contextmanager
-    def _reading(self, step, item):
+    def _reading(self, step: int, item: str) -> Iterator[None]:
+        """Turns errors of the disk and the format into a `DamagedError` that names the file."""
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # a device without room, or a host that is lost
+        except jax.errors.JaxRuntimeError:  # of a device without memory, or a host that is lost
             raise
         except Exception as error:
             file = self.directory / str(step) / item
             raise DamagedError(f'checkpoint {file} cannot be read: {_first_line(error)}') from error
 
 
-def _first_line(error):
+def _first_line(error: Exception) -> str:
     return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:300]}'
 
 
 def names(tree: Any) -> list[str]:
-    """Of the arrays of a tree, in its order, as `meta['checksums']` has them."""
+    """Returns the paths of the arrays of a tree, in order; the keys of `meta['checksums']`.
+
+    Example:
+      ".params['head']['kernel']"
+    """
     return [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(tree)]
 
 
-def _checksums(tree):
-    """A checksum of every array, by its path."""
+def _checksums(tree: Any) -> dict[str, int]:
+    """Returns the CRC-32 of every array, by its path."""
 
-    def of(array):
+    def crc32(array: np.ndarray) -> int:
         return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
-    return dict(zip(names(tree), map(of, jax.tree.leaves(jax.device_get(tree))), strict=True))
+    return dict(zip(names(tree), map(crc32, jax.tree.leaves(jax.device_get(tree))), strict=True))
 
 
 def has_any(directory: pathlib.Path) -> bool:
-    """Whether there is a finished checkpoint, damaged or not."""
+    """Returns whether the directory has a finished checkpoint, damaged or not."""
     return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
 
 
 def require_room(directory: pathlib.Path, state: SearchState) -> None:
-    """Raises UserError unless the disk has room for two checkpoints of `state`."""
-    need = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**24
+    """Checks that the disk has room for two checkpoints of `state`.
+
+    Args:
+      directory: an existing directory on the disk.
+      state: arrays or shapes.
+
+    Raises:
+      UserError: it has not.
+    """
+    needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**24
     free = shutil.disk_usage(directory).free
-    if free < need:
+    if free < needed:
         raise UserError(
             f'no room for checkpoints: {directory} has {free / 2**20:.0f} MiB free, '
-            f'{need / 2**20:.0f} MiB are needed. Free some, or choose another --workdir.'
+            f'{needed / 2**20:.0f} MiB are needed. Free some space, or choose another --workdir.'
         )
 
 
 def locate(path: str) -> tuple[pathlib.Path, int | None]:
-    """Splits the value of `init_from` into a checkpoint directory and a step (`None`: the newest).
+    """Splits the value of `init_from` into a checkpoint directory and a step.
 
     Args:
       path: a workdir, or one checkpoint in it: `WORKDIR/checkpoints/STEP`.
 
+    Returns:
+      The directory of the checkpoints, and the step; `None` stands for the newest.
+
     Raises:
       UserError: there are no checkpoints.
     """
-    given = pathlib.Path(os.path.expanduser(path))
-    if (given / 'checkpoints').is_dir():
-        return given / 'checkpoints', None
-    if given.name.isdigit() and given.is_dir():
-        return given.parent, int(given.name)
+    place = pathlib.Path(os.path.expanduser(path))
+    if (place / 'checkpoints').is_dir():
+        return place / 'checkpoints', None
+    if place.name.isdigit() and place.is_dir():
+        return place.parent, int(place.name)
     raise UserError(
-        f'init_from={path!r}: no checkpoints there. Name the workdir of another run, or one '
+        f'init_from={path!r}: no checkpoints there. Give the workdir of another run, or one '
         'checkpoint of it: WORKDIR/checkpoints/STEP.'
     )

@@ -1,7 +1,8 @@
-"""The one optimizer: SGD for the weights, AdamW for alpha, each masked to its own turns."""
+"""Builds the optimizer: SGD for the weights, AdamW for alpha, each masked to its own turns."""
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +10,24 @@ import optax
 
 from asose_jax.train.phases import Schedule
 
-# No turn of alpha in any plan: with this step, `update` tells what the weights would do.
+# A step that is a weight turn in every schedule: with it, `update` computes a step of the weights.
 BEFORE = -1
 
 
 def lr_for_total_displacement(travel: float, lr_end: float, updates: int) -> float:
-    """The learning rate from which a cosine of `updates` steps to `lr_end` adds up to `travel`.
+    """Returns the initial learning rate of a cosine whose rates add up to `travel`.
 
     Adam moves a number by at most its learning rate, so the sum bounds how far alpha can go. The
     noise of a draw has the scale 1: a few units settle a choice, in a short run as in a long one.
-    At the lengths of the spec (10,920 alpha updates on CIFAR-10) its 3e-4 is a travel of 1.7.
+    Over 10,920 updates of alpha (CIFAR-10), a fixed rate of 3e-4 is a travel of 1.7.
+
+    Args:
+      travel: sum of the learning rates of all updates.
+      lr_end: learning rate at the end of the cosine.
+      updates: number of updates.
+
+    Returns:
+      The learning rate of the first update; not below `lr_end`.
     """
     return max(lr_end, 2 * travel / max(1, updates) - lr_end)
 
@@ -37,31 +46,36 @@ def make_optimizer(
     arch_b2: float = 0.999,
     arch_weight_decay: float = 1e-3,
 ) -> optax.GradientTransformationExtraArgs:
-    """One `multi_transform` over `{'params', 'arch'}` (spec section 3, Turns).
+    """Builds one `optax.multi_transform` over `{'params', 'arch'}` (docs/algorithm.md, "Turns").
 
-    Call `update(grads, state, trainable, step=step)` with the step of the run. Outside its turn, a
-    group's update is zero and its moments and schedule count stay as they are, to the bit. Both
-    learning rates follow one cosine over the updates that the whole plan gives their group.
+    Outside its turn, the update of a group is zero, and its moments and schedule count stay the
+    same to the bit. Each learning rate follows one cosine over the updates that the whole schedule
+    gives its group.
+
+    Example:
+      updates, opt_state = tx.update(grads, opt_state, trainable, step=step)
+
+    `step` is the step of the run.
 
     Args:
-      schedule: says whose turn a step is, and how many updates each group gets.
-      weight_lr: SGD's learning rate at the start.
-      weight_lr_end: and at the end.
-      momentum: of SGD.
-      weight_decay: L2, added to the gradient.
-      clip: largest norm of the weights' gradient, all together; longer ones are shortened. 0: any.
-      arch_lr: Adam's learning rate at the start.
-      arch_lr_end: and at the end.
+      schedule: decides whose turn a step is, and how many updates each group gets.
+      weight_lr: learning rate of SGD at the start.
+      weight_lr_end: learning rate of SGD at the end.
+      momentum: momentum of SGD.
+      weight_decay: L2 penalty, added to the gradient of the weights.
+      clip: maximum norm of the gradient of all weights together; 0 turns clipping off.
+      arch_lr: learning rate of Adam at the start.
+      arch_lr_end: learning rate of Adam at the end.
       arch_b1: decay of Adam's first moment.
       arch_b2: decay of Adam's second moment.
-      arch_weight_decay: decoupled, scaled by the learning rate only (Loshchilov & Hutter 2019,
-        arXiv:1711.05101).
+      arch_weight_decay: decoupled weight decay of alpha, scaled by the learning rate only
+        (Loshchilov & Hutter 2019, arXiv:1711.05101).
 
     Returns:
       The transformation.
     """
 
-    def cosine(first, last, updates):
+    def cosine(first: float, last: float, updates: int) -> optax.Schedule:
         return optax.cosine_decay_schedule(first, max(1, updates), alpha=last / first)
 
     weights = optax.chain(
@@ -90,20 +104,34 @@ def make_optimizer(
 
 
 def _in_turn(
-    inner: optax.GradientTransformation, has_turn: Callable[[jax.Array], jax.Array]
+    inner: optax.GradientTransformation, has_turn: Callable[[jax.Array], bool | jax.Array]
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` at its turns; else its update is zero and its state stays.
+    """Applies `inner` in its turns; outside them the update is zero and the state stays.
 
-    Chosen number by number: `optax.conditionally_mask` branches, and then every parameter passes
+    Selected number by number: `optax.conditionally_mask` branches, and then every parameter passes
     through half a dozen small loops instead of one.
+
+    Args:
+      inner: the optimizer of one group.
+      has_turn: maps the step of the run to whether it is a turn of the group.
+
+    Returns:
+      A transformation whose `update` takes the keyword `step`.
     """
 
-    def update(updates, state, params=None, *, step, **_):
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        *,
+        step: jax.Array,
+        **_: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
         moved, moved_state = inner.update(updates, state, params)
-        choose = functools.partial(jnp.where, has_turn(step))
+        select = functools.partial(jnp.where, has_turn(step))
         return (
-            jax.tree.map(choose, moved, optax.tree.zeros_like(moved)),
-            jax.tree.map(choose, moved_state, state),
+            jax.tree.map(select, moved, optax.tree.zeros_like(moved)),
+            jax.tree.map(select, moved_state, state),
         )
 
     return optax.GradientTransformationExtraArgs(inner.init, update)

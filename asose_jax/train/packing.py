@@ -1,10 +1,11 @@
-"""Trees of arrays as one vector for each dtype, and back.
+"""Packs trees of arrays into one vector for each dtype, and unpacks them.
 
 A loop over a hundred small arrays is a hundred loops for XLA to compile and for a device to start;
 over one vector it is one.
 """
 
 import math
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import jax
@@ -17,41 +18,61 @@ Vectors = dict[str, jax.Array]
 
 
 class Packing:
-    """The layout of trees that have the structure, shapes and dtypes of `like`."""
+    """Packs trees that have the structure, shapes and dtypes of one example.
 
-    def __init__(self, like: Tree):
+    Example:
+      packing = Packing(params)
+      vectors = packing.pack(params)    # {'float32': [n]}
+      params = packing.unpack(vectors)
+
+    Args:
+      like: the example, of arrays or of shapes.
+
+    Attributes:
+      structure: the tree structure of `like`.
+    """
+
+    def __init__(self, like: Tree) -> None:
+        """Records the structure, shapes and dtypes of `like`."""
         leaves, self.structure = jax.tree.flatten(like)
         self._leaves = tuple((jnp.dtype(leaf.dtype).name, tuple(leaf.shape)) for leaf in leaves)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Packing) and self._known() == other._known()
+        """Whether the other packs the same trees."""
+        return isinstance(other, Packing) and self._key() == other._key()
 
     def __hash__(self) -> int:
-        return hash(self._known())
+        """Hashes structure, shapes and dtypes."""
+        return hash(self._key())
 
-    def _known(self):
+    def _key(self) -> Hashable:
         return self.structure, self._leaves
 
     def pack(self, tree: Tree) -> Vectors:
         """Returns a vector for each dtype, with the arrays of `tree` one after another.
 
-        Arrays on the host stay there.
+        Args:
+          tree: arrays on the host or on devices.
+
+        Returns:
+          A vector for each name of a dtype; NumPy vectors if all arrays are on the host.
         """
         parts, leaves = {}, jax.tree.leaves(tree)
-        for (kind, _), leaf in zip(self._leaves, leaves, strict=True):
-            parts.setdefault(kind, []).append(leaf.reshape(-1))
-        join = jnp if any(isinstance(leaf, jax.Array) for leaf in leaves) else np
-        return {kind: join.concatenate(vectors) for kind, vectors in parts.items()}
+        for (dtype, _), leaf in zip(self._leaves, leaves, strict=True):
+            parts.setdefault(dtype, []).append(leaf.reshape(-1))
+        numpy = jnp if any(isinstance(leaf, jax.Array) for leaf in leaves) else np
+        return {dtype: numpy.concatenate(vectors) for dtype, vectors in parts.items()}
 
     def unpack(self, vectors: Vectors) -> Tree:
-        """Returns the tree that `pack` was given; of vectors on the host, views."""
-        parts = {kind: iter(self._cut(kind, vector)) for kind, vector in vectors.items()}
+        """Returns the tree that was packed into `vectors`; of NumPy vectors, views."""
+        parts = {dtype: iter(self._split(dtype, vector)) for dtype, vector in vectors.items()}
         return self.structure.unflatten(
-            [next(parts[kind]).reshape(shape) for kind, shape in self._leaves]
+            [next(parts[dtype]).reshape(shape) for dtype, shape in self._leaves]
         )
 
-    def _cut(self, kind, vector):
-        sizes = [math.prod(shape) for other, shape in self._leaves if other == kind]
+    def _split(self, dtype: str, vector: jax.Array | np.ndarray) -> Sequence[Any]:
+        """Splits the vector of a dtype into one vector for each array."""
+        sizes = [math.prod(shape) for other, shape in self._leaves if other == dtype]
         if isinstance(vector, jax.Array):
             return lax.split(vector, sizes)
         return np.split(vector, np.cumsum(sizes)[:-1])

@@ -1,7 +1,8 @@
-"""The four phases as data. Which phase, whose turn, which tau: pure functions of the step.
+"""Schedules the four phases: phase, turn and temperature as pure functions of the step.
 
-Steps are counted from 0 over the whole run. What only needs arithmetic works on Python integers and
-on traced arrays alike, so that the host and the compiled step read the same plan.
+Steps are counted from 0 over the whole run. Functions of `Step` use arithmetic only, so they accept
+Python integers and traced arrays: the host and the compiled step read the same schedule.
+See docs/algorithm.md, "Four phases".
 """
 
 import dataclasses
@@ -12,16 +13,19 @@ import jax
 
 from asose_jax.arch import gumbel
 
-# What logs show in optimize. Nothing is drawn there: the derived network is the tau -> 0 limit.
+# Temperature that logs show in optimize, where nothing is drawn: the derived network is the limit
+# tau -> 0.
 OPTIMIZE_TAU = 0.01
 
 Step = int | jax.Array
 
 
 class Phase(enum.StrEnum):
-    WARMUP = 'warmup'  # weights only, skip_connect everywhere or any operation
-    SEARCH = 'search'  # weights and alpha in turn, drawn operations
-    GROWTH = 'growth'  # as search, while the network grows
+    """Names the phases of a run, in order."""
+
+    WARMUP = 'warmup'  # weights only; mixed operations skip, or draw uniformly
+    SEARCH = 'search'  # weights and alpha in turn; operations are drawn
+    GROWTH = 'growth'  # like search, while the network grows
     OPTIMIZE = 'optimize'  # weights of the derived network
 
     @property
@@ -32,7 +36,14 @@ class Phase(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """One phase on the axis of steps: `start <= step < stop`, cut into equal epochs."""
+    """Holds the steps of one phase, `start <= step < stop`, divided into equal epochs.
+
+    Attributes:
+      phase: the phase.
+      start: first step.
+      stop: step after the last one.
+      epochs: number of epochs, at least 1.
+    """
 
     phase: Phase
     start: int
@@ -41,26 +52,28 @@ class Span:
 
     @property
     def epoch_steps(self) -> int:
+        """Number of steps in an epoch."""
         return (self.stop - self.start) // self.epochs
 
     def epoch_at(self, step: int) -> int:
-        """The epoch, from 1, that the step before `step` belongs to."""
+        """Returns the epoch, from 1, of the last step before `step`."""
         return max(0, step - 1 - self.start) // self.epoch_steps + 1
 
     def epoch_end(self, step: int) -> int:
-        """The first epoch boundary after `step`."""
+        """Returns the end of the epoch that `step` belongs to: the first boundary after it."""
         return self.start + ((step - self.start) // self.epoch_steps + 1) * self.epoch_steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Temperature:
-    """tau: `max(floor, start * rate**decays)`, with `decays` growing with the alpha updates.
+    """Holds how tau falls: `max(floor, start * rate**decays)` (docs/algorithm.md, "Temperature").
 
     Attributes:
       start: tau of the first draw.
       rate: factor of one decay.
-      floor: never below.
-      decays_per_update: a fraction (numerator, denominator), exact in integers.
+      floor: lowest tau.
+      decays_per_update: decays per update of alpha, as a fraction (numerator, denominator), so
+        that the host and devices count decays exactly.
     """
 
     start: float
@@ -71,70 +84,83 @@ class Temperature:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """The whole run. `spans` holds the phases with at least one epoch, in order."""
+    """Holds the schedule of a whole run; see `make_schedule`.
+
+    Attributes:
+      spans: the phases with at least one epoch, in order.
+      turn_period: every how many steps alpha has its turn.
+      temperature: how tau falls.
+      frozen_steps: steps at the start of search in which alpha rests.
+      together: whether alpha's turns move the weights as well.
+    """
 
     spans: tuple[Span, ...]
     turn_period: int
     temperature: Temperature
-    frozen_steps: int = 0  # at the start of search, in which alpha rests
-    together: bool = False  # steps of alpha move the weights as well
+    frozen_steps: int = 0
+    together: bool = False
 
     @property
     def steps(self) -> int:
+        """Number of steps of the run."""
         return self.spans[-1].stop
 
     def span_at(self, step: int) -> Span:
-        """The span that `step` belongs to; the last one for the end of the run."""
+        """Returns the span of `step`; at the end of the run, the last span."""
         for span in self.spans:
             if step < span.stop:
                 return span
         return self.spans[-1]
 
     def is_alpha_turn(self, step: Step) -> bool | jax.Array:
-        """Whether `step` updates alpha: the first of every `turn_period` steps of a search span."""
-        turn = False
-        for start, stop in self._searching():
+        """Returns whether `step` updates alpha: the first of every `turn_period` steps.
+
+        Only in search and growth, and not while alpha rests (docs/algorithm.md, "Turns").
+        """
+        is_turn = False
+        for start, stop in self._alpha_ranges():
             inside = (start <= step) & (step < stop)
-            turn = turn | (inside & ((step - start) % self.turn_period == 0))
-        return turn
+            is_turn = is_turn | (inside & ((step - start) % self.turn_period == 0))
+        return is_turn
 
     def is_weight_turn(self, step: Step) -> bool | jax.Array:
-        """Whether `step` updates the weights."""
+        """Returns whether `step` updates the weights."""
         return (self.is_alpha_turn(step) ^ True) | self.together
 
     def alpha_updates(self, step: Step) -> Step:
-        """How many of the steps before `step` update alpha."""
+        """Counts the updates of alpha before `step`."""
         total = 0
-        for start, stop in self._searching():
-            done = _clip(step - start, stop - start)
-            total = total + (done + self.turn_period - 1) // self.turn_period
+        for start, stop in self._alpha_ranges():
+            steps = _clip(step - start, stop - start)
+            total = total + (steps + self.turn_period - 1) // self.turn_period
         return total
 
     def weight_updates(self, step: Step) -> Step:
-        """How many of the steps before `step` update the weights."""
+        """Counts the updates of the weights before `step`."""
         return step if self.together else step - self.alpha_updates(step)
 
     def tau(self, step: Step) -> float | jax.Array:
-        """Temperature at `step` of a search span (spec section 3)."""
+        """Returns tau at `step` of search or growth (docs/algorithm.md, "Temperature")."""
         numerator, denominator = self.temperature.decays_per_update
-        rounds, rest = divmod(self.alpha_updates(step), denominator)  # whose products fit in int32
+        # Split, so that all products fit in int32.
+        rounds, rest = divmod(self.alpha_updates(step), denominator)
         decays = rounds * numerator + rest * numerator // denominator
         t = self.temperature
         return gumbel.anneal_tau(decays, t.start, t.rate, t.floor)
 
     def optimized(self, step: Step) -> float | jax.Array:
-        """The share of optimize that is done before the epoch of `step`."""
-        done = 0.0
+        """Returns the fraction of optimize before the epoch of `step`, 0 to 1."""
+        fraction = 0.0
         for span in self.spans:
             if span.phase is Phase.OPTIMIZE:
-                done = _clip(step - span.start, span.stop - span.start) // span.epoch_steps
-                done = done / span.epochs
-        return done
+                epochs = _clip(step - span.start, span.stop - span.start) // span.epoch_steps
+                fraction = epochs / span.epochs
+        return fraction
 
     def beta(self, step: Step) -> float | jax.Array:
-        """Weight of the auxiliary skips at `step`: 1, falls to 0 over search, and stays there.
+        """Returns the weight of the auxiliary skips: 1, then falling to 0 over search.
 
-        Linear, as DARTS- has it (Chu et al. 2021, arXiv:2009.01027); 0 throughout without search.
+        Linear as in DARTS- (Chu et al. 2021, arXiv:2009.01027); 0 throughout without search.
         """
         for span in self.spans:
             if span.phase is Phase.SEARCH:
@@ -143,14 +169,18 @@ class Schedule:
         return 0.0
 
     def reported_tau(self, step: int) -> float | None:
-        """What logs show: no tau in warmup, the limit in optimize."""
+        """Returns the temperature for logs: `None` in warmup, `OPTIMIZE_TAU` in optimize."""
         phase = self.span_at(step).phase
         if phase is Phase.WARMUP:
             return None
         return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
 
     def with_search_until(self, step: int) -> 'Schedule':
-        """The plan in which search ends at `step`, the end of an epoch, and what follows begins."""
+        """Returns the schedule in which search ends early and the next phase begins.
+
+        Args:
+          step: the end of an epoch of search.
+        """
         spans, saved = [], 0
         for span in self.spans:
             start, stop, epochs = span.start - saved, span.stop - saved, span.epochs
@@ -159,8 +189,8 @@ class Schedule:
             spans.append(Span(span.phase, start, stop, epochs))
         return dataclasses.replace(self, spans=tuple(spans))
 
-    def _searching(self):
-        """Where alpha has its turns, as (start, stop)."""
+    def _alpha_ranges(self) -> list[tuple[int, int]]:
+        """Returns the steps (start, stop) within which alpha has its turns."""
         return [
             (span.start + self.frozen_steps * (span.phase is Phase.SEARCH), span.stop)
             for span in self.spans
@@ -180,14 +210,14 @@ def make_schedule(
     freeze_epochs: int = 0,
     together: bool = False,
 ) -> Schedule:
-    """Lays the phases out.
+    """Builds the schedule of a run from the lengths of its phases.
 
     An epoch is one pass of the weights over the training part: `train_steps` weight updates. Search
-    and growth have the steps that move alpha in addition, which go to the weights in frozen epochs;
-    none where both move together.
+    and growth have the updates of alpha in addition; in frozen epochs, these steps update the
+    weights too. With `together`, alpha needs no steps of its own.
 
     Args:
-      epochs: of each phase; 0 leaves a phase out.
+      epochs: number of epochs of each phase; 0 omits a phase.
       train_steps: weight updates per epoch.
       turn_period: every how many steps alpha is updated instead of the weights.
       tau_start: first temperature.
@@ -195,13 +225,13 @@ def make_schedule(
       tau_floor: lowest temperature.
       anneal_every: alpha updates per decay; `None` spreads the decays that lead from start to floor
         over the search phase, or over growth if there is no search.
-      freeze_epochs: of search, its first ones, in which all steps move the weights.
-      together: steps of alpha move the weights as well.
+      freeze_epochs: number of epochs at the start of search in which alpha rests.
+      together: whether alpha's turns update the weights as well.
 
     Returns:
-      The plan.
+      The schedule.
     """
-    spans, start, frozen = [], 0, 0
+    spans, start, frozen_steps = [], 0, 0
     for phase in Phase:
         if not epochs[phase]:
             continue
@@ -209,30 +239,31 @@ def make_schedule(
         if phase.searches and not together:
             steps = math.ceil(train_steps * turn_period / (turn_period - 1))
         if phase is Phase.SEARCH:
-            frozen = steps * freeze_epochs
+            frozen_steps = steps * freeze_epochs
         stop = start + steps * epochs[phase]
         spans.append(Span(phase, start, stop, epochs[phase]))
         start = stop
-    needed = 0
+    decays = 0
     if tau_start > tau_floor:
-        needed = math.ceil(math.log(tau_floor / tau_start) / math.log(tau_rate))
-    pace = (1, anneal_every or 1)
+        decays = math.ceil(math.log(tau_floor / tau_start) / math.log(tau_rate))
+    decays_per_update = (1, anneal_every or 1)
     searching = [span for span in spans if span.phase.searches]
     if anneal_every is None and searching:
         first = searching[0]
-        pace = _pace(needed, math.ceil((first.stop - first.start - frozen) / turn_period))
-    temperature = Temperature(tau_start, tau_rate, tau_floor, pace)
-    return Schedule(tuple(spans), turn_period, temperature, frozen, together)
+        updates = math.ceil((first.stop - first.start - frozen_steps) / turn_period)
+        decays_per_update = _int32_fraction(decays, updates)
+    temperature = Temperature(tau_start, tau_rate, tau_floor, decays_per_update)
+    return Schedule(tuple(spans), turn_period, temperature, frozen_steps, together)
 
 
-def _pace(decays, updates):
-    """`decays / updates` as two integers whose product fits in int32; rather faster than slower."""
+def _int32_fraction(decays: int, updates: int) -> tuple[int, int]:
+    """Returns `decays / updates` as two integers whose product fits in int32, rounded up."""
     halvings = max(0, math.ceil(((decays * updates).bit_length() - 30) / 2))
     return -(-decays >> halvings), max(1, updates >> halvings)
 
 
-def _clip(value, high):
-    """`value` limited to 0..high, for integers and traced arrays alike, in integer arithmetic."""
+def _clip(value: Step, high: int) -> Step:
+    """Limits `value` to 0..high, for integers and traced arrays alike, in integer arithmetic."""
     if isinstance(value, int):
         return min(max(value, 0), high)
     return value.clip(0, high)

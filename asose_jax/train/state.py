@@ -1,6 +1,10 @@
-"""What a run carries from step to step: arrays only, and how a state changes between phases."""
+"""Defines the state of a run, all arrays, and how it changes between phases.
+
+`SearchState` holds trees, as checkpoints do; compiled steps hold the same state as `Packed`.
+"""
 
 import functools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.struct
@@ -16,26 +20,42 @@ from asose_jax.nn.mixed_op import AUXILIARY
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train.packing import Packing
 
+# A path to a leaf, as `jax.tree.map_with_path` passes it.
+Path = tuple[Any, ...]
+
 
 @flax.struct.dataclass
 class Totals:
-    """Sums since the last evaluation; scalars. Part of the state so that a restart loses none."""
+    """Holds sums since the last evaluation, scalars; in the state, so that a restart loses none.
 
-    loss: jax.Array  # of weight steps, summed over steps
-    correct: jax.Array  # training images classified right, as drawn
-    images: jax.Array  # training images seen by weight steps
+    Attributes:
+      loss: float32, sum of the losses of weight steps.
+      correct: int32, training images that weight steps classified right, with drawn operations.
+      images: int32, training images seen by weight steps.
+      weight_steps: int32, number of weight steps.
+      arch_loss: float32, sum of the losses of alpha steps.
+      arch_steps: int32, number of alpha steps.
+      guarded_rows: int32, number of rows of alpha that were replaced by skip_connect.
+      skipped_steps: int32, number of steps whose loss or gradient was not finite.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    images: jax.Array
     weight_steps: jax.Array
-    arch_loss: jax.Array  # of alpha steps, summed over steps
+    arch_loss: jax.Array
     arch_steps: jax.Array
-    guarded_rows: jax.Array  # architecture rows replaced by skip_connect
-    skipped_steps: jax.Array  # steps whose gradient was not finite
+    guarded_rows: jax.Array
+    skipped_steps: jax.Array
 
     @classmethod
     def zeros(cls) -> 'Totals':
-        def integer():
+        """Returns totals of nothing."""
+
+        def integer() -> jax.Array:
             return jnp.zeros((), jnp.int32)
 
-        def real():
+        def real() -> jax.Array:
             return jnp.zeros((), jnp.float32)
 
         return cls(
@@ -52,90 +72,134 @@ class Totals:
 
 @flax.struct.dataclass
 class SearchState:
-    """Everything the compiled step reads and writes.
+    """Holds everything that the compiled step reads and writes.
 
     There is no random key: randomness is a function of the seed and the step.
+
+    Attributes:
+      step: int32 scalar, counted over the whole run.
+      params: tree of weights.
+      arch: tree of alpha, a row `[K]` float32 for each choice; empty in a derived network.
+      batch_stats: tree of running statistics of BatchNorm.
+      opt_state: state of the optimizer.
+      totals: sums since the last evaluation.
+      streak: int32 scalar, consecutive steps up to now that were skipped.
+      longest_streak: int32 scalar, the longest streak so far.
     """
 
-    step: jax.Array  # int32, counted over the whole run
+    step: jax.Array
     params: Any
     arch: Any
     batch_stats: Any
     opt_state: Any
     totals: Totals
-    streak: jax.Array  # int32, steps in a row that were skipped
-    longest_streak: jax.Array  # int32, the longest streak so far
+    streak: jax.Array
+    longest_streak: jax.Array
 
     @property
     def trainable(self) -> dict[str, Any]:
-        """The tree that the optimizer knows."""
+        """The tree of weights and alpha that the optimizer takes."""
         return {'params': self.params, 'arch': self.arch}
 
 
 class Layout:
-    """How a state is packed: a vector in the place of each tree of arrays.
+    """Describes how a state is packed: one vector per dtype in the place of each tree of arrays.
 
-    The optimizer works number by number (but for the norm of all gradients), so vectors are as good
-    to it as the trees that it was made for.
+    The optimizer works number by number (but for the norm of all gradients), so it gives the same
+    updates for vectors as for the trees that it was made for.
+
+    Args:
+      state: a state of arrays or of shapes.
 
     Attributes:
-      like: the state's shapes and dtypes.
+      like: shapes and dtypes of the state.
+      params: packing of the weights.
+      arch: packing of alpha.
+      batch_stats: packing of BatchNorm statistics.
+      totals: packing of the totals.
     """
 
-    def __init__(self, state: SearchState):
+    def __init__(self, state: SearchState) -> None:
+        """Records the structure, shapes and dtypes of `state`."""
         self.like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), state)
-        self._known = tuple(jax.tree.leaves(self.like)), jax.tree.structure(self.like)
+        self._key = tuple(jax.tree.leaves(self.like)), jax.tree.structure(self.like)
         self.params, self.arch = Packing(state.params), Packing(state.arch)
         self.batch_stats, self.totals = Packing(state.batch_stats), Packing(state.totals)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Layout) and self._known == other._known
+        """Whether the other packs the same states."""
+        return isinstance(other, Layout) and self._key == other._key
 
     def __hash__(self) -> int:
-        return hash(self._known)
+        """Hashes structure, shapes and dtypes."""
+        return hash(self._key)
 
-    def each(self, state: SearchState, how: str) -> SearchState:
-        """Returns `state` packed or unpacked, as `how` names the method of `Packing`."""
+    def each(self, state: SearchState, method: str) -> SearchState:
+        """Packs or unpacks every tree of a state.
 
-        def moments(like, held):
-            packing = self._of(like)
-            return held if packing is None else getattr(packing, how)(held)
+        Args:
+          state: the state, unpacked or packed.
+          method: name of the method of `Packing`, `'pack'` or `'unpack'`.
+
+        Returns:
+          The state, packed or unpacked.
+        """
+
+        def convert_moments(like: Any, moments: Any) -> Any:
+            packing = self._packing_of_moments(like)
+            return moments if packing is None else getattr(packing, method)(moments)
 
         names = ('params', 'arch', 'batch_stats', 'totals')
-        trees = {name: getattr(getattr(self, name), how)(getattr(state, name)) for name in names}
+        trees = {name: getattr(getattr(self, name), method)(getattr(state, name)) for name in names}
         opt_state = jax.tree.map(
-            moments,
+            convert_moments,
             self.like.opt_state,
             state.opt_state,
-            is_leaf=lambda node: self._of(node) is not None,
+            is_leaf=lambda node: self._packing_of_moments(node) is not None,
         )
         return state.replace(**trees, opt_state=opt_state)
 
-    def _of(self, node):
-        """The packing of moments, which have the structure of what they belong to."""
+    def _packing_of_moments(self, node: Any) -> Packing | None:
+        """Returns the packing of moments, which have the structure of the weights or of alpha.
+
+        `None` for any other part of the optimizer's state.
+        """
         structure = jax.tree.structure(node)
         return next((p for p in (self.params, self.arch) if p.structure == structure), None)
 
 
 @flax.struct.dataclass
 class Packed:
-    """A state as compiled steps hold it from call to call."""
+    """Holds a state as compiled steps take and return it.
 
-    vectors: SearchState  # with a vector for each dtype in the place of a tree
+    Example:
+      packed = Packed.of(state)
+      state = packed.unpack()
+
+    Attributes:
+      vectors: the state with a vector per dtype in the place of each tree.
+      layout: static description of the packing.
+    """
+
+    vectors: SearchState
     layout: Layout = flax.struct.field(pytree_node=False)
 
     @classmethod
     def of(cls, state: SearchState) -> 'Packed':
-        """Packs a state. Of arrays on the host, the vectors are on the host."""
+        """Packs a state. Vectors of NumPy arrays are NumPy arrays."""
         layout = Layout(state)
         return cls(layout.each(state, 'pack'), layout)
 
     def unpack(self) -> SearchState:
-        """Returns the state that was packed; on the host, views of the vectors."""
+        """Returns the state as trees; of NumPy vectors, views."""
         return self.layout.each(self.vectors, 'unpack')
 
     def put(self, **trees: Any) -> 'Packed':
-        """Returns a copy with other trees in these fields of the state, of the same shapes."""
+        """Returns a copy with other trees in some fields of the state.
+
+        Args:
+          **trees: a tree of the same shapes for each field, such as `totals=...`.
+        """
         packed = {name: getattr(self.layout, name).pack(tree) for name, tree in trees.items()}
         return self.replace(vectors=self.vectors.replace(**packed))
 
@@ -143,65 +207,68 @@ class Packed:
 def init_state(
     model: SuperNet, tx: optax.GradientTransformation, key: jax.Array, below: str | None = None
 ) -> SearchState:
-    """The state at step 0, on the default device.
+    """Initialises a state at step 0, on the default device.
 
     Args:
       model: the network.
       tx: its optimizer.
-      key: randomness of weights and alpha.
-      below: the name of a module; then only what belongs to it is computed, and all else is zeros.
+      key: random key of weights and alpha.
+      below: the name of a module: only its arrays are computed, and all others are zeros. `None`
+        computes all.
 
     Returns:
       A fresh state; `arch` is empty where nothing is left to choose.
     """
-    made = iter(_computed(model, tx, below, key))
+    computed = iter(_initial_leaves(model, tx, below, key))
 
-    def value(path, leaf):
-        return next(made) if _is_below(path, below) else np.zeros(leaf.shape, leaf.dtype)
+    def value(path: Path, leaf: jax.ShapeDtypeStruct) -> jax.Array | np.ndarray:
+        return next(computed) if _is_below(path, below) else np.zeros(leaf.shape, leaf.dtype)
 
     return jax.tree.map_with_path(value, _shapes(model, tx))
 
 
-# Runs once: time spent on optimizing this program would not come back.
+# Runs once, so optimizing this program would take longer than it saves.
 @functools.partial(
     jax.jit, static_argnums=(0, 1, 2), compiler_options={'xla_backend_optimization_level': 0}
 )
-def _computed(model, tx, below, key):
-    """The leaves of a fresh state that belong to the module, in order."""
+def _initial_leaves(
+    model: SuperNet, tx: optax.GradientTransformation, below: str | None, key: jax.Array
+) -> list[jax.Array]:
+    """Returns the leaves of a fresh state that belong to the module `below`, in order."""
     leaves = jax.tree.leaves_with_path(_initial(model, tx, key))
     return [leaf for path, leaf in leaves if _is_below(path, below)]
 
 
-def _is_below(path, module):
+def _is_below(path: Path, module: str | None) -> bool:
     return module is None or any(getattr(part, 'key', None) == module for part in path)
 
 
 def abstract_state(
     model: SuperNet, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
 ) -> SearchState:
-    """Shapes, dtypes and placement of `init_state`, without its arrays."""
-    return _placed(_shapes(model, tx), sharding)
+    """Returns shapes, dtypes and placement of `init_state`, without its arrays."""
+    return _with_sharding(_shapes(model, tx), sharding)
 
 
 def abstract_packed(
     model: SuperNet, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
 ) -> Packed:
-    """Shapes, dtypes and placement of a packed `init_state`, without its arrays."""
-    return _placed(jax.eval_shape(Packed.of, _shapes(model, tx)), sharding)
+    """Returns shapes, dtypes and placement of a packed `init_state`, without its arrays."""
+    return _with_sharding(jax.eval_shape(Packed.of, _shapes(model, tx)), sharding)
 
 
 @functools.lru_cache(8)
-def _shapes(model, tx):
+def _shapes(model: SuperNet, tx: optax.GradientTransformation) -> SearchState:
     return jax.eval_shape(functools.partial(_initial, model, tx), jax.random.key(0))
 
 
-def _placed(shapes, sharding):
+def _with_sharding(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes
     )
 
 
-def _initial(model, tx, key):
+def _initial(model: SuperNet, tx: optax.GradientTransformation, key: jax.Array) -> SearchState:
     image = jnp.zeros((1, *model.spec.image_shape), jnp.float32)
     weights_key, arch_key = jax.random.split(key)
     keys = {'params': weights_key, 'arch': arch_key}
@@ -219,21 +286,22 @@ def _initial(model, tx, key):
 
 
 def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float = 0.05) -> Any:
-    """alpha_search = alpha_warmup + noise_std * N(0, 1); the knowledge of warmup is kept.
+    """Returns `arch + noise_std * N(0, 1)`: search starts near what warmup ended with.
 
-    The logits of edges, which are summed whatever is drawn, stay as they are.
+    Logits of edges get no noise: all edges are summed, whatever is drawn
+    (docs/algorithm.md, "Four phases").
 
     Args:
-      key: randomness of the noise.
-      arch: alpha tree, float32.
-      noise_std: size of the noise; 0 gives `arch` back.
+      key: random key of the noise.
+      arch: tree of alpha, float32.
+      noise_std: standard deviation of the noise; 0 changes nothing.
 
     Returns:
-      A tree like `arch` (spec section 3, Knowledge kept).
+      A tree like `arch`.
     """
     keys = iter(jax.random.split(key, max(1, len(jax.tree.leaves(arch)))))
 
-    def noisy(path, leaf):
+    def noisy(path: Path, leaf: jax.Array) -> jax.Array:
         noise = jax.random.normal(next(keys), leaf.shape, leaf.dtype)
         return leaf + noise_std * noise if path[-1].key == 'alpha' else leaf
 
@@ -247,18 +315,18 @@ def derive_state(
     tx: optax.GradientTransformation,
     fresh: SearchState | None = None,
 ) -> SearchState:
-    """The state of the derived network: what belongs to the chosen operations, as it was.
+    """Derives the state of the network that keeps the chosen operations only.
 
-    Weights, BatchNorm statistics, momentum and the counts of the schedules are carried over; alpha
-    and the operations that were not chosen are left behind, and factors are folded. Of a supernet
-    with partial channels, the chosen operations begin anew, since they get all channels now.
+    Weights, BatchNorm statistics, momentum and the counts of the schedules go on; alpha and all
+    other operations are dropped, and factors are folded (docs/algorithm.md, "Derivation"). With
+    partial channels, the chosen operations start from `fresh`, since they get all channels now.
 
     Args:
-      state: of the supernet.
-      spec: of the supernet.
+      state: state of the supernet.
+      spec: description of the supernet.
       chosen: the genotype.
       tx: the optimizer.
-      fresh: `init_state` of `factors.folded_spec(spec, chosen)`, needed with partial channels.
+      fresh: `init_state` of `factors.folded_spec(spec, chosen)`; needed with partial channels.
 
     Returns:
       A state like a fresh `init_state` of `factors.folded_spec(spec, chosen)`.
@@ -281,22 +349,25 @@ def derive_state(
 
 
 def restart(old: SearchState) -> SearchState:
-    """`old` as the start of another run: what was learned stays, the schedules start at 0.
+    """Returns `old` as the start of another run, with all schedules at step 0.
 
-    Weights, alpha, BatchNorm statistics, momentum and all of Adam's state are those of `old` (its
-    moments are sums that its count corrects: without it, alpha would hardly move at first); the
-    step, the learning rates' place in their cosines and the totals begin anew.
+    Weights, alpha, BatchNorm statistics, momentum and all of Adam's state go on. That includes
+    Adam's count, which corrects its moments: without it, alpha would hardly move at first. The
+    step, the counts of the learning rates and the totals are reset.
+
+    Args:
+      old: the state that another run ended with.
     """
 
-    def anew(node):
-        return node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node
-
-    def is_schedule(node):
+    def is_schedule(node: Any) -> bool:
         return isinstance(node, optax.ScaleByScheduleState)
+
+    def reset(node: Any) -> Any:
+        return node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node
 
     return old.replace(
         step=jnp.int32(0),
-        opt_state=jax.tree.map(anew, old.opt_state, is_leaf=is_schedule),
+        opt_state=jax.tree.map(reset, old.opt_state, is_leaf=is_schedule),
         totals=Totals.zeros(),
         streak=jnp.int32(0),
         longest_streak=jnp.int32(0),
@@ -304,27 +375,44 @@ def restart(old: SearchState) -> SearchState:
 
 
 def prune(tree: Any, spec: NetSpec, chosen: Genotype) -> Any:
-    """`params` or `batch_stats` without operations that were not chosen, and auxiliary skips."""
-    tree = jax.tree.map(lambda leaf: leaf, tree)  # a copy of the dictionaries, not of the arrays
+    """Removes operations that were not chosen, and auxiliary skips.
+
+    Args:
+      tree: `params` or `batch_stats` of a supernet, or a tree like them.
+      spec: description of the supernet.
+      chosen: the genotype.
+
+    Returns:
+      A pruned copy that shares its arrays with `tree`.
+    """
+    tree = jax.tree.map(lambda leaf: leaf, tree)  # copies the dictionaries only
     for group, member, candidates in spec.rows():
         unwanted = {*candidates, AUXILIARY} - {chosen.operations[group][member]}
         for place in spec.places(group, member):
-            _drop(tree, place.path, unwanted)
+            _remove(tree, place.path, unwanted)
     return tree
 
 
-def _drop(tree, path, names):
-    """Removes `names` from the dictionary at `path`, and with it whatever is empty then."""
+def _remove(tree: dict[str, Any], path: Sequence[str], names: Iterable[str]) -> None:
+    """Removes `names` from the dictionary at `path`, and the dictionaries that this empties."""
     if path:
-        if path[0] not in tree:  # none of the candidates has anything to hold in this collection
+        if path[0] not in tree:  # no candidate has arrays in this collection
             return
-        _drop(tree[path[0]], path[1:], names)
+        _remove(tree[path[0]], path[1:], names)
         names = {path[0]} if not tree[path[0]] else ()
     for name in names:
         tree.pop(name, None)
 
 
 def adopt(fresh: Any, old: Any) -> Any:
-    """`fresh` with every leaf replaced by the leaf that `old` has at the same path."""
-    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
-    return jax.tree.map_with_path(lambda path, _: known[jax.tree_util.keystr(path)], fresh)
+    """Returns `fresh` with every leaf replaced by the leaf of `old` at the same path.
+
+    Args:
+      fresh: a tree, all of whose paths exist in `old`.
+      old: a tree that may have more leaves.
+
+    Raises:
+      KeyError: `old` has no leaf at some path of `fresh`.
+    """
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+    return jax.tree.map_with_path(lambda path, _: leaves[jax.tree_util.keystr(path)], fresh)

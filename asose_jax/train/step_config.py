@@ -1,4 +1,4 @@
-"""What is static in the steps of one network, and how each phase uses its candidates."""
+"""Defines the static settings of the steps of a network, and how phases use its candidates."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,27 +12,31 @@ from asose_jax.nn.forward import Mode
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train.phases import Phase, Schedule
 
+# Name of the mapped axis over devices.
 AXIS = 'batch'
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StepConfig:
-    """What is compiled into the steps of one network.
+    """Holds what is compiled into the steps of one network.
 
     Attributes:
-      model: with `synced_over=AXIS`.
-      tx: see `optimizer.make_optimizer`.
-      schedule: phases, turns, tau.
-      augmentation: of training images.
-      warmup_mode: SKIP or UNIFORM.
-      arch_micro_batches: parts that an alpha step's images are cut into, one after another, to save
-        memory; its gradient is their mean, and BatchNorm normalises each part by itself.
-      arch_samples: draws in an alpha step; its gradient is their mean.
-      eval_mixture: evaluations do not use `eval_mode` but Mode.DENSE, with the statistics of each
-        batch; the model is a `supernet.mixture_of`.
-      penalty: of alpha alone; alpha steps add its gradient, and log the loss without it.
-      second_order: whether alpha steps look one weight step ahead, see `second_order.gradient`;
-        then chunks hold one batch more than steps, and each part of images a part of the next.
+      model: the network, with `synced_over=AXIS`.
+      tx: its optimizer, see `optimizer.make_optimizer`.
+      schedule: phases, turns and temperature.
+      augmentation: augmentation of training images.
+      warmup_mode: `Mode.SKIP` or `Mode.UNIFORM`.
+      arch_micro_batches: number of parts into which an alpha step splits its images, to save
+        memory. They are computed one after another and their gradients averaged; BatchNorm
+        normalises each part by itself.
+      arch_samples: number of draws in an alpha step, whose gradients are averaged.
+      eval_mixture: whether evaluations use `Mode.DENSE` with the statistics of each batch instead
+        of `eval_mode`; the model is then a `supernet.mixture_of`.
+      penalty: a term of the loss that depends on alpha alone. Alpha steps add its gradient, and
+        report the loss without it.
+      second_order: whether alpha steps look one weight step ahead, see `second_order.gradient`.
+        Chunks then hold one batch more than they have steps, and each micro-batch is paired with
+        one of the next batch.
     """
 
     model: SuperNet
@@ -47,12 +51,15 @@ class StepConfig:
     second_order: bool = False
 
     def weight_mode(self, phase: Phase) -> Mode:
-        """How weight steps of a phase use the candidates."""
+        """Returns how weight steps of a phase use the candidates."""
         if phase is Phase.WARMUP:
             return self.warmup_mode
         return Mode.DRAW if phase.searches else Mode.ARGMAX
 
     def eval_mode(self, phase: Phase) -> Mode:
-        """How evaluations do: as warmup trained them all alike, or without noise."""
-        alike = phase is Phase.WARMUP and self.warmup_mode is Mode.SKIP
-        return Mode.SKIP if alike else Mode.ARGMAX
+        """Returns how evaluations in a phase use the candidates.
+
+        `Mode.ARGMAX`, or `Mode.SKIP` in a warmup that does not train the candidates.
+        """
+        skips = phase is Phase.WARMUP and self.warmup_mode is Mode.SKIP
+        return Mode.SKIP if skips else Mode.ARGMAX

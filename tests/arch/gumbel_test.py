@@ -1,4 +1,4 @@
-"""Laws of the draw (spec section 9, laws 1, 5 and 6)."""
+"""Laws of the draw: docs/algorithm.md, "Drawing operations", "Guards" and "Temperature"."""
 
 import functools
 

@@ -39,7 +39,7 @@ def test_measurement_is_the_quartiles_of_calls_that_were_warm(monkeypatch):
     times = itertools.chain.from_iterable((0, seconds) for seconds in took)
     monkeypatch.setattr(latency, 'time', types.SimpleNamespace(perf_counter=lambda: next(times)))
     found = latency.measured(flops.operation('conv_7x1_1x7', (4, 4, 4), 1, images=2))
-    of_a_pass = 1000 * np.arange(1, 11) / latency._PASSES
+    of_a_pass = 1000 * np.arange(1, 11) / latency._PASSES_PER_CALL
     np.testing.assert_allclose(found, np.quantile(of_a_pass, (0.25, 0.5, 0.75)))
     assert next(times, None) is None
 
@@ -90,7 +90,7 @@ def test_a_busy_machine_is_told(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(latency, 'measured', lambda part: (1.0, 1.5, 2.5))
     with caplog.at_level(logging.WARNING, 'asose_jax'):
         assert Latencies(tmp_path / 'file', 1, 'float32').network(SPEC) == 1.5
-    assert '1.000 to 2.500 ms, so something else is at work' in caplog.text
+    assert '1.000 to 2.500 ms, which is too wide a range' in caplog.text
 
 
 def _other_number(text):
@@ -104,7 +104,7 @@ def _other_number(text):
         (lambda text: '', 'cannot be read'),
         (lambda text: '[]', 'cannot be read'),
         (lambda text: json.dumps({**json.loads(text), 'milliseconds': {'a': 'b'}}), 'cannot be'),
-        (_other_number, 'is damaged: its checksum is another one'),
+        (_other_number, 'is damaged: its checksum does not match'),
     ],
 )
 def test_damaged_file_is_one_clear_error_and_stays(clock, tmp_path, change, message):
@@ -114,7 +114,7 @@ def test_damaged_file_is_one_clear_error_and_stays(clock, tmp_path, change, mess
     held.save()
     file.write_text(change(file.read_text()))
     before = file.read_text()
-    with pytest.raises(UserError, match=rf'(?s){message}.*delete the file to measure anew'):
+    with pytest.raises(UserError, match=rf'(?s){message}.*delete the file to measure again'):
         Latencies(file, 1, 'float32')
     assert file.read_text() == before
 
@@ -135,5 +135,5 @@ def test_file_of_another_device_or_setting_is_one_clear_error(
         del content['checksum']
         content['checksum'] = workdir.checksum(content)
         workdir.write_atomically(file, json.dumps(content))
-    with pytest.raises(UserError, match=r'was measured with .*; here it would be'):
+    with pytest.raises(UserError, match=r'was measured with .*, but this run measures with'):
         Latencies(file, images, dtype)

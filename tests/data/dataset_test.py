@@ -147,9 +147,9 @@ class _Records:
     ('records', 'message'),
     [
         (_Records(labels=()), r"'set', split 'train' is empty"),
-        (_Records(labels=(0, 3, 1)), r'a label is 3, where 3 classes have 0 to 2'),
-        (_Records(labels=(0, -1, -1)), r'a label is -1, .* Has this split labels\?'),
-        (_Records(broken=True), r'records 0 to 2 one cannot be read \(ValueError: crc .* match\)'),
+        (_Records(labels=(0, 3, 1)), r'a label is 3, but 3 classes have labels 0 to 2'),
+        (_Records(labels=(0, -1, -1)), r'a label is -1, .* If this split has no labels'),
+        (_Records(broken=True), r'between 0 and 2 cannot be read \(ValueError: crc .* match\)'),
     ],
 )
 def test_bad_records_are_one_clear_error(records, message):
@@ -240,8 +240,8 @@ def test_too_few_images_for_the_classes_are_an_error(monkeypatch):
 @pytest.mark.parametrize(
     ('last', 'message'),
     [
-        (0, 'has images of 1 class; to tell classes apart takes two'),
-        (1, 'of the class with label 1 there is a single training image'),
+        (0, 'has images of 1 class, but a classifier needs at least two'),
+        (1, 'the class with label 1 has a single training image'),
     ],
 )
 def test_one_class_or_one_image_of_a_class_is_an_error(monkeypatch, last, message):

@@ -214,7 +214,7 @@ def test_what_is_no_picture_is_left_out_and_told(pets, caplog, monkeypatch):
     (pets / '__MACOSX').mkdir()
     assert len(_load(pets).train) == 18
     told = caplog.messages[0]
-    assert told.startswith('2 files that are not .png, .jpg, .jpeg are left out: ')
+    assert told.startswith('2 files that are not .png, .jpg, .jpeg are ignored: ')
     assert 'Thumbs.db' in told
     assert 'notes.txt' in told
 
@@ -263,36 +263,36 @@ def test_folder_that_is_named_from_here_is_sought_here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ('files', 'options', 'message'),
     [
-        (['1.png', '2.png'], {}, 'has 0 folders of classes'),
-        (['a/1.png', 'a/2.png'], {}, 'has 1 folders of classes'),
+        (['1.png', '2.png'], {}, 'has 0 class folders'),
+        (['a/1.png', 'a/2.png'], {}, 'has 1 class folders'),
         (['a/1.png', 'b/1.txt'], {}, "'a' (1), 'b' (0). Add pictures, or remove the folder."),
         (['a/1.txt', 'b/1.txt'], {}, 'there are no pictures (.png, .jpg, .jpeg)'),
-        (['train/1.png', 'test/2.png'], {}, 'train has no folders of classes, only files'),
+        (['train/1.png', 'test/2.png'], {}, 'train has no class folders, only files'),
         (['train/a/1.png'], {'test_split': 'train'}, 'data.test_split are both'),
         (
             ['Train/a/1.png', 'Test/a/1.png'],
             {},
-            "Test has folders inside ('a'), where a class has pictures",
+            "Test contains folders ('a'), but a class folder must contain pictures",
         ),
         (
             ['Train/a/1.png', 'Test/a/1.png'],
             {'train_split': 'training'},
-            "data.train_split='training' is no folder with folders of classes",
+            "data.train_split='training' does not name a folder of class folders",
         ),
         (
             ['train/a/1.png', 'train/b/1.png', 'tset/a/1.png'],
             {'test_split': 'val'},
-            "data.test_split='val' is no folder: ",
+            "data.test_split='val' does not name a folder: ",
         ),
         (
             [f'train/{c}/{i}.png' for c in 'ab' for i in range(2)] + ['test/c/1.png'],
             {},
-            "there is nothing to learn the classes 'c'",
+            "the classes 'c' have no folder in the training split",
         ),
         (
             [f'train/{c}/{i}.png' for c in 'ab' for i in range(2)] + ['test/a/1.png'],
             {'test_fraction': 0.3},
-            'data.test_fraction=0.3 would change nothing',
+            'data.test_fraction=0.3 has no effect',
         ),
         (
             ['train/a/1.png', 'train/b/1.png', 'train/b/2.png', 'test/a/1.png'],
@@ -318,7 +318,7 @@ def test_part_that_is_not_read_is_told(pets, caplog, monkeypatch):
             for i in range(2):
                 picture(pets / part / c / f'{i}.png')
     _load(pets, valid_fraction=0.5)
-    assert "nothing is read from the folders 'cat', 'dog', 'extra'" in caplog.messages[0]
+    assert "the folders 'cat', 'dog', 'extra' are not used" in caplog.messages[0]
 
 
 # --- The whole program

@@ -1,4 +1,4 @@
-"""One mixed operation by itself; the laws on whole networks are in model_test."""
+"""One mixed operation alone; `tests/spaces/supernet_test.py` has the laws of whole networks."""
 
 import functools
 

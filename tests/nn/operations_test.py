@@ -1,4 +1,4 @@
-"""The ten primitives, each against its definition (spec section 2)."""
+"""The primitives, each against its definition in the paper it is from."""
 
 import functools
 
@@ -29,7 +29,7 @@ def _apply(name, x, channels=4):
     return jax.jit(lambda: op.apply(_variables(op, x), x, False))()
 
 
-def test_order_is_that_of_the_spec():
+def test_primitives_of_the_chain_keep_their_order():
     assert list(chain.PRIMITIVES) == [
         'none',
         'avg_pool_3x3',

@@ -170,9 +170,9 @@ def halted(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         Compiled().install(patch)
-        patch.setattr(early_stopping, '_measure', remembered)
+        patch.setattr(early_stopping, '_measure_eigenvalue', remembered)
         summary = run_phases.run(tiny(**FIELDS), place / 'run')
-        patch.setattr(early_stopping, '_measure', _measured)
+        patch.setattr(early_stopping, '_measure_eigenvalue', _measured)
         stops = [(stop_after, step) for step in (29, 30, 32)]
         run_with_stops(tiny(**FIELDS), place / 'stopped', stops)
     return place / 'run', summary, alphas

@@ -32,13 +32,13 @@ def _as_before(spec, held):
     number = iter(np.linspace(0.5, 1.5, 99).astype(np.float32))
     old = jax.tree.map(
         lambda leaf: next(number) if isinstance(leaf, jax.ShapeDtypeStruct) else np.asarray(leaf),
-        old_checkpoints._each(
+        old_checkpoints._map_weights(
             functools.partial(old_checkpoints._with_gates, spec), jax.tree.map(_described, held)
         ),
     )
     known = dict(jax.tree.leaves_with_path(held))
     old = jax.tree.map_with_path(known.get, old)
-    return old, old_checkpoints._each(old_checkpoints._with_factors, held, old)
+    return old, old_checkpoints._map_weights(old_checkpoints._with_factors, held, old)
 
 
 def _described(leaf):

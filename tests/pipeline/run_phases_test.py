@@ -1,4 +1,4 @@
-"""The whole program on digits: the workdir, stop-and-resume (law 10), alarms, errors."""
+"""The whole program on digits: the workdir, stop and resume, alarms, errors."""
 
 import json
 import logging
@@ -178,7 +178,7 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
     }
     with caplog.at_level(logging.INFO, 'asose_jax'):
         summary = run_phases.run(tiny(**fields), tmp_path / 'run')
-    assert 'the chosen operations begin anew' in caplog.text
+    assert 'the chosen operations start from fresh weights' in caplog.text
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     lines = lines_of(tmp_path / 'run')
     assert all(line['guard/arch'] == line['guard/grad'] == 0 for line in lines)
@@ -191,7 +191,7 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
         )
     if space == 'darts':  # elsewhere such a skip has no weights
         plain = {**fields, 'search.auxiliary_skip': False, 'init_from': source}
-        with pytest.raises(UserError, match=r"has the weights .*\['auxiliary'\].*unlike"):
+        with pytest.raises(UserError, match=r"has the weights .*\['auxiliary'\].*this run lacks"):
             run_phases.run(tiny(**plain), tmp_path / 'two')
         assert not (tmp_path / 'two').exists()
 
@@ -213,7 +213,7 @@ def test_cells_are_resumed_bit_for_bit_and_do_not_start_a_run_of_another_space(t
 
 def test_choices_that_decide_on_nothing_are_one_clear_error(tmp_path):
     darts = {'model.space': 'darts', 'growth.epochs': 0, 'model.reductions': ()}
-    with pytest.raises(UserError, match='some choices would decide on nothing'):
+    with pytest.raises(UserError, match='some rows of alpha would control no operation'):
         run_phases.run(tiny(**darts), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
@@ -223,12 +223,12 @@ def test_choices_that_decide_on_nothing_are_one_clear_error(tmp_path):
     [
         (
             '{"genotype": [["none"], ["none"]], "network": {"space": "darts"}}',
-            "it is of the space 'darts'",
+            "it is for the space 'darts'",
         ),
-        ('|none~0|', "the space 'chain' has no text of its own"),
+        ('|none~0|', "the space 'chain' has no text format"),
         (
             '{"genotype": [["skip_connect"]]}',
-            r'groups of \[1\] operations, the network of \[1, 1\]',
+            r'groups have \[1\] operations, those of the network need \[1, 1\]',
         ),
         ('{"genotype": [["skip"], ["sep_conv_3x3"]]}', r"unknown operations \['skip'\]"),
         ('{"genotype": 3}', 'holds no genotype'),
@@ -302,7 +302,7 @@ def test_search_starts_from_the_end_of_another_runs_warmup(whole, tmp_path):
 def test_a_supernet_with_residuals_does_not_go_on_without(whole, tmp_path):
     source = str(whole[0] / 'checkpoints' / '4')
     config = tiny(**{'init_from': source, 'model.residual': False, 'growth.epochs': 0})
-    with pytest.raises(UserError, match=r'of model.residual=True, this run has False'):
+    with pytest.raises(UserError, match=r'with model.residual=True, this run has False'):
         run_phases.run(config, tmp_path / 'run')
 
 
@@ -389,7 +389,10 @@ def _with_operation(content, names):
         ),
         (lambda c: {**c, 'schema': 9}, "is of space 'chain', schema 9; this version reads"),
         (lambda c: _with_operation(c, ['conv_9x9']), r"unknown operations \['conv_9x9'\]"),
-        (lambda c: _with_operation(c, ['none', 'skip_connect']), 'has a choice left open'),
+        (
+            lambda c: _with_operation(c, ['none', 'skip_connect']),
+            'has choices of several candidates',
+        ),
         (
             lambda c: {**c, 'network': {**c['network'], 'num_classes': 7}},
             r'is for images \(8, 8, 1\) of 7 classes',

@@ -134,9 +134,9 @@ def test_page_shows_the_curvature_that_ended_a_search_and_the_cost(tmp_path):
     (workdir / 'summary.json').write_text(json.dumps(summary))
     page.write(workdir)
     found = Parsed(text_of(workdir)).sections
-    assert 'search ended after epoch 3' in found['alarms']
+    assert 'search stopped early after epoch 3' in found['alarms']
     assert 'Curvature in α' in found['curves']
-    assert 'expected, of the network' in found['curves']
+    assert 'expected cost of the network' in found['curves']
 
 
 def test_alpha_of_a_block_is_followed_through_growth(runs):

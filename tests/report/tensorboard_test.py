@@ -1,22 +1,16 @@
 """Event files, read back with TensorBoard itself."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 from helpers.runs import make_whole
 
-from asose_jax.report import tensorboard
-from asose_jax.spaces import chain
-
 accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
 
 
 def _read(workdir):
-    made = accumulator.EventAccumulator(
-        str(workdir / 'events'), size_guidance={'histograms': 0, 'images': 0}
-    )
+    made = accumulator.EventAccumulator(str(workdir / 'events'), size_guidance={'histograms': 0})
     return made.Reload()
 
 
@@ -47,18 +41,3 @@ def test_events_have_every_number_of_the_metrics_also_after_kills(shared):
     searched = [line['step'] for line in lines if line['phase'] != 'optimize']
     for name, steps in {'alpha/0_0': searched, 'alpha/1_0': searched[-3:]}.items():
         assert [event.step for event in found.Histograms(name)] == steps
-    pictures = [event.step for event in found.Images('choices')]
-    assert pictures == [4, 16, 34, 46, 52, 56]  # the ends of the phases, and the growths
-
-
-def test_picture_frames_what_is_chosen():
-    spec = chain.build(
-        (4, 4, 1), 2, channels=4, depth=1, reductions=(), max_channels=4,
-        primitives=('none', 'skip_connect'),
-    )  # fmt: skip
-    rows = [np.array([0.3, 0.7])]
-    drawn = tensorboard.choices(spec, rows, [['skip_connect']])
-    red = (drawn == np.array([[[255, 0, 0]]], np.uint8)).all(-1)
-    columns = np.flatnonzero(red.any(0))
-    assert columns.min() >= tensorboard._LABEL + tensorboard._CELL[0]
-    assert math.prod(drawn.shape[1:]) == 3 * (tensorboard._LABEL + 2 * tensorboard._CELL[0])

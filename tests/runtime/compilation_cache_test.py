@@ -136,4 +136,4 @@ def test_directory_that_cannot_be_written_is_one_clear_line(tmp_path):
     assert (value, read) == (512.0, 0)
     assert len(said.splitlines()) == 1
     assert 'compiled programs are not kept' in said
-    assert 'Set JAX_COMPILATION_CACHE_DIR to a directory that can' in said
+    assert 'Set JAX_COMPILATION_CACHE_DIR to a directory that can be written' in said

@@ -47,7 +47,7 @@ def test_full_disk_is_told_with_the_file_and_what_to_do(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / 'metrics.jsonl'))
 
     with (
-        pytest.raises(UserError, match=r'metrics.jsonl: No space left on device.* goes on from'),
+        pytest.raises(UserError, match=r'metrics.jsonl: No space left on device.* resumes from'),
         workdir.claimed(tmp_path),
     ):
         fill()

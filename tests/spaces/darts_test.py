@@ -68,8 +68,10 @@ def _slow(*values):
 )
 def test_parameters_and_multiply_adds_are_the_published_ones(monkeypatch, text, params, millions):
     """Both from one trace of the network, which takes seconds."""
-    traced, variables = [], flops._variables
-    monkeypatch.setattr(flops, '_variables', lambda part: traced.append(variables(part)))
+    traced, variable_shapes = [], flops._variable_shapes
+    monkeypatch.setattr(
+        flops, '_variable_shapes', lambda part: traced.append(variable_shapes(part))
+    )
     found = flops.multiply_adds(_derived(text))
     (made,) = traced
     assert sum(leaf.size for leaf in jax.tree.leaves(made['params'])) == params

@@ -37,8 +37,10 @@ PUBLISHED = [
 @pytest.mark.parametrize(('text', 'shape', 'classes', 'multiply_adds', 'params'), PUBLISHED)
 def test_counts_are_the_published_ones(monkeypatch, text, shape, classes, multiply_adds, params):
     """Both from one trace of the network."""
-    traced, variables = [], flops._variables
-    monkeypatch.setattr(flops, '_variables', lambda part: traced.append(variables(part)))
+    traced, variable_shapes = [], flops._variable_shapes
+    monkeypatch.setattr(
+        flops, '_variable_shapes', lambda part: traced.append(variable_shapes(part))
+    )
     spec = genotype.derive(nasbench201.build(shape, classes), nasbench201.loads(text))
     assert f'{flops.multiply_adds(spec) / 1e6:.5f}' == multiply_adds
     (made,) = traced

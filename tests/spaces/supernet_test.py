@@ -1,4 +1,4 @@
-"""Laws 3, 4, 5 and 8 of the spec, on the whole supernet.
+"""Checks gradients, the guard of alpha and derivation on the whole supernet (docs/algorithm.md).
 
 Where a law is about every primitive, a network of one block has all ten; elsewhere two blocks, of
 which one halves the image, have those that compile fast.
@@ -99,7 +99,7 @@ def _with_alpha(arch, block, alpha):
     return {**arch, f'block_{block}': {'choice_0': {'alpha': np.asarray(alpha, np.float32)}}}
 
 
-# --- Laws 3 and 4: alpha learns, and computing only what is drawn changes nothing
+# --- Alpha learns, and computing only what is drawn changes nothing
 
 
 def _assert_alpha_and_weights_learn_as_the_dense_definition_says(spec, seed):
@@ -248,7 +248,7 @@ def test_soft_draws_without_small_weights_match_the_mixture_they_stand_for():
     np.testing.assert_allclose(kept, dense, atol=1e-5)
 
 
-# --- Law 5: the weight guard
+# --- The weight guard
 
 
 def _poisoned(arch):
@@ -297,7 +297,7 @@ def test_nan_row_gets_no_gradient_and_the_others_a_finite_one():
     assert (_alpha(gradient['arch'], 1) != 0).all()
 
 
-# --- Law 8: the derived network
+# --- The derived network
 
 
 @pytest.mark.parametrize(
@@ -316,7 +316,7 @@ def test_derived_network_is_the_supernet_under_argmax(names):
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-# --- The rest of section 2
+# --- The start of alpha, warmup, blocks and dtypes
 
 
 def test_alpha_starts_with_the_stated_bias():

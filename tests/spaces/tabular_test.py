@@ -44,10 +44,10 @@ def test_a_table_is_written_as_it_is_read(table):
         ('cell,cifar10\na,1\n', r"columns are \['cell', 'cifar10'\]"),
         ('arch\na\n', 'columns are'),
         ('arch,cifar10\na,good\n', "could not convert string to float: 'good'"),
-        ('arch,cifar10\na\n', 'line 2 has not as many fields'),
-        ('arch,cifar10\na,1,2\n', 'line 2 has not as many fields'),
-        ('arch,cifar10\na,1\na,2\n', 'line 3 has a for the second time'),
-        ('arch,cifar10\na,nan\n', 'line 2 has cifar10 nan'),
+        ('arch,cifar10\na\n', 'line 2 has more or fewer fields'),
+        ('arch,cifar10\na,1,2\n', 'line 2 has more or fewer fields'),
+        ('arch,cifar10\na,1\na,2\n', 'line 3 repeats the cell a'),
+        ('arch,cifar10\na,nan\n', 'line 2: cifar10 is nan, not a finite number'),
     ],
 )
 def test_a_table_of_another_kind_is_one_clear_error(table, text, message):

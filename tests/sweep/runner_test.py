@@ -102,7 +102,7 @@ def test_the_end_of_all_leaves_a_page_of_all(tmp_path):
         (tmp_path / name).unlink()
     runner.run(_config(seeds=(0, 1), random_cells=3, plain_cells=('skip_connect',)), tmp_path)
     text = (tmp_path / page.NAME).read_text(encoding='utf-8')
-    assert '2 of 2 searches are finished, 7 of 7 trainings beside them.' in text
+    assert '2 of 2 searches are finished, 7 of 7 trainings from scratch.' in text
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
         status = stopped.wait()
         if number == signal.SIGTERM:
             assert status == 0, stopped.output
-            assert 'to go on: python main.py' in stopped.output
+            assert 'to resume: python main.py' in stopped.output
         for seed in several['seeds']:
             wait_until_free(together / f'seed_{seed}')
     whole = Run(root, together, several, base=FIELDS, **how)

@@ -1,4 +1,4 @@
-"""The one optimizer: whose turn it is moves, the other does not, to the bit (law 2)."""
+"""The optimizer moves the group whose turn it is, and leaves the other the same to the bit."""
 
 import dataclasses
 import itertools

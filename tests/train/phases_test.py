@@ -1,4 +1,4 @@
-"""Phases, turns and tau as pure functions of the step (laws 2 and 6)."""
+"""Phases, turns and tau as pure functions of the step."""
 
 import jax
 import jax.numpy as jnp

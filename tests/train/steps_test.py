@@ -1,4 +1,4 @@
-"""Laws 2, 9 and 11, and the gradient guard, on the compiled steps."""
+"""Turns, devices, guards and retraces of the compiled steps."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def _optimizer_of(s, group):
     return s.opt_state.inner_states[group].inner_state
 
 
-# --- Law 2
+# --- Turns
 
 
 def test_alpha_step_leaves_weights_momentum_and_statistics_bit_identical():
@@ -201,7 +201,7 @@ def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their
     assert abs(loss(1.0, True) - loss(0.0, True)) > 1e-3
 
 
-# --- Law 9
+# --- Many devices
 
 
 @pytest.mark.slow
@@ -256,7 +256,7 @@ def test_how_steps_are_cut_into_calls_changes_nothing():
     same(whole, parts)
 
 
-# --- The gradient guard (spec section 4)
+# --- The gradient guard
 
 
 @pytest.mark.parametrize('step', [START, START + 1])
@@ -320,7 +320,7 @@ def _poison(tree, value):
     ],
 )
 def test_bad_numbers_never_spread_and_replicas_stay_equal(where, value, devices, step):
-    """Guards of spec section 4: a bad row acts as skip_connect, a bad gradient moves nothing."""
+    """A bad row of alpha acts as skip_connect, a bad gradient moves nothing."""
     before, poison = fresh(step), {}
     if where in ('mean', 'std'):
         poison[where] = np.float32([value])
@@ -353,7 +353,7 @@ def test_guarded_row_is_counted_and_training_goes_on():
     assert np.isfinite(after.totals.loss)
 
 
-# --- Law 11
+# --- One trace per program
 
 
 def test_each_program_is_traced_once_and_refuses_to_be_retraced(monkeypatch):

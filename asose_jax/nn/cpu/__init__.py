@@ -1,0 +1,1 @@
+"""Forms of convolution, pooling and sums that XLA compiles to fast code on the CPU."""

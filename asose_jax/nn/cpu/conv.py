@@ -1,18 +1,19 @@
-"""Convolution in the fast form for the platform it is compiled for.
+"""Convolution in the form that is fast on the platform it is compiled for.
 
-GPU and TPU have native kernels, and get them. XLA's CPU backend does not, or not everywhere:
+GPU and TPU get XLA's convolutions, which are native kernels there. XLA's CPU backend has no fast
+kernel for some cases:
 
 * grouped convolution is 20-100 times slower than a sum of shifted slices, fused into one loop;
 * the weight gradient of a convolution is slow, and 30-100 times slower *inside a loop or a
   conditional* than outside. Sums over blocks of images that stay in the cache are fast everywhere.
 
-A gradient of its own is differentiated once more where alpha looks a step ahead, by `jax.jvp`: its
-rules call no function that has such a gradient, which would know no derivative forwards.
+Second-order steps and early stopping differentiate these gradients once more, by `jax.jvp`.
+Functions with a `custom_vjp` have no forward derivative, so the rules of one must not call another.
 """
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -23,31 +24,41 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from asose_jax.nn.cpu import reductions
 
-# Numbers in a block of images that a loop on the CPU reads many times: they must fit its cache.
-_BLOCK = 2**17
+# Entries of a block of images that a loop on the CPU reads many times; they must fit into its
+# cache.
+_BLOCK_SIZE = 2**17
 
-_FEW_INPUTS = 32  # of a convolution's output pixel: the stem's
+# Convolutions with at most this many inputs per output (kernel height * width * input channels) are
+# computed as sums of shifted channels on the CPU. That of a stem has so few.
+_FEW_INPUTS = 32
 
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 
 
 def outlined(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit(function, **options)`, and on the CPU a computation of its own.
+    """Compiles a function like `jax.jit`, and on the CPU keeps it a computation of its own.
 
-    Calls with equal shapes share one trace. XLA's CPU backend otherwise merges a chain of shifted
-    sums into one loop that computes the first sum again for every tap of the second: 25 times the
-    work for two 5x5 convolutions, and a compiler that unrolls it all.
+    Calls with equal shapes share one trace. Without this, XLA's CPU backend merges a chain of
+    shifted sums into one loop that computes the first sum again for every tap of the second: 25
+    times the work for two 5x5 convolutions, all of it unrolled by the compiler.
+
+    Args:
+      function: what to compile.
+      **options: those of `jax.jit`.
+
+    Returns:
+      A function with the arguments and results of `function`.
     """
 
     @functools.wraps(function)
-    def body(*args, **kwargs):
+    def body(*args: Any, **kwargs: Any) -> Any:
         with set_xla_metadata(inlineable='true'):
             return function(*args, **kwargs)
 
     call = jax.jit(body, **options)
 
     @functools.wraps(function)
-    def outside(*args, **kwargs):
+    def outside(*args: Any, **kwargs: Any) -> Any:
         if jax.default_backend() != 'cpu':
             return call(*args, **kwargs)
         with set_xla_metadata(inlineable='false'):
@@ -60,52 +71,56 @@ def outlined(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
 def relu_depthwise_conv(
     x: jax.Array, kernel: jax.Array, dilation: int = 1, stride: int = 1
 ) -> jax.Array:
-    """ReLU, then a convolution of each channel with its own kernel.
+    """Applies ReLU, then convolves each channel with a kernel of its own.
 
-    One operation, because the ReLU then costs no pass over memory of its own.
+    Both are one operation, so that the ReLU needs no pass over memory of its own.
 
     Args:
       x: images `[B, H, W, C]`.
       kernel: taps `[k, k, 1, C]` with odd k, in the dtype of `x`.
       dilation: distance between taps, in pixels.
-      stride: distance between the pixels that are kept, of the size-keeping convolution.
+      stride: distance between output pixels; with 1 the output is as large as the input.
 
     Returns:
-      `[B, ceil(H / stride), ceil(W / stride), C]` in the dtype of `x`; borders are filled with
-      zeros, the same on both sides, and sums taken in float32.
+      `[B, ceil(H / stride), ceil(W / stride), C]` in the dtype of `x`. Zeros pad both sides alike;
+      sums are taken in float32.
     """
     return _depthwise(x, kernel, dilation, stride)
 
 
-# Rules call what has no rules of its own: the gradient is differentiated forward (`curvature`).
-def _depthwise(x, kernel, dilation, stride):
-    how = {'dilation': dilation, 'stride': stride}
+# Apart from `relu_depthwise_conv`, since its rules must not call a function with a `custom_vjp`.
+def _depthwise(x: jax.Array, kernel: jax.Array, dilation: int, stride: int) -> jax.Array:
+    geometry = {'dilation': dilation, 'stride': stride}
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=functools.partial(_shifted_sum, **how),
-        default=functools.partial(_native, **how),
+        cpu=functools.partial(_shifted_sum, **geometry),
+        default=functools.partial(_native, **geometry),
     )
 
 
-def _forward(x, kernel, dilation, stride):
+def _forward(
+    x: jax.Array, kernel: jax.Array, dilation: int, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _depthwise(x, kernel, dilation, stride), (x, kernel)
 
 
-def _backward(dilation, stride, residuals, g):
-    how = {'dilation': dilation, 'stride': stride}
+def _backward(
+    dilation: int, stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    geometry = {'dilation': dilation, 'stride': stride}
     return lax.platform_dependent(
         *residuals,
         g,
-        cpu=functools.partial(_shifted_vjp, **how),
-        default=functools.partial(_native_vjp, **how),
+        cpu=functools.partial(_shifted_vjp, **geometry),
+        default=functools.partial(_native_vjp, **geometry),
     )
 
 
 relu_depthwise_conv.defvjp(_forward, _backward)
 
 
-def _native(x, kernel, dilation, stride):
+def _native(x: jax.Array, kernel: jax.Array, dilation: int, stride: int) -> jax.Array:
     return lax.conv_general_dilated(
         nn.relu(x),
         kernel,
@@ -117,18 +132,20 @@ def _native(x, kernel, dilation, stride):
     )
 
 
-def _native_vjp(x, kernel, g, dilation, stride):
+def _native_vjp(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, dilation: int, stride: int
+) -> tuple[jax.Array, jax.Array]:
     return jax.vjp(functools.partial(_native, dilation=dilation, stride=stride), x, kernel)[1](g)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Ordinary convolution; zero padding, the same on both sides.
+    """Convolves images with a dense kernel; zeros pad both sides alike.
 
     Args:
       x: images `[B, H, W, C]`.
       kernel: `[kh, kw, C, F]` with odd kh and kw, in the dtype of `x`.
-      stride: distance between the pixels that are kept, of the size-keeping convolution.
+      stride: distance between output pixels; with 1 the output is as large as the input.
 
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), F]` in the dtype of `x`.
@@ -136,7 +153,7 @@ def conv(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     return _conv(x, kernel, stride)
 
 
-def _conv(x, kernel, stride):
+def _conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     plain = functools.partial(_plain_conv, stride=stride)
     if kernel.size // kernel.shape[-1] <= _FEW_INPUTS:
         thin = functools.partial(_thin_conv, stride=stride)
@@ -144,14 +161,14 @@ def _conv(x, kernel, stride):
     return plain(x, kernel)
 
 
-def _plain_conv(x, kernel, stride):
+def _plain_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     border = _border(kernel)[1:3]
     return lax.conv_general_dilated(x, kernel, (stride, stride), border, dimension_numbers=_NHWC)
 
 
 @functools.partial(outlined, static_argnames='stride')
-def _thin_conv(x, kernel, stride):
-    """Of few inputs: each of them, shifted, times its row of the kernel."""
+def _thin_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Adds up every shifted input channel times its row of the kernel; for few inputs."""
     total = jnp.zeros((), jnp.float32)
     padded = jnp.pad(x, _border(kernel))
     for (i, j), window in _windows(padded, kernel.shape[:2], stride=stride):
@@ -161,11 +178,15 @@ def _thin_conv(x, kernel, stride):
     return total.astype(x.dtype)
 
 
-def _conv_forward(x, kernel, stride):
+def _conv_forward(
+    x: jax.Array, kernel: jax.Array, stride: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _conv(x, kernel, stride), (x, kernel)
 
 
-def _conv_backward(stride, residuals, g):
+def _conv_backward(
+    stride: int, residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     dx = lax.platform_dependent(
         g,
@@ -178,20 +199,21 @@ def _conv_backward(stride, residuals, g):
     return dx, lax.platform_dependent(x, g, kernel, cpu=blocked, default=plain)
 
 
-def _plain_gradient(x, g, kernel, stride):
+def _plain_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Returns dL/dkernel by XLA's own rule."""
     return jax.vjp(lambda kernel: _plain_conv(x, kernel, stride), kernel)[1](g)[0]
 
 
-def _blocked_gradient(x, g, kernel, stride):
-    """Block by block, the product of g with all pixels' neighbourhoods, written out."""
+def _blocked_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Returns dL/dkernel: block by block, g times the written-out neighbourhoods of all pixels."""
     inputs, features = kernel.size // kernel.shape[-1], kernel.shape[-1]
-    images = _images_in_block(x, 4 * _BLOCK // inputs)
+    images = _images_in_block(x, 4 * _BLOCK_SIZE // inputs)
 
-    def add_block(total, first):
+    def add_block(total: jax.Array, first: jax.Array) -> jax.Array:
         block = _block(x, first, images, _border(kernel))
-        written = _neighbourhoods(block, kernel.shape[:2], stride)
+        patches = _neighbourhoods(block, kernel.shape[:2], stride)
         gs = _block(g, first, images)
-        product = gs.reshape(-1, features).T @ written.reshape(-1, inputs)
+        product = gs.reshape(-1, features).T @ patches.reshape(-1, inputs)
         return total + product.astype(jnp.float32)
 
     zeros = jnp.zeros((features, inputs), jnp.float32)
@@ -200,15 +222,25 @@ def _blocked_gradient(x, g, kernel, stride):
 
 
 @functools.partial(outlined, static_argnums=(1, 2))
-def _neighbourhoods(padded, size, stride):
+def _neighbourhoods(padded: jax.Array, size: tuple[int, ...], stride: int) -> jax.Array:
+    """Returns all inputs of every output pixel side by side, `[B, H', W', kh * kw * C]`."""
     return jnp.concatenate([window for _, window in _windows(padded, size, stride=stride)], -1)
 
 
 conv.defvjp(_conv_forward, _conv_backward)
 
 
-def _windows(padded, size, dilation=1, stride=1):
-    """What each tap (i, j) of a kernel of that size meets, of images with their border."""
+def _windows(
+    padded: jax.Array, size: tuple[int, ...], dilation: int = 1, stride: int = 1
+) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """Yields `(i, j)` and the pixels that this tap of a kernel is multiplied with.
+
+    Args:
+      padded: images with their border, `[B, H + border, W + border, C]`.
+      size: height and width of the kernel, in taps.
+      dilation: distance between taps.
+      stride: distance between output pixels, in pixels of the input.
+    """
     b, h, w, c = padded.shape
     h, w = h - (size[0] - 1) * dilation, w - (size[1] - 1) * dilation
     for i, j in itertools.product(*map(range, size)):
@@ -218,7 +250,16 @@ def _windows(padded, size, dilation=1, stride=1):
 
 
 def spread(g: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
-    """`g` at every `stride`-th pixel of images of this shape, zeros between: the transpose."""
+    """Puts `g` at every `stride`-th pixel of a larger image: the transpose of taking those pixels.
+
+    Args:
+      g: `[B, ceil(H / stride), ceil(W / stride), C]`.
+      shape: `(B, H, W, C)` of the result; its last entry may differ from the channels of `g`.
+      stride: distance between the pixels of `g` in the result.
+
+    Returns:
+      `[B, H, W, C]` with the channels of `g`, and zeros between its pixels.
+    """
     if stride == 1:
         return g
     behind = [full - (part - 1) * stride - 1 for full, part in zip(shape, g.shape, strict=True)]
@@ -226,36 +267,47 @@ def spread(g: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
     return lax.pad(g, jnp.zeros((), g.dtype), ((0, 0, 0), rows, columns, (0, 0, 0)))
 
 
-def _border(kernel, dilation=1):
-    """What `jnp.pad` has to add for the kernel: (before, after) of each axis."""
+def _border(kernel: jax.Array, dilation: int = 1) -> tuple[tuple[int, int], ...]:
+    """Returns the zero padding that keeps the size: (before, after) of each axis of the images."""
     rows, columns = ((size - 1) * dilation // 2 for size in kernel.shape[:2])
     return ((0, 0), (rows, rows), (columns, columns), (0, 0))
 
 
-def _over_blocks(add, total, batch, images):
-    """`add(total, first image of a block)` for one block of `images` after another."""
+def _over_blocks(
+    add: Callable[[jax.Array, jax.Array], jax.Array], total: jax.Array, batch: int, images: int
+) -> jax.Array:
+    """Adds up blocks of images in a loop.
+
+    Args:
+      add: `(total, number of the first image of a block) -> total`.
+      total: what the sum starts with.
+      batch: number of all images, a multiple of `images`.
+      images: number of images of a block.
+    """
     return lax.fori_loop(0, batch // images, lambda k, total: add(total, k * images), total)
 
 
-def _images_in_block(x, pixels):
-    """A divisor of the batch; so many images have at most `pixels` pixels, if more than one."""
+def _images_in_block(x: jax.Array, pixels: int) -> int:
+    """Returns the largest divisor of the batch with at most `pixels` pixels; at least one image."""
     batch, height, width, _ = x.shape
-    most = min(batch, max(1, pixels // (height * width)))
-    return max(size for size in range(1, most + 1) if batch % size == 0)
+    limit = min(batch, max(1, pixels // (height * width)))
+    return max(size for size in range(1, limit + 1) if batch % size == 0)
 
 
 @functools.partial(outlined, static_argnames=('dilation', 'stride'))
-def _shifted_sum(x, kernel, dilation, stride):
+def _shifted_sum(x: jax.Array, kernel: jax.Array, dilation: int, stride: int) -> jax.Array:
     return _sum_over_taps(nn.relu(x), kernel, dilation, stride)
 
 
 @functools.partial(outlined, static_argnames='dilation')
-def _input_gradient(x, g, kernel, dilation):
+def _input_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Returns dL/dx of the depthwise convolution with ReLU, for stride 1."""
     # The transpose of a correlation is the correlation with the kernel turned by 180 degrees.
     return jnp.where(x > 0, _sum_over_taps(g, kernel[::-1, ::-1], dilation), 0)
 
 
-def _sum_over_taps(x, kernel, dilation, stride=1):
+def _sum_over_taps(x: jax.Array, kernel: jax.Array, dilation: int, stride: int = 1) -> jax.Array:
+    """Convolves each channel with its kernel: adds up shifted images times a tap, in float32."""
     total = jnp.zeros((), jnp.float32)
     padded = jnp.pad(x, _border(kernel, dilation))
     for (i, j), window in _windows(padded, kernel.shape[:2], dilation, stride):
@@ -264,27 +316,31 @@ def _sum_over_taps(x, kernel, dilation, stride=1):
     return total.astype(x.dtype)
 
 
-def _shifted_vjp(x, kernel, g, dilation, stride):
+def _shifted_vjp(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, dilation: int, stride: int
+) -> tuple[jax.Array, jax.Array]:
     g = spread(g, x.shape, stride)
     dx = _input_gradient(x, g, kernel, dilation)
     return dx, _kernel_gradient(x, g, kernel, dilation)
 
 
 @functools.partial(outlined, static_argnames='dilation')
-def _kernel_gradient(x, g, kernel, dilation):
-    """dL/dkernel[i, j, c] = sum of relu(x) shifted by (i, j) times g, over batch and space.
+def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
+    """Returns dL/dkernel of the depthwise convolution with ReLU, for stride 1.
 
-    Block by block of images. One loop adds up all taps of a row of the kernel, see sums.py.
+    dL/dkernel[i, j, c] is the sum of relu(x) shifted by (i, j) times g, over batch and space. It is
+    computed for one block of images after another. A single loop adds up all taps of a row of the
+    kernel, see `reductions`.
     """
     kh, kw, _, c = kernel.shape
-    images = _images_in_block(x, _BLOCK // c)
+    images = _images_in_block(x, _BLOCK_SIZE // c)
 
-    def add_block(totals, first):
+    def add_block(totals: jax.Array, first: jax.Array) -> jax.Array:
         xs = _block(x, first, images, _border(kernel, dilation), rectified=True)
         gs = _block(g, first, images)
         for i in range(kh):
-            places = tuple((i * dilation, j * dilation) for j in range(kw))
-            rows = _sums_of_products(xs, gs, places)
+            offsets = tuple((i * dilation, j * dilation) for j in range(kw))
+            rows = _sums_of_products(xs, gs, offsets)
             totals = totals.at[i].add(jnp.stack([row.reshape(-1, c).sum(0) for row in rows]))
         return totals
 
@@ -293,27 +349,53 @@ def _kernel_gradient(x, g, kernel, dilation):
 
 
 @functools.partial(outlined, static_argnums=(2, 3), static_argnames='rectified')
-def _block(array, first, images, border=((0, 0),) * 4, *, rectified=False):
-    """So many images, after a ReLU if wanted, with a border of zeros, as a copy of their own.
+def _block(
+    array: jax.Array,
+    first: jax.Array,
+    images: int,
+    border: tuple[tuple[int, int], ...] = ((0, 0),) * 4,
+    *,
+    rectified: bool = False,
+) -> jax.Array:
+    """Copies a block of images and pads it with zeros.
 
-    Merged with what reads it, each number's place would be worked out at every reading.
+    It is a computation of its own, because XLA would otherwise merge it with the loops that read
+    the block, and compute the address of every number again at each read.
+
+    Args:
+      array: all images `[B, H, W, C]`.
+      first: number of the first image of the block.
+      images: number of images of the block.
+      border: zeros (before, after) on each axis.
+      rectified: whether to apply ReLU.
     """
     block = lax.dynamic_slice_in_dim(array, first, images)
     return jnp.pad(nn.relu(block) if rectified else block, border)
 
 
 @functools.partial(outlined, static_argnums=2)
-def _sums_of_products(xs, gs, places):
-    """For each place, `g` times `x` from there on, some of the rows of each image added up."""
+def _sums_of_products(
+    xs: jax.Array, gs: jax.Array, offsets: tuple[tuple[int, int], ...]
+) -> tuple[jax.Array, ...]:
+    """Multiplies `gs` by windows of `xs`, and adds up groups of rows of each image.
+
+    Args:
+      xs: padded images `[b, h + border, w + border, c]`.
+      gs: `[b, h, w, c]`.
+      offsets: (row, column) at which each window begins.
+
+    Returns:
+      For each offset, float32 `[b, h / r, w * c]`, with r = `reductions.rows_at_once(h)`.
+    """
     b, h, w, c = gs.shape
     added = reductions.rows_at_once(h)
 
-    def by_rows(array):
+    def by_rows(array: jax.Array) -> jax.Array:
         return array.reshape(b, added, h // added, w * c).astype(jnp.float32)
 
     flat = xs.reshape(*xs.shape[:2], -1)
     products = []
-    for top, left in places:
+    for top, left in offsets:
         window = lax.slice(flat, (0, top, left * c), (b, top + h, (left + w) * c))
         products.append(by_rows(window) * by_rows(gs))
     return reductions.together(tuple(products), axis=1)

@@ -1,4 +1,4 @@
-"""A 1x1 convolution: on channels-last images, a matrix product."""
+"""1x1 convolution as a matrix product over channels, with a fast weight gradient on the CPU."""
 
 import functools
 from typing import Any
@@ -10,29 +10,44 @@ from asose_jax.nn.cpu.conv import outlined
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
-    """`x @ kernel`, `[B, H, W, C]` times `[C, F]`, in the form that `nn.Dense` calls."""
+    """Multiplies images by a matrix over their channels; has the signature `nn.Dense` calls.
+
+    Args:
+      x: images `[B, H, W, C]`.
+      kernel: `[C, F]`, in the dtype of `x`.
+      *_: dimension numbers, always those of `x @ kernel`.
+      **__: further options of `lax.dot_general`, unused.
+
+    Returns:
+      `[B, H, W, F]`, in the dtype of `x`.
+    """
     return _product(x, kernel)
 
 
 @jax.custom_vjp
-def _product(x, kernel):
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return x @ kernel
 
 
-def _product_forward(x, kernel):
+def _product_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return x @ kernel, (x, kernel)
 
 
-def _product_backward(residuals, g):
+def _product_backward(
+    residuals: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    own = functools.partial(lax.platform_dependent, default=_product_gradient)
-    return g @ kernel.T, own(x, g, cpu=_matrix_gradient)
+    by_platform = functools.partial(lax.platform_dependent, default=_product_gradient)
+    return g @ kernel.T, by_platform(x, g, cpu=_matrix_gradient)
 
 
-def _product_gradient(x, g):
+def _product_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     return x.reshape(-1, x.shape[-1]).T @ g.reshape(-1, g.shape[-1])
 
 
-# By itself: else what came before is written a second time, transposed.
+# A computation of its own, because XLA would otherwise write the result of the operation before it
+# a second time, transposed.
 _matrix_gradient = outlined(_product_gradient)
 _product.defvjp(_product_forward, _product_backward)

@@ -1,7 +1,7 @@
-"""Pooling, in the form that is fast on the platform it is compiled for.
+"""Pooling in the form that is fast on the platform it is compiled for.
 
-On the CPU the gradient of XLA's own max pooling is 20 times slower than a comparison of remembered
-indices.
+On the CPU the gradient of XLA's own max pooling is 20 times slower than comparing stored indices of
+the largest pixels.
 """
 
 import functools
@@ -10,12 +10,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from asose_jax.nn.cpu.conv import outlined, spread
 
 
 def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
-    """Largest of the valid 3x3 neighbours of every `stride`-th pixel of `[B, H, W, C]`."""
+    """Computes the largest valid 3x3 neighbour of every `stride`-th pixel.
+
+    Args:
+      x: images `[B, H, W, C]`.
+      stride: distance between output pixels, in pixels of the input.
+
+    Returns:
+      `[B, ceil(H / stride), ceil(W / stride), C]`, in the dtype of `x`.
+    """
     return lax.platform_dependent(
         x,
         cpu=lambda x: _max_of_shifts(x, stride, x.shape),
@@ -24,57 +33,75 @@ def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Largest of every 2x2 pixels of `[B, H, W, C]`: half the size, rounded up."""
+    """Computes the largest of every 2x2 pixels, without overlap.
+
+    Args:
+      x: images `[B, H, W, C]`.
+
+    Returns:
+      `[B, ceil(H / 2), ceil(W / 2), C]`, in the dtype of `x`.
+    """
     border = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
     padded = jnp.pad(x, border, constant_values=-jnp.inf)
     corners = [padded[:, i::2, j::2] for i in range(2) for j in range(2)]
-    # Not `max` over axes: its gradient looks for the largest number, and is NaN where the compiler
-    # has computed x twice, not quite alike.
+    # Not `max` over axes: its gradient searches for the entry equal to the maximum, and is NaN if
+    # the compiler computed x twice with different rounding.
     return functools.reduce(jnp.maximum, corners)
 
 
 def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:
-    """Mean of the valid 3x3 neighbours of every `stride`-th pixel; padding is not counted."""
+    """Computes the mean of the valid 3x3 neighbours of every `stride`-th pixel.
+
+    Args:
+      x: images `[B, H, W, C]`.
+      stride: distance between output pixels, in pixels of the input.
+
+    Returns:
+      `[B, ceil(H / stride), ceil(W / stride), C]`, in the dtype of `x`; padding does not count.
+    """
     return _mean(x, stride, x.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _mean(x, stride, shape):
+def _mean(x: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
     return _mean_forward(x, stride, shape)[0]
 
 
-def _mean_forward(x, stride, shape):
+def _mean_forward(x: jax.Array, stride: int, shape: tuple[int, ...]) -> tuple[jax.Array, None]:
     return _total(x, stride) / _count(shape, stride, x.dtype), None
 
 
-def _mean_backward(stride, shape, _, g):
-    # A sum over neighbours is its own transpose; by itself, or XLA divides g nine times.
+def _mean_backward(stride: int, shape: tuple[int, ...], _: None, g: jax.Array) -> tuple[jax.Array]:
+    # A sum over neighbours is its own transpose. It is a computation of its own, because XLA would
+    # otherwise divide g nine times.
     return (_total_alone(spread(g / _count(shape, stride, g.dtype), shape, stride), 1),)
 
 
 _mean.defvjp(_mean_forward, _mean_backward)
 
 
-def _total(x, stride):
+def _total(x: jax.Array, stride: int) -> jax.Array:
     return functools.reduce(jnp.add, neighbours(x, 0, stride))
 
 
 _total_alone = outlined(_total, static_argnums=1)
 
 
-def _count(shape, stride, dtype):
+def _count(shape: tuple[int, ...], stride: int, dtype: DTypeLike) -> jax.Array:
+    """Counts the valid 3x3 neighbours of every `stride`-th pixel, `[1, H', W', 1]`."""
     ones = jnp.ones((1, *shape[1:3], 1), dtype)
     return functools.reduce(jnp.add, neighbours(ones, 0, stride))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _max_of_shifts(x, stride, shape):
+def _max_of_shifts(x: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Array:
     del shape
     return functools.reduce(jnp.maximum, neighbours(x, -jnp.inf, stride))
 
 
 @functools.partial(outlined, static_argnums=1)
-def _max_and_winner(x, stride):
+def _max_and_winner(x: jax.Array, stride: int) -> tuple[jax.Array, jax.Array]:
+    """Returns the largest neighbour of each pixel, and the int8 number of its shift."""
     first, *rest = neighbours(x, -jnp.inf, stride)
     largest, winner = first, jnp.zeros(first.shape, jnp.int8)
     for i, shifted in enumerate(rest, start=1):
@@ -83,18 +110,21 @@ def _max_and_winner(x, stride):
     return largest, winner
 
 
-def _max_forward(x, stride, shape):
+def _max_forward(x: jax.Array, stride: int, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     del shape
     return _max_and_winner(x, stride)
 
 
-def _max_backward(stride, shape, winner, g):
+def _max_backward(
+    stride: int, shape: tuple[int, ...], winner: jax.Array, g: jax.Array
+) -> tuple[jax.Array]:
     return (_to_winners(spread(winner, shape, stride), spread(g, shape, stride)),)
 
 
 @outlined
-def _to_winners(winner, g):
-    # Shift i of x reaches a pixel's neighbour; the opposite shift, 8 - i, brings its gradient home.
+def _to_winners(winner: jax.Array, g: jax.Array) -> jax.Array:
+    """Adds each gradient to the pixel that was the largest."""
+    # If shift i leads from a pixel to its neighbour, the opposite shift, 8 - i, leads back.
     gs, winners = neighbours(g, 0), neighbours(winner, -1)
     shares = [jnp.where(winners[8 - i] == i, gs[8 - i], 0) for i in range(9)]
     return functools.reduce(jnp.add, shares)
@@ -104,9 +134,15 @@ _max_of_shifts.defvjp(_max_forward, _max_backward)
 
 
 def neighbours(x: jax.Array, fill: float, stride: int = 1) -> list[jax.Array]:
-    """The nine shifts of `x` `[B, H, W, C]` by at most one pixel, with `fill` beyond the border.
+    """Shifts images by at most one pixel along each axis, in the nine possible ways.
 
-    Of each, every `stride`-th pixel.
+    Args:
+      x: images `[B, H, W, C]`.
+      fill: value of pixels beyond the border.
+      stride: distance between output pixels, in pixels of the input.
+
+    Returns:
+      Nine arrays `[B, ceil(H / stride), ceil(W / stride), C]`, row by row of the 3x3 window.
     """
     h, w = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=fill)

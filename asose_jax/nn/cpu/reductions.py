@@ -1,4 +1,4 @@
-"""Several sums in one pass over memory.
+"""Computes several sums in one pass over memory.
 
 XLA's CPU backend merges sums into one loop over vector registers when, and only when, they are one
 `lax.reduce` with many results.
@@ -8,18 +8,27 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_ROWS_ADDED = 8  # at once: compiled without a loop, and so in registers
+# Up to this many rows are added without a loop, and so in registers.
+_ROWS_ADDED = 8
 
 
 def together(arrays: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
-    """The sum of each of these float32 arrays of one shape along `axis`."""
+    """Sums arrays along an axis, all in one `lax.reduce`.
+
+    Args:
+      arrays: float32 arrays of one shape.
+      axis: the axis to sum over.
+
+    Returns:
+      The sum of each array, without that axis.
+    """
     return lax.reduce(arrays, (jnp.float32(0),) * len(arrays), _added, (axis,))
 
 
-def _added(a, b):
+def _added(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     return tuple(p + q for p, q in zip(a, b, strict=True))
 
 
 def rows_at_once(rows: int) -> int:
-    """How many of so many rows to add up at once: a divisor."""
-    return max(n for n in range(1, _ROWS_ADDED + 1) if rows % n == 0)
+    """Returns how many of `rows` rows to add up at once: their largest divisor up to 8."""
+    return max(count for count in range(1, _ROWS_ADDED + 1) if rows % count == 0)

@@ -1,0 +1,1 @@
+"""Growth of a network during the search: when, where and how."""

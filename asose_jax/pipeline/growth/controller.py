@@ -1,15 +1,18 @@
-"""When a run's network grows, and how that happens between two steps (spec section 6).
+"""Decides when the network of a run grows, and grows it between two steps.
 
-After each evaluation of the growth phase: has accuracy come to a plateau? Then the candidates are
-scored, one is chosen, and its programs are compiled. `growth.lead_epochs` later, in which the old
-network trains on, the state is grown, and training goes on with the new programs. When a network
-grows depends on steps and accuracies only, never on how long something took.
+After each evaluation of the growth phase it is checked whether accuracy has reached a plateau. If
+so, the possible growths are scored, one is chosen (or one of each kind that is to grow together),
+and the programs of the grown network are compiled. The old network trains on for
+`growth.lead_epochs`; then the state is grown, and training goes on with the new programs. When a
+network grows depends on steps and accuracies only, never on how long something took
+(docs/algorithm.md, "Growth").
 """
 
 import dataclasses
 import logging
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -18,36 +21,41 @@ from asose_jax.arch import genotype
 from asose_jax.data import batches
 from asose_jax.pipeline import compilation, evaluation, run_context
 from asose_jax.pipeline.growth import scoring, transforms
-from asose_jax.pipeline.growth.transforms import Growth
+from asose_jax.pipeline.growth.scoring import Candidate, Limits
+from asose_jax.pipeline.growth.transforms import Fresh, Growth
 from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces import chain
+from asose_jax.spaces.chain import ChainSpec
 from asose_jax.train import pmap, state
 from asose_jax.train.phases import Phase, Span
+from asose_jax.train.pmap import Programs
+from asose_jax.train.state import SearchState
 
 logger = logging.getLogger('asose_jax')
 
-_SCORES = 2  # the stream of validation batches for scores; `loop` has the streams before
-# Growths that take place together name their places in the network as it stands: a new block, which
-# moves others up, comes last.
+# Tag of a stream of validation batches for scores; those of `phase_loop` have others.
+_SCORE_STREAM = 2
+# Growths that take place together name their positions in the network as it is before all of them.
+# A new block comes last, since it shifts the numbers of the blocks behind it.
 _ORDER = ('auto', chain.WIDTH, chain.BRANCH, chain.DEPTH)
-_NOWHERE = 'no such place'
-_SCORE_IMAGES = 128  # in one of them, at most: scores are computed on one device
+# Images in a batch for scores, at most: scores are computed on one device.
+_SCORE_IMAGES = 128
 
 
 def plateau(
     best: float | None, waited: int, accuracy: float, threshold: float, patience: int
 ) -> tuple[float, int, bool]:
-    """The controller of spec section 6.
+    """Updates the detector of plateaus with the accuracy of an evaluation.
 
     Args:
       best: accuracy that counts as the best so far; `None` before the first evaluation.
       waited: evaluations since then.
       accuracy: of this evaluation.
-      threshold: what counts as better: more than `best` by so much.
-      patience: so many evaluations without getting better are a plateau.
+      threshold: an accuracy is better only if it exceeds `best` by more than this.
+      patience: number of evaluations in a row without a better one that make a plateau.
 
     Returns:
-      `best`, `waited`, and whether this is a plateau; `waited` starts again behind one.
+      The new `best`, the new `waited`, and whether this is a plateau; after one, `waited` is 0.
     """
     if best is None or accuracy > best + threshold:
         return accuracy, 0, False
@@ -57,7 +65,10 @@ def plateau(
 
 
 def decides(context: RunContext, span: Span) -> bool:
-    """Whether evaluations of this phase decide on growth, so that the next step must wait."""
+    """Returns whether evaluations of this phase decide on growth.
+
+    If so, the next step must wait for each evaluation.
+    """
     return span.phase is Phase.GROWTH and bool(context.config.growth.kinds)
 
 
@@ -66,218 +77,382 @@ def consider(
     current: RunState,
     span: Span,
     record: dict[str, Any],
-    batch: dict[str, np.ndarray],
+    batch: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Grows the network, if it is time; to be called after every evaluation.
+    """Decides on growths, and grows the network when they are due; called after every evaluation.
 
     Args:
       context: of the run.
-      current: where it is; becomes the grown network.
+      current: its state; becomes that of the grown network.
       span: the phase.
-      record: of the evaluation, with `step` and `valid/accuracy`.
+      record: metrics of the evaluation, with `step` and `valid/accuracy`.
       batch: an example of a chunk to train on.
 
     Returns:
-      The growths that took place, as in metrics and summary.
+      An event for each growth that took place, as in metrics and summary.
     """
-    c, told = context.config.growth, current.history.growing
+    c, progress = context.config.growth, current.history.growing
     if not decides(context, span):
         return []
     step, accuracy = record['step'], record['valid/accuracy']
-    if told.pending is None:
-        told.best, told.waited, reached = plateau(
-            told.best, told.waited, accuracy, c.threshold, c.patience
+    if progress.pending is None:
+        progress.best, progress.waited, reached = plateau(
+            progress.best, progress.waited, accuracy, c.threshold, c.patience
         )
         epoch = span.epoch_at(step) + c.lead_epochs
         if not reached or span.epochs - epoch < c.last_epochs:
             return []
-        told.pending = _decide(context, current, step, span.start + epoch * span.epoch_steps)
+        due = span.start + epoch * span.epoch_steps
+        progress.pending = _decide_growths(context, current, step, due)
         prepare(context, current, batch)
-    if told.pending is None or step < told.pending['step']:
+    if progress.pending is None or step < progress.pending['step']:
         return []
-    return _grow(context, current, accuracy)
+    return _grow(context, current, progress.pending, accuracy)
 
 
-def prepare(context: RunContext, current: RunState, batch: dict[str, np.ndarray]) -> None:
-    """Begins to compile for the growth that was decided, if there is one."""
+def prepare(context: RunContext, current: RunState, batch: Mapping[str, Any]) -> None:
+    """Starts to compile the grown network in the background, if a growth is decided.
+
+    Args:
+      context: of the run.
+      current: its state; `ahead` gets the future of the programs.
+      batch: an example of a chunk to train on.
+    """
     pending = current.history.growing.pending
     if pending is None:
         return
-    spec = current.spec
-    for step in _steps(pending):
-        spec = transforms.grown_spec(spec, step)
+    growths = _pending_growths(pending)
+    spec = cast(ChainSpec, current.spec)
+    for growth in growths:
+        spec = transforms.grown_spec(spec, growth)
     context.measure_costs(spec)
-    logger.info('compiling the grown network: %s', ', '.join(map(_in_words, _steps(pending))))
+    logger.info('compiling the grown network: %s', ', '.join(map(_description, growths)))
 
-    def work():
+    def work() -> tuple[Programs, SearchState]:
         programs = compilation.compile_network(context, spec, Phase.GROWTH, batch)
-        return programs, _fresh(context, pending['step'], _steps(pending)[-1])(spec)
+        return programs, _fresh_maker(context, pending['step'], growths[-1])(spec)
 
     current.ahead = compilation.in_background(work)
 
 
-def _steps(pending):
-    """The growths that are to take place together, one after another."""
-    held = pending['growth']
-    return [Growth.from_json(each) for each in (held if isinstance(held, list) else [held])]
+def _pending_growths(pending: Mapping[str, Any]) -> list[Growth]:
+    """Returns the growths that are to take place together, in order."""
+    return [Growth.from_json(growth) for growth in _as_list(pending['growth'])]
 
 
-def _key(context, step):
+def _as_list(value: Any) -> list[Any]:
+    """Returns `value` as a list; checkpoints of older versions have a single growth and score."""
+    return value if isinstance(value, list) else [value]
+
+
+def _key(context: RunContext, step: int) -> jax.Array:
     return jax.random.fold_in(context.key(run_context.GROWTH), step)
 
 
-def _fresh(context, step, what):
-    """Weights and alpha of what is new. Its residual is there already: a skip would add nothing."""
-    start, key, block = context.config.growth, _key(context, step), f'block_{what.where}'
+def _fresh_maker(context: RunContext, step: int, growth: Growth) -> Fresh:
+    """Returns a function that makes fresh weights and alpha for what a growth adds.
 
-    def made(spec):
-        return jax.device_get(state.init_state(context.model(spec, start), context.tx, key, block))
+    Alpha starts with the biases of `config.growth`: a block has its residual already, to which a
+    skip_connect would add nothing new.
 
-    return made
+    Args:
+      context: of the run.
+      step: when the growth takes place; fixes the randomness.
+      growth: only the block that it names is computed, all other arrays are zeros.
+    """
+    biases, key, block = context.config.growth, _key(context, step), f'block_{growth.where}'
+
+    def fresh(spec: ChainSpec) -> SearchState:
+        model = context.model(spec, biases)
+        return jax.device_get(state.init_state(model, context.tx, key, block))
+
+    return fresh
 
 
-def _decide(context, current, step, due):
-    """What will be done at step `due`; `None` if the limits allow nothing. JSON."""
-    c, told, start = context.config.growth, current.history.growing, time.monotonic()
-    limits = scoring.Limits(c.max_depth, c.max_channels, c.max_branches, c.max_params)
-    held = current.state
+# --- Which growths
+
+
+def _decide_growths(
+    context: RunContext, current: RunState, step: int, due: int
+) -> dict[str, Any] | None:
+    """Chooses the growths that will take place.
+
+    Tries the entries of `growth.kinds` in turn until one of them is possible.
+
+    Args:
+      context: of the run.
+      current: its state; the turn advances.
+      step: of the decision; fixes the randomness.
+      due: the step at which the growths will take place.
+
+    Returns:
+      The growths and their scores as JSON, or `None` if the limits allow none.
+    """
+    c, progress, started = context.config.growth, current.history.growing, time.monotonic()
+    limits = Limits(c.max_depth, c.max_channels, c.max_branches, c.max_params)
+    search_state = current.state
     for _ in c.kinds:
-        kinds = c.kinds[told.turn % len(c.kinds)]
-        told.turn += 1
-        chosen = _choose_together(context, current, kinds, held, step, limits)
+        kinds = c.kinds[progress.turn % len(c.kinds)]
+        progress.turn += 1
+        chosen = _choose_together(context, current, kinds, search_state, step, limits)
         if chosen:
             return {
-                'growth': [each.growth.to_json() for each in chosen],
-                'score': [each.score for each in chosen],
+                'growth': [candidate.growth.to_json() for candidate in chosen],
+                'score': [candidate.score for candidate in chosen],
                 'step': due,
-                'stall_seconds': time.monotonic() - start,
+                'stall_seconds': time.monotonic() - started,
             }
     return None
 
 
-def _choose_together(context, current, kinds, held, step, limits):
-    """The best candidate of each kind in `'depth+width'`, in the order in which they are made."""
+def _choose_together(
+    context: RunContext,
+    current: RunState,
+    kinds: str,
+    search_state: SearchState,
+    step: int,
+    limits: Limits,
+) -> list[Candidate]:
+    """Chooses a growth of each kind in an entry such as `'depth+width'`.
+
+    Args:
+      context: of the run.
+      current: its state.
+      kinds: kinds of growth, joined by `+`.
+      search_state: state of the network, on the host.
+      step: of the decision.
+      limits: of the network after all of the growths.
+
+    Returns:
+      The growths that are possible, in the order in which they take place.
+    """
     c, chosen = context.config.growth, []
     for kind in sorted(kinds.split('+'), key=_ORDER.index):
-        found, refused = scoring.possible(
-            current.spec,
-            held.params,
+        candidates, refused = scoring.possible(
+            cast(ChainSpec, current.spec),
+            search_state.params,
             chain.KINDS_OF_GROWTH if kind == 'auto' else (kind,),
             c.width_factor,
-            dataclasses.replace(limits, params=_left(limits.params, chosen)),
+            dataclasses.replace(limits, params=_remaining(limits.params, chosen)),
         )
-        best = _choose(context, current, kind, found, held, step) if found else None
+        best = None
+        if candidates:
+            best = _choose(context, current, kind, candidates, search_state, step)
         if best is None:
-            logger.info('growth (%s) is not possible: %s', kind, '; '.join(refused) or _NOWHERE)
+            reasons = '; '.join(refused) or 'the network has no position for it'
+            logger.info('growth (%s) is not possible: %s', kind, reasons)
         else:
             chosen.append(best)
     return chosen
 
 
-def _left(params, chosen):
-    return None if params is None else params - sum(each.added for each in chosen)
+def _remaining(max_params: int | None, chosen: Sequence[Candidate]) -> int | None:
+    """Returns the limit of parameters less what the chosen growths will add."""
+    if max_params is None:
+        return None
+    return max_params - sum(candidate.added for candidate in chosen)
 
 
-def _choose(context, current, kind, found, held, step):
+def _choose(
+    context: RunContext,
+    current: RunState,
+    kind: str,
+    candidates: list[Candidate],
+    search_state: SearchState,
+    step: int,
+) -> Candidate | None:
+    """Chooses one of the growths of a kind as `growth.where` says; see `_choose_together`.
+
+    Returns:
+      The growth; `None` if the limits refuse the one at the last position that `'last'` asks for.
+    """
     c, key = context.config.growth, _key(context, step)
     if c.where == 'random':
-        return found[int(jax.random.randint(key, (), 0, len(found)))]
+        return candidates[int(jax.random.randint(key, (), 0, len(candidates)))]
+    spec = cast(ChainSpec, current.spec)
     if c.where == 'last':
         last = {
-            chain.DEPTH: len(current.spec.blocks) - 1,
-            chain.WIDTH: transforms.stages(current.spec)[-1],
-            chain.BRANCH: len(current.spec.blocks) - 1,
+            chain.DEPTH: len(spec.blocks) - 1,
+            chain.WIDTH: transforms.stages(spec)[-1],
+            chain.BRANCH: len(spec.blocks) - 1,
         }[kind]
-        return next((each for each in found if each.growth.where == last), None)
-    scored = scoring.scored(
-        found, current.spec, held, score_batches(context, len(current.history.growth)), key
-    )
-    for each in scored:
+        return next((candidate for candidate in candidates if candidate.growth.where == last), None)
+    images = score_batches(context, len(current.history.growth))
+    scored = scoring.scored(candidates, spec, search_state, images, key)
+    for candidate in scored:
         logger.info(
             'growth candidate: %s at %d, score %.2e, %d parameters',
-            each.growth.kind,
-            each.growth.where,
-            each.score,
-            each.added,
+            candidate.growth.kind,
+            candidate.growth.where,
+            candidate.score,
+            candidate.added,
         )
     if kind == 'auto':
-        return max(scored, key=lambda each: each.gain_per_parameter)
-    return max(scored, key=lambda each: each.score)
+        return max(scored, key=lambda candidate: candidate.gain_per_parameter)
+    return max(scored, key=lambda candidate: candidate.score)
 
 
 def score_batches(context: RunContext, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Validation images, normalised, and labels for the scores of growth `number` of a run."""
+    """Reads the validation images for the scores of a growth.
+
+    Args:
+      context: of the run.
+      number: of growths that took place before; each has batches of its own.
+
+    Returns:
+      `growth.score_batches` pairs of images `[B, H, W, C]`, normalized, float32, and labels `[B]`.
+    """
     c, n = context.config, context.config.growth.score_batches
     size = min(c.batch_size, _SCORE_IMAGES)
     result = []
-    for each in range(number * n, (number + 1) * n):
-        chosen = batches.batch_indices(context.data.valid, c.seed, _SCORES, each, size)
-        result.append(evaluation.normalized_images(context, chosen))
+    for batch_number in range(number * n, (number + 1) * n):
+        indices = batches.batch_indices(
+            context.data.valid, c.seed, _SCORE_STREAM, batch_number, size
+        )
+        result.append(evaluation.normalized_images(context, indices))
     return result
 
 
-def _grow(context, current, accuracy):
-    """Makes `current` the grown network; returns an event for each growth."""
-    start, told = time.monotonic(), current.history.growing
-    pending = told.pending
-    step = pending['step']
+# --- The growth itself
+
+
+class _GrownNetwork(NamedTuple):
+    """What is recorded of the network after one of the growths that take place together."""
+
+    params: int
+    network: dict[str, Any]  # JSON of the description
+    genotype: list[list[str]]
+
+
+def _grow(
+    context: RunContext, current: RunState, pending: Mapping[str, Any], accuracy: float
+) -> list[dict[str, Any]]:
+    """Grows the network, and measures that its logits have not changed.
+
+    Args:
+      context: of the run.
+      current: its state; becomes that of the grown network.
+      pending: what `_decide_growths` has decided.
+      accuracy: of the network before, on the validation images.
+
+    Returns:
+      An event for each growth.
+    """
+    started = time.monotonic()
     if not current.ahead.done():
         logger.info('growing: waiting for the compiler')
-    programs, made = current.ahead.result()
-    key, spec, grown = _key(context, step), current.spec, current.state
-    sizes, between = [evaluation.count_parameters(current)], []
-    for each in _steps(pending):
-        fresh = (lambda _: made) if each == _steps(pending)[-1] else _fresh(context, step, each)
-        spec, grown = transforms.grow(spec, grown, each, fresh=fresh, key=key)
-        sizes.append(evaluation.count_parameters_in(grown.params))
-        chosen = genotype.most_likely(spec, grown.arch).to_json()
-        between.append({'network': spec.to_json(), 'genotype': chosen})
+    programs, fresh_state = current.ahead.result()
+    params_before = evaluation.count_parameters(current)
+    spec, grown, networks = _grown_state(context, current, pending, fresh_state)
     before = evaluation.evaluate(context, current, context.data.valid)
     current.spec, current.state = spec, grown
     current.use(programs)
-    current.ahead, told.pending = None, None
+    current.ahead, current.history.growing.pending = None, None
     after = evaluation.evaluate(context, current, context.data.valid)
-    current.history.genotype = chosen
-    change = max(
-        float(np.abs(pmap.local_shards(new['logits']) - pmap.local_shards(old['logits'])).max())
-        for old, new in zip(before, after, strict=True)
-    )
-    scores = pending['score']
-    scores = scores if isinstance(scores, list) else [scores]
-    events = []
-    for number, each in enumerate(_steps(pending)):
-        events.append(
-            {
-                'step': step,
-                'kind': each.kind,
-                'where': each.where,
-                'score': scores[number],
-                'params_before': sizes[number],
-                'params_after': sizes[number + 1],
-                'valid_accuracy_before': accuracy,
-                'valid_accuracy_after': evaluation.mean_loss_and_accuracy(after)[1],
-                'max_abs_logit_change': change,
-                'stall_seconds': 0.0,
-            }
-        )
-        if number < len(between) - 1:  # what the others began with
-            events[-1] |= between[number]
-    events[0]['stall_seconds'] = pending['stall_seconds'] + time.monotonic() - start
+    current.history.genotype = networks[-1].genotype
+    measured = {
+        'valid_accuracy_before': accuracy,
+        'valid_accuracy_after': evaluation.mean_loss_and_accuracy(after)[1],
+        'max_abs_logit_change': _max_logit_change(before, after),
+    }
+    events = _growth_events(pending, params_before, networks, measured)
+    events[0]['stall_seconds'] = pending['stall_seconds'] + time.monotonic() - started
     current.history.growth.extend(events)
     logger.info(
         'growth: %s; %d to %d parameters, logits changed by at most %.1e, waited %.1f s',
-        ', '.join(_in_words(each) for each in _steps(pending)),
-        sizes[0],
-        sizes[-1],
-        change,
+        ', '.join(map(_description, _pending_growths(pending))),
+        params_before,
+        networks[-1].params,
+        measured['max_abs_logit_change'],
         events[0]['stall_seconds'],
     )
     return events
 
 
-def _in_words(what):
+def _grown_state(
+    context: RunContext, current: RunState, pending: Mapping[str, Any], fresh_state: SearchState
+) -> tuple[ChainSpec, SearchState, list[_GrownNetwork]]:
+    """Applies the pending growths one after another.
+
+    Args:
+      context: of the run.
+      current: its state, which stays as it is.
+      pending: what `_decide_growths` has decided.
+      fresh_state: of the network after the last growth, see `prepare`.
+
+    Returns:
+      Description and state of the grown network, on the host, and a record of the network after
+      each growth.
+    """
+    step, growths = pending['step'], _pending_growths(pending)
+    key, spec, grown = _key(context, step), cast(ChainSpec, current.spec), current.state
+    networks = []
+    for growth in growths:
+        is_last = growth == growths[-1]
+        fresh = (lambda _: fresh_state) if is_last else _fresh_maker(context, step, growth)
+        spec, grown = transforms.grow(spec, grown, growth, fresh=fresh, key=key)
+        networks.append(
+            _GrownNetwork(
+                params=evaluation.count_parameters_in(grown.params),
+                network=spec.to_json(),
+                genotype=genotype.most_likely(spec, grown.arch).to_json(),
+            )
+        )
+    return spec, grown, networks
+
+
+def _max_logit_change(
+    before: Sequence[Mapping[str, jax.Array]], after: Sequence[Mapping[str, jax.Array]]
+) -> float:
+    """Returns the largest difference between the logits of two evaluations of the same images."""
+    return max(
+        float(np.abs(pmap.local_shards(new['logits']) - pmap.local_shards(old['logits'])).max())
+        for old, new in zip(before, after, strict=True)
+    )
+
+
+def _growth_events(
+    pending: Mapping[str, Any],
+    params_before: int,
+    networks: Sequence[_GrownNetwork],
+    measured: Mapping[str, float],
+) -> list[dict[str, Any]]:
+    """Describes growths that took place together, as in metrics and summary.
+
+    Args:
+      pending: what `_decide_growths` has decided.
+      params_before: number of parameters before all of them.
+      networks: the network after each of them.
+      measured: accuracies and change of logits over all of them.
+
+    Returns:
+      An event for each; all but the last also have the network that the next one started from.
+    """
+    sizes = [params_before, *(network.params for network in networks)]
+    growths, scores = _pending_growths(pending), _as_list(pending['score'])
+    events = []
+    for number, growth in enumerate(growths):
+        event = {
+            'step': pending['step'],
+            'kind': growth.kind,
+            'where': growth.where,
+            'score': scores[number],
+            'params_before': sizes[number],
+            'params_after': sizes[number + 1],
+            **measured,
+            'stall_seconds': 0.0,
+        }
+        if number < len(growths) - 1:
+            network = networks[number]
+            event |= {'network': network.network, 'genotype': network.genotype}
+        events.append(event)
+    return events
+
+
+def _description(growth: Growth) -> str:
+    """Describes what a growth adds, for the log."""
     return {
-        chain.DEPTH: f'a new block {what.where}',
-        chain.WIDTH: f'stage {what.where} has {what.channels} channels now',
-        chain.BRANCH: f'block {what.where} has a branch more',
-    }[what.kind]
+        chain.DEPTH: f'a new block at position {growth.where}',
+        chain.WIDTH: f'stage {growth.where} with {growth.channels} channels',
+        chain.BRANCH: f'one more branch in block {growth.where}',
+    }[growth.kind]

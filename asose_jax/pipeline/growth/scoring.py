@@ -1,19 +1,20 @@
-"""Where a network could grow, and what each place promises.
+"""Lists the positions where a network can grow, and scores each by the expected gain.
 
-A growth is worth what one step of gradient descent on the parameters that it adds takes from the
-loss: to first order, the square of their gradient's norm, times the learning rate. That is the
+The gain of a growth is what one step of gradient descent on the added parameters takes from the
+loss: to first order, the square of the norm of their gradient, times the learning rate. That is the
 criterion of GradMax (Evci et al. 2022, arXiv:2201.05125) and, for its off-shoots, of Firefly (Wu et
 al. 2020, arXiv:2102.08574), applied to growths that keep the function. Splitting steepest descent
-(Liu et al. 2019, arXiv:1910.02366) looks at the second order instead, which costs more passes.
+(Liu et al. 2019, arXiv:1910.02366) uses the second order instead, which costs more passes.
 
-All growths are scored by one backward pass of the network as it stands: it gives the gradient at
-every place where a block with factors of 0 could be, and that of every weight which reads a stage.
+One backward pass of the current network scores all growths: it gives the gradient at every position
+where a block with factors of 0 could be, and that of every weight that reads a stage
+(docs/algorithm.md, "Growth").
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -40,13 +41,13 @@ _NORM = Norm('float32', None)
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What no growth may exceed.
+    """Sizes that no growth may exceed.
 
     Attributes:
-      depth: blocks.
+      depth: number of blocks.
       channels: of a stage.
       branches: mixed operations in a block.
-      params: numbers in `params` of the network that trains; `None`: any.
+      params: numbers in `params` of the network that trains; `None` for no limit.
     """
 
     depth: int
@@ -60,8 +61,8 @@ class Candidate:
     """A possible growth.
 
     Attributes:
-      growth: what it would be.
-      added: numbers it would add to `params`, without factors.
+      growth: what would be added, and where.
+      added: numbers that it would add to `params`, without factors.
       score: root of the expected gain, the norm of the gradient of what is added: |dL/dfactor| for
         depth and branches, |dL/d(outgoing weights of the copies)| for width.
     """
@@ -72,130 +73,237 @@ class Candidate:
 
     @property
     def gain_per_parameter(self) -> float:
+        """Expected gain for each number that is added to `params`."""
         return self.score**2 / self.added
+
+
+class _Proposal(NamedTuple):
+    """A growth that is still to be compared with the limits.
+
+    Attributes:
+      growth: what would be added, and where.
+      added: numbers that it would add to `params`.
+      description: of the growth, for the log.
+      size: what it would make of that which `limit` bounds.
+      limit: of `size`.
+      limit_field: name of the limit in `config.growth`.
+      obstacle: why the space does not allow the growth, if it does not.
+    """
+
+    growth: Growth
+    added: int
+    description: str
+    size: int
+    limit: int
+    limit_field: str
+    obstacle: str | None = None
 
 
 def possible(
     spec: ChainSpec, params: Any, kinds: Iterable[str], width_factor: float, limits: Limits
 ) -> tuple[list[Candidate], list[str]]:
-    """All growths of these kinds that the limits allow, unscored; and why others were left out.
+    """Lists the growths of these kinds that the limits allow.
 
     Args:
-      spec: of the network.
-      params: its weights.
-      kinds: of growth.
-      width_factor: a widened stage has so many times its channels, rounded to a multiple of 8.
-      limits: see there.
+      spec: description of the network.
+      params: its weights, arrays or shapes.
+      kinds: kinds of growth.
+      width_factor: a widened stage has this many times its channels, rounded to a multiple of 8.
+      limits: of the grown network.
 
     Returns:
-      Candidates, and sentences for the log.
+      The candidates, without scores, and for each growth that is left out a sentence that says why.
     """
-    names = _names_to_search(spec)
     size = factors.count(params)
-    found, refused = [], []
-
-    def consider(step, added, where, value, limit, limit_name):
-        if value > limit:
-            refused.append(f'{where} would make {value}, over growth.{limit_name}={limit}')
-        elif limits.params is not None and size + added > limits.params:
-            refused.append(
-                f'{where} would make {size + added} parameters, over '
-                f'growth.max_params={limits.params}'
-            )
-        else:
-            found.append(Candidate(step, added))
-
-    widths = [spec.stem_channels, *(block.channels for block in spec.blocks)]
+    candidates, refused = [], []
     for kind in kinds:
         if kind == DEPTH:
-            for position, width in enumerate(widths):
-                step = Growth(DEPTH, position, candidates=names)
-                added = _size_of_mixed(names, width)
-                where = f'a block at {position}'
-                consider(step, added, where, len(spec.blocks) + 1, limits.depth, 'max_depth')
+            proposals = _deeper(spec, limits)
         elif kind == BRANCH:
-            for number, block in enumerate(spec.blocks):
-                step = Growth(BRANCH, number, candidates=names)
-                added = _size_of_mixed(names, block.channels)
-                where = f'a branch of block {number}'
-                count = len(block.branches) + 1
-                consider(step, added, where, count, limits.branches, 'max_branches')
+            proposals = _branched(spec, limits)
         else:
-            for stage, width in enumerate(transforms.stage_channels(spec)):
-                channels = widened(width, width_factor)
-                step = Growth(WIDTH, stage, channels=channels)
-                try:
-                    transforms.grown_spec(spec, step)
-                except ValueError as error:
-                    refused.append(str(error))
-                    continue
-                added = transforms.added_parameters(spec, params, stage, channels)
-                where = f'widening stage {stage}'
-                consider(step, added, where, channels, limits.channels, 'max_channels')
-    return found, refused
+            proposals = _wider(spec, params, width_factor, limits)
+        for proposal in proposals:
+            reason = _refusal(proposal, size, limits.params)
+            if reason is None:
+                candidates.append(Candidate(proposal.growth, proposal.added))
+            else:
+                refused.append(reason)
+    return candidates, refused
+
+
+def _deeper(spec: ChainSpec, limits: Limits) -> list[_Proposal]:
+    """Proposes a new block at every position, also before the first and after the last block."""
+    names = _names_to_search(spec)
+    widths = [spec.stem_channels, *(block.channels for block in spec.blocks)]
+    return [
+        _Proposal(
+            growth=Growth(DEPTH, position, candidates=names),
+            added=_size_of_mixed(names, width),
+            description=f'a block at {position}',
+            size=len(spec.blocks) + 1,
+            limit=limits.depth,
+            limit_field='max_depth',
+        )
+        for position, width in enumerate(widths)
+    ]
+
+
+def _branched(spec: ChainSpec, limits: Limits) -> list[_Proposal]:
+    """Proposes another branch for every block."""
+    names = _names_to_search(spec)
+    return [
+        _Proposal(
+            growth=Growth(BRANCH, number, candidates=names),
+            added=_size_of_mixed(names, block.channels),
+            description=f'a branch of block {number}',
+            size=len(block.branches) + 1,
+            limit=limits.branches,
+            limit_field='max_branches',
+        )
+        for number, block in enumerate(spec.blocks)
+    ]
+
+
+def _wider(spec: ChainSpec, params: Any, width_factor: float, limits: Limits) -> list[_Proposal]:
+    """Proposes more channels for every stage."""
+    proposals = []
+    for stage, width in enumerate(transforms.stage_channels(spec)):
+        channels = widened(width, width_factor)
+        growth = Growth(WIDTH, stage, channels=channels)
+        added, obstacle = 0, None
+        try:
+            transforms.grown_spec(spec, growth)
+        except ValueError as error:
+            obstacle = str(error)
+        else:
+            added = transforms.added_parameters(spec, params, stage, channels)
+        proposals.append(
+            _Proposal(
+                growth=growth,
+                added=added,
+                description=f'widening stage {stage}',
+                size=channels,
+                limit=limits.channels,
+                limit_field='max_channels',
+                obstacle=obstacle,
+            )
+        )
+    return proposals
+
+
+def _refusal(proposal: _Proposal, size: int, max_params: int | None) -> str | None:
+    """Returns why a growth is left out, or `None` if it is possible.
+
+    Args:
+      proposal: the growth.
+      size: numbers in `params` before it.
+      max_params: limit of that number.
+    """
+    if proposal.obstacle is not None:
+        return proposal.obstacle
+    if proposal.size > proposal.limit:
+        return (
+            f'{proposal.description} would make {proposal.size}, over '
+            f'growth.{proposal.limit_field}={proposal.limit}'
+        )
+    if max_params is not None and size + proposal.added > max_params:
+        return (
+            f'{proposal.description} would make {size + proposal.added} parameters, over '
+            f'growth.max_params={max_params}'
+        )
+    return None
 
 
 def widened(channels: int, factor: float) -> int:
-    """`channels` times `factor`, as a multiple of 8; at least one step of 8 more."""
+    """Returns `channels` times `factor`, as a multiple of 8, and always a larger one than before.
+
+    Example: `widened(8, 1.5)` is 16, `widened(64, 1.0)` is 72.
+    """
     return max(chain.rounded(channels * factor), (channels // 8 + 1) * 8)
 
 
 def scored(
-    found: list[Candidate],
+    candidates: Sequence[Candidate],
     spec: ChainSpec,
     current: SearchState,
-    batches: Sequence[tuple[Array, Array]],
+    batches: Sequence[tuple[np.ndarray, np.ndarray]],
     key: Array,
 ) -> list[Candidate]:
-    """The candidates with their scores.
+    """Scores candidates by the gradients of the network that alpha makes most likely.
 
-    The network is the one that alpha makes most likely. The gradient of a factor that is 0 is
-    <dL/dy, f(x)>, with y what the block adds to, and f the new operation with the weights of its
-    start; the score is its root mean square over those candidate operations that have
-    weights, if any has.
+    The gradient of a factor that is 0 is <dL/dy, f(x)>, with y what the block adds to, and f the
+    new operation with initial weights. The score of a growth in depth or by a branch is the root
+    mean square of these gradients over the candidate operations that have weights, or over all if
+    none has. That of a growth in width is the root of the expected square of the gradient of the
+    outgoing weights of the copies.
 
     Args:
-      found: see `possible`.
-      spec: of the network.
+      candidates: see `possible`.
+      spec: description of the network.
       current: its state.
-      batches: of validation images `[B, H, W, C]`, normalised, and labels `[B]`; same shapes.
-      key: of the new operations' weights.
+      batches: validation images, normalized, `[B, H, W, C]`, and labels `[B]`; all of one shape.
+      key: random key of the weights of new operations.
 
     Returns:
-      Candidates in the same order.
+      The candidates with their scores, in the same order.
     """
     chosen = genotype.most_likely(spec, current.arch)
     variables = {
         'params': state.prune(current.params, spec, chosen),
         'batch_stats': state.prune(current.batch_stats, spec, chosen),
     }
-    derived = genotype.chosen_alone(spec, chosen)
-    places = [c.growth for c in found if c.growth.kind != WIDTH]
-    slopes = dict.fromkeys(places, 0.0)
+    derived = cast(ChainSpec, genotype.chosen_alone(spec, chosen))
+    insertions = [c.growth for c in candidates if c.growth.kind != WIDTH]
+    gradient, slopes = _summed_gradients(derived, variables, insertions, batches, key)
+
+    def score(growth: Growth) -> float:
+        if growth.kind != WIDTH:
+            return float(np.sqrt(np.mean(np.square(slopes[growth] / len(batches)))))
+        before = transforms.stage_channels(spec)[growth.where]
+        # The expected number of copies of a channel: all are copied with the same probability, or
+        # the same number of times.
+        copies = (growth.channels - before) / before
+        kernels = transforms.consuming(derived, gradient, growth.where)
+        return float(np.sqrt(copies * sum(np.sum(np.square(k / len(batches))) for k in kernels)))
+
+    return [dataclasses.replace(c, score=score(c.growth)) for c in candidates]
+
+
+def _summed_gradients(
+    derived: ChainSpec,
+    variables: Mapping[str, Any],
+    insertions: Sequence[Growth],
+    batches: Sequence[tuple[np.ndarray, np.ndarray]],
+    key: Array,
+) -> tuple[Any, dict[Growth, Any]]:
+    """Adds up the gradients of all batches.
+
+    Args:
+      derived: description of the network, with one candidate in each row.
+      variables: its `params` and `batch_stats`.
+      insertions: growths in depth and by branches.
+      batches: see `scored`.
+      key: random key of the weights of new operations.
+
+    Returns:
+      The gradient of `params`, on the host; and for each insertion the gradients of the factors of
+      its candidate operations, see `_factor_gradients`.
+    """
+    slopes: dict[Growth, Any] = dict.fromkeys(insertions, 0.0)
     gradient = None
     for images, labels in batches:
         change, taps, streams, inputs = _backward(derived, variables, images, labels)
-        change = jax.device_get(change)  # many small arrays: the host adds them at once
+        change = jax.device_get(change)  # many small arrays, which the host adds faster
         gradient = change if gradient is None else jax.tree.map(np.add, gradient, change)
-        for place in places:
-            if place.kind == DEPTH:
-                x, g = streams[place.where], taps[place.where]
+        for growth in insertions:
+            if growth.kind == DEPTH:
+                x, g = streams[growth.where], taps[growth.where]
             else:
-                x, g = inputs[place.where], taps[place.where + 1]
-            names = tuple(n for n in place.candidates if n not in operations.PARAMETER_FREE)
-            slopes[place] += np.asarray(_factor_gradients(names or place.candidates, x, g, key))
-
-    def score(candidate):
-        step = candidate.growth
-        if step.kind != WIDTH:
-            return float(np.sqrt(np.mean(np.square(slopes[step] / len(batches)))))
-        before = transforms.stage_channels(spec)[step.where]
-        # Each channel is copied with the same probability (or the same number of times).
-        copies = (step.channels - before) / before
-        kernels = transforms.consuming(derived, gradient, step.where)
-        return float(np.sqrt(copies * sum(np.sum(np.square(k / len(batches))) for k in kernels)))
-
-    return [dataclasses.replace(c, score=score(c)) for c in found]
+                x, g = inputs[growth.where], taps[growth.where + 1]
+            names = tuple(n for n in growth.candidates if n not in operations.PARAMETER_FREE)
+            slopes[growth] += np.asarray(_factor_gradients(names or growth.candidates, x, g, key))
+    return gradient, slopes
 
 
 # These run a few times each: time spent on optimizing them would not come back.
@@ -205,14 +313,37 @@ _once = functools.partial(
 
 
 @_once
-def _backward(derived, variables, images, labels):
-    """Gradients of the weights and of every place, and what the operations there would see."""
+def _backward(
+    derived: ChainSpec, variables: Mapping[str, Any], images: Array, labels: Array
+) -> tuple[Any, dict[int, Array], dict[int, Array], dict[int, Array]]:
+    """Computes the gradients at every position where a network could grow.
+
+    Position 0 is behind the stem, position n behind block n - 1.
+
+    Args:
+      derived: description of the network, with one candidate in each row.
+      variables: its `params` and `batch_stats`.
+      images: normalized, `[B, H, W, C]`.
+      labels: `[B]`.
+
+    Returns:
+      The gradient of `params`; the gradient of the features at each position, `[B, H, W, C]`; the
+      features themselves; and what the operations of each block see, by the number of the block.
+    """
     net = SuperNet(derived)
 
-    def run(params, taps):
-        streams, inputs = {}, {}  # behind the stem and every block; of every block's operations
+    def run(
+        params: Any, taps: Mapping[int, Array]
+    ) -> tuple[Array, tuple[dict[int, Array], dict[int, Array]]]:
+        # Taps are zeros that are added to the features, so that their gradient is that of those.
+        streams, inputs = {}, {}
 
-        def tap(call, arguments, keywords, context):
+        def tap(
+            call: Callable[..., Any],
+            arguments: tuple[Any, ...],
+            keywords: dict[str, Any],
+            context: nn.module.InterceptorContext,
+        ) -> Any:
             module = context.module
             if context.method_name != '__call__':
                 return call(*arguments, **keywords)
@@ -239,14 +370,24 @@ def _backward(derived, variables, images, labels):
         return loss, (streams, inputs)
 
     shapes = jax.eval_shape(run, variables['params'], {})[1][0]
-    taps = {place: jnp.zeros(shape.shape, shape.dtype) for place, shape in shapes.items()}
+    taps = {position: jnp.zeros(shape.shape, shape.dtype) for position, shape in shapes.items()}
     gradients, (streams, inputs) = jax.grad(run, (0, 1), has_aux=True)(variables['params'], taps)
     return (*gradients, streams, inputs)
 
 
 @_once
-def _factor_gradients(names, x, g, key):
-    """<g, f(x)> for every operation of `names`, fresh; `[len(names)]`."""
+def _factor_gradients(names: tuple[str, ...], x: Array, g: Array, key: Array) -> Array:
+    """Returns the gradient <g, f(x)> of the factor of each operation f, with initial weights.
+
+    Args:
+      names: of the operations.
+      x: their input, `[B, H, W, C]`.
+      g: gradient of what their output is added to, of the same shape.
+      key: random key of the weights.
+
+    Returns:
+      `[len(names)]`.
+    """
     products = []
     for number, name in enumerate(names):
         operation = operations.make(name, x.shape[-1], _NORM)
@@ -255,22 +396,22 @@ def _factor_gradients(names, x, g, key):
     return jnp.stack(products)
 
 
-def _number(name):
+def _number(name: str) -> int:
     return int(name.removeprefix('block_'))
 
 
-def _names_to_search(spec):
-    """What a new mixed operation chooses from: whatever the others do."""
+def _names_to_search(spec: ChainSpec) -> tuple[str, ...]:
+    """Returns the candidates of a new mixed operation: all that any other one has."""
     return tuple(dict.fromkeys(name for _, _, row in spec.rows() for name in row))
 
 
 @functools.cache
-def _size_of_mixed(names, width):
-    """Weights of a mixed operation."""
+def _size_of_mixed(names: tuple[str, ...], width: int) -> int:
+    """Counts the weights of a mixed operation with these candidates and so many channels."""
     x = jax.ShapeDtypeStruct((1, 8, 8, width), jnp.float32)
 
-    def start(x):
+    def init_all(x: Array) -> list[Any]:
         return [operations.make(n, width, _NORM).init(jax.random.key(0), x, False) for n in names]
 
-    made = jax.eval_shape(start, x)
-    return sum(leaf.size for leaf in jax.tree.leaves([v.get('params', {}) for v in made]))
+    variables = jax.eval_shape(init_all, x)
+    return sum(leaf.size for leaf in jax.tree.leaves([v.get('params', {}) for v in variables]))

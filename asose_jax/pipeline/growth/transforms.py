@@ -1,22 +1,27 @@
-"""A network grows without forgetting: deeper, wider, with more branches (spec section 6).
+"""Grows a network in depth, in width or by branches without changing its function.
 
-Each growth is a pure function of a description and a state, and gives the grown description and a
+Each growth is a pure function of a description and a state. It returns the grown description and a
 state that computes the same logits, in training and in evaluation. It is array code on the host,
-between steps. Depth and branches: x + f * op(x) with factors f of 0. Width: Net2Wider (Chen et al.
-2016, arXiv:1511.05641) with an unequal split, so that copies do not stay twins.
+between steps (docs/algorithm.md, "Growth").
 
-What the optimizer keeps. Moments go through the same maps as the numbers they belong to: momentum
-is a velocity, so a grown network with momentum m goes on moving as the old one did. Counts and
-schedules go on. Two things no map can keep under a split: the gradient of the grown network is not
-the mapped gradient (that of every copy's outgoing weights is the whole old one, that of a copy's
-incoming weights a share of it), so its next steps are larger than the old one's would be; and while
-one step of weight decay shrinks the function as before, the sum of squares that it lowers counts
-incoming weights once per copy, and outgoing ones by the squares of their shares.
+- Depth and branches: x + f * op(x), with factors f of 0.
+- Width: Net2Wider (Chen et al. 2016, arXiv:1511.05641) with an unequal split, so that copies of a
+  channel do not stay equal.
+
+The state of the optimizer is mapped like the numbers that it belongs to. Momentum is a velocity, so
+a grown network with momentum m goes on moving as the old one did. Counts and schedules go on.
+Two properties cannot be kept when a channel is split:
+
+- The gradient of the grown network is not the mapped gradient: that of every copy's outgoing
+  weights is the whole old one, that of a copy's incoming weights a share of it. So its next steps
+  are larger than those of the old network would be.
+- One step of weight decay shrinks the function as before, but the sum of squares that it lowers
+  counts incoming weights once per copy, and outgoing ones by the squares of their shares.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -27,7 +32,9 @@ from asose_jax.spaces import chain
 from asose_jax.spaces.chain import DEPTH, WIDTH, BlockSpec, ChainSpec
 from asose_jax.train.state import SearchState
 
-Fresh = Callable[[ChainSpec], SearchState]  # a state at the start of training, for any description
+# Makes a state at the start of training for a description.
+Fresh = Callable[[ChainSpec], SearchState]
+KeyPath = tuple[Any, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +43,10 @@ class Growth:
 
     Attributes:
       kind: `'depth'`, `'width'` or `'branch'`.
-      where: the number that the new block will have; the stage; or the block that gets a branch.
+      where: the position, by kind: the number that the new block will have, the stage, or the block
+        that gets a branch.
       channels: of the stage after a growth in width, else 0.
-      candidates: of the new mixed operation; empty for a growth in width.
+      candidates: operations of the new mixed operation; empty for a growth in width.
     """
 
     kind: str
@@ -48,16 +56,32 @@ class Growth:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> 'Growth':
+        """Reads what `to_json` has made of a growth."""
         return cls(data['kind'], data['where'], data['channels'], tuple(data['candidates']))
 
     def to_json(self) -> dict[str, Any]:
+        """Returns the growth as a dictionary for JSON."""
         return dataclasses.asdict(self)
 
 
 def grow(
     spec: ChainSpec, state: SearchState, growth: Growth, *, fresh: Fresh, key: jax.Array
 ) -> tuple[ChainSpec, SearchState]:
-    """Whichever of `deepen`, `widen`, `branch` it is."""
+    """Applies a growth: one of `deepen`, `widen` and `branch`.
+
+    Args:
+      spec: description of the network.
+      state: its state, on the host or on a device.
+      growth: what is added, and where.
+      fresh: makes initial numbers for a new block or branch.
+      key: random key of a growth in width.
+
+    Returns:
+      Description and state of the grown network.
+
+    Raises:
+      ValueError: a growth in width is not possible, see `widen`.
+    """
     if growth.kind == WIDTH:
         return widen(spec, state, growth.where, growth.channels, key=key)
     grower = deepen if growth.kind == DEPTH else branch
@@ -65,7 +89,11 @@ def grow(
 
 
 def grown_spec(spec: ChainSpec, growth: Growth) -> ChainSpec:
-    """The description that `grow` will give."""
+    """Returns the description of the grown network, as `grow` does, without its state.
+
+    Raises:
+      ValueError: a growth in width is not possible, see `widen`.
+    """
     if growth.kind == WIDTH:
         return _widened(spec, growth.where, growth.channels)
     change = _deepened if growth.kind == DEPTH else _branched
@@ -73,9 +101,10 @@ def grown_spec(spec: ChainSpec, growth: Growth) -> ChainSpec:
 
 
 def stages(spec: ChainSpec) -> list[int]:
-    """The stage of the stem, and of every block after it: `[1 + blocks]`, from 0.
+    """Returns the stage of the stem and of every block after it: `[1 + blocks]`, from 0.
 
-    Channels that a residual sums belong together; a transition begins a new stage.
+    A stage is a series of layers whose outputs are added up by residuals, so that they have the
+    same channels. A block with a transition begins a new stage.
     """
     numbers, width = [0], spec.stem_channels
     for block in spec.blocks:
@@ -85,7 +114,7 @@ def stages(spec: ChainSpec) -> list[int]:
 
 
 def stage_channels(spec: ChainSpec) -> list[int]:
-    """Channels of every stage."""
+    """Returns the number of channels of every stage, in order."""
     widths = [spec.stem_channels, *(block.channels for block in spec.blocks)]
     return list(dict(zip(stages(spec), widths, strict=True)).values())
 
@@ -99,43 +128,56 @@ def deepen(
     """Inserts a block of stride 1 whose candidates have factors of 0.
 
     Args:
-      spec: of the network.
+      spec: description of the network.
       state: its state, on the host or on a device.
-      position: the number of the new block, 0 (behind the stem) to `len(spec.blocks)`.
-      candidates: of its mixed operation.
+      position: number of the new block, from 0 (behind the stem) to `len(spec.blocks)`.
+      candidates: operations of its mixed operation.
       fresh: makes the numbers of the new block, as at the start of training.
 
     Returns:
-      Description and state, with the tree structure of `fresh(description)`.
+      Description and state of the grown network; the state has the tree structure of
+      `fresh(description)`.
     """
     grown = _deepened(spec, position, candidates)
 
-    def origin(names):
+    def source(names: tuple[str, ...]) -> tuple[str, ...] | None:
         number = _block_number(names)
         if number is None or number < position:
             return names
         if number == position:
             return None
-        return tuple(f'block_{number - 1}' if _number(n) == number else n for n in names)
+        return tuple(f'block_{number - 1}' if _number(name) == number else name for name in names)
 
-    return grown, _carry(state, fresh(grown), origin, (f'block_{position}', 'branch_0'))
+    return grown, _carry_over(state, fresh(grown), source, (f'block_{position}', 'branch_0'))
 
 
 def branch(
     spec: ChainSpec, state: SearchState, block: int, candidates: tuple[str, ...], *, fresh: Fresh
 ) -> tuple[ChainSpec, SearchState]:
-    """Adds a mixed operation with factors of 0 to a block. Arguments as for `deepen`."""
+    """Adds a mixed operation with factors of 0 to a block.
+
+    Args:
+      spec: description of the network.
+      state: its state, on the host or on a device.
+      block: number of the block.
+      candidates: operations of the new mixed operation.
+      fresh: makes the numbers of the new mixed operation, as at the start of training.
+
+    Returns:
+      Description and state of the grown network; the state has the tree structure of
+      `fresh(description)`.
+    """
     grown = _branched(spec, block, candidates)
     number = len(spec.blocks[block].branches)
-    new = {f'{part}_{number}' for part in ('branch', 'choice')}
+    added = {f'{part}_{number}' for part in ('branch', 'choice')}
 
-    def origin(names):
-        return None if f'block_{block}' in names and new & set(names) else names
+    def source(names: tuple[str, ...]) -> tuple[str, ...] | None:
+        return None if f'block_{block}' in names and added & set(names) else names
 
-    return grown, _carry(state, fresh(grown), origin, (f'block_{block}', f'branch_{number}'))
+    return grown, _carry_over(state, fresh(grown), source, (f'block_{block}', f'branch_{number}'))
 
 
-def _deepened(spec, position, candidates):
+def _deepened(spec: ChainSpec, position: int, candidates: Sequence[str]) -> ChainSpec:
     width = spec.blocks[position - 1].channels if position else spec.stem_channels
     added = BlockSpec(width, 1, (tuple(candidates),))
     blocks = (*spec.blocks[:position], added, *spec.blocks[position:])
@@ -144,7 +186,7 @@ def _deepened(spec, position, candidates):
     return dataclasses.replace(spec, blocks=blocks, factors=flags)
 
 
-def _branched(spec, block, candidates):
+def _branched(spec: ChainSpec, block: int, candidates: Sequence[str]) -> ChainSpec:
     old = spec.blocks[block]
     new = dataclasses.replace(old, branches=(*old.branches, tuple(candidates)))
     blocks = (*spec.blocks[:block], new, *spec.blocks[block + 1 :])
@@ -153,23 +195,39 @@ def _branched(spec, block, candidates):
     return dataclasses.replace(spec, blocks=blocks, factors=flags)
 
 
-def _carry(old, fresh, origin, place):
-    """`fresh` with all that `old` knows; `origin` gives names in `old`, `None` for what is new.
+def _carry_over(
+    old: SearchState,
+    fresh: SearchState,
+    source: Callable[[tuple[str, ...]], tuple[str, ...] | None],
+    position: tuple[str, str],
+) -> SearchState:
+    """Returns a fresh state in which all numbers that the old network has are taken over.
 
     Adam divides by the root of its second moment. At 0 behind a count that goes on, it would let a
-    new row jump by many times the learning rate; so it starts at the mean of the others.
-    """
-    known = {_names(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+    new row of alpha jump by many times the learning rate. So it starts at the mean of the others.
 
-    def value(path, leaf):
-        names = _names(path)
-        source = origin(names)
-        if source is not None:
-            return known[source]
-        if names[:3] == ('params', *place) and names[-1] == FACTOR:
+    Args:
+      old: state of the old network.
+      fresh: initial state of the grown network.
+      source: maps the path of an array in the grown network to that in the old one; `None` if the
+        array is new.
+      position: path of the new mixed operation in `params`; its factors start at 0.
+    """
+    old_leaves = {_path_names(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+
+    def value(path: KeyPath, leaf: Any) -> Any:
+        names = _path_names(path)
+        old_names = source(names)
+        if old_names is not None:
+            return old_leaves[old_names]
+        if names[:3] == ('params', *position) and names[-1] == FACTOR:
             return np.zeros(leaf.shape, leaf.dtype)
         if 'nu' in names:
-            rows = [np.asarray(v) for n, v in known.items() if 'nu' in n and v.shape == leaf.shape]
+            rows = [
+                np.asarray(other)
+                for other_names, other in old_leaves.items()
+                if 'nu' in other_names and other.shape == leaf.shape
+            ]
             return np.mean(rows, 0, leaf.dtype) if rows else leaf
         return leaf
 
@@ -182,32 +240,37 @@ def _carry(old, fresh, origin, place):
 def widen(
     spec: ChainSpec, state: SearchState, stage: int, channels: int, *, key: jax.Array
 ) -> tuple[ChainSpec, SearchState]:
-    """Widens a stage: all its blocks, every primitive of each, and what leads in and out.
+    """Widens a stage: all its blocks, every operation of each, and the weights around the stage.
 
-    New channels are copies. What produces a channel (convolution, BatchNorm, depthwise kernel) is
-    copied; what consumes it is copied and multiplied by the copy's share.
+    New channels are copies of old ones. Weights that produce a channel (convolution, BatchNorm,
+    depthwise kernel) are copied; weights that read it are copied and multiplied by the share of the
+    copy.
 
     Args:
-      spec: of the network.
+      spec: description of the network.
       state: its state, on the host or on a device.
-      stage: see `stages`.
+      stage: number of the stage, see `stages`.
       channels: of the stage afterwards.
-      key: decides which channels are copied, and their shares.
+      key: random key that decides which channels are copied, and their shares.
 
     Returns:
-      Description and state, with the tree structure of a fresh one.
+      Description and state of the grown network; the state has the tree structure of a fresh one.
+
+    Raises:
+      ValueError: the stage has as many channels already, or would become as wide as its neighbour,
+        so that the transition between them would vanish.
     """
     grown = _widened(spec, stage, channels)
     source, share = channel_map(stage_channels(spec)[stage], channels, key)
     numbers = stages(spec)
 
-    def value(path, leaf):
-        axes = _channel_axes(_names(path), leaf.ndim, numbers)
+    def value(path: KeyPath, leaf: Any) -> np.ndarray:
+        axes = _channel_axes(_path_names(path), leaf.ndim, numbers)
         leaf = np.asarray(leaf)
-        for axis, (of, consumes) in axes.items():
-            if of == stage:
+        for axis, (axis_stage, reads) in axes.items():
+            if axis_stage == stage:
                 leaf = np.take(leaf, source, axis)
-                if consumes:
+                if reads:
                     leaf = leaf * share.reshape(-1, *(1,) * (-axis - 1)).astype(leaf.dtype)
         return leaf
 
@@ -215,52 +278,70 @@ def widen(
 
 
 def channel_map(old: int, new: int, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Which old channel each new one copies, and the shares of its outgoing weights.
+    """Draws which old channel each new one copies, and the shares of outgoing weights.
 
     Args:
-      old: channels before.
-      new: channels after.
-      key: of the choice.
+      old: number of channels before.
+      new: number of channels after.
+      key: random key.
 
     Returns:
-      `source` int `[new]`, the old channels in order and then copies, each as often as any other up
-      to one; `share` float64 `[new]`, which sums to 1 over the copies of a channel, no two alike.
+      `source` int `[new]`: the old channels in order, and then copies; how often two channels are
+      copied differs by one at most. `share` float64 `[new]`: sums to 1 over the copies of a
+      channel, and no two copies have equal shares.
     """
     seeds = np.asarray(jax.random.key_data(key)).tolist()
     random = np.random.default_rng(seeds)
     rounds = [random.permutation(old) for _ in range(math.ceil(new / old) - 1)]
     source = np.concatenate([np.arange(old), *rounds])[:new]
-    # The n-th copy weighs n to n + 1/2 before the shares are brought to sum 1.
+    # Before the shares are scaled to sum 1, the n-th copy weighs n to n + 1/2: never twice alike.
     nth = np.arange(new) // old + 1
     weight = nth + random.uniform(0, 0.5, new)
     return source, weight / np.bincount(source, weight)[source]
 
 
 def added_parameters(spec: ChainSpec, params: Any, stage: int, channels: int) -> int:
-    """How many numbers a growth in width adds to `params`."""
+    """Counts the numbers that a growth in width adds to `params`.
+
+    Args:
+      spec: description of the network.
+      params: its weights, arrays or shapes.
+      stage: number of the stage, see `stages`.
+      channels: of the stage afterwards.
+    """
     ratio, numbers, added = channels / stage_channels(spec)[stage], stages(spec), 0
     for path, leaf in jax.tree.leaves_with_path(params):
-        axes = _channel_axes(('params', *_names(path)), leaf.ndim, numbers)
-        touched = sum(of == stage for of, _ in axes.values())
-        added += round(leaf.size * (ratio**touched - 1))
+        axes = _channel_axes(('params', *_path_names(path)), leaf.ndim, numbers)
+        widened_axes = sum(axis_stage == stage for axis_stage, _ in axes.values())
+        added += round(leaf.size * (ratio**widened_axes - 1))
     return added
 
 
 def consuming(spec: ChainSpec, params: Any, stage: int) -> list[Any]:
-    """The leaves of `params` that read a stage; their last axis but one counts its channels."""
+    """Returns the leaves of `params` that read a stage.
+
+    Args:
+      spec: description of the network.
+      params: its weights, or a tree like them, such as their gradient.
+      stage: number of the stage, see `stages`.
+
+    Returns:
+      Arrays whose last axis but one counts the channels of the stage.
+    """
     numbers = stages(spec)
     return [
         leaf
         for path, leaf in jax.tree.leaves_with_path(params)
-        if (stage, True) in _channel_axes(('params', *_names(path)), leaf.ndim, numbers).values()
+        if (stage, True)
+        in _channel_axes(('params', *_path_names(path)), leaf.ndim, numbers).values()
     ]
 
 
-def _widened(spec, stage, channels):
+def _widened(spec: ChainSpec, stage: int, channels: int) -> ChainSpec:
     numbers, widths = stages(spec), stage_channels(spec)
     if channels <= widths[stage]:
         raise ValueError(
-            f'stage {stage} has {widths[stage]} channels already: {channels} are not more'
+            f'stage {stage} has {widths[stage]} channels already; {channels} is not more'
         )
     blocks = tuple(
         dataclasses.replace(block, channels=channels) if number == stage else block
@@ -276,11 +357,22 @@ def _widened(spec, stage, channels):
     return grown
 
 
-def _channel_axes(names, ndim, numbers):
-    """The axes of an array that count channels: axis (negative) -> (stage, whether it consumes).
+def _channel_axes(
+    names: tuple[str, ...], ndim: int, numbers: Sequence[int]
+) -> dict[int, tuple[int | None, bool]]:
+    """Finds the axes of an array that count channels.
 
-    By Flax's conventions a kernel is `[..., in, out]`; a depthwise kernel, BatchNorm's four arrays
-    and all else end in the channels they give.
+    By Flax's conventions a kernel is `[..., in, out]`. Depthwise kernels, the four arrays of
+    BatchNorm and all others end in the channels that they produce.
+
+    Args:
+      names: path of the array.
+      ndim: number of its axes.
+      numbers: see `stages`.
+
+    Returns:
+      For each such axis, as a negative number: the stage whose channels it counts (`None` for
+      pixels and classes), and whether the array reads these channels, or else produces them.
     """
     if ndim == 0 or names[-1] == 'alpha':
         return {}
@@ -293,7 +385,7 @@ def _channel_axes(names, ndim, numbers):
     elif 'head' in names:
         inner, outer = None, numbers[-1]
     else:
-        return {}  # counts, totals
+        return {}  # counts and totals
     axes = {-1: (inner, False)}
     if names[-1] == 'kernel':
         axes[-2] = (outer, True)
@@ -303,18 +395,21 @@ def _channel_axes(names, ndim, numbers):
 # --- Names in trees
 
 
-def _names(path):
-    """('params', 'block_0', ...) of a path through dataclasses, tuples and dictionaries."""
+def _path_names(path: KeyPath) -> tuple[str, ...]:
+    """Returns the names on a path through dataclasses, tuples and dictionaries.
+
+    Example: `('params', 'block_0', 'branch_0', 'skip_connect', 'factor')`.
+    """
     return tuple(
         str(getattr(part, 'key', getattr(part, 'name', getattr(part, 'idx', part))))
         for part in path
     )
 
 
-def _number(name):
+def _number(name: str) -> int | None:
     head, _, tail = name.partition('block_')
     return int(tail) if not head and tail.isdigit() else None
 
 
-def _block_number(names):
-    return next((n for n in map(_number, names) if n is not None), None)
+def _block_number(names: tuple[str, ...]) -> int | None:
+    return next((number for number in map(_number, names) if number is not None), None)

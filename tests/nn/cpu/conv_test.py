@@ -147,7 +147,7 @@ def test_gradients_of_many_blocks_are_those_of_one(monkeypatch, batch):
         return jax.jit(jax.grad(loss, (0, 1, 2)))(x, kernel, wide)
 
     whole = gradients()
-    monkeypatch.setattr(conv, '_BLOCK', 300)
+    monkeypatch.setattr(conv, '_BLOCK_SIZE', 300)
     assert conv._images_in_block(x, 300 // 2) == {1: 1, 5: 1, 6: 2}[batch]
     for one, many in zip(whole, gradients(), strict=True):
         np.testing.assert_allclose(one, many, rtol=1e-4, atol=1e-3)

@@ -267,7 +267,7 @@ def test_growths_that_take_place_together_are_the_best_of_each_kind_a_new_block_
     monkeypatch.setattr(
         controller,
         '_choose',
-        lambda s, c, kind, found, held, step: max(found, key=lambda x: x.score),
+        lambda _, __, kind, candidates, *rest: max(candidates, key=lambda c: c.score),
     )
     config = tiny()
     context = types.SimpleNamespace(config=config)

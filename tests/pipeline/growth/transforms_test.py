@@ -1,4 +1,4 @@
-"""Law 7: growth changes the network and not the function; the optimizer goes along."""
+"""Growth changes the network and not the function; the optimizer goes along."""
 
 import dataclasses
 import functools
@@ -53,7 +53,7 @@ def _trained(spec, seed=0):
     random = np.random.default_rng(seed)
 
     def value(path, leaf):
-        names = transforms._names(path)
+        names = transforms._path_names(path)
         if leaf.dtype == np.int32:
             return np.int32(random.integers(5, 50))
         if {'var', 'nu', 'scale'} & set(names):

@@ -1,0 +1,179 @@
+"""Reactions to an evaluation: one visible list of hooks, which the phase loop runs in order.
+
+    hooks = (GrowNetwork(), StopEarly(), WriteMetrics(log), DrawPage(page), WriteTensorBoard(e))
+
+The first two decide: while they may, the next step waits for them. The others write.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from asose_jax.arch.genotype import NetSpec
+from asose_jax.metrics import arch_analysis, metrics_log
+from asose_jax.nn import factors
+from asose_jax.pipeline import early_stopping
+from asose_jax.pipeline.growth import controller
+from asose_jax.pipeline.run_context import RunContext, RunState
+from asose_jax.report.page import Page
+from asose_jax.report.tensorboard import Events
+from asose_jax.train.phases import Span
+
+
+class Decision(NamedTuple):
+    """What a hook, or several, made of an evaluation.
+
+    Attributes:
+      saves: the state is saved before the next step.
+      ends_phase: the phase is over.
+      stalled: the hook took time of its own, which does not count as training.
+    """
+
+    saves: bool = False
+    ends_phase: bool = False
+    stalled: bool = False
+
+    def also(self, other: 'Decision') -> 'Decision':
+        """Joins two decisions: what any of them asks for happens."""
+        return Decision(*(mine or theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One evaluation.
+
+    Attributes:
+      span: the phase.
+      spec: description of the network that was evaluated.
+      record: the line of metrics.jsonl; hooks that decide add to it.
+      batch: an example of a chunk to train on.
+    """
+
+    span: Span
+    spec: NetSpec
+    record: dict[str, Any]
+    batch: dict[str, np.ndarray]
+
+
+class Hook:
+    """A reaction to evaluations. The methods of this class do nothing."""
+
+    def may_decide(self, context: RunContext, span: Span) -> bool:
+        """Returns whether evaluations of this phase can change what the next step does."""
+        del context, span
+        return False
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+    ) -> Decision:
+        """Reacts to an evaluation.
+
+        Args:
+          context: of the run.
+          current: state of the run, which the hook may change.
+          evaluation: of the network before any hook has changed it.
+          before: decisions of the hooks before this one.
+
+        Returns:
+          What this hook decides.
+        """
+        raise NotImplementedError
+
+    def on_stop(self) -> None:
+        """Reacts to the end of a process that was asked to stop, before the state is on disk."""
+
+
+class GrowNetwork(Hook):
+    """Grows the network when its accuracy has come to a plateau (docs/algorithm.md, "Growth")."""
+
+    def may_decide(self, context: RunContext, span: Span) -> bool:
+        return controller.decides(context, span)
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+    ) -> Decision:
+        del before
+        record = evaluation.record
+        record['growth'] = controller.consider(
+            context, current, evaluation.span, record, evaluation.batch
+        )
+        grew = bool(record['growth'])
+        if grew:
+            record['grown'] = _grown_network(current)
+        return Decision(saves=grew, stalled=grew)
+
+
+def _grown_network(current: RunState) -> dict[str, Any]:
+    """Describes the network after a growth, for the line of metrics."""
+    held = current.state
+    analysis = arch_analysis.analyze_architecture(held.arch, current.spec)
+    return {
+        'network': current.spec.to_json(),
+        'factors': arch_analysis.rounded_factors(factors.of(current.spec, held.params)),
+        **{key: analysis[key] for key in ('genotype', 'arch/probabilities')},
+    }
+
+
+class StopEarly(Hook):
+    """Ends the search when the curvature of alpha's loss rises (R-DARTS, arXiv:1909.09656)."""
+
+    def may_decide(self, context: RunContext, span: Span) -> bool:
+        return early_stopping.decides(context, span)
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+    ) -> Decision:
+        del before
+        halts = early_stopping.consider(context, current, evaluation.span, evaluation.record)
+        measured = 'arch/eigenvalue' in evaluation.record
+        return Decision(saves=halts, ends_phase=halts, stalled=measured)
+
+
+class WriteMetrics(Hook):
+    """Appends the evaluation to metrics.jsonl."""
+
+    def __init__(self, log: metrics_log.MetricsLog) -> None:
+        self._log = log
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+    ) -> Decision:
+        del context, current, before
+        self._log.write(evaluation.record)
+        return Decision()
+
+
+class DrawPage(Hook):
+    """Draws report.html: at the ends of phases and growths at once, else if time allows."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+    ) -> Decision:
+        del context, current
+        self._page.draw(at_once=before.saves or _is_last(evaluation))
+        return Decision()
+
+    def on_stop(self) -> None:
+        self._page.draw()
+
+
+class WriteTensorBoard(Hook):
+    """Writes the evaluation as TensorBoard events."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+    ) -> Decision:
+        del context, current, before
+        self._events.write(evaluation.record, evaluation.spec)
+        return Decision()
+
+
+def _is_last(evaluation: Evaluation) -> bool:
+    return evaluation.record['step'] == evaluation.span.stop

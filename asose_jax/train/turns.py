@@ -1,0 +1,359 @@
+"""Computes the gradient of one training step: of the weights, of alpha, or of both.
+
+Each step is the turn of one group (docs/algorithm.md, "Turns"). A turn computes a loss and its
+gradient but moves nothing: `steps.train_step` applies the result, or skips the step.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from asose_jax.data import augment
+from asose_jax.nn.forward import Mode
+from asose_jax.train import optimizer, second_order
+from asose_jax.train.packing import Vectors
+from asose_jax.train.phases import Phase
+from asose_jax.train.state import Packed, SearchState, Totals
+from asose_jax.train.step_config import AXIS, StepConfig
+
+# Fetches normalised images `[B/D, H, W, C]` and labels `[B/D]` of a step.
+Fetch = Callable[[], tuple[jax.Array, jax.Array]]
+
+
+class Batch(NamedTuple):
+    """Holds the images that this device sees in one step, and the key of the draw.
+
+    Attributes:
+      draw_key: random key of the draw of operations, the same on all devices.
+      images: augmented images, `[B/D, H, W, C]` float32.
+      labels: class indices, `[B/D]` int32.
+    """
+
+    draw_key: jax.Array
+    images: jax.Array
+    labels: jax.Array
+
+
+class Turn(NamedTuple):
+    """Holds the result of a turn, the same on all devices.
+
+    Attributes:
+      loss: scalar float32, averaged over devices.
+      grads: gradient of `params` and of `arch` as packed vectors; zeros for a group at rest.
+      batch_stats: running statistics of BatchNorm after the step, packed.
+      totals: what the step adds to the totals.
+    """
+
+    loss: jax.Array
+    grads: dict[str, Vectors]
+    batch_stats: Vectors
+    totals: Totals
+
+
+class LossOutputs(NamedTuple):
+    """Holds what a forward pass on this device yields beside the loss.
+
+    Attributes:
+      correct: number of images classified right, int32.
+      guarded_rows: number of rows of alpha that the guard replaced, int32.
+      batch_stats: updated running statistics of BatchNorm, a tree.
+    """
+
+    correct: jax.Array
+    guarded_rows: jax.Array
+    batch_stats: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepInputs:
+    """Holds the inputs that all turns of one training step share, read only.
+
+    Attributes:
+      step_config: static settings of the network's steps.
+      phase: static phase of the run.
+      packed: the state before the step.
+      state: the same state as trees; unpacked once, so the program holds one copy of the splits.
+      key: random key of the run.
+    """
+
+    step_config: StepConfig
+    phase: Phase
+    packed: Packed
+    state: SearchState
+    key: jax.Array
+
+
+def global_positions(count: int) -> jax.Array:
+    """Returns the positions of this device's images in the batch of all devices, `[count]` int32.
+
+    Args:
+      count: number of images on each device.
+    """
+    return lax.axis_index(AXIS) * count + jnp.arange(count)
+
+
+def prepare(inputs: StepInputs, step: jax.Array, images: jax.Array, labels: jax.Array) -> Batch:
+    """Augments the images of a step, and derives the key of its draw.
+
+    Args:
+      inputs: the inputs of the running step.
+      step: the step that the images belong to; randomness is a function of the run's key and it.
+      images: normalised images, `[B/D, H, W, C]` float32.
+      labels: `[B/D]` int32.
+
+    Returns:
+      The batch that the turns take.
+    """
+    draw_key, image_key = jax.random.split(jax.random.fold_in(inputs.key, step))
+    positions = global_positions(len(labels))
+    images = augment.augment(images, image_key, positions, inputs.step_config.augmentation)
+    return Batch(draw_key, images, labels)
+
+
+def compute(inputs: StepInputs, batch: Batch, fetch_next: Fetch) -> Turn:
+    """Computes the turn of the current step, and no other.
+
+    Args:
+      inputs: the inputs of the step.
+      batch: its images.
+      fetch_next: fetches the images of the step after it; used in second order only.
+
+    Returns:
+      The turn.
+    """
+    weight_turn = functools.partial(_weight_turn, inputs, batch)
+    if not inputs.phase.searches:
+        return weight_turn()
+    schedule = inputs.step_config.schedule
+    is_alpha_turn = schedule.is_alpha_turn(inputs.state.step)
+    if schedule.together:
+        alpha_turn = functools.partial(_joint_turn, inputs, batch)
+    else:
+        alpha_turn = functools.partial(_alpha_turn, inputs, batch, fetch_next)
+    return lax.cond(is_alpha_turn, alpha_turn, weight_turn)
+
+
+def _weight_turn(inputs: StepInputs, batch: Batch) -> Turn:
+    """Takes the gradient of the weights."""
+    mode = inputs.step_config.weight_mode(inputs.phase)
+    return _turn_of_weights(inputs, batch, ('params',), mode)
+
+
+def _joint_turn(inputs: StepInputs, batch: Batch) -> Turn:
+    """Takes the gradient of the weights and of alpha by one batch and one draw."""
+    turn = _turn_of_weights(inputs, batch, ('params', 'arch'), Mode.ALPHA)
+    totals = turn.totals.replace(arch_loss=turn.loss, arch_steps=jnp.int32(1))
+    return turn._replace(totals=totals)
+
+
+def _turn_of_weights(inputs: StepInputs, batch: Batch, groups: tuple[str, ...], mode: Mode) -> Turn:
+    """Takes the gradient of `groups`, the weights among them, and new BatchNorm statistics."""
+    loss, outputs, grads = _mean_gradient(inputs, groups, mode, batch)
+    correct = lax.psum(outputs.correct, AXIS)
+    totals = Totals.zeros().replace(
+        loss=loss,
+        correct=correct,
+        images=jnp.int32(len(batch.labels) * lax.axis_size(AXIS)),
+        weight_steps=jnp.int32(1),
+        guarded_rows=outputs.guarded_rows,
+    )
+    if 'arch' in grads:
+        grads = {**grads, 'arch': _add_penalty(inputs, grads['arch'])}
+    packed_grads = _pack_gradients(inputs.packed, grads)
+    batch_stats = inputs.packed.layout.batch_stats.pack(outputs.batch_stats)
+    return Turn(loss, packed_grads, batch_stats, totals)
+
+
+def _alpha_turn(inputs: StepInputs, batch: Batch, fetch_next: Fetch) -> Turn:
+    """Takes the gradient of alpha, the mean over draws and micro-batches.
+
+    BatchNorm normalises with this batch but keeps its running statistics.
+    """
+    step_config = inputs.step_config
+    batches = [batch]
+    if step_config.second_order:
+        batches.append(prepare(inputs, inputs.state.step + 1, *fetch_next()))
+    # One entry per step: the running one and, in second order, the next. Micro-batch i of one step
+    # is paired with micro-batch i of the other.
+    micro_batches = jax.tree.map(
+        functools.partial(_split_images, parts=step_config.arch_micro_batches),
+        [(b.images, b.labels) for b in batches],
+    )
+    draw_keys = [_split_key(b.draw_key, step_config.arch_samples) for b in batches]
+
+    def gradient_of_draw(draw_keys: list[jax.Array]) -> tuple[jax.Array, jax.Array, Any]:
+        return _mean_over(functools.partial(_alpha_gradient, inputs, draw_keys), micro_batches)
+
+    guarded_rows, loss, grads = _mean_over(gradient_of_draw, draw_keys)
+    totals = Totals.zeros().replace(
+        arch_loss=loss, arch_steps=jnp.int32(1), guarded_rows=guarded_rows
+    )
+    packed_grads = _pack_gradients(inputs.packed, {'arch': _add_penalty(inputs, grads)})
+    return Turn(loss, packed_grads, inputs.packed.vectors.batch_stats, totals)
+
+
+def _alpha_gradient(
+    inputs: StepInputs, draw_keys: list[jax.Array], images_and_labels: list[Any]
+) -> tuple[jax.Array, jax.Array, Any]:
+    """Takes the gradient of alpha for one draw of one micro-batch.
+
+    Args:
+      inputs: the inputs of the step.
+      draw_keys: the key of the running step's draw and, in second order, of the next step's.
+      images_and_labels: a pair for each of these steps.
+
+    Returns:
+      Number of guarded rows, loss, and gradient like `arch`; the last two averaged over devices.
+    """
+    batches = [Batch(key, *pair) for key, pair in zip(draw_keys, images_and_labels, strict=True)]
+    if inputs.step_config.second_order:
+        loss, outputs, grads = _second_order_gradient(inputs, *batches)
+    else:
+        loss, outputs, by_group = _mean_gradient(inputs, ('arch',), Mode.ALPHA, *batches)
+        grads = by_group['arch']
+    return outputs.guarded_rows, loss, grads
+
+
+def _second_order_gradient(
+    inputs: StepInputs, valid: Batch, train: Batch
+) -> tuple[jax.Array, LossOutputs, Any]:
+    """Takes the gradient of alpha behind the next weight step, see `second_order.gradient`.
+
+    Args:
+      inputs: the inputs of the step.
+      valid: the batch of the alpha step.
+      train: the batch of the weight step after it, with that step's augmentation and draw.
+
+    Returns:
+      Loss averaged over devices, the other outputs, and the averaged gradient like `arch`.
+    """
+    vectors, layout = inputs.packed.vectors, inputs.packed.layout
+
+    def loss(params: Any, arch: Any, *batch: jax.Array) -> tuple[jax.Array, LossOutputs]:
+        return _loss(inputs, {'params': params, 'arch': arch}, Mode.ALPHA, Batch(*batch))
+
+    def step_weights(grads: Any) -> Any:
+        packed_grads = _pack_gradients(inputs.packed, {'params': grads})
+        updates, _ = inputs.step_config.tx.update(
+            packed_grads, vectors.opt_state, vectors.trainable, step=optimizer.BEFORE
+        )
+        return layout.params.unpack(optax.apply_updates(vectors.params, updates['params']))
+
+    mean = functools.partial(lax.pmean, axis_name=AXIS)
+    state = inputs.state
+    return second_order.gradient(loss, step_weights, state.params, state.arch, valid, train, mean)
+
+
+def _mean_gradient(
+    inputs: StepInputs, groups: tuple[str, ...], mode: Mode, batch: Batch
+) -> tuple[jax.Array, LossOutputs, dict[str, Any]]:
+    """Takes the gradient of the loss by some groups, averaged over devices.
+
+    Args:
+      inputs: the inputs of the step.
+      groups: `'params'`, `'arch'`, or both.
+      mode: how mixed operations use their candidates.
+      batch: the images.
+
+    Returns:
+      Loss averaged over devices, this device's other outputs, and a tree of averaged gradients for
+      each group.
+    """
+    trainable = inputs.state.trainable
+
+    def loss_of(moving: dict[str, Any]) -> tuple[jax.Array, LossOutputs]:
+        return _loss(inputs, {**trainable, **moving}, mode, batch)
+
+    moving = {group: trainable[group] for group in groups}
+    (loss, outputs), grads = jax.value_and_grad(loss_of, has_aux=True)(moving)
+    # The gradient is that of a device's own mean, so it is averaged after differentiation, and
+    # pmap leaves it at that. Under shard_map the transpose sums over devices by itself: there
+    # the mean belongs inside the loss, and this line would make the gradient D times too large.
+    loss, grads = lax.pmean((loss, grads), AXIS)
+    return loss, outputs, grads
+
+
+def _loss(
+    inputs: StepInputs, trainable: Mapping[str, Any], mode: Mode, batch: Batch
+) -> tuple[jax.Array, LossOutputs]:
+    """Computes the training loss of this device's images.
+
+    Args:
+      inputs: the inputs of the step; its own weights and alpha are not used.
+      trainable: weights and alpha, `{'params': ..., 'arch': ...}`.
+      mode: how mixed operations use their candidates.
+      batch: the images.
+
+    Returns:
+      Mean cross-entropy, scalar float32, that of the second head included; and the other outputs.
+    """
+    step_config, state = inputs.step_config, inputs.state
+    logits, changed = step_config.model.apply(
+        {**trainable, 'batch_stats': state.batch_stats},
+        batch.images,
+        step_config.schedule.tau(state.step),
+        beta=step_config.schedule.beta(state.step),
+        mode=mode,
+        train=True,
+        optimized=step_config.schedule.optimized(state.step),
+        positions=global_positions(len(batch.labels)),
+        mutable=['batch_stats', 'guard', 'second_head'],
+        rngs={'gumbel': batch.draw_key, 'drop_path': batch.draw_key},
+    )
+    loss = _mean_cross_entropy(logits, batch.labels)
+    for second_logits in jax.tree.leaves(changed.get('second_head', {})):
+        second_loss = _mean_cross_entropy(second_logits, batch.labels)
+        loss += step_config.model.settings.second_head * second_loss
+    correct = (logits.argmax(-1) == batch.labels).sum()
+    guarded_rows = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
+    return loss, LossOutputs(correct, guarded_rows, changed['batch_stats'])
+
+
+def _mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _add_penalty(inputs: StepInputs, arch_grads: Any) -> Any:
+    """Adds the gradient of the penalty on alpha, if the run has one."""
+    penalty = inputs.step_config.penalty
+    if penalty is None:
+        return arch_grads
+    return optax.tree.add(arch_grads, jax.grad(penalty)(inputs.state.arch))
+
+
+def _pack_gradients(packed: Packed, grads: Mapping[str, Any]) -> dict[str, Vectors]:
+    """Packs the gradient of each group into vectors; a group without one gets zeros."""
+    known = {group: getattr(packed.layout, group).pack(tree) for group, tree in grads.items()}
+    return {**optax.tree.zeros_like(packed.vectors.trainable), **known}
+
+
+def _split_images(array: jax.Array, parts: int) -> jax.Array:
+    """Splits `[B, ...]` into `[parts, B / parts, ...]`."""
+    return array.reshape(parts, -1, *array.shape[1:])
+
+
+def _split_key(key: jax.Array, samples: int) -> jax.Array:
+    """Returns `[samples]` keys; a single draw uses the key itself."""
+    return jax.random.split(key, samples) if samples > 1 else key[None]
+
+
+def _mean_over(function: Callable[[Any], Any], cases: Any) -> Any:
+    """Calls `function` for one case after another, and combines the results.
+
+    Args:
+      function: takes a tree like `cases` without the leading axis.
+      cases: a tree of arrays `[cases, ...]`.
+
+    Returns:
+      A tree like the result of `function`: the mean of float leaves, the maximum of int32 leaves.
+    """
+    if len(jax.tree.leaves(cases)[0]) == 1:
+        return function(jax.tree.map(lambda leaf: leaf[0], cases))
+    results = lax.map(function, cases)
+    return jax.tree.map(lambda leaf: leaf.max() if leaf.dtype == 'int32' else leaf.mean(0), results)
