@@ -59,14 +59,14 @@ def main(argv: list[str]) -> None:
     if _MODE.value not in for_finished_run:
         _join_hosts()
     console = rich.console.Console(stderr=True)
-    logger = process.prepare(_handler(console))
+    logger = process.set_up(_handler(console))
     try:
         if _MODE.value in for_finished_run:
             for_finished_run[_MODE.value](_WORKDIR.value)
             return
         config = _CONFIG.value
         if _MODE.value == 'retrain':
-            config = retrain.config_of(config)
+            config = retrain.retrain_config(config)
         if not config.seeds:  # several searches leave the devices to their own processes
             _log_devices(logger)
         runner.search(config, _WORKDIR.value, console)
@@ -74,10 +74,10 @@ def main(argv: list[str]) -> None:
         logger.info('%s; to resume: %s', stopped, shlex.join(['python', *sys.argv]))
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()
-        process.leave(0)
+        process.exit_now(0)
     except UserError as error:
         logger.error('%s', error)
-        process.leave(2)
+        process.exit_now(2)
 
 
 def _log_devices(logger: logging.Logger) -> None:

@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 from jax import export as jax_export
 from sklearn import metrics
 
-from asose_jax.arch.genotype import Genotype, NetSpec, frozen
+from asose_jax.arch.genotype import Genotype, NetSpec, to_tuples
 from asose_jax.config.validation import unflatten
 from asose_jax.data import dataset
 from asose_jax.metrics import run_record
@@ -67,7 +67,7 @@ class Trained:
     @property
     def genotype(self) -> Genotype:
         """Returns the chosen operations, by group and member."""
-        return Genotype(frozen(self.summary['genotype']))
+        return Genotype(to_tuples(self.summary['genotype']))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Returns the probability of each class.
@@ -180,7 +180,7 @@ def _restored(
     directory: pathlib.Path, config: ml_collections.ConfigDict, summary: Mapping[str, Any]
 ) -> tuple[NetSpec, state.SearchState]:
     """Reads the description and the state of the last checkpoint into host memory."""
-    if not checkpoint.has_any(directory / 'checkpoints'):
+    if not checkpoint.has_checkpoint(directory / 'checkpoints'):
         raise UserError(
             f'{directory} has a summary but no checkpoints, so the weights of its network are '
             'lost. Restore its checkpoints, or repeat the run in another --workdir.'
@@ -193,7 +193,7 @@ def _restored(
         meta = checkpoints.describe(step)
         spec = registry.spec_from_json(meta['spec'])
         model_of = functools.partial(builders.make_supernet, config)
-        if old_checkpoints.are_in(meta['checksums']):
+        if old_checkpoints.has_gates(meta['checksums']):
             return old_checkpoints.restore(checkpoints, step, spec, model_of, tx)
         like = state.abstract_state(model_of(spec), tx, pmap.replicated_sharding())
         return spec, jax.device_get(checkpoints.restore(step, like))
@@ -213,7 +213,7 @@ def _derived(
             f'search.partial_channels={spec.partial} and optimize.epochs=0. Train the network from '
             f'scratch: --mode=retrain --config.genotype={directory}'
         )
-    chosen = Genotype(frozen(summary['genotype']))
+    chosen = Genotype(to_tuples(summary['genotype']))
     params, stats = (state.prune(tree, spec, chosen) for tree in (params, stats))
     params, _ = factors.fold(spec, chosen, params)
     return factors.folded_spec(spec, chosen), params, stats

@@ -349,7 +349,7 @@ def main() -> None:
     options = measure.parse(parser, **quick)
     size = SIZE | (QUICK if options.quick else {})
     recipe = RECIPE | ({'retrain.epochs': 1} if options.quick else {})
-    process.prepare(logging.StreamHandler())
+    process.set_up(logging.StreamHandler())
     searches, trainings = [], []
     for seed in options.seeds:  # a first seed of every row, then a second
         for row in options.rows:
@@ -358,9 +358,9 @@ def main() -> None:
             searches.append(runner.Job(f'{row}/seed_{seed}', copy.deepcopy(config)))
             config.update_from_flattened_dict(recipe)
             config.genotype = str(options.workdir / row / f'seed_{seed}')
-            trainings.append(runner.Job(f'{row}/scratch_{seed}', retrain.config_of(config)))
+            trainings.append(runner.Job(f'{row}/scratch_{seed}', retrain.retrain_config(config)))
     for jobs in (searches, trainings) if options.from_scratch else (searches,):
-        runner.run_all(jobs, placement.places(), options.workdir)
+        runner.run_jobs(jobs, placement.available_slots(), options.workdir)
     found = finished(options.workdir, earlier(options.out / 'ablation.json', size))
     measure.write(options, 'ablation', {**differing(size), 'rows': found})
     text = table(found, size)

@@ -72,7 +72,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         is_primary_host=False,
     )
     config.init_from = str(checkpoint)
-    found = initialization.begin(context, initialization.origin(config, images, schedule))
+    found = initialization.start(context, initialization.find_origin(config, images, schedule))
     spec, held = found.spec, found.state
     chosen = genotype.most_likely(spec, held.arch)
     held = states.derive_state(held, spec, chosen, tx)
@@ -82,7 +82,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         scoring.Candidate(Growth('depth', place, candidates=NEW), 1)
         for place in range(len(spec.blocks) + 1)
     ]
-    scored = scoring.scored(places, spec, held, controller.score_batches(context, 0), key)
+    scored = scoring.score_candidates(places, spec, held, controller.score_batches(context, 0), key)
     span = schedule.spans[-1]
     held = held.replace(step=np.int32(span.start))
     result = []
@@ -97,11 +97,11 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         packed = pmap.replicated(states.Packed.of(jax.device_get(grown)))
         current = run_context.RunState(grown_spec, packed, Phase.OPTIMIZE)
         current.history.phases.append({'compile_seconds': 0.0})
-        stream = batches.stream(
+        stream = batches.batch_stream(
             images.images, lambda s: phase_loop.indices_at(context, span, s), span.start, span.stop
         )
         while taken := list(itertools.islice(stream, context.slots())):
-            batch = batches.chunk(taken, context.slots(), jax.device_count())
+            batch = batches.stack_batches(taken, context.slots(), jax.device_count())
             compilation.compile_programs(context, current, Phase.OPTIMIZE, batch)
             current.packed, _ = current.programs.train.call(current.packed, batch, shared)
         loss, accuracy = evaluation.mean_loss_and_accuracy(

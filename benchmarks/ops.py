@@ -160,7 +160,7 @@ def _cases(channels, x):
         variables = made.init(jax.random.key(1), jnp.zeros_like(x[:1]), False)
         stats, call = (
             variables.get('batch_stats', {}),
-            operations.function(name, channels, norm, 1, True, False),
+            operations.pure_function(name, channels, norm, 1, True, False),
         )
         size = int(name[-1])
         separable = (f'taps {size**2}', f'taps {channels}', 'norm')

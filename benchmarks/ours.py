@@ -95,7 +95,7 @@ class Network:
     def chunk(self, count: int) -> dict[str, np.ndarray]:
         """Random indices for `count` steps."""
         each = [{'index': row} for row in self._rows(count * self.size.batch)]
-        return batches.chunk(each, self.slots, jax.device_count())
+        return batches.stack_batches(each, self.slots, jax.device_count())
 
     def _rows(self, count):
         shape = (-(-count // self.size.batch), self.size.batch)
@@ -105,7 +105,7 @@ class Network:
         """A compiled evaluation of `count` random images, ready to be called; does not wait."""
         batch = self.size.batch
         each = [{'index': row, 'weight': np.ones(batch, np.float32)} for row in self._rows(count)]
-        chunk = batches.chunk(each, self.slots, jax.device_count())
+        chunk = batches.stack_batches(each, self.slots, jax.device_count())
         example = (self.packed, chunk, self.shared)
         call = pmap.compile_eval(self.step_config, self.phase, *example).call
         return lambda: call(self.packed, chunk, self.shared)

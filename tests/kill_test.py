@@ -14,7 +14,7 @@ from helpers.runs import WHOLE, assert_same_end, final_state, make_whole, tiny
 
 from asose_jax.pipeline import run_phases
 from asose_jax.runtime.errors import UserError
-from asose_jax.runtime.workdir import claimed
+from asose_jax.runtime.workdir import locked
 
 CONFIG = tiny(**WHOLE)
 OFTEN = {'checkpoint.every_seconds': 0}  # after every call; else at the ends of phases and growths
@@ -149,13 +149,13 @@ def test_asked_to_stop_before_training_it_stops_at_once(root, tmp_path):
 
 def test_workdir_in_which_a_run_is_at_work_is_refused(tmp_path):
     told = f'another process is at work in {tmp_path}'
-    with claimed(tmp_path), pytest.raises(UserError, match=told):
+    with locked(tmp_path), pytest.raises(UserError, match=told):
         run_phases.run(CONFIG, tmp_path)
 
 
 @pytest.mark.slow
 def test_second_process_on_a_workdir_is_refused(root, tmp_path):
-    with claimed(tmp_path):
+    with locked(tmp_path):
         second = ForkedRun(root, tmp_path)
         assert second.wait() == 2
     assert f'another process is at work in {tmp_path}' in second.output

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 SCHEMA = 2  # version of the format of genotype.json
 NONE = 'none'  # the candidate that stands for an edge that is left out
-SAFE = 'skip_connect'  # the candidate of guarded rows of alpha, and of warmup if that uses any
+FALLBACK = 'skip_connect'  # the candidate of guarded rows of alpha, and of warmup if that uses any
 
 
 class Row(NamedTuple):
@@ -32,7 +32,7 @@ class Row(NamedTuple):
     candidates: tuple[str, ...]
 
 
-class Place(NamedTuple):
+class MixedOpSite(NamedTuple):
     """Says where one mixed operation is in the network, and what its input looks like.
 
     Attributes:
@@ -88,7 +88,7 @@ class NetSpec(abc.ABC):
         return None
 
     @abc.abstractmethod
-    def places(self, group: int, member: int) -> list[Place]:
+    def places(self, group: int, member: int) -> list[MixedOpSite]:
         """Returns the mixed operations whose candidate a row chooses."""
 
     def choose(self, rows: Sequence[Any], edges: Sequence[Any] | None = None) -> list[Any]:
@@ -152,7 +152,7 @@ class NetSpec(abc.ABC):
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Builds a description from what `to_json` returned, or from its copy in a JSON file."""
-        return cls(**{key: frozen(value) for key, value in data.items() if key != 'space'})
+        return cls(**{key: to_tuples(value) for key, value in data.items() if key != 'space'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,7 +179,7 @@ class Genotype:
         return json.dumps(content, indent=2) + '\n'
 
 
-def at(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
+def subtree(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
     """Returns the subtree of nested dictionaries at `path`.
 
     Raises:
@@ -207,8 +207,8 @@ def probabilities(spec: NetSpec, arch: Mapping[str, Any], tau: float = 1.0) -> l
         if len(candidates) == 1:
             rows.append(np.ones(1, np.float32))
             continue
-        alpha = np.asarray(at(arch, spec.alpha_path(group, member))['alpha'], np.float32) / tau
-        safe = np.eye(len(candidates), dtype=np.float32)[candidates.index(SAFE)]
+        alpha = np.asarray(subtree(arch, spec.alpha_path(group, member))['alpha'], np.float32) / tau
+        safe = np.eye(len(candidates), dtype=np.float32)[candidates.index(FALLBACK)]
         rows.append(_softmax(alpha, safe))
     return rows
 
@@ -228,7 +228,7 @@ def edge_weights(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray | No
     for group, members in enumerate(spec.groups()):
         path = spec.edge_path(group)
         uniform = np.full(len(members), 1 / len(members), np.float32)
-        weights.append(None if path is None else _softmax(at(arch, path)['logits'], uniform))
+        weights.append(None if path is None else _softmax(subtree(arch, path)['logits'], uniform))
     return weights
 
 
@@ -251,24 +251,26 @@ def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:
     Returns:
       For every row the largest alpha, except where `NetSpec.choose` of the space says otherwise.
     """
-    return of_rows(spec, spec.choose(probabilities(spec, arch), edge_weights(spec, arch)))
+    return genotype_from_indices(
+        spec, spec.choose(probabilities(spec, arch), edge_weights(spec, arch))
+    )
 
 
 def random(spec: NetSpec, generator: np.random.Generator) -> Genotype:
     """Draws a genotype of the space; all are equally likely."""
     rows = [generator.dirichlet(np.ones(len(row.candidates))) for row in spec.rows()]
-    return of_rows(spec, spec.choose(rows))
+    return genotype_from_indices(spec, spec.choose(rows))
 
 
-def plain(spec: NetSpec, name: str) -> Genotype:
+def uniform_genotype(spec: NetSpec, name: str) -> Genotype:
     """Returns the genotype in which every edge that is kept has the operation `name`."""
     rows = [
         np.array([other == name for other in row.candidates], np.float32) for row in spec.rows()
     ]
-    return of_rows(spec, spec.choose(rows))
+    return genotype_from_indices(spec, spec.choose(rows))
 
 
-def of_rows(spec: NetSpec, picked: Sequence[Any]) -> Genotype:
+def genotype_from_indices(spec: NetSpec, picked: Sequence[Any]) -> Genotype:
     """Builds the genotype from the index of the chosen candidate of each of `spec.rows()`."""
     operations: list[list[str]] = [[] for _ in spec.groups()]
     for (group, _, candidates), index in zip(spec.rows(), picked, strict=True):
@@ -291,10 +293,10 @@ def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
     Raises:
       ValueError: the genotype does not have the groups and members of `spec`.
     """
-    return dataclasses.replace(chosen_alone(spec, genotype), partial=1, factors=())
+    return dataclasses.replace(keep_chosen(spec, genotype), partial=1, factors=())
 
 
-def chosen_alone(spec: NetSpec, genotype: Genotype) -> NetSpec:
+def keep_chosen(spec: NetSpec, genotype: Genotype) -> NetSpec:
     """Describes the supernet without the candidates that were not chosen, else unchanged.
 
     Args:
@@ -317,7 +319,7 @@ def chosen_alone(spec: NetSpec, genotype: Genotype) -> NetSpec:
     return spec.with_groups(groups)
 
 
-def widths(
+def channels_and_strides(
     channels: int, depth: int, reductions: tuple[int, ...], max_channels: int
 ) -> tuple[tuple[int, int], ...]:
     """Returns `(channels, stride)` of `depth` blocks or cells in a row.
@@ -342,6 +344,6 @@ def widths(
     return tuple(pairs)
 
 
-def frozen(value: Any) -> Any:
+def to_tuples(value: Any) -> Any:
     """Turns nested lists back into the tuples that they were before they became JSON."""
-    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(to_tuples, value)) if isinstance(value, list | tuple) else value

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 
 class Thresholds(NamedTuple):
-    """Holds the limits below which `drop_small` leaves candidates out of a mixture.
+    """Holds the limits below which `apply_thresholds` leaves candidates out of a mixture.
 
     See docs/algorithm.md, "Mixtures and thresholds".
 
@@ -96,13 +96,15 @@ def guarded_weights(
     Returns:
       Weights `[..., K]` float32, and which rows were guarded `[...]` bool.
     """
-    logits, tripped = guarded(alpha, tau)
+    logits, tripped = zero_nonfinite_rows(alpha, tau)
     weights = draw(logits)
     safe = jax.nn.one_hot(fallback, alpha.shape[-1], dtype=jnp.float32)
     return jnp.where(tripped, safe, weights), tripped[..., 0]
 
 
-def guarded(logits: jax.Array, tau: float | jax.Array = 1.0) -> tuple[jax.Array, jax.Array]:
+def zero_nonfinite_rows(
+    logits: jax.Array, tau: float | jax.Array = 1.0
+) -> tuple[jax.Array, jax.Array]:
     """Replaces rows whose softmax is not finite by zeros; such a row gets no gradient.
 
     Args:
@@ -140,7 +142,7 @@ def _one_hot_of_largest(logits: jax.Array) -> jax.Array:
     return jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=jnp.float32)
 
 
-def drop_small(weights: jax.Array, thresholds: Thresholds, fallback: int) -> jax.Array:
+def apply_thresholds(weights: jax.Array, thresholds: Thresholds, fallback: int) -> jax.Array:
     """Sets weights to zero that are too small to be worth computing.
 
     If the largest is above `alone`: all but that one, which gets weight 1. Else, if it is above

@@ -23,7 +23,7 @@ _TARGETS = {
 _SIZES = ('channels', 'depth', 'reductions')
 
 
-def config_of(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """A copy of `config` that trains the network of `genotype` from scratch and does nothing else.
 
     Args:

@@ -336,7 +336,7 @@ _CHECKS: tuple[Callable[[Config], list[str]], ...] = (
     _search_errors,
     _learning_rate_errors,
     _benchmark_errors,
-    expected_cost.contradictions,
+    expected_cost.validation_errors,
     _sweep_errors,
     _start_errors,
 )

@@ -20,7 +20,7 @@ import ml_collections
 import numpy as np
 
 from asose_jax.arch import genotype, gumbel
-from asose_jax.arch.genotype import SAFE, NetSpec
+from asose_jax.arch.genotype import FALLBACK, NetSpec
 from asose_jax.costs import flops
 from asose_jax.costs.flops import Meter
 from asose_jax.costs.latency import Latencies
@@ -34,8 +34,8 @@ UNITS = {
     'params': 'numbers in params',
     'latency': 'milliseconds of one batch of cost.batch_size images (or 1), forward',
 }
-LATENCY = 'latency.json'  # file in the workdir
-COSTS = 'costs.json'  # file in the workdir
+LATENCY_FILE = 'latency.json'  # file in the workdir
+COSTS_FILE = 'costs.json'  # file in the workdir
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,8 +68,8 @@ class Budget:
         """
         return self._table(spec).total(spec.shares(rows))
 
-    def _table(self, spec: NetSpec) -> flops.Table:
-        return flops.table(_with_all_channels(spec), self.meter)
+    def _table(self, spec: NetSpec) -> flops.CostTable:
+        return flops.cost_table(_with_all_channels(spec), self.meter)
 
     def penalty(self, spec: NetSpec) -> Callable[[Any], jax.Array]:
         """Returns the penalty as a function of alpha.
@@ -87,8 +87,8 @@ class Budget:
         def penalty_of(arch: Any) -> jax.Array:
             rows = []
             for group, member, candidates in spec.rows():
-                alpha = genotype.at(arch, spec.alpha_path(group, member))['alpha']
-                safe = candidates.index(SAFE)
+                alpha = genotype.subtree(arch, spec.alpha_path(group, member))['alpha']
+                safe = candidates.index(FALLBACK)
                 rows.append(gumbel.guarded_weights(alpha, jax.nn.softmax, fallback=safe)[0])
             return self.weight * jnp.abs(table.total(spec.shares(rows)) / self.target - 1)
 
@@ -105,7 +105,7 @@ class Budget:
         )
         return low, high
 
-    def require_reach(self, spec: NetSpec, grows: bool) -> None:
+    def require_reachable_target(self, spec: NetSpec, grows: bool) -> None:
         """Checks that a network of the space can meet the target.
 
         Args:
@@ -146,7 +146,7 @@ class Budget:
             self.latencies.save()
         if is_primary_host:
             text = json.dumps(self.table(spec), indent=2) + '\n'
-            workdir.write_atomically(directory / COSTS, text)
+            workdir.write_atomically(directory / COSTS_FILE, text)
 
     def table(self, spec: NetSpec) -> dict[str, Any]:
         """Returns the content of `costs.json`: costs of all candidates and of what is around them.
@@ -159,7 +159,8 @@ class Budget:
         """
         meters = {'flops': flops.FLOPS, 'params': flops.PARAMS, self.kind: self.meter}
         tables = {
-            kind: flops.table(_with_all_channels(spec), meter) for kind, meter in meters.items()
+            kind: flops.cost_table(_with_all_channels(spec), meter)
+            for kind, meter in meters.items()
         }
         rows = [
             {
@@ -202,7 +203,7 @@ def _with_all_channels(spec: NetSpec) -> NetSpec:
     return dataclasses.replace(spec, partial=1)
 
 
-def contradictions(config: Mapping[str, Any]) -> list[str]:
+def validation_errors(config: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with the group `cost` of a config.
 
     Args:
@@ -227,7 +228,7 @@ def contradictions(config: Mapping[str, Any]) -> list[str]:
     return messages
 
 
-def budget(
+def make_budget(
     config: ml_collections.ConfigDict, directory: pathlib.Path, started: bool
 ) -> Budget | None:
     """Builds the budget that the group `cost` of a config describes.
@@ -254,12 +255,12 @@ def budget(
             "cost.kind='latency': each host would measure different latencies. Search on one host, "
             "or set cost.kind='flops'."
         )
-    if started and not (directory / LATENCY).exists():
+    if started and not (directory / LATENCY_FILE).exists():
         logger.warning(
             '%s is missing: latencies are measured again, so the resumed run will not be the same '
             'bit for bit',
-            directory / LATENCY,
+            directory / LATENCY_FILE,
         )
-    latencies = Latencies(directory / LATENCY, cost.batch_size or 1, config.model.dtype)
+    latencies = Latencies(directory / LATENCY_FILE, cost.batch_size or 1, config.model.dtype)
     meter = Meter(latencies.operation, latencies.network)
     return Budget(cost.kind, cost.target, cost.weight, meter, latencies)

@@ -18,7 +18,7 @@ import numpy as np
 
 from asose_jax.arch import genotype
 from asose_jax.arch.estimators import Estimator
-from asose_jax.arch.genotype import NONE, SAFE, NetSpec, Place
+from asose_jax.arch.genotype import FALLBACK, NONE, MixedOpSite, NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode
@@ -47,7 +47,7 @@ class Meter(NamedTuple):
     network: Callable[[NetSpec], float]
 
 
-class Table(NamedTuple):
+class CostTable(NamedTuple):
     """Lists what each choice adds to the cost of a network.
 
     Attributes:
@@ -73,7 +73,7 @@ class Table(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def table(spec: NetSpec, meter: Meter) -> Table:
+def cost_table(spec: NetSpec, meter: Meter) -> CostTable:
     """Returns the costs of all candidates of a network.
 
     The constant is the cost of a network with skip_connect on every edge that can be kept, less the
@@ -88,22 +88,22 @@ def table(spec: NetSpec, meter: Meter) -> Table:
     Returns:
       The table, in the unit of the meter.
     """
-    skips = spec.with_groups(tuple(((SAFE, NONE),) * len(group) for group in spec.groups()))
+    skips = spec.with_groups(tuple(((FALLBACK, NONE),) * len(group) for group in spec.groups()))
     skip_rows = [np.array([1.0, 0.0])] * len(skips.rows())
-    skips = genotype.derive(skips, genotype.of_rows(skips, skips.choose(skip_rows)))
+    skips = genotype.derive(skips, genotype.genotype_from_indices(skips, skips.choose(skip_rows)))
     skip_costs = sum(float(row.sum()) for row in _candidate_costs(skips, meter))
     # Measured one by one, operations may take longer than within the network: never below 0.
     constant = max(0.0, meter.network(skips) - skip_costs)
-    return Table(constant, _candidate_costs(spec, meter))
+    return CostTable(constant, _candidate_costs(spec, meter))
 
 
 def _candidate_costs(spec: NetSpec, meter: Meter) -> list[np.ndarray]:
-    def cost(name: str, places: Sequence[Place]) -> float:
+    def cost(name: str, places: Sequence[MixedOpSite]) -> float:
         if name == NONE:
             return 0.0
         return sum(meter.operation(name, input_shape(place), place.stride) for place in places)
 
-    def input_shape(place: Place) -> tuple[int, int, int]:
+    def input_shape(place: MixedOpSite) -> tuple[int, int, int]:
         height, width, channels = place.shape
         return (height, width, channels // spec.partial)
 
@@ -129,7 +129,7 @@ def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
     """
     if rows is None:
         rows = [np.ones(len(candidates)) for _, _, candidates in spec.rows()]
-    return float(table(spec, FLOPS).total(rows))
+    return float(cost_table(spec, FLOPS).total(rows))
 
 
 def training_flops(
@@ -152,7 +152,7 @@ def training_flops(
       spec: Description of the network.
       mode: Mode of the weight steps.
       estimator: Estimator of the gradient of alpha. If it mixes operations, all of them count, also
-        those that `gumbel.drop_small` left out.
+        those that `gumbel.apply_thresholds` left out.
       probabilities: Probabilities of the draws, `[K]` for each row of alpha.
       weight_images: Number of images in weight steps.
       alpha_images: Number of images in alpha steps.
@@ -166,7 +166,7 @@ def training_flops(
     """
     candidates = [row.candidates for row in spec.rows()]
     if mode is Mode.SKIP:  # an upper bound: with an exact start, not even skip_connect is computed
-        probabilities = [np.array([n == SAFE for n in names]) for names in candidates]
+        probabilities = [np.array([n == FALLBACK for n in names]) for names in candidates]
     if mode is Mode.UNIFORM:
         probabilities = [np.full(len(names), 1 / len(names)) for names in candidates]
     all_flops, drawn_flops = forward_flops(spec), forward_flops(spec, probabilities)
@@ -208,7 +208,7 @@ def multiply_adds(spec: NetSpec) -> int:
         return y
 
     with nn.intercept_methods(count):
-        _variable_shapes(network(spec))
+        _variable_shapes(network_program(spec))
     return total + spec.num_classes
 
 
@@ -226,7 +226,7 @@ class Part(NamedTuple):
     x: jax.ShapeDtypeStruct
 
 
-def operation(
+def operation_program(
     name: str, shape: tuple[int, int, int], stride: int, images: int = 1, dtype: str = 'float32'
 ) -> Part:
     """Returns an operation by itself.
@@ -246,7 +246,7 @@ def operation(
     return Part(start, call, jax.ShapeDtypeStruct((images, *shape), dtype))
 
 
-def network(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> Part:
+def network_program(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> Part:
     """Returns a whole derived network, as a plain one without factors.
 
     Args:
@@ -279,8 +279,8 @@ def _params(part: Part) -> int:
 
 def _cached_meter(cost: Callable[[Part], float]) -> Meter:
     return Meter(
-        functools.cache(lambda *description: cost(operation(*description))),
-        functools.lru_cache(maxsize=16)(lambda spec: cost(network(spec))),
+        functools.cache(lambda *description: cost(operation_program(*description))),
+        functools.lru_cache(maxsize=16)(lambda spec: cost(network_program(spec))),
     )
 
 

@@ -64,7 +64,7 @@ class Latencies:
           shape: Shape of one input image, `(H, W, C)`.
           stride: 1 or 2.
         """
-        part = flops.operation(name, shape, stride, self._images, self._dtype)
+        part = flops.operation_program(name, shape, stride, self._images, self._dtype)
         nothing = Part(lambda key, x: {}, lambda _, x: x[:, ::stride, ::stride], part.x)
         total, overhead = (
             self._measure_once(f'{label} {"x".join(map(str, shape))} stride {stride}', program)
@@ -76,7 +76,7 @@ class Latencies:
         """Returns the milliseconds of a whole derived network."""
         text = json.dumps(spec.to_json(), sort_keys=True)
         key = f'network {hashlib.sha256(text.encode()).hexdigest()[:16]}'
-        return self._measure_once(key, flops.network(spec, self._images, self._dtype))
+        return self._measure_once(key, flops.network_program(spec, self._images, self._dtype))
 
     def save(self) -> None:
         """Writes the file if there are new latencies, and waits until it is on disk."""
@@ -88,7 +88,7 @@ class Latencies:
 
     def _measure_once(self, key: str, part: Part) -> float:
         if key not in self._milliseconds:
-            low, self._milliseconds[key], high = measured(part)
+            low, self._milliseconds[key], high = measure_milliseconds(part)
             logger.info('latency of %s: %.3f ms', key, self._milliseconds[key])
             if high > 2 * low:
                 logger.warning(
@@ -127,7 +127,7 @@ class Latencies:
         return milliseconds
 
 
-def measured(part: Part) -> tuple[float, float, float]:
+def measure_milliseconds(part: Part) -> tuple[float, float, float]:
     """Measures the milliseconds of one pass on the first device.
 
     A call runs several passes one after another, since the time of starting a program would hide
@@ -153,7 +153,7 @@ def measured(part: Part) -> tuple[float, float, float]:
     start = jax.jit(part.start, compiler_options={'xla_backend_optimization_level': 0})
     x = jax.random.normal(key, part.x.shape, jnp.float32).astype(part.x.dtype)
     variables = start(key, x)
-    call = pmap.optimized(jax.jit(passes).lower(variables, x))
+    call = pmap.compile_lowered(jax.jit(passes).lower(variables, x))
     seconds = []
     while len(seconds) < _WARMUP_CALLS + _MIN_CALLS or sum(seconds) < _MIN_SECONDS:
         start_time = time.perf_counter()

@@ -39,7 +39,7 @@ def batch_indices(
     return pool[picks]
 
 
-def stream(
+def batch_stream(
     images: ImageSet, indices_at: Callable[[int], np.ndarray], start: int, stop: int
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields one batch per step, in order, from step `start` up to but excluding `stop`.
@@ -72,7 +72,7 @@ def stream(
     )
 
 
-def chunk(
+def stack_batches(
     batches: list[dict[str, np.ndarray]], slots: int, devices: int, ahead: int = 0
 ) -> dict[str, np.ndarray]:
     """Stacks up to `slots` batches into the arrays of one compiled call.

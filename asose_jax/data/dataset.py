@@ -74,7 +74,8 @@ def load(
       train_split: TFDS split or folder to train on; TFDS slices such as `'train[:90%]'` work.
       test_split: TFDS split or folder to test on.
       test_fraction: fraction to test on, for a folder of pictures that has no test folder.
-      image_size: height and width, see `image_set.fitted`; required where images differ in size.
+      image_size: height and width, see `image_set.center_square`; required where images differ in
+        size.
       resident_megabytes: a set larger than this (MiB) is streamed from disk instead of being kept
         on the device.
 
@@ -109,7 +110,7 @@ def load(
         )
     train, valid = _split(learn.size, labels, valid_fraction, seed)
     mean, std = _statistics(learn, train)
-    both = learn.followed_by(test)
+    both = learn.concatenate(test)
     test_indices = np.arange(learn.size, both.size, dtype=np.int32)
     shape = learn.read(train[:1])[0].shape[1:]
     return Dataset(both, train, valid, test_indices, names, shape, mean, std)
@@ -187,13 +188,13 @@ def _digits(image_size: int | None) -> tuple[ImageSet, ImageSet, tuple[str, ...]
 
     bunch: Any = datasets.load_digits()
     images = (bunch.images * (255 / 16)).round().astype(np.uint8)[..., None]
-    images = image_set.resized(images, image_size)
+    images = image_set.resize_all(images, image_size)
     labels = bunch.target.astype(np.int32)
     learn, test = model_selection.train_test_split(
         np.arange(len(labels)), test_size=0.2, stratify=labels, random_state=0
     )
     names = tuple(str(name) for name in bunch.target_names)
-    learn, test = (ImageSet.of_arrays(images[part], labels[part]) for part in (learn, test))
+    learn, test = (ImageSet.from_arrays(images[part], labels[part]) for part in (learn, test))
     return learn, test, names
 
 
@@ -204,8 +205,9 @@ def require_same_data(data: Dataset, recorded: Mapping[str, Any], workdir: pathl
     split.
 
     Args:
-      data: the data set as it is now.
-      recorded: what the run recorded about it in run.json: `classes`, `images` (see `sizes`) and
+      data: the data set as it is
+        now.
+      recorded: what the run recorded about it in run.json: `classes`, `images` (see `split_sizes`) and
         `image_shape`. Missing entries are not compared.
       workdir: the directory of the run, for the message.
 
@@ -226,7 +228,7 @@ def require_same_data(data: Dataset, recorded: Mapping[str, Any], workdir: pathl
 
 def _changes(data: Dataset, recorded: Mapping[str, Any]) -> list[str]:
     """Describes each difference between the data and what a run recorded about them."""
-    now, counts = list(data.class_names), sizes(data)
+    now, counts = list(data.class_names), split_sizes(data)
     before, counts_before = list(recorded.get('classes', now)), recorded.get('images', counts)
     changes = [
         *(f'the class {name!r} is new' for name in now if name not in before),
@@ -242,7 +244,7 @@ def _changes(data: Dataset, recorded: Mapping[str, Any]) -> list[str]:
     return changes
 
 
-def sizes(data: Dataset) -> dict[str, int]:
+def split_sizes(data: Dataset) -> dict[str, int]:
     """Returns the number of images in `train`, `valid` and `test`."""
     return {name: len(getattr(data, name)) for name in ('train', 'valid', 'test')}
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from asose_jax.data.image_set import ImageSet, fitted
+from asose_jax.data.image_set import ImageSet, center_square
 from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
@@ -41,7 +41,7 @@ def load(
       splits: names of the folders to train on and to test on. Without folders of these names, the
         test split is drawn from each class, and is the same for all seeds.
       test_fraction: fraction of each class that is drawn; `None` means a fifth.
-      image_size: see `image_set.fitted`; required where pictures differ in size.
+      image_size: see `image_set.center_square`; required where pictures differ in size.
       resident_bytes: the set is streamed from disk if it is larger than this.
 
     Returns:
@@ -251,7 +251,7 @@ def _pixels(path: str, channels: int, image_size: int | None) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    image = fitted(image.convert('L' if channels == 1 else 'RGB'), image_size)
+    image = center_square(image.convert('L' if channels == 1 else 'RGB'), image_size)
     return np.asarray(image).reshape(*image.size[::-1], channels)
 
 
@@ -272,7 +272,7 @@ def _image_set(
 
         return ImageSet(len(paths), read, labels)
     with futures.ThreadPoolExecutor() as pool:
-        return ImageSet.of_arrays(np.stack(_of_each(read_one, paths, pool.map)), labels)
+        return ImageSet.from_arrays(np.stack(_of_each(read_one, paths, pool.map)), labels)
 
 
 def _of_each(

@@ -24,7 +24,7 @@ class ImageSet:
     arrays: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
-    def of_arrays(cls, images: np.ndarray, labels: np.ndarray) -> 'ImageSet':
+    def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> 'ImageSet':
         """Builds a set that is held in memory.
 
         Args:
@@ -33,14 +33,14 @@ class ImageSet:
         """
         return cls(len(images), lambda i: (images[i], labels[i]), labels, (images, labels))
 
-    def followed_by(self, other: 'ImageSet') -> 'ImageSet':
+    def concatenate(self, other: 'ImageSet') -> 'ImageSet':
         """Concatenates two sets; the indices of `other` start at the size of this one.
 
         Unless both sets are held in memory, one call of `read` must not mix indices of both.
         """
         if self.arrays is not None and other.arrays is not None:
             (images, labels), (more_images, more_labels) = self.arrays, other.arrays
-            return ImageSet.of_arrays(
+            return ImageSet.from_arrays(
                 np.concatenate((images, more_images)), np.concatenate((labels, more_labels))
             )
 
@@ -53,7 +53,7 @@ class ImageSet:
         return ImageSet(self.size + other.size, read)
 
 
-def fitted(image: Image.Image, size: int | None) -> Image.Image:
+def center_square(image: Image.Image, size: int | None) -> Image.Image:
     """Returns the central square of `image`, scaled to `size` x `size` pixels.
 
     This equals scaling the shorter side to `size` and cutting out the centre.
@@ -67,8 +67,8 @@ def fitted(image: Image.Image, size: int | None) -> Image.Image:
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
-def resized(images: np.ndarray, size: int | None) -> np.ndarray:
-    """Applies `fitted` to every image of an array.
+def resize_all(images: np.ndarray, size: int | None) -> np.ndarray:
+    """Applies `center_square` to every image of an array.
 
     Args:
       images: uint8 `[N, H, W, C]`.
@@ -81,5 +81,5 @@ def resized(images: np.ndarray, size: int | None) -> np.ndarray:
         return images
     # Pillow represents a grey image without an axis of channels.
     without_grey_axis = images.squeeze(-1) if images.shape[-1] == 1 else images
-    scaled = [np.asarray(fitted(Image.fromarray(i), size)) for i in without_grey_axis]
+    scaled = [np.asarray(center_square(Image.fromarray(i), size)) for i in without_grey_axis]
     return np.stack(scaled).reshape(len(images), size, size, images.shape[-1])

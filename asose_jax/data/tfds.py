@@ -42,7 +42,7 @@ def load(
       data_dir: directory of the prepared sets; `None` means $TFDS_DATA_DIR or
         ~/tensorflow_datasets.
       splits: TFDS splits to train on and to test on; slices such as `'train[:90%]'` work.
-      image_size: see `image_set.fitted`; required where images differ in size.
+      image_size: see `image_set.center_square`; required where images differ in size.
       resident_bytes: both splits together are streamed from disk if they are larger than this.
 
     Returns:
@@ -123,7 +123,7 @@ def _image_set(
       source: the records of one split.
       features: the features of a record by key.
       keys: keys of image and label.
-      image_size: see `image_set.fitted`.
+      image_size: see `image_set.center_square`.
       description: names the set and the split in error messages.
 
     Raises:
@@ -142,7 +142,9 @@ def _image_set(
                 f'{description}: a record between {indices.min()} and {indices.max()} cannot be '
                 f'read ({type(error).__name__}: {message}). Prepare the data set again.'
             ) from error
-        images = np.stack([image_set.resized(r[image_key][None], image_size)[0] for r in records])
+        images = np.stack(
+            [image_set.resize_all(r[image_key][None], image_size)[0] for r in records]
+        )
         labels = np.array([r[label_key] for r in records], np.int32)
         invalid = labels[(labels < 0) | (labels >= classes)]
         if len(invalid):
@@ -161,7 +163,7 @@ def _image_set(
 def _in_memory(images: ImageSet) -> ImageSet:
     starts = range(0, images.size, _READ_AT_ONCE)
     parts = [images.read(np.arange(s, min(s + _READ_AT_ONCE, images.size))) for s in starts]
-    return ImageSet.of_arrays(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+    return ImageSet.from_arrays(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _prepared(tfds: ModuleType, name: str, root: pathlib.Path) -> pathlib.Path:

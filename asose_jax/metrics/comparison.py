@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asose_jax.arch import genotype
-from asose_jax.arch.genotype import NONE, SAFE, Genotype
+from asose_jax.arch.genotype import FALLBACK, NONE, Genotype
 from asose_jax.nn import operations
 from asose_jax.spaces import registry
 
@@ -28,7 +28,7 @@ def compare(
         `skip_connect` or `none`.
 
     Returns:
-      JSON: `searches` (the rows, see `row_of`, with `retrained`, `rank_among_random` and
+      JSON: `searches` (the rows, see `search_row`, with `retrained`, `rank_among_random` and
       `above_random_median` where these are known); `searched`, `found`, `random`, and `plain` by
       operation (statistics of test accuracies, see `_statistics`); `collapsed` (number of
       collapsed searches); `above_random_median` (number of searches whose retrained genotype is
@@ -39,7 +39,7 @@ def compare(
         for group, names in runs.items()
         if group != 'searches' and names
     }
-    rows = [row_of(directory / name, name, skip_share) for name in runs['searches']]
+    rows = [search_row(directory / name, name, skip_share) for name in runs['searches']]
     found, random = accuracies.pop('found', []), accuracies.pop('random', [])
     names = [name.removeprefix('found/') for name in runs.get('found', ())]
     _add_retrained(rows, dict(zip(names, found, strict=True)), random)
@@ -82,7 +82,7 @@ def _summary(directory: pathlib.Path) -> dict[str, Any]:
     return json.loads((directory / 'summary.json').read_text(encoding='utf-8'))
 
 
-def row_of(directory: pathlib.Path, name: str, skip_share: float) -> dict[str, Any]:
+def search_row(directory: pathlib.Path, name: str, skip_share: float) -> dict[str, Any]:
     """Builds the row of one finished search in the table of searches.
 
     Args:
@@ -99,12 +99,12 @@ def row_of(directory: pathlib.Path, name: str, skip_share: float) -> dict[str, A
     summary = _summary(directory)
     text = (directory / 'genotype.json').read_text(encoding='utf-8')
     spec = registry.spec_from_json(json.loads(text)['network'])
-    chosen = Genotype(genotype.frozen(summary['genotype']))
+    chosen = Genotype(genotype.to_tuples(summary['genotype']))
     used = spec.used(chosen)
-    skips, nones = used.count(SAFE), used.count(NONE)
+    skips, nones = used.count(FALLBACK), used.count(NONE)
     return {
         'name': name,
-        'genotype': registry.text_of(spec, chosen) or summary['genotype'],
+        'genotype': registry.genotype_text(spec, chosen) or summary['genotype'],
         'test_accuracy': summary['test_accuracy'],
         'valid_accuracy': summary['valid_accuracy'],
         'params': summary['params'],
@@ -196,7 +196,7 @@ def _percent(fraction: float) -> str:
     return f'{100 * fraction:.2f} %'
 
 
-def one_line(directory: pathlib.Path) -> str:
+def result_line(directory: pathlib.Path) -> str:
     """Describes the result of a finished run in one line: test accuracy, and genotype if known."""
     summary = _summary(directory)
     chosen = directory / 'genotype.txt'
@@ -204,7 +204,7 @@ def one_line(directory: pathlib.Path) -> str:
     return f'test accuracy {_percent(summary["test_accuracy"])} {text}'.strip()
 
 
-def latest(directory: pathlib.Path) -> str:
+def progress_line(directory: pathlib.Path) -> str:
     """Describes the progress of a run by its last evaluation; 'starting' if there is none yet."""
     try:
         line = (directory / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[-1]

@@ -39,7 +39,7 @@ class MetricsLog:
         if not self._is_primary_host:
             return
         finite = {key: None if _is_non_finite(value) else value for key, value in metrics.items()}
-        workdir.append(self._path, json.dumps(finite, allow_nan=False) + '\n')
+        workdir.append_durably(self._path, json.dumps(finite, allow_nan=False) + '\n')
 
 
 def _step_of(line: str, path: pathlib.Path) -> float:

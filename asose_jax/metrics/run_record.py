@@ -37,7 +37,7 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class PhaseRange:
     """Names a phase, and its first and last evaluation (inclusive, counted from 0)."""
 
     name: str
@@ -46,7 +46,7 @@ class Stretch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Grown:
+class GrowthEvent:
     """Describes one growth of the network.
 
     Attributes:
@@ -81,7 +81,7 @@ class Track:
 
 class _History(NamedTuple):
     networks: list[Network | None]
-    growths: list[Grown]
+    growths: list[GrowthEvent]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +108,21 @@ class Record:
 
     def series(self, key: str) -> list[float | None]:
         """Returns a metric at every evaluation; `None` where it is missing or not finite."""
-        return [number(line.get(key)) for line in self.lines]
+        return [finite_or_none(line.get(key)) for line in self.lines]
 
     def last(self, key: str) -> float | None:
         """Returns the newest finite value of a metric, or `None` if there is none."""
         return next((n for n in reversed(self.series(key)) if n is not None), None)
 
     @functools.cached_property
-    def stretches(self) -> list[Stretch]:
+    def phase_ranges(self) -> list[PhaseRange]:
         """Returns the phases in order, each with its first and last evaluation."""
-        phases: list[Stretch] = []
+        phases: list[PhaseRange] = []
         for i, line in enumerate(self.lines):
             if phases and phases[-1].name == line['phase']:
                 phases[-1] = dataclasses.replace(phases[-1], last=i)
             else:
-                phases.append(Stretch(line['phase'], i, i))
+                phases.append(PhaseRange(line['phase'], i, i))
         return phases
 
     @functools.cached_property
@@ -130,7 +130,7 @@ class Record:
         """Follows the description of the network, which is logged only where it changes."""
         spec: NetSpec | None = None
         networks: list[Network | None] = []
-        growths: list[Grown] = []
+        growths: list[GrowthEvent] = []
         for i, line in enumerate(self.lines):
             if 'network' in line:
                 spec = _spec(line['network'])
@@ -144,7 +144,7 @@ class Record:
                     entry = {key: event.get(key) for key in ('network', 'genotype')}
                 spec = _spec(entry.get('network'))
                 after = _network(spec, entry)
-                growths.append(Grown(i, event, before, after))
+                growths.append(GrowthEvent(i, event, before, after))
                 before = after
         return _History(networks, growths)
 
@@ -154,7 +154,7 @@ class Record:
         return self._history.networks
 
     @property
-    def growths(self) -> list[Grown]:
+    def growths(self) -> list[GrowthEvent]:
         """Returns the growths in order."""
         return self._history.growths
 
@@ -203,7 +203,9 @@ def read(workdir: pathlib.Path) -> Record:
     Returns:
       Their content. A line of metrics.jsonl counts as readable if it has a `step` and a `phase`.
     """
-    files = {name: contents(workdir / f'{name}.json') for name in ('config', 'run', 'summary')}
+    files = {
+        name: read_json_object(workdir / f'{name}.json') for name in ('config', 'run', 'summary')
+    }
     lines, unread = [], 0
     path = workdir / 'metrics.jsonl'
     text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
@@ -213,7 +215,7 @@ def read(workdir: pathlib.Path) -> Record:
             lines.append(metrics)
         else:
             unread += 1
-    chosen = contents(workdir / 'genotype.json')
+    chosen = read_json_object(workdir / 'genotype.json')
     return Record(workdir.resolve().name, lines=lines, unread=unread, genotype=chosen, **files)
 
 
@@ -221,14 +223,14 @@ def _is_growth(event: object) -> bool:
     return isinstance(event, dict) and isinstance(event.get('where'), int)
 
 
-def number(value: object) -> float | None:
+def finite_or_none(value: object) -> float | None:
     """Returns `value` if it is a finite number, not a bool, and `None` otherwise."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return value if math.isfinite(value) else None
 
 
-def contents(path: pathlib.Path) -> dict[str, Any]:
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     """Returns the object in a JSON file; empty if there is no file, or none that can be parsed."""
     return _parsed(path.read_text(encoding='utf-8', errors='replace')) if path.exists() else {}
 
@@ -285,6 +287,6 @@ def _factors(
     ]:
         return []
     return [
-        [number(factors[g][m][names.index(chosen[g][m])]) for m, names in enumerate(group)]
+        [finite_or_none(factors[g][m][names.index(chosen[g][m])]) for m, names in enumerate(group)]
         for g, group in enumerate(spec.groups())
     ]

@@ -193,5 +193,5 @@ def _sums(terms: _Terms, *images: jax.Array) -> tuple[jax.Array, ...]:
     batch, height, width, channels = images[0].shape
     group = reductions.rows_at_once(batch * height)
     rows = [image.reshape(-1, group, width * channels) for image in images]
-    totals = reductions.together(terms(*rows), axis=1)
+    totals = reductions.sum_together(terms(*rows), axis=1)
     return tuple(total.reshape(-1, channels).sum(0) for total in totals)

@@ -21,7 +21,7 @@ from asose_jax.nn import operations
 from asose_jax.nn.operations import FACTOR
 
 
-def of(spec: NetSpec, params: Mapping[str, Any]) -> list[list[list[Any]]]:
+def factors_by_row(spec: NetSpec, params: Mapping[str, Any]) -> list[list[list[Any]]]:
     """Returns the factor of every candidate.
 
     Args:
@@ -83,7 +83,7 @@ def fold(
       factors are removed and nothing is folded.
     """
     if spec.partial > 1:
-        return without(params), None if velocity is None else without(velocity)
+        return remove_factors(params), None if velocity is None else remove_factors(velocity)
     params, velocity = (jax.tree.map(lambda leaf: leaf, tree) for tree in (params, velocity))
     for path, norm_path in _sites(spec, chosen):
         operation = _at(params, path)
@@ -99,10 +99,10 @@ def fold(
     return params, velocity
 
 
-def without(params: Mapping[str, Any]) -> dict[str, Any]:
+def remove_factors(params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns nested dictionaries without factors, and without dictionaries that become empty."""
     parts = {
-        name: without(part) if isinstance(part, Mapping) else part
+        name: remove_factors(part) if isinstance(part, Mapping) else part
         for name, part in params.items()
         if name != FACTOR
     }
@@ -134,7 +134,7 @@ def _at(tree: Any, path: tuple[str, ...]) -> Any:
     return tree
 
 
-def count(params: Any) -> int:
+def count_parameters(params: Any) -> int:
     """Counts the numbers in a tree of arrays or shapes, without the factors."""
     leaves = jax.tree.leaves_with_path(params)
     return sum(math.prod(leaf.shape) for path, leaf in leaves if not is_factor(path))

@@ -46,7 +46,8 @@ class SearchSettings:
       skip_bias: alpha of `skip_connect` at the start.
       estimator: key of `estimators.ESTIMATORS`: how alpha becomes weights and gets its gradient.
       noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
-      thresholds: which candidates weight steps leave out of a mixture, see `gumbel.drop_small`.
+      thresholds: which candidates weight steps leave out of a mixture, see
+        `gumbel.apply_thresholds`.
       remat: whether the backward pass recomputes operations from their input, to save memory.
       exact_start: whether factors start at 0, so that the first step of search computes what the
         last step of warmup computed; else they start at 1. See `mixed_op.MixedOp`.

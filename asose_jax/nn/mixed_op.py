@@ -16,7 +16,7 @@ from jax import lax
 
 from asose_jax.arch import gumbel
 from asose_jax.arch.estimators import ESTIMATORS
-from asose_jax.arch.genotype import NONE, SAFE, NetSpec
+from asose_jax.arch.genotype import FALLBACK, NONE, NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.cpu import conv, pooling
 from asose_jax.nn.forward import Forward, Mode, SearchSettings
@@ -26,7 +26,7 @@ Array = jax.Array
 # Key of the skip beside the candidates in `params` and `batch_stats`.
 AUXILIARY = 'auxiliary'
 
-_Function = Callable[[Any, Any, Array], tuple[Array, Any]]  # see `operations.function`
+_Function = Callable[[Any, Any, Array], tuple[Array, Any]]  # see `operations.pure_function`
 # `(params, stats, x, weights) -> (y, stats)`, see `_program`.
 _Program = Callable[..., tuple[Array, Any]]
 
@@ -69,7 +69,7 @@ class Choice(nn.Module):
         if not settings.guard:
             return draw(alpha.value)
         weights, tripped = gumbel.guarded_weights(
-            alpha.value, draw, fallback=self.candidates.index(SAFE), tau=tau
+            alpha.value, draw, fallback=self.candidates.index(FALLBACK), tau=tau
         )
         _count_guarded(self, tripped)
         return weights
@@ -91,7 +91,7 @@ class EdgeWeights(nn.Module):
     def __call__(self) -> Array:
         """Returns softmax(logits) `[count]`, float32; equal weights if it would not be finite."""
         logits = self.variable('arch', 'logits', jnp.zeros, (self.count,), jnp.float32)
-        safe, tripped = gumbel.guarded(logits.value)
+        safe, tripped = gumbel.zero_nonfinite_rows(logits.value)
         _count_guarded(self, tripped[0])
         return jax.nn.softmax(safe)
 
@@ -212,7 +212,7 @@ class MixedOp(nn.Module):
                 operation = Factored(operation, 0.0 if settings.exact_start else 1.0)
             setattr(self, name, operation)
         if self.has_auxiliary:
-            setattr(self, AUXILIARY, operations.make(SAFE, self.width, norm, self.stride))
+            setattr(self, AUXILIARY, operations.make(FALLBACK, self.width, norm, self.stride))
 
     def __call__(self, x: Array, weights: Array | None) -> Array:
         """Applies the mixed operation.
@@ -234,7 +234,7 @@ class MixedOp(nn.Module):
             return y
         rest = x[..., self.width :]
         rest = pooling.max_pool_2x2(rest) if self.stride == 2 else rest
-        return shuffled(jnp.concatenate([y, rest], -1), partial)
+        return shuffle_channels(jnp.concatenate([y, rest], -1), partial)
 
     def _weighted(self, x: Array, weights: Array | None) -> Array:
         """Computes the candidates that the mode needs, and stores their new statistics."""
@@ -246,7 +246,7 @@ class MixedOp(nn.Module):
         if mode is Mode.SKIP and len(names) > 1:
             if self.factor and settings.exact_start:
                 return jnp.zeros_like(x[:, :: self.stride, :: self.stride])
-            names = (SAFE,)
+            names = (FALLBACK,)
         collections = [self.variables.get(name, {}) for name in ('params', 'batch_stats')]
         params, stats = ([tree.get(name, {}) for name in names] for tree in collections)
         call = _program(names, self.width, self.stride, norm, settings, mode, train)
@@ -255,7 +255,7 @@ class MixedOp(nn.Module):
             for name, tree in zip(names, stats, strict=True):
                 if tree:
                     self.put_variable('batch_stats', name, tree)
-        identity = names == (SAFE,) and self.stride == 1
+        identity = names == (FALLBACK,) and self.stride == 1
         if settings.drop_path and train and mode is Mode.ARGMAX and not identity:
             rate = settings.drop_path * self.forward.optimized
             y = drop_path(y, rate, self.make_rng('drop_path'), self.forward.positions)
@@ -289,18 +289,19 @@ def _program(
     """
     estimator = ESTIMATORS[settings.estimator]
     functions = [
-        operations.function(name, channels, norm, stride, train, settings.remat) for name in names
+        operations.pure_function(name, channels, norm, stride, train, settings.remat)
+        for name in names
     ]
     if len(names) == 1:
         return jax.jit(_single_program(functions))
     if mode is Mode.DENSE or (mode is Mode.ALPHA and not estimator.one_hot):
-        return conv.outlined(_dense_program(functions))
+        return conv.outlined_jit(_dense_program(functions))
     if mode is Mode.ALPHA:
-        return conv.outlined(_alpha_program(functions, stride, estimator.dense))
+        return conv.outlined_jit(_alpha_program(functions, stride, estimator.dense))
     if mode is Mode.DRAW and not estimator.one_hot:
-        fallback = names.index(SAFE)
-        return conv.outlined(_mixture_program(functions, stride, settings.thresholds, fallback))
-    return conv.outlined(_drawn_program(functions))
+        fallback = names.index(FALLBACK)
+        return conv.outlined_jit(_mixture_program(functions, stride, settings.thresholds, fallback))
+    return conv.outlined_jit(_drawn_program(functions))
 
 
 def _run_candidate(
@@ -384,7 +385,7 @@ def _mixture_program(
     Args:
       functions: the candidates.
       stride: of the mixed operation.
-      thresholds: see `gumbel.drop_small`.
+      thresholds: see `gumbel.apply_thresholds`.
       fallback: index of the candidate that is computed if nothing else is left.
     """
 
@@ -392,7 +393,7 @@ def _mixture_program(
         return jnp.zeros_like(x[:, ::stride, ::stride]), stats
 
     def mixture(params: Any, stats: Any, x: Array, weights: Array) -> tuple[Array, Any]:
-        remaining = gumbel.drop_small(weights, thresholds, fallback)
+        remaining = gumbel.apply_thresholds(weights, thresholds, fallback)
         results = [
             lax.cond(remaining[k] > 0, functions[k], zeros, params[k], stats[k], x)
             for k in range(len(functions))
@@ -403,7 +404,7 @@ def _mixture_program(
     return mixture
 
 
-def shuffled(x: Array, parts: int) -> Array:
+def shuffle_channels(x: Array, parts: int) -> Array:
     """Shuffles channels: the first channel of every part, then the second of every part, ...
 
     Args:

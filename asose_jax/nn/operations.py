@@ -332,7 +332,7 @@ def scale(weight: Array, y: Array) -> Array:
 
 
 @functools.cache
-def function(
+def pure_function(
     name: str,
     channels: int,
     norm: Callable[..., nn.Module],

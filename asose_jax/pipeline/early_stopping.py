@@ -23,7 +23,7 @@ from asose_jax.data import batches
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import evaluation, run_context
 from asose_jax.pipeline.run_context import RunContext, RunState
-from asose_jax.spaces.supernet import SuperNet, mixture_of
+from asose_jax.spaces.supernet import SuperNet, with_softmax_mixture
 from asose_jax.train import pmap
 from asose_jax.train.phases import Phase, Span
 
@@ -100,7 +100,7 @@ def eigenvalue(
       The eigenvalue that is largest as a number, not in magnitude, as in the authors' program; a
       scalar.
     """
-    mixture = mixture_of(net)
+    mixture = with_softmax_mixture(net)
     alpha, unravel = jax.flatten_util.ravel_pytree(variables['arch'])
 
     def loss(alpha: Array) -> Array:
@@ -143,7 +143,7 @@ def has_risen(eigenvalues: Sequence[float], window: int, ratio: float) -> bool:
     return bool(before.mean() < ratio * now.mean())
 
 
-def decides(context: RunContext, span: Span) -> bool:
+def may_stop(context: RunContext, span: Span) -> bool:
     """Returns whether evaluations of this phase may end it.
 
     If so, the next step must wait for each evaluation.
@@ -151,7 +151,7 @@ def decides(context: RunContext, span: Span) -> bool:
     return span.phase is Phase.SEARCH and context.config.search.early_stop
 
 
-def consider(context: RunContext, current: RunState, span: Span, record: dict[str, Any]) -> bool:
+def update(context: RunContext, current: RunState, span: Span, record: dict[str, Any]) -> bool:
     """Ends the search if the curvature has risen too fast; called after every evaluation.
 
     Alpha becomes that of evaluation i - k, see `has_risen`. The weights stay, and the next phase
@@ -167,7 +167,7 @@ def consider(context: RunContext, current: RunState, span: Span, record: dict[st
       Whether the search has ended.
     """
     step, c = record['step'], context.config.search
-    if not decides(context, span) or not context.schedule.alpha_updates(step):
+    if not may_stop(context, span) or not context.schedule.alpha_updates(step):
         return False
     alpha, unravel = jax.flatten_util.ravel_pytree(current.state.arch)
     record['arch/eigenvalue'] = _measure_eigenvalue(context, current)

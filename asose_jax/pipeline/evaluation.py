@@ -33,10 +33,10 @@ def eval_chunks(context: RunContext, pool: np.ndarray) -> Iterator[dict[str, jax
     padded = np.resize(pool, count * size).reshape(count, size)
     weights = (np.arange(count * size) < len(pool)).reshape(count, size).astype(np.float32)
     own = pmap.host_shard
-    stream = batches.stream(context.data.images, lambda number: own(padded[number]), 0, count)
+    stream = batches.batch_stream(context.data.images, lambda number: own(padded[number]), 0, count)
     weighted = ({**batch, 'weight': own(weights[i])} for i, batch in enumerate(stream))
     while taken := list(itertools.islice(weighted, slots)):
-        yield pmap.shard_to_devices(batches.chunk(taken, slots, jax.local_device_count()))
+        yield pmap.shard_to_devices(batches.stack_batches(taken, slots, jax.local_device_count()))
 
 
 def normalized_images(context: RunContext, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -121,4 +121,6 @@ def count_parameters(current: RunState) -> int:
 
 def count_parameters_in(params: Mapping[str, Any]) -> int:
     """Counts the numbers in `params`, without factors and the head that only training has."""
-    return factors.count({name: tree for name, tree in params.items() if name != SECOND_HEAD})
+    return factors.count_parameters(
+        {name: tree for name, tree in params.items() if name != SECOND_HEAD}
+    )

@@ -88,14 +88,14 @@ class GrowNetwork(Hook):
     """Grows the network when its accuracy has come to a plateau (docs/algorithm.md, "Growth")."""
 
     def may_decide(self, context: RunContext, span: Span) -> bool:
-        return controller.decides(context, span)
+        return controller.may_grow(context, span)
 
     def on_evaluation(
         self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
     ) -> Decision:
         del before
         record = evaluation.record
-        record['growth'] = controller.consider(
+        record['growth'] = controller.update(
             context, current, evaluation.span, record, evaluation.batch
         )
         grew = bool(record['growth'])
@@ -110,7 +110,7 @@ def _grown_network(current: RunState) -> dict[str, Any]:
     analysis = arch_analysis.analyze_architecture(held.arch, current.spec)
     return {
         'network': current.spec.to_json(),
-        'factors': arch_analysis.rounded_factors(factors.of(current.spec, held.params)),
+        'factors': arch_analysis.rounded_factors(factors.factors_by_row(current.spec, held.params)),
         **{key: analysis[key] for key in ('genotype', 'arch/probabilities')},
     }
 
@@ -119,13 +119,13 @@ class StopEarly(Hook):
     """Ends the search when the curvature of alpha's loss rises (R-DARTS, arXiv:1909.09656)."""
 
     def may_decide(self, context: RunContext, span: Span) -> bool:
-        return early_stopping.decides(context, span)
+        return early_stopping.may_stop(context, span)
 
     def on_evaluation(
         self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
     ) -> Decision:
         del before
-        halts = early_stopping.consider(context, current, evaluation.span, evaluation.record)
+        halts = early_stopping.update(context, current, evaluation.span, evaluation.record)
         measured = 'arch/eigenvalue' in evaluation.record
         return Decision(saves=halts, ends_phase=halts, stalled=measured)
 

@@ -20,7 +20,7 @@ from asose_jax.nn import factors, operations
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import old_checkpoints
 from asose_jax.pipeline.builders import make_supernet
-from asose_jax.pipeline.run_context import INIT, RunContext, RunState, on_devices
+from asose_jax.pipeline.run_context import INIT, RunContext, RunState, pack_to_devices
 from asose_jax.pipeline.run_history import RunHistory
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, registry
@@ -52,7 +52,7 @@ class Origin:
     gates: bool = False
 
 
-def origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Schedule) -> Origin:
+def find_origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Schedule) -> Origin:
     """Finds out what a run with this config starts from. Reads files and writes none.
 
     It is the checkpoint that `init_from` names; or else, with fresh weights, the derived network
@@ -64,7 +64,7 @@ def origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Schedul
       schedule: of the run.
 
     Returns:
-      The origin; nothing of another run's state is read yet, see `begin`.
+      The origin; nothing of another run's state is read yet, see `start`.
 
     Raises:
       UserError: `init_from`, `network` or `genotype` cannot be read, or does not fit the data, the
@@ -141,7 +141,7 @@ def _describe_checkpoint(
       UserError: there is no checkpoint, or it does not fit the data or the schedule.
       DamagedError: it cannot be read.
     """
-    directory, step = checkpoint.locate(path)
+    directory, step = checkpoint.parse_init_from(path)
     with checkpoint.Checkpoints(directory) as checkpoints:
         step = checkpoints.latest() if step is None else step
         if step is None:
@@ -156,7 +156,7 @@ def _describe_checkpoint(
             'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
         )
     arrays = [*meta['checksums']]
-    gates = old_checkpoints.are_in(arrays)
+    gates = old_checkpoints.has_gates(arrays)
     return Origin(spec, directory, step, Phase(meta['phase']), gates), arrays
 
 
@@ -199,7 +199,7 @@ def _require_same_weights(
     like = state.abstract_state(model, optax.identity(), pmap.replicated_sharding())
     theirs, ours = (
         {name for name in names if name.startswith('.params') and not old_checkpoints.is_gate(name)}
-        for names in (arrays, checkpoint.names(like))
+        for names in (arrays, checkpoint.array_paths(like))
     )
     if theirs != ours:
         name = min(theirs ^ ours)
@@ -218,7 +218,7 @@ def _scaled(spec: genotype.NetSpec, channels: int | None) -> genotype.NetSpec:
     if channels is None:
         return spec
     try:
-        return chain.scaled(cast(chain.ChainSpec, spec), channels)
+        return chain.with_stem_channels(cast(chain.ChainSpec, spec), channels)
     except ValueError as error:
         raise UserError(f'network_channels={channels}: {error}. Set another number.') from error
 
@@ -259,7 +259,7 @@ def _chosen_network(path: str, spec: genotype.NetSpec) -> genotype.NetSpec:
             content = json.loads(text)
             if content.get('network', {}).get('space', spec.SPACE) != spec.SPACE:
                 raise ValueError(f'it is for the space {content["network"]["space"]!r}')
-            chosen = genotype.Genotype(genotype.frozen(content['genotype']))
+            chosen = genotype.Genotype(genotype.to_tuples(content['genotype']))
         elif (loads := registry.SPACES[spec.SPACE].loads) is not None:
             chosen = loads(text)
         else:
@@ -342,7 +342,7 @@ def _require_same_images(images: Dataset, spec: genotype.NetSpec, source: str) -
 # --- The state
 
 
-def begin(context: RunContext, origin: Origin) -> RunState:
+def start(context: RunContext, origin: Origin) -> RunState:
     """Returns the state of a new run at step 0.
 
     Args:
@@ -373,8 +373,8 @@ def begin(context: RunContext, origin: Origin) -> RunState:
         logger.info(
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
-    checkpoint.require_room(context.workdir, start)
-    return RunState(spec, on_devices(start), origin.phase)
+    checkpoint.require_disk_space(context.workdir, start)
+    return RunState(spec, pack_to_devices(start), origin.phase)
 
 
 def _warn_of_trained_candidates(context: RunContext, restored: SearchState) -> None:
@@ -403,7 +403,7 @@ def resume(context: RunContext) -> RunState:
     def read(step: int) -> RunState:
         # The description comes first: it gives the shapes of the arrays.
         meta = context.checkpoints.describe(step)
-        if old_checkpoints.are_in(meta['checksums']):
+        if old_checkpoints.has_gates(meta['checksums']):
             raise UserError(
                 f'{context.workdir} holds a run of an older version of asose_jax, whose blocks had '
                 'gates; this version cannot continue it. Finish it with that version, or start a '
@@ -413,7 +413,7 @@ def resume(context: RunContext) -> RunState:
         spec = registry.spec_from_json(meta['spec'])
         restored = context.checkpoints.restore(step, _abstract_state(context, spec))
         history = RunHistory.from_json(meta['told'])
-        return RunState(spec, on_devices(restored), Phase(meta['phase']), history)
+        return RunState(spec, pack_to_devices(restored), Phase(meta['phase']), history)
 
     current = context.checkpoints.restore_latest_valid(read)
     log_network(context, current.spec)

@@ -21,7 +21,7 @@ from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.state import SearchState
 
 
-def are_in(names: Iterable[str]) -> bool:
+def has_gates(names: Iterable[str]) -> bool:
     """Returns whether a checkpoint whose arrays have these names has gates."""
     return any("['gate_0']" in name for name in names)
 
@@ -83,7 +83,7 @@ def _map_weights(change: Callable[..., Any], *states: SearchState) -> SearchStat
 
 def _with_gates(spec: NetSpec, params: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the shapes of weights with a gate for each branch, and without factors."""
-    shapes = factors.without(params)
+    shapes = factors.remove_factors(params)
     example = jax.tree.leaves(params)[0]
     gate = jax.ShapeDtypeStruct((), np.float32, sharding=example.sharding)
     for group, member, _ in spec.rows():
@@ -98,6 +98,6 @@ def _with_factors(like: Mapping[str, Any], with_gates: Mapping[str, Any]) -> Any
         names = [part.key for part in path]
         if names[-1] == FACTOR:
             return with_gates[names[0]][names[1].replace('branch', 'gate')]
-        return genotype.at(with_gates, names)
+        return genotype.subtree(with_gates, names)
 
     return jax.tree.map_with_path(value, like)

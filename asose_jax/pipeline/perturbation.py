@@ -18,7 +18,7 @@ from asose_jax.arch import genotype
 from asose_jax.arch.genotype import NONE, Genotype, NetSpec
 from asose_jax.pipeline import evaluation, run_context
 from asose_jax.pipeline.run_context import RunContext, RunState
-from asose_jax.spaces.supernet import mixture_of
+from asose_jax.spaces.supernet import with_softmax_mixture
 from asose_jax.train import pmap
 from asose_jax.train.phases import Phase
 
@@ -57,7 +57,7 @@ def select(
     if spec.EDGES_KEPT is not None:
         for group in _shuffled(range(len(spec.groups())), node_key):
             rows = _keep_edges(spec, rows, group, spec.EDGES_KEPT, accuracy)
-    return genotype.of_rows(spec, [int(row.argmax()) for row in rows])
+    return genotype.genotype_from_indices(spec, [int(row.argmax()) for row in rows])
 
 
 def _keep_operation(
@@ -122,7 +122,7 @@ def _shuffled(numbers: Sequence[int], key: jax.Array) -> list[int]:
     return [numbers[i] for i in jax.random.permutation(key, len(numbers)).tolist()]
 
 
-def by_perturbation(context: RunContext, current: RunState) -> Genotype:
+def select_by_perturbation(context: RunContext, current: RunState) -> Genotype:
     """Selects a genotype of the current supernet by its accuracy on all validation images.
 
     Candidates are mixed by softmax(alpha), and BatchNorm uses the statistics of each batch, as in
@@ -140,7 +140,9 @@ def by_perturbation(context: RunContext, current: RunState) -> Genotype:
     """
     spec = current.spec
     step_config = dataclasses.replace(
-        context.step_config(spec), model=mixture_of(context.model(spec)), eval_mixture=True
+        context.step_config(spec),
+        model=with_softmax_mixture(context.model(spec)),
+        eval_mixture=True,
     )
     example = next(evaluation.eval_chunks(context, context.data.valid))
     program = pmap.compile_eval(step_config, Phase.SEARCH, current.packed, example, context.shared)
@@ -152,7 +154,7 @@ def by_perturbation(context: RunContext, current: RunState) -> Genotype:
     arch = current.state.arch
 
     def accuracy(rows: Rows) -> float:
-        packed = pmap.replicated(current.packed.put(arch=logits_of(spec, rows, arch)))
+        packed = pmap.replicated(current.packed.put(arch=with_row_weights(spec, rows, arch)))
         chunks = evaluation.eval_chunks(context, context.data.valid)
         return evaluation.mean_loss_and_accuracy(
             [program.call(packed, chunk, context.shared) for chunk in chunks]
@@ -162,7 +164,7 @@ def by_perturbation(context: RunContext, current: RunState) -> Genotype:
     return select(spec, rows, accuracy, context.key(run_context.SELECTION))
 
 
-def logits_of(spec: NetSpec, rows: Rows, arch: Mapping[str, Any]) -> dict[str, Any]:
+def with_row_weights(spec: NetSpec, rows: Rows, arch: Mapping[str, Any]) -> dict[str, Any]:
     """Returns `arch` with alphas whose softmax has the ratios of the rows.
 
     Args:

@@ -90,7 +90,7 @@ class _Chunks:
         self._span, self._slots = span, context.slots()
         # Steps in second order look at the batch of the step after them.
         self._ahead = int(context.config.search.second_order)
-        self._stream = batches.stream(
+        self._stream = batches.batch_stream(
             context.data.images,
             lambda step: pmap.host_shard(indices_at(context, span, step)),
             first,
@@ -104,7 +104,7 @@ class _Chunks:
         missing = end - first + self._ahead - len(self._read)
         self._read.extend(itertools.islice(self._stream, missing))
         slots, devices = self._slots + self._ahead, jax.local_device_count()
-        chunk = batches.chunk(self._read, slots, devices, self._ahead)
+        chunk = batches.stack_batches(self._read, slots, devices, self._ahead)
         del self._read[: end - first]
         return end, pmap.shard_to_devices(chunk)
 

@@ -129,7 +129,8 @@ class RunContext:
         anchor = self.config.arch.anchor
         paths = [spec.alpha_path(row.group, row.member) for row in spec.rows()]
         return lambda arch: (
-            anchor * sum(estimators.anchor_distance(genotype.at(arch, p)['alpha']) for p in paths)
+            anchor
+            * sum(estimators.anchor_distance(genotype.subtree(arch, p)['alpha']) for p in paths)
         )
 
     def measure_costs(self, spec: genotype.NetSpec) -> None:
@@ -148,7 +149,7 @@ class RunContext:
         return max(1, min(self.config.chunk_steps, _STREAMED_BYTES // batch_bytes))
 
 
-def on_devices(state: SearchState) -> Packed:
+def pack_to_devices(state: SearchState) -> Packed:
     """Packs a state and puts a copy of it on every device."""
     return pmap.replicated(Packed.of(jax.device_get(state)))
 
@@ -189,7 +190,7 @@ class RunState:
 
     @state.setter
     def state(self, state: SearchState) -> None:
-        self.packed = on_devices(state)
+        self.packed = pack_to_devices(state)
 
     @property
     def step(self) -> int:

@@ -46,7 +46,7 @@ from asose_jax.report import page, tensorboard
 from asose_jax.runtime import malloc
 from asose_jax.runtime.errors import UserError
 from asose_jax.runtime.interrupt import Interrupt
-from asose_jax.runtime.workdir import claimed, write_atomically
+from asose_jax.runtime.workdir import locked, write_atomically
 from asose_jax.spaces import natsbench, registry, tabular
 from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase, Schedule
@@ -83,17 +83,19 @@ def run(
     with Interrupt(at_once=jax.process_count() == 1) as interrupt:
         images = builders.load_data(config)
         schedule = builders.make_schedule(config, len(images.train))
-        resumes = checkpoint.has_any(workdir / 'checkpoints')
+        resumes = checkpoint.has_checkpoint(workdir / 'checkpoints')
         if resumes:
-            recorded = run_record.contents(workdir / 'run.json')
+            recorded = run_record.read_json_object(workdir / 'run.json')
             dataset.require_same_data(images, recorded, workdir)
-        origin = None if resumes else initialization.origin(config, images, schedule)
-        budget = expected_cost.budget(config, workdir, resumes)
+        origin = None if resumes else initialization.find_origin(config, images, schedule)
+        budget = expected_cost.make_budget(config, workdir, resumes)
         if budget is not None and origin is not None:
-            budget.require_reach(origin.spec, bool(config.growth.epochs and config.growth.kinds))
+            budget.require_reachable_target(
+                origin.spec, bool(config.growth.epochs and config.growth.kinds)
+            )
         table = _benchmark_table(config)
         is_primary_host = jax.process_index() == 0
-        with claimed(workdir, is_primary_host):
+        with locked(workdir, is_primary_host):
             if is_primary_host:
                 _write_json(workdir / 'config.json', fields)
             try:
@@ -176,7 +178,7 @@ def _run_phases(
     if origin is None:
         current = initialization.resume(context)
     else:
-        current = initialization.begin(context, origin)
+        current = initialization.start(context, origin)
     context.measure_costs(current.spec)
     workdir, is_primary_host = context.workdir, context.is_primary_host
     log = metrics_log.MetricsLog(workdir / 'metrics.jsonl', current.step, is_primary_host)
@@ -268,7 +270,7 @@ def _derive(context: run_context.RunContext, current: run_context.RunState) -> N
     """Chooses an operation of every row, and leaves the plain network of them in `current`."""
     current.history.selection = context.config.search.selection
     if current.history.selection == 'perturbation':
-        chosen = perturbation.by_perturbation(context, current)
+        chosen = perturbation.select_by_perturbation(context, current)
     else:
         chosen = genotype.most_likely(current.spec, current.state.arch)
     spec, fresh = factors.folded_spec(current.spec, chosen), None

@@ -32,7 +32,7 @@ def environment(context: RunContext) -> dict[str, Any]:
     """Returns the data, package versions, devices and command of a run, as in run.json."""
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
-        'images': dataset.sizes(context.data),
+        'images': dataset.split_sizes(context.data),
         'image_shape': list(context.data.image_shape),  # height, width, channels
         'classes': list(context.data.class_names),  # in the order of the network's outputs
         'mean': context.data.mean.tolist(),  # of pixel values, by channel; normalizes the images
@@ -64,7 +64,7 @@ def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
     chosen = genotype.most_likely(current.spec, {})
     summary = _summary(context, current, chosen, test_accuracy, valid_accuracy)
     files = {'genotype.json': chosen.dumps(current.spec)}
-    text = registry.text_of(current.spec, chosen)
+    text = registry.genotype_text(current.spec, chosen)
     if text is not None and context.table is not None:
         summary['benchmark'] = context.table.lookup(text)
         logger.info('benchmark: %s', summary['benchmark'] or f'the table has no entry for {text}')

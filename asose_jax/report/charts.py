@@ -114,7 +114,7 @@ def frame(
 def _bands(record: Record, box: Frame, count: int) -> list[dict[str, Any]]:
     """Places the phases, each labelled by its name, or its first letter where the name is wider."""
     bands = []
-    for i, stretch in enumerate(record.stretches):
+    for i, stretch in enumerate(record.phase_ranges):
         if stretch.first < count:
             left = box.x(stretch.first - 0.5)
             width = box.x(min(stretch.last, count - 1) + 0.5) - left

@@ -7,36 +7,36 @@ from typing import Any
 from asose_jax.metrics.run_record import Record
 
 ROWS = 150  # of a table, at most
-NOTHING = '–'  # in place of a missing value
+MISSING = '–'  # in place of a missing value
 
 
 def percent(value: float | None) -> str:
     """Formats a fraction as a percentage: 97.1 %."""
-    return NOTHING if value is None else f'{100 * value:.1f} %'
+    return MISSING if value is None else f'{100 * value:.1f} %'
 
 
 def plain(value: float | None) -> str:
     """Formats a number: four significant digits, but all digits before the decimal point."""
-    return NOTHING if value is None else f'{value:,.4g}' if value < 1000 else f'{value:,.0f}'
+    return MISSING if value is None else f'{value:,.4g}' if value < 1000 else f'{value:,.0f}'
 
 
 def seconds(value: float | None) -> str:
     """Formats a duration: 1.5 s, or 0:02:30 from a minute on."""
     if value is None:
-        return NOTHING
+        return MISSING
     if value < 60:
         return f'{value:.1f} s'
     return str(datetime.timedelta(seconds=round(value)))
 
 
-def shown(value: Any) -> str:
+def config_value(value: Any) -> str:
     """Formats a value of the config."""
     if isinstance(value, list):
-        return ', '.join(map(shown, value)) or '()'
+        return ', '.join(map(config_value, value)) or '()'
     return 'default' if value is None else str(value)
 
 
-def course(name: str, values: Sequence[float | None], show: Callable[[float], str]) -> str:
+def describe_series(name: str, values: Sequence[float | None], show: Callable[[float], str]) -> str:
     """Describes a series in a sentence, for readers who cannot see the chart.
 
     Args:
@@ -84,7 +84,7 @@ def table(
       Values for the macro `data_table`: `head`, `rows` and `note`.
     """
     every = -(-len(record.lines) // ROWS)
-    ends = {stretch.last for stretch in record.stretches}
+    ends = {stretch.last for stretch in record.phase_ranges}
     rows = [
         [str(i + 1), line['phase'], *(show(values[i]) for values, show in columns.values())]
         for i, line in enumerate(record.lines)

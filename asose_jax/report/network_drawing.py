@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from asose_jax.arch.genotype import SAFE, NetSpec
+from asose_jax.arch.genotype import FALLBACK, NetSpec
 from asose_jax.metrics.run_record import Network
 from asose_jax.spaces import chain, darts
 from asose_jax.spaces.chain import ChainSpec
@@ -59,7 +59,7 @@ class Drawing:
 
 def family(name: str) -> str:
     """Returns the kind of an operation: `conv`, `pool`, `skip` or `none`."""
-    if name in (_LEFT_OUT, SAFE):
+    if name in (_LEFT_OUT, FALLBACK):
         return 'none' if name == _LEFT_OUT else 'skip'
     return 'pool' if 'pool' in name else 'conv'
 

@@ -57,7 +57,7 @@ def write(directory: pathlib.Path) -> None:
     """Draws the page of the run or the sweep in `directory`, and writes it there."""
     record = run_record.read(directory)
     if record.config.get('seeds'):
-        text = _template('several').render(sweep_sections.content(directory, record, NAME))
+        text = _template('several').render(sweep_sections.build(directory, record, NAME))
     else:
         text = render(record)
     workdir.write_atomically(directory / NAME, text)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from asose_jax.metrics.run_record import Record, Track, number
+from asose_jax.metrics.run_record import Record, Track, finite_or_none
 from asose_jax.report import charts, formatting, network_drawing
 from asose_jax.report.charts import Line
 from asose_jax.report.formatting import percent, plain
-from asose_jax.report.run_sections import what
+from asose_jax.report.run_sections import describe_growth
 
 _LOSSES = {'valid/loss': 'validation', 'train/loss': 'training', 'arch/loss': 'α steps'}
 _ENTROPIES = {'arch/entropy': 'softmax(α)', 'arch/draw_entropy': 'sampling distribution'}
@@ -41,9 +41,9 @@ def accuracy(record: Record) -> dict[str, Any]:
       legend), `test` (accuracy), `growths` (in words) and `table`.
     """
     valid, train = record.series('valid/accuracy'), record.series('train/accuracy')
-    test = number(record.summary.get('test_accuracy'))
-    alt = formatting.course('Validation accuracy', valid, percent)
-    alt += formatting.course('Training accuracy', train, percent)
+    test = finite_or_none(record.summary.get('test_accuracy'))
+    alt = formatting.describe_series('Validation accuracy', valid, percent)
+    alt += formatting.describe_series('Training accuracy', train, percent)
     alt += '' if test is None else f' Test accuracy at the end: {percent(test)}.'
     title = 'Accuracy over the phases'
     series = [Line('training', train, 'second'), Line('validation', valid, 'first')]
@@ -59,7 +59,9 @@ def accuracy(record: Record) -> dict[str, Any]:
         ],
         'lines': [(line.style, line.name, percent(line.last)) for line in series[::-1]],
         'test': percent(test),
-        'growths': [f'G{i + 1}: {what(grown)}' for i, grown in enumerate(record.growths)],
+        'growths': [
+            f'G{i + 1}: {describe_growth(grown)}' for i, grown in enumerate(record.growths)
+        ],
         'table': formatting.table(record, columns),
     }
 
@@ -78,7 +80,7 @@ def curves(record: Record) -> dict[str, Any]:
             for (key, name), style in zip(names.items(), _STYLES, strict=False)
             if record.last(key) is not None
         ]
-        alt = ''.join(formatting.course(line.name, line.values, show) for line in series)
+        alt = ''.join(formatting.describe_series(line.name, line.values, show) for line in series)
         chart = charts.lines(record, title, f'{title}. {alt}', series, **options)
         chart['legend'] = [(line.style, line.name) for line in series]
         layouts.append(chart)
@@ -133,7 +135,7 @@ def choices(record: Record) -> list[dict[str, Any]]:
 
 def _probability_table(record: Record, track: Track) -> dict[str, Any]:
     """Builds a table of the probabilities at the end of every phase and before every growth."""
-    moments = {stretch.last: f'end of {stretch.name}' for stretch in record.stretches}
+    moments = {stretch.last: f'end of {stretch.name}' for stretch in record.phase_ranges}
     moments |= {grown.at: f'before G{i + 1}' for i, grown in enumerate(record.growths)}
     moments = {min(track.columns): 'at first', **moments, max(track.columns): 'at last'}
     at = [i for i in sorted(moments) if i in track.columns]
@@ -154,13 +156,15 @@ def counts(record: Record) -> dict[str, Any] | None:
     by_evaluation = [entry if isinstance(entry, dict) else {} for entry in logged]
     total: collections.Counter[str] = collections.Counter()
     for entry in by_evaluation:
-        total.update({name: n for name, n in entry.items() if number(n)})
+        total.update({name: n for name, n in entry.items() if finite_or_none(n)})
     if not total:
         return None
     configured = record.config.get('model.primitives')
     order = [*configured] if isinstance(configured, list) else []
     names = sorted(total, key=lambda n: (order.index(n) if n in order else len(order), n))
-    values = np.array([[number(e.get(name)) or 0 for e in by_evaluation] for name in names], float)
+    values = np.array(
+        [[finite_or_none(e.get(name)) or 0 for e in by_evaluation] for name in names], float
+    )
     ends = [f'{n:.0f}' for n in values[:, -1]]
     last = ', '.join(f'{end} {name}' for end, name in zip(ends, names, strict=True) if end != '0')
     most = values.max()

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from asose_jax.metrics.run_record import Grown, Record, number
+from asose_jax.metrics.run_record import GrowthEvent, Record, finite_or_none
 from asose_jax.report import charts, formatting, network_drawing
-from asose_jax.report.formatting import NOTHING, percent, plain, seconds
+from asose_jax.report.formatting import MISSING, percent, plain, seconds
 from asose_jax.spaces import chain
 
 
@@ -24,9 +24,11 @@ def head(record: Record) -> dict[str, Any]:
         state = f'Not finished: {last["phase"]}, epoch {last.get("epoch", "?")} of {planned}.'
     if record.unread:
         state += f' {record.unread} lines of metrics.jsonl cannot be read and are left out.'
-    searches = not lines or any(stretch.name != 'optimize' for stretch in record.stretches)
+    searches = not lines or any(stretch.name != 'optimize' for stretch in record.phase_ranges)
     keys = ('data.name', 'model.space', 'search.estimator' if searches else 'genotype', 'seed')
-    facts = [(key, formatting.shown(config[key])) for key in keys if config.get(key) is not None]
+    facts = [
+        (key, formatting.config_value(config[key])) for key in keys if config.get(key) is not None
+    ]
     kind = 'architecture search' if searches else 'training from scratch'
     return {'name': record.name, 'state': state, 'facts': facts, 'kind': kind}
 
@@ -35,34 +37,36 @@ def numbers(record: Record) -> list[dict[str, str]]:
     """Builds the key figures at the top of the page: `name`, `value` and `note` of each."""
     summary, valid = record.summary, record.series('valid/accuracy')
     best = max((v for v in valid if v is not None), default=None)
-    now = number(summary.get('valid_accuracy')) if summary else record.last('valid/accuracy')
+    now = (
+        finite_or_none(summary.get('valid_accuracy')) if summary else record.last('valid/accuracy')
+    )
     rows = phases(record)
     training = sum(row['seconds'] or 0 for row in rows)
     compilation = sum(row['compile_seconds'] or 0 for row in rows)
-    params = number(summary.get('params')) or record.last('params')
+    params = finite_or_none(summary.get('params')) or record.last('params')
     entropy = next((v for v in reversed(record.series('arch/entropy')) if v), None)
     flops = record.last('train_flops')
     figures = [
         (
             'Test accuracy',
-            percent(number(summary.get('test_accuracy'))),
+            percent(finite_or_none(summary.get('test_accuracy'))),
             'evaluated once, at the end',
         ),
         ('Validation accuracy', percent(now), f'best {percent(best)}'),
         ('Parameters', plain(params), 'of the network'),
         (
             'Multiply-adds',
-            plain(number(summary.get('multiply_adds'))),
+            plain(finite_or_none(summary.get('multiply_adds'))),
             'per image' if summary else 'known at the end',
         ),
         (
             'Training',
-            seconds(training) if rows else NOTHING,
+            seconds(training) if rows else MISSING,
             f'compilation: {seconds(compilation)}',
         ),
         (
             'Training cost',
-            NOTHING if flops is None else charts.short(flops),
+            MISSING if flops is None else charts.short(flops),
             'floating-point operations',
         ),
     ]
@@ -84,7 +88,7 @@ def growths(record: Record) -> list[dict[str, Any]]:
     """
     sections = []
     for i, grown in enumerate(record.growths):
-        event = {key: number(value) for key, value in grown.event.items()}
+        event = {key: finite_or_none(value) for key, value in grown.event.items()}
         params = [plain(event.get(f'params_{when}')) for when in ('before', 'after')]
         accuracies = [percent(event.get(f'valid_accuracy_{when}')) for when in ('before', 'after')]
         facts = [
@@ -99,12 +103,17 @@ def growths(record: Record) -> list[dict[str, Any]]:
             drawings += network_drawing.draw(grown.before, role='before')
             drawings += network_drawing.draw(grown.after, changed, new, role='after')
         sections.append(
-            {'name': f'G{i + 1}', 'description': what(grown), 'facts': facts, 'drawings': drawings}
+            {
+                'name': f'G{i + 1}',
+                'description': describe_growth(grown),
+                'facts': facts,
+                'drawings': drawings,
+            }
         )
     return sections
 
 
-def what(grown: Grown) -> str:
+def describe_growth(grown: GrowthEvent) -> str:
     """Describes a growth in words: `a new block 2, after evaluation 23`."""
     kind, where = grown.event.get('kind'), grown.event.get('where')
     texts = {
@@ -194,18 +203,18 @@ def phases(record: Record) -> list[dict[str, Any]]:
     summary = record.summary.get('phases')
     finished = [r for r in summary if isinstance(r, dict)] if isinstance(summary, list) else []
     rows, valid = [], record.series('valid/accuracy')
-    for i, stretch in enumerate(record.stretches):
+    for i, stretch in enumerate(record.phase_ranges):
         line = record.lines[stretch.last]
         last = {**line, **(finished[i] if i < len(finished) else {})}
         known = [v for v in valid[stretch.first : stretch.last + 1] if v is not None]
-        planned = record.config.get(f'{stretch.name}.epochs', NOTHING)
+        planned = record.config.get(f'{stretch.name}.epochs', MISSING)
         rows.append(
             {
                 'name': stretch.name,
                 'epochs': f'{stretch.last - stretch.first + 1} of {planned}',
-                'seconds': number(last.get('seconds')),
-                'compile_seconds': number(last.get('compile_seconds')),
-                'rate': plain(number(line.get('images_per_second'))),
+                'seconds': finite_or_none(last.get('seconds')),
+                'compile_seconds': finite_or_none(last.get('compile_seconds')),
+                'rate': plain(finite_or_none(line.get('images_per_second'))),
                 'first': percent(known[0] if known else None),
                 'last': percent(known[-1] if known else None),
             }
@@ -227,7 +236,7 @@ def setup(record: Record) -> dict[str, Any]:
     groups: dict[str, list[tuple[str, str]]] = {'': []}
     for key, value in record.config.items():
         group, _, field = key.rpartition('.')
-        groups.setdefault(group, []).append((field, formatting.shown(value)))
+        groups.setdefault(group, []).append((field, formatting.config_value(value)))
     environment = {**record.summary, **record.run}
     classes = environment.get('classes')
     classes = [str(name) for name in classes] if isinstance(classes, list) else []
@@ -235,10 +244,10 @@ def setup(record: Record) -> dict[str, Any]:
     images, versions = (_object(environment.get(key)) for key in ('images', 'versions'))
     return {
         'groups': groups,
-        'images': [(name, plain(number(count))) for name, count in images.items()],
+        'images': [(name, plain(finite_or_none(count))) for name, count in images.items()],
         'classes': ', '.join(classes[:30]) + more,
         'versions': [(str(name), str(version)) for name, version in versions.items()],
-        'devices': formatting.shown(environment.get('devices')),
+        'devices': formatting.config_value(environment.get('devices')),
         'command': str(environment.get('command', '')),
     }
 

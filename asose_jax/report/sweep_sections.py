@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from asose_jax.metrics import comparison, run_record
-from asose_jax.metrics.run_record import Record, number
+from asose_jax.metrics.run_record import Record, finite_or_none
 from asose_jax.nn import operations
 from asose_jax.report import charts, formatting, run_sections, strips
 from asose_jax.report.charts import Line
-from asose_jax.report.formatting import NOTHING, percent, plain
+from asose_jax.report.formatting import MISSING, percent, plain
 from asose_jax.report.strips import Strip
 
 _STYLES = ('first', 'second', 'third', 'first long', 'second mixed', 'third short')
@@ -25,7 +25,7 @@ _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, OSEr
 
 
 @dataclasses.dataclass(frozen=True)
-class Several:
+class Sweep:
     """Holds the searches of a sweep, and the trainings from scratch beside them.
 
     Attributes:
@@ -43,7 +43,7 @@ class Several:
     summary: dict[str, Any]
 
 
-def content(directory: pathlib.Path, record: Record, page: str) -> dict[str, Any]:
+def build(directory: pathlib.Path, record: Record, page: str) -> dict[str, Any]:
     """Builds all that the template `several.html.jinja` shows.
 
     Args:
@@ -64,7 +64,7 @@ def content(directory: pathlib.Path, record: Record, page: str) -> dict[str, Any
     }
 
 
-def read(directory: pathlib.Path, record: Record) -> Several:
+def read(directory: pathlib.Path, record: Record) -> Sweep:
     """Reads the runs of a sweep.
 
     Args:
@@ -87,7 +87,7 @@ def read(directory: pathlib.Path, record: Record) -> Several:
     if finished[_SEARCHES]:
         names = {group: list(accuracies) for group, accuracies in finished.items()}
         summary = comparison.compare(directory, names, skip_share)
-    return Several(record.config, searches, planned, finished, summary)
+    return Sweep(record.config, searches, planned, finished, summary)
 
 
 def _planned(config: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -111,24 +111,28 @@ def _list_of(config: Mapping[str, Any], field: str) -> list[Any]:
 
 
 def _skip_share(config: Mapping[str, Any]) -> float:
-    return number(config.get('alarm.skip_share')) or 1.0
+    return finite_or_none(config.get('alarm.skip_share')) or 1.0
 
 
 def _accuracy_of(directory: pathlib.Path, name: str) -> float | None:
     """Returns the test accuracy of a run, or `None` if it is not finished."""
-    return number(run_record.contents(directory / name / 'summary.json').get('test_accuracy'))
+    return finite_or_none(
+        run_record.read_json_object(directory / name / 'summary.json').get('test_accuracy')
+    )
 
 
 def _is_complete(directory: pathlib.Path, name: str, skip_share: float) -> bool:
     """Returns whether a finished search has left all that its row in the table needs."""
     try:
-        row = comparison.row_of(directory / name, name, skip_share)
+        row = comparison.search_row(directory / name, name, skip_share)
     except _UNREADABLE:
         return False
-    return all(number(row[key]) is not None for key in ('valid_accuracy', 'params', 'seconds'))
+    return all(
+        finite_or_none(row[key]) is not None for key in ('valid_accuracy', 'params', 'seconds')
+    )
 
 
-def _head(sweep: Several, record: Record) -> dict[str, Any]:
+def _head(sweep: Sweep, record: Record) -> dict[str, Any]:
     state = f'{len(sweep.finished[_SEARCHES])} of {len(sweep.searches)} searches are finished'
     controls = [group for group in sweep.asked if group != _SEARCHES]
     planned = sum(len(sweep.asked[group]) for group in controls)
@@ -139,7 +143,7 @@ def _head(sweep: Several, record: Record) -> dict[str, Any]:
         'name': record.name,
         'kind': 'several searches',
         'facts': [
-            (key, formatting.shown(sweep.config[key]))
+            (key, formatting.config_value(sweep.config[key]))
             for key in ('data.name', 'model.space', 'search.estimator', 'seeds')
             if sweep.config.get(key) is not None
         ],
@@ -147,10 +151,10 @@ def _head(sweep: Several, record: Record) -> dict[str, Any]:
     }
 
 
-def _numbers(sweep: Several) -> list[dict[str, str]]:
+def _numbers(sweep: Sweep) -> list[dict[str, str]]:
     """Builds the key figures at the top of the page: `name`, `value` and `note` of each."""
     summary, finished = sweep.summary, len(sweep.finished[_SEARCHES])
-    collapsed = f'{summary["collapsed"]} of {finished}' if summary else NOTHING
+    collapsed = f'{summary["collapsed"]} of {finished}' if summary else MISSING
     figures = [
         ('Searches', str(len(sweep.searches)), f'{finished} of them finished'),
         ('Test accuracy', *_mean(summary.get('searched'), 'of the searches')),
@@ -162,7 +166,7 @@ def _numbers(sweep: Several) -> list[dict[str, str]]:
         random = summary.get('random', {})
         figures.append(('Random cells', percent(random.get('median')), 'median, from scratch'))
         ranked = sum('above_random_median' in row for row in summary.get('searches', ()))
-        above = f'{summary["above_random_median"]} of {ranked}' if ranked else NOTHING
+        above = f'{summary["above_random_median"]} of {ranked}' if ranked else MISSING
         figures.append(('Above that median', above, 'of the found cells'))
     return [{'name': name, 'value': value, 'note': note} for name, value, note in figures]
 
@@ -170,13 +174,13 @@ def _numbers(sweep: Several) -> list[dict[str, str]]:
 def _mean(statistics: Mapping[str, Any] | None, note: str) -> tuple[str, str]:
     """Formats a mean, and a note with the number of runs and their standard deviation."""
     if not statistics:
-        return NOTHING, note
+        return MISSING, note
     spread = comparison.spread(statistics)
     more = f',{spread}' if spread else ''
     return percent(statistics['mean']), f'{note}, mean of {statistics["count"]}{more}'
 
 
-def _accuracy(sweep: Several) -> dict[str, Any]:
+def _accuracy(sweep: Sweep) -> dict[str, Any]:
     """Builds the chart with the validation accuracy of all searches.
 
     Its phases are those of the search with the most evaluations.
@@ -190,7 +194,7 @@ def _accuracy(sweep: Several) -> dict[str, Any]:
         style = _STYLES[i % len(_STYLES)]
         series.append(Line(name, values, style, label=name.removeprefix('seed_')))
         columns[name] = ([*values, *[None] * (len(lines) - len(values))], percent)
-        alt += formatting.course(f'Validation accuracy of {name}', values, percent)
+        alt += formatting.describe_series(f'Validation accuracy of {name}', values, percent)
     title = 'Validation accuracy of all searches'
     return {
         'charts': [
@@ -206,7 +210,7 @@ def _accuracy(sweep: Several) -> dict[str, Any]:
     }
 
 
-def _searches(sweep: Several, directory: pathlib.Path, page: str) -> dict[str, Any]:
+def _searches(sweep: Sweep, directory: pathlib.Path, page: str) -> dict[str, Any]:
     """Builds the table of searches, and the genotype of each."""
     rows = {row['name']: row for row in sweep.summary.get('searches', ())}
     ranks = len(sweep.finished[_RANDOM]) + 1
@@ -218,7 +222,7 @@ def _searches(sweep: Several, directory: pathlib.Path, page: str) -> dict[str, A
         row = rows.get(name)
         if row is None:
             state = run_sections.head(search)['state']
-            cells, genotype = [state, *[NOTHING] * (len(head) - 2)], NOTHING
+            cells, genotype = [state, *[MISSING] * (len(head) - 2)], MISSING
         else:
             cells, genotype = _cells(row, ranks), row['genotype']
             if not isinstance(genotype, str):
@@ -236,7 +240,7 @@ def _cells(row: Mapping[str, Any], ranks: int) -> list[str]:
         percent(row['valid_accuracy']),
         percent(row['test_accuracy']),
         percent(row.get('retrained')),
-        NOTHING if rank is None else f'{rank} of {ranks}',
+        MISSING if rank is None else f'{rank} of {ranks}',
         f'{row["skip_connect"]} of {row["operations"]}',
         str(row['none']),
         str(row['parameter_free']),
@@ -245,7 +249,7 @@ def _cells(row: Mapping[str, Any], ranks: int) -> list[str]:
     ]
 
 
-def _from_scratch(sweep: Several) -> dict[str, Any]:
+def _from_scratch(sweep: Sweep) -> dict[str, Any]:
     """Builds the strip chart with the accuracies of all networks trained from scratch."""
     groups: list[Strip] = []
     for group, accuracies in sweep.finished.items():
@@ -286,7 +290,7 @@ def _from_scratch(sweep: Several) -> dict[str, Any]:
     }
 
 
-def _statistics(sweep: Several) -> list[list[str]]:
+def _statistics(sweep: Sweep) -> list[list[str]]:
     """Builds the table with mean, spread and extremes of every group."""
     if not sweep.summary:
         return []

@@ -11,7 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from asose_jax.arch.genotype import NetSpec
-from asose_jax.metrics.run_record import number
+from asose_jax.metrics.run_record import finite_or_none
 
 FOLDER = 'events'
 
@@ -49,7 +49,7 @@ class Events:
         summaries = [
             summary.scalar(name, value)
             for name, value in record.items()
-            if name != 'step' and number(value) is not None
+            if name != 'step' and finite_or_none(value) is not None
         ]
         rows = [np.array(row) for row in record['arch/probabilities']]
         summaries += [

@@ -12,11 +12,11 @@ from absl import logging as absl_logging
 
 from asose_jax.runtime import compilation_cache
 
-CACHE = pathlib.Path('~/.cache/asose_jax')
-SPAWN = multiprocessing.get_context('spawn')
+DEFAULT_CACHE_DIR = pathlib.Path('~/.cache/asose_jax')
+SPAWN_CONTEXT = multiprocessing.get_context('spawn')
 
 
-def prepare(handler: logging.Handler, cache: pathlib.Path = CACHE) -> logging.Logger:
+def set_up(handler: logging.Handler, cache: pathlib.Path = DEFAULT_CACHE_DIR) -> logging.Logger:
     """Sets up the log and the compilation cache, and silences duplicate reports of libraries.
 
     Args:
@@ -50,7 +50,7 @@ def plain_handler(stream: TextIO | None = None) -> logging.Handler:
     return handler
 
 
-def leave(status: int) -> NoReturn:
+def exit_now(status: int) -> NoReturn:
     """Ends the process at once with exit status `status`, after flushing log and stdout.
 
     A thread that is still compiling would crash the normal shutdown of the interpreter.

@@ -16,7 +16,7 @@ logger = logging.getLogger('asose_jax')
 
 
 @contextlib.contextmanager
-def claimed(workdir: pathlib.Path, is_primary_host: bool = True) -> Iterator[None]:
+def locked(workdir: pathlib.Path, is_primary_host: bool = True) -> Iterator[None]:
     """Creates `workdir` and locks it against other runs until the context or the process ends.
 
     Args:
@@ -79,7 +79,7 @@ def checksum(content: Any) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
-def append(path: pathlib.Path, line: str) -> None:
+def append_durably(path: pathlib.Path, line: str) -> None:
     """Appends `line` to the file and waits until it is on the disk."""
     _write(path, 'a', line)
 

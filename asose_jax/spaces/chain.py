@@ -11,7 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from asose_jax.arch.genotype import NetSpec, Place, frozen, widths
+from asose_jax.arch.genotype import MixedOpSite, NetSpec, channels_and_strides, to_tuples
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Forward
 from asose_jax.nn.mixed_op import Choice, MixedOp
@@ -90,13 +90,13 @@ class ChainSpec(NetSpec):
         """Returns the path in `arch` of the alpha of a branch."""
         return (f'block_{group}', f'choice_{member}')
 
-    def places(self, group: int, member: int) -> list[Place]:
+    def places(self, group: int, member: int) -> list[MixedOpSite]:
         """Returns the one mixed operation that the alpha of a branch decides on."""
         height, width, _ = self.image_shape
         for block in self.blocks[: group + 1]:
             height, width = (math.ceil(size / block.stride) for size in (height, width))
         shape = (height, width, self.blocks[group].channels)
-        return [Place((f'block_{group}', f'branch_{member}'), shape, 1)]
+        return [MixedOpSite((f'block_{group}', f'branch_{member}'), shape, 1)]
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> 'ChainSpec':
@@ -105,7 +105,7 @@ class ChainSpec(NetSpec):
         Fields that descriptions of earlier versions lack take their default values.
         """
         blocks = tuple(
-            BlockSpec(b['channels'], b['stride'], frozen(b['branches'])) for b in data['blocks']
+            BlockSpec(b['channels'], b['stride'], to_tuples(b['branches'])) for b in data['blocks']
         )
         return cls(
             tuple(data['image_shape']),
@@ -113,7 +113,7 @@ class ChainSpec(NetSpec):
             data['stem_channels'],
             blocks,
             partial=data.get('partial', 1),
-            factors=frozen(data.get('factors', ())),
+            factors=to_tuples(data.get('factors', ())),
             residual=data.get('residual', True),
         )
 
@@ -142,12 +142,12 @@ def build(
     Returns:
       The description of the supernet, in which the candidates have factors.
     """
-    sizes = widths(channels, depth, reductions, max_channels)
+    sizes = channels_and_strides(channels, depth, reductions, max_channels)
     blocks = tuple(BlockSpec(width, stride, (tuple(primitives),)) for width, stride in sizes)
     return ChainSpec(tuple(image_shape), num_classes, channels, blocks).with_factors()
 
 
-def scaled(spec: ChainSpec, channels: int) -> ChainSpec:
+def with_stem_channels(spec: ChainSpec, channels: int) -> ChainSpec:
     """Returns the same chain with another width; all widths change in proportion to the stem.
 
     Args:
@@ -164,7 +164,7 @@ def scaled(spec: ChainSpec, channels: int) -> ChainSpec:
     """
 
     def scaled_width(width: int) -> int:
-        return rounded(width * channels / spec.stem_channels)
+        return round_to_multiple_of_8(width * channels / spec.stem_channels)
 
     blocks = tuple(
         dataclasses.replace(block, channels=scaled_width(block.channels)) for block in spec.blocks
@@ -179,7 +179,7 @@ def scaled(spec: ChainSpec, channels: int) -> ChainSpec:
     return resized
 
 
-def rounded(channels: float) -> int:
+def round_to_multiple_of_8(channels: float) -> int:
     """Returns the nearest multiple of 8, at least 8."""
     return max(1, int(channels / 8 + 0.5)) * 8
 

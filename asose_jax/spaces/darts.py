@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asose_jax.arch.genotype import NONE, Genotype, NetSpec, Place, widths
+from asose_jax.arch.genotype import NONE, Genotype, MixedOpSite, NetSpec, channels_and_strides
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Forward
 from asose_jax.nn.mixed_op import MixedOp, edge_weights, shared_draws
@@ -39,7 +39,7 @@ PRIMITIVES = (
 )
 NODES = 4  # nodes of a cell, not counting its inputs
 INPUTS = 2
-KEPT = 2  # edges that a node keeps when the network is derived
+EDGES_PER_NODE = 2  # edges that a node keeps when the network is derived
 STEM_MULTIPLIER = 3
 # Avoids 0 / 0 where fewer than two edges of a node have any probability outside of `none`.
 _MIN_STRENGTH = 1e-12
@@ -61,7 +61,7 @@ class DartsSpec(NetSpec):
     """
 
     SPACE = 'darts'
-    EDGES_KEPT = KEPT
+    EDGES_KEPT = EDGES_PER_NODE
 
     stem_channels: int
     cells: tuple[tuple[int, int], ...]
@@ -86,7 +86,7 @@ class DartsSpec(NetSpec):
         kind = 'reduce' if group >= NODES else 'normal'
         return (f'{kind}_{group % NODES}_edges',) if self.partial > 1 else None
 
-    def places(self, group: int, member: int) -> list[Place]:
+    def places(self, group: int, member: int) -> list[MixedOpSite]:
         """Returns the mixed operations of an edge, one in each cell of its kind."""
         (height, width, _), places = self.image_shape, []
         for i, (channels, stride) in enumerate(self.cells):
@@ -95,7 +95,7 @@ class DartsSpec(NetSpec):
                 from_input = member < INPUTS
                 size = (height, width) if from_input else output_size
                 path = (f'cell_{i}', f'edge_{group % NODES}_{member}')
-                places.append(Place(path, (*size, channels), stride if from_input else 1))
+                places.append(MixedOpSite(path, (*size, channels), stride if from_input else 1))
             height, width = output_size
         return places
 
@@ -124,7 +124,7 @@ class DartsSpec(NetSpec):
                 strengths = strengths * edges[group]
             for rank, row, names in zip(_ranks(strengths), scores, members, strict=True):
                 none_index = names.index(NONE) if NONE in names else 0
-                chosen.append(xp.where(rank < KEPT, row.argmax(), none_index))
+                chosen.append(xp.where(rank < EDGES_PER_NODE, row.argmax(), none_index))
         return chosen
 
     def shares(self, rows: Sequence[Any]) -> list[Any]:
@@ -150,7 +150,7 @@ class DartsSpec(NetSpec):
             strengths = strengths / strengths.max()
             others = (1.0 - np.eye(len(members), dtype=np.float32)) @ strengths
             pairs = strengths * others
-            kept_probabilities = KEPT * pairs / pairs.sum()
+            kept_probabilities = EDGES_PER_NODE * pairs / pairs.sum()
             shares += [
                 kept * row / xp.maximum(row.sum(), _MIN_STRENGTH)
                 for kept, row in zip(kept_probabilities, scores, strict=True)
@@ -194,7 +194,7 @@ def build(
     Returns:
       The description of the supernet.
     """
-    cells = widths(channels, depth, reductions, max_channels)
+    cells = channels_and_strides(channels, depth, reductions, max_channels)
     cell = tuple((tuple(primitives),) * (INPUTS + node) for node in range(NODES))
     stem = STEM_MULTIPLIER * channels
     return DartsSpec(tuple(image_shape), num_classes, stem, cells, cell, cell)
@@ -353,13 +353,13 @@ def _parse_nodes(cell: Any) -> Iterator[tuple[str, ...]]:
     if not isinstance(cell, list) or not all(isinstance(entry, tuple | list) for entry in cell):
         raise ValueError(f'a DARTS cell must be a list of (operation, input), not {cell!r}')
     pairs = [pair for entry in cell for pair in (entry if _is_nested(entry) else [entry])]
-    if len(pairs) != KEPT * NODES:
+    if len(pairs) != EDGES_PER_NODE * NODES:
         raise ValueError(
-            f'a DARTS cell has {KEPT * NODES} edges; this one has {len(pairs)}: {cell}'
+            f'a DARTS cell has {EDGES_PER_NODE * NODES} edges; this one has {len(pairs)}: {cell}'
         )
     for node in range(NODES):
         names = [NONE] * (INPUTS + node)
-        for pair in pairs[KEPT * node : KEPT * (node + 1)]:
+        for pair in pairs[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]:
             known = len(pair) == 2 and pair[0] in PRIMITIVES[1:]
             if not known or pair[1] not in range(INPUTS + node) or names[pair[1]] != NONE:
                 raise ValueError(

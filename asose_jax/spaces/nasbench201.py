@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from asose_jax.arch.genotype import Genotype, NetSpec, Place, widths
+from asose_jax.arch.genotype import Genotype, MixedOpSite, NetSpec, channels_and_strides
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Forward
 from asose_jax.nn.mixed_op import MixedOp, shared_draws
@@ -52,14 +52,14 @@ class NasBench201Spec(NetSpec):
         """Returns the path in `arch` of the alpha of an edge."""
         return (f'choice_{group}_{member}',)
 
-    def places(self, group: int, member: int) -> list[Place]:
+    def places(self, group: int, member: int) -> list[MixedOpSite]:
         """Returns the mixed operations of an edge, one in each cell."""
         (height, width, _), places = self.image_shape, []
         for i, (channels, stride) in enumerate(self.modules):
             height, width = -(-height // stride), -(-width // stride)
             if stride == 1:
                 path = (f'cell_{i}', f'edge_{group}_{member}')
-                places.append(Place(path, (height, width, channels), 1))
+                places.append(MixedOpSite(path, (height, width, channels), 1))
         return places
 
 
@@ -88,7 +88,7 @@ def build(
     Returns:
       The description of the supernet.
     """
-    modules = widths(channels, depth, reductions, max_channels)
+    modules = channels_and_strides(channels, depth, reductions, max_channels)
     cell = tuple((tuple(primitives),) * (node + 1) for node in range(NODES))
     return NasBench201Spec(tuple(image_shape), num_classes, channels, modules, cell)
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from asose_jax.arch.genotype import NONE, SAFE, Genotype, NetSpec
+from asose_jax.arch.genotype import FALLBACK, NONE, Genotype, NetSpec
 from asose_jax.spaces import chain, darts, nasbench201
 
 
@@ -31,7 +31,7 @@ class Space(NamedTuple):
     build: Callable[..., NetSpec]
     body: Callable[..., Iterator[jax.Array]]
     primitives: tuple[str, ...]
-    needs: frozenset[str] = frozenset({SAFE})
+    needs: frozenset[str] = frozenset({FALLBACK})
     channels_divisor: int = 1
     grows: bool = False
     dumps: Callable[[Genotype], str] | None = None
@@ -53,7 +53,7 @@ SPACES: dict[str, Space] = {
         darts.build,
         darts.body,
         darts.PRIMITIVES,
-        needs=frozenset({SAFE, NONE}),
+        needs=frozenset({FALLBACK, NONE}),
         channels_divisor=2,
         dumps=darts.dumps,
         loads=darts.loads,
@@ -61,7 +61,7 @@ SPACES: dict[str, Space] = {
 }
 
 
-def text_of(spec: NetSpec, chosen: Genotype) -> str | None:
+def genotype_text(spec: NetSpec, chosen: Genotype) -> str | None:
     """Returns a genotype in the text form that the literature uses for its space.
 
     Args:

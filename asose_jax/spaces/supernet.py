@@ -115,7 +115,7 @@ class SecondHead(nn.Module):
         return nn.Dense(self.num_classes, name='head')(x.astype(jnp.float32).mean((1, 2)))
 
 
-def mixture_of(net: SuperNet) -> SuperNet:
+def with_softmax_mixture(net: SuperNet) -> SuperNet:
     """Returns the network with another meaning of `Mode.DENSE`: softmax(alpha), without a draw.
 
     In this mode it then computes the deterministic mixture of all candidates, which a network that

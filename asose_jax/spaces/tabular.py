@@ -14,7 +14,7 @@ from typing import Any
 
 from asose_jax.runtime.errors import UserError
 
-ARCH = 'arch'  # column with the texts of the cells, as the space writes them
+ARCH_COLUMN = 'arch'  # column with the texts of the cells, as the space writes them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Table:
         try:
             with file.open(encoding='utf-8', newline='') as lines:
                 reader = csv.DictReader(lines)
-                names = [name for name in reader.fieldnames or [] if name != ARCH]
-                if ARCH not in (reader.fieldnames or []) or not names:
+                names = [name for name in reader.fieldnames or [] if name != ARCH_COLUMN]
+                if ARCH_COLUMN not in (reader.fieldnames or []) or not names:
                     raise ValueError(f'its columns are {reader.fieldnames}')
                 columns = {name: {} for name in names}
                 for row in reader:
-                    line, arch = f'line {reader.line_num}', normalize(row[ARCH] or '')
+                    line, arch = f'line {reader.line_num}', normalize(row[ARCH_COLUMN] or '')
                     if None in row or None in row.values():
                         raise ValueError(f'{line} has more or fewer fields than there are columns')
                     if arch in columns[names[0]]:
@@ -62,8 +62,8 @@ class Table:
                             raise ValueError(f'{line}: {name} is {accuracy}, not a finite number')
         except (OSError, ValueError, csv.Error) as error:
             raise UserError(
-                f'benchmark.table={path!r}: {error}. It must be a CSV file with a column {ARCH!r} '
-                'and one or more columns of accuracies.'
+                f'benchmark.table={path!r}: {error}. It must be a CSV file with a column '
+                f'{ARCH_COLUMN!r} and one or more columns of accuracies.'
             ) from error
         return cls(columns)
 
@@ -71,7 +71,7 @@ class Table:
         """Returns the text of the CSV file that `read` reads; every column has all cells."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator='\n')
-        writer.writerow([ARCH, *self.columns])
+        writer.writerow([ARCH_COLUMN, *self.columns])
         for arch in next(iter(self.columns.values())):
             writer.writerow([arch, *(accuracies[arch] for accuracies in self.columns.values())])
         return file.getvalue()

@@ -10,7 +10,7 @@ from asose_jax.runtime import process
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Slot:
     """The share of the machine that one process uses alone.
 
     Attributes:
@@ -22,7 +22,7 @@ class Place:
     core: int | None = None
 
 
-def places() -> list[Place]:
+def available_slots() -> list[Slot]:
     """Returns one place for each device of this machine, or for each core if it has only a CPU.
 
     A child process counts the devices, since a process that looks at the devices claims them.
@@ -30,18 +30,18 @@ def places() -> list[Place]:
     Searches share a machine as processes and not by `jax.vmap`: a switch under vmap computes all of
     its branches, and two seeds took six times as long as one after another (nasbench201_small).
     """
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=process.SPAWN) as pool:
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=process.SPAWN_CONTEXT) as pool:
         platform, chips = pool.submit(_devices).result()
     if platform == 'cpu' and hasattr(os, 'sched_getaffinity'):
-        return [Place({}, core) for core in sorted(os.sched_getaffinity(0))]
+        return [Slot({}, core) for core in sorted(os.sched_getaffinity(0))]
     if platform == 'cpu':  # other systems than Linux cannot pin: one run at a time, on all cores
-        return [Place({})]
+        return [Slot({})]
     if platform == 'tpu':
         alone = {'TPU_CHIPS_PER_PROCESS_BOUNDS': '1,1,1', 'TPU_PROCESS_BOUNDS': '1,1,1'}
-        return [Place({**alone, 'TPU_VISIBLE_CHIPS': str(chip)}) for chip in range(chips)]
+        return [Slot({**alone, 'TPU_VISIBLE_CHIPS': str(chip)}) for chip in range(chips)]
     visible = os.environ.get('CUDA_VISIBLE_DEVICES')
     numbers = visible.split(',') if visible else [str(chip) for chip in range(chips)]
-    return [Place({'CUDA_VISIBLE_DEVICES': number}) for number in numbers]
+    return [Slot({'CUDA_VISIBLE_DEVICES': number}) for number in numbers]
 
 
 def _devices() -> tuple[str, int]:

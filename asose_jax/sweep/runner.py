@@ -83,11 +83,11 @@ def search(
       Stopped: after SIGTERM or Ctrl-C; all progress is saved.
     """
     if config.seeds:
-        return run(config, workdir, console)
+        return run_sweep(config, workdir, console)
     return run_phases.run(config, workdir, console)
 
 
-def run(
+def run_sweep(
     config: ml_collections.ConfigDict,
     directory: str | pathlib.Path,
     console: rich.console.Console | None = None,
@@ -124,16 +124,16 @@ def run(
     has_controls = bool(config.random_cells or config.plain_cells)
     if has_controls:
         validate(_retrained(single, 'of a search'), 1)
-    with interrupt.Interrupt(), workdir.claimed(directory):
+    with interrupt.Interrupt(), workdir.locked(directory):
         require_same_config(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
         workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
-        machine = placement.places()
+        machine = placement.available_slots()
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
-        run_all(searches, machine, directory, console)
+        run_jobs(searches, machine, directory, console)
         groups = {'searches': searches, 'found': [], 'random': []}
         if has_controls:
             trainings = _trainings(config, single, directory)
-            run_all(
+            run_jobs(
                 [job for jobs in trainings.values() for job in jobs], machine, directory, console
             )
             groups |= trainings
@@ -186,7 +186,7 @@ def _retrained(
     config: ml_collections.ConfigDict, source: str | pathlib.Path, **fields: Any
 ) -> ml_collections.ConfigDict:
     """Returns the config that trains the network of a genotype file or workdir from scratch."""
-    return retrain.config_of(_with(config, init_from=None, genotype=str(source), **fields))
+    return retrain.retrain_config(_with(config, init_from=None, genotype=str(source), **fields))
 
 
 def _searched_job(config: ml_collections.ConfigDict, directory: pathlib.Path, seed: int) -> Job:
@@ -210,7 +210,7 @@ def _plain_job(
 ) -> Job:
     """Trains the network of one search with the same operation everywhere."""
     supernet = _supernet(config, directory, seed)
-    cell = genotype.plain(supernet, operation)
+    cell = genotype.uniform_genotype(supernet, operation)
     return _control_job(config, directory, f'plain/{operation}/seed_{seed}', supernet, cell, seed)
 
 
@@ -247,13 +247,13 @@ class _Running:
     """A started job, the place that it occupies and its process."""
 
     job: Job
-    place: placement.Place
+    place: placement.Slot
     child: multiprocessing.process.BaseProcess
 
 
-def run_all(
+def run_jobs(
     jobs: Sequence[Job],
-    machine: Sequence[placement.Place],
+    machine: Sequence[placement.Slot],
     directory: pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> None:
@@ -261,7 +261,7 @@ def run_all(
 
     Args:
       jobs: started in this order, as places become free.
-      machine: the places, see `placement.places`.
+      machine: the places, see `placement.available_slots`.
       directory: contains the directory of each job, which has the job's name.
       console: where a progress bar may be drawn.
 
@@ -292,9 +292,9 @@ def run_all(
                 active.child.join()
 
 
-def _started(job: Job, place: placement.Place, directory: pathlib.Path) -> _Running:
+def _started(job: Job, place: placement.Slot, directory: pathlib.Path) -> _Running:
     (directory / job.name).mkdir(parents=True, exist_ok=True)
-    child = process.SPAWN.Process(target=_run_job, args=(job, directory / job.name, place))
+    child = process.SPAWN_CONTEXT.Process(target=_run_job, args=(job, directory / job.name, place))
     child.start()
     return _Running(job, place, child)
 
@@ -304,7 +304,7 @@ def _require_finished(active: _Running, directory: pathlib.Path) -> None:
     name, status = active.job.name, active.child.exitcode
     if status or not (directory / name / 'summary.json').exists():
         raise UserError(_failure(active.job, directory, status))
-    logger.info('%s: %s', name, comparison.one_line(directory / name))
+    logger.info('%s: %s', name, comparison.result_line(directory / name))
 
 
 def _failure(job: Job, directory: pathlib.Path, status: int | None) -> str:
@@ -351,7 +351,7 @@ def _progress(
 
         def update() -> None:
             states = [
-                f'{active.job.name} {comparison.latest(directory / active.job.name)}'
+                f'{active.job.name} {comparison.progress_line(directory / active.job.name)}'
                 for active in running.values()
             ]
             done = len(jobs) - len(waiting) - len(running)
@@ -360,28 +360,28 @@ def _progress(
         yield update
 
 
-def _run_job(job: Job, directory: pathlib.Path, place: placement.Place) -> None:
+def _run_job(job: Job, directory: pathlib.Path, place: placement.Slot) -> None:
     """Executes one run; the main function of its process."""
     os.setsid()  # Ctrl-C then reaches only the parent process, which stops this one by SIGTERM
     os.environ.update(place.environment)
-    cache = process.CACHE
+    cache = process.DEFAULT_CACHE_DIR
     if place.core is not None:
         os.sched_setaffinity(0, {place.core})
         cache = cache / 'one_core'  # a program is compiled for the number of cores
     log = open(directory / 'log.txt', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
     os.dup2(log.fileno(), sys.stdout.fileno())
     os.dup2(log.fileno(), sys.stderr.fileno())
-    child_logger = process.prepare(process.plain_handler(log), cache)
+    child_logger = process.set_up(process.plain_handler(log), cache)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         run_phases.run(job.config, directory, rich.console.Console(file=log))
     except Stopped as stopped:
         child_logger.info('%s', stopped)
-        process.leave(1)
+        process.exit_now(1)
     except UserError as error:
         child_logger.error('%s', error)
-        process.leave(2)
-    process.leave(0)
+        process.exit_now(2)
+    process.exit_now(0)
 
 
 def _end_with_parent() -> None:

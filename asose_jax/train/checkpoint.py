@@ -221,7 +221,7 @@ class Checkpoints:
         """
         if self.latest() == step:
             return
-        require_room(self.directory, state)
+        require_disk_space(self.directory, state)
         content = {'schema': SCHEMA, **meta, 'checksums': _checksums(state)}
         # A copy: the run changes its history while this is written in the background.
         content = json.loads(json.dumps(content))
@@ -275,7 +275,7 @@ def _first_line(error: Exception) -> str:
     return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:300]}'
 
 
-def names(tree: Any) -> list[str]:
+def array_paths(tree: Any) -> list[str]:
     """Returns the paths of the arrays of a tree, in order; the keys of `meta['checksums']`.
 
     Example:
@@ -290,15 +290,17 @@ def _checksums(tree: Any) -> dict[str, int]:
     def crc32(array: np.ndarray) -> int:
         return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
-    return dict(zip(names(tree), map(crc32, jax.tree.leaves(jax.device_get(tree))), strict=True))
+    return dict(
+        zip(array_paths(tree), map(crc32, jax.tree.leaves(jax.device_get(tree))), strict=True)
+    )
 
 
-def has_any(directory: pathlib.Path) -> bool:
+def has_checkpoint(directory: pathlib.Path) -> bool:
     """Returns whether the directory has a finished checkpoint, damaged or not."""
     return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
 
 
-def require_room(directory: pathlib.Path, state: SearchState) -> None:
+def require_disk_space(directory: pathlib.Path, state: SearchState) -> None:
     """Checks that the disk has room for two checkpoints of `state`.
 
     Args:
@@ -317,7 +319,7 @@ def require_room(directory: pathlib.Path, state: SearchState) -> None:
         )
 
 
-def locate(path: str) -> tuple[pathlib.Path, int | None]:
+def parse_init_from(path: str) -> tuple[pathlib.Path, int | None]:
     """Splits the value of `init_from` into a checkpoint directory and a step.
 
     Args:

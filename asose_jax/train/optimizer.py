@@ -11,7 +11,7 @@ import optax
 from asose_jax.train.phases import Schedule
 
 # A step that is a weight turn in every schedule: with it, `update` computes a step of the weights.
-BEFORE = -1
+LOOKAHEAD_STEP = -1
 
 
 def lr_for_total_displacement(travel: float, lr_end: float, updates: int) -> float:

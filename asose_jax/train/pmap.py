@@ -185,9 +185,9 @@ def compile_train(step_config: StepConfig, phase: Phase, *example: Any) -> Progr
 
 
 def compile_statistics(step_config: StepConfig, phase: Phase, *example: Any) -> Program:
-    """Compiles `steps.own_statistics`, which comes before an evaluation; see `compile_train`."""
+    """Compiles `steps.recompute_batch_stats`, to be run before an evaluation; see `compile_train`."""
     del phase  # the program is the same in all phases
-    function = functools.partial(steps.own_statistics, step_config)
+    function = functools.partial(steps.recompute_batch_stats, step_config)
     return _compile(function, example, out_axes=None, donate_argnums=0)
 
 
@@ -204,11 +204,11 @@ def _compile(
     start = time.perf_counter()
     if jax.process_count() > 1:
         example = jax.tree.map(_concrete, example)
-    compiled = optimized(call.lower(*example))
+    compiled = compile_lowered(call.lower(*example))
     return Program(compiled, time.perf_counter() - start, _peak_bytes(compiled))
 
 
-def optimized(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles a lowered program with the options of long-running programs on this platform."""
     return lowered.compile(compiler_options=_OPTIONS.get(jax.default_backend()))
 

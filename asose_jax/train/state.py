@@ -334,7 +334,7 @@ def derive_state(
     velocity = prune(optax.tree.get(state.opt_state, 'trace')['params'], spec, chosen)
     params, velocity = factors.fold(spec, chosen, prune(state.params, spec, chosen), velocity)
     trainable = {'params': params, 'arch': {}}
-    opt_state = adopt(tx.init(trainable), state.opt_state)
+    opt_state = match_leaves(tx.init(trainable), state.opt_state)
     trace = {**optax.tree.get(opt_state, 'trace'), 'params': velocity}
     derived = state.replace(
         params=params,
@@ -404,7 +404,7 @@ def _remove(tree: dict[str, Any], path: Sequence[str], names: Iterable[str]) -> 
         tree.pop(name, None)
 
 
-def adopt(fresh: Any, old: Any) -> Any:
+def match_leaves(fresh: Any, old: Any) -> Any:
     """Returns `fresh` with every leaf replaced by the leaf of `old` at the same path.
 
     Args:

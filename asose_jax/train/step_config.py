@@ -31,7 +31,7 @@ class StepConfig:
         normalises each part by itself.
       arch_samples: number of draws in an alpha step, whose gradients are averaged.
       eval_mixture: whether evaluations use `Mode.DENSE` with the statistics of each batch instead
-        of `eval_mode`; the model is then a `supernet.mixture_of`.
+        of `eval_mode`; the model is then a `supernet.with_softmax_mixture`.
       penalty: a term of the loss that depends on alpha alone. Alpha steps add its gradient, and
         report the loss without it.
       second_order: whether alpha steps look one weight step ahead, see `second_order.gradient`.

@@ -35,7 +35,7 @@ def train_steps(
       step_config: static settings of the network's steps.
       phase: static phase of the run.
       packed: the state, the same on every device; its buffers are donated.
-      batch: this device's part of `batches.chunk`: `[slots, B/D, ...]` per key.
+      batch: this device's part of `batches.stack_batches`: `[slots, B/D, ...]` per key.
       shared: see `pmap.shared_arrays`.
 
     Returns:
@@ -54,7 +54,7 @@ def train_steps(
         'totals': state.totals,
         'longest_streak': state.longest_streak,
         'arch': state.arch,
-        'factors': factors.of(step_config.model.spec, state.params),
+        'factors': factors.factors_by_row(step_config.model.spec, state.params),
     }
     return packed, metrics
 
@@ -153,8 +153,8 @@ def eval_steps(
       step_config: static settings of the network's steps.
       phase: static phase of the run; selects `StepConfig.eval_mode`.
       packed: the state, read only.
-      batch: this device's part of `batches.chunk`, with `weight` `[slots, B/D]`: 1 for images that
-        count, 0 for padding.
+      batch: this device's part of `batches.stack_batches`, with `weight` `[slots, B/D]`: 1 for
+        images that count, 0 for padding.
       shared: see `pmap.shared_arrays`.
 
     Returns:
@@ -205,7 +205,7 @@ def _mixture_logits(
     """Computes logits `[B, num_classes]` of the mixture of all candidates, with batch statistics.
 
     Args:
-      model: see `supernet.mixture_of`.
+      model: see `supernet.with_softmax_mixture`.
       variables: weights, alpha and running statistics.
       beta: weight of the auxiliary skips.
       key: any random key: Mode.DENSE asks for one, but a mixture draws nothing.
@@ -226,7 +226,7 @@ def _mixture_logits(
     return logits
 
 
-def own_statistics(
+def recompute_batch_stats(
     step_config: StepConfig, packed: Packed, batch: Arrays, shared: Arrays
 ) -> Packed:
     """Computes the BatchNorm statistics of the network that alpha makes most likely.
@@ -237,7 +237,8 @@ def own_statistics(
     Args:
       step_config: static settings of the network's steps.
       packed: the state; its buffers are donated.
-      batch: this device's part of `batches.chunk`, with training images. They are not augmented,
+      batch: this device's part of `batches.stack_batches`, with training images. They are not
+        augmented,
         as the images of an evaluation are not. `batch['done']` is the number of batches in earlier
         calls.
       shared: see `pmap.shared_arrays`.

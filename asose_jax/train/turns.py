@@ -241,7 +241,7 @@ def _second_order_gradient(
     def step_weights(grads: Any) -> Any:
         packed_grads = _pack_gradients(inputs.packed, {'params': grads})
         updates, _ = inputs.step_config.tx.update(
-            packed_grads, vectors.opt_state, vectors.trainable, step=optimizer.BEFORE
+            packed_grads, vectors.opt_state, vectors.trainable, step=optimizer.LOOKAHEAD_STEP
         )
         return layout.params.unpack(optax.apply_updates(vectors.params, updates['params']))
 

@@ -111,13 +111,15 @@ def test_minus_infinity_is_a_legal_logit():
     ],
 )
 def test_thresholds_by_hand(weights, expected):
-    kept = gumbel.drop_small(jnp.array(weights), gumbel.Thresholds(), fallback=3)
+    kept = gumbel.apply_thresholds(jnp.array(weights), gumbel.Thresholds(), fallback=3)
     np.testing.assert_allclose(kept, expected)
 
 
 def test_thresholds_compile_without_a_branch():
     jaxpr = str(
-        jax.make_jaxpr(lambda w: gumbel.drop_small(w, gumbel.Thresholds(), 3))(jnp.ones(4) / 4)
+        jax.make_jaxpr(lambda w: gumbel.apply_thresholds(w, gumbel.Thresholds(), 3))(
+            jnp.ones(4) / 4
+        )
     )
     assert 'cond' not in jaxpr
 

@@ -40,13 +40,13 @@ def _tiny(file):
             'retrain.second_head': 0.4,
         }
     )
-    return retrain.config_of(config)
+    return retrain.retrain_config(config)
 
 
 def test_darts_networks_are_trained_as_their_authors_do():
     config = get_config('darts')
     config.genotype = 'genotype.txt'
-    made = retrain.config_of(config)
+    made = retrain.retrain_config(config)
     validate(made, 1)
     assert [made[phase].epochs for phase in ('warmup', 'search', 'growth', 'optimize')] == [
         *(0, 0, 0),
@@ -62,7 +62,7 @@ def test_darts_networks_are_trained_as_their_authors_do():
 def test_a_grown_network_is_taken_as_it_is_and_unset_sizes_are_those_of_model():
     config = get_config('digits')
     config.genotype = 'found'
-    made = retrain.config_of(config)
+    made = retrain.retrain_config(config)
     assert (made.network, made.genotype) == ('found', None)
     assert made.model == config.model
 
@@ -70,17 +70,17 @@ def test_a_grown_network_is_taken_as_it_is_and_unset_sizes_are_those_of_model():
 def test_a_grown_network_may_be_wider_and_nothing_else():
     config = get_config('digits')
     config.genotype, config.retrain.channels = 'found', 64
-    made = retrain.config_of(config)
+    made = retrain.retrain_config(config)
     validate(made, 1)
     assert (made.network, made.network_channels) == ('found', 64)
     config.network, config.genotype = 'found', None
-    assert retrain.config_of(config).network_channels == 64
+    assert retrain.retrain_config(config).network_channels == 64
     for field, value in (('depth', 8), ('reductions', (1,))):
         config = get_config('digits')
         config.genotype, config.retrain[field] = 'found', value
         told = rf'retrain.{field}=.*network in found; leave it out; retrain.channels scales'
         with pytest.raises(UserError, match=told):
-            retrain.config_of(config)
+            retrain.retrain_config(config)
 
 
 @pytest.mark.parametrize(('channels', 'near'), [(36, '32 or 40'), (5, '8')])
@@ -88,14 +88,14 @@ def test_a_grown_network_has_widths_in_multiples_of_eight(channels, near):
     config = get_config('digits')
     config.genotype, config.retrain.channels = 'found', channels
     with pytest.raises(UserError, match=rf'retrain.channels={channels}: .* take {near}$'):
-        retrain.config_of(config)
+        retrain.retrain_config(config)
 
 
 def test_sizes_of_a_cell_network_that_is_described_are_not_asked_for_again():
     config = get_config('darts')
     config.network = 'found'
     with pytest.raises(UserError, match=r'retrain.channels=36: .* network in found; leave it out$'):
-        retrain.config_of(config)
+        retrain.retrain_config(config)
 
 
 def test_widths_of_cell_networks_are_not_those_of_network_channels():
@@ -112,19 +112,19 @@ def test_a_wider_chain_has_the_same_blocks_and_all_widths_in_proportion():
         BlockSpec(64, 2, (('skip_connect',),)),
     )
     spec = chain.ChainSpec((32, 32, 3), 10, 16, blocks)
-    wider = chain.scaled(spec, 24)
+    wider = chain.with_stem_channels(spec, 24)
     assert (wider.stem_channels, [block.channels for block in wider.blocks]) == (24, [24, 64, 96])
     assert wider.groups() == spec.groups()
     assert [block.stride for block in wider.blocks] == [1, 2, 2]
-    assert chain.scaled(chain.scaled(spec, 32), 16) == spec
-    assert chain.scaled(spec, 8).blocks[2].channels == 32
+    assert chain.with_stem_channels(chain.with_stem_channels(spec, 32), 16) == spec
+    assert chain.with_stem_channels(spec, 8).blocks[2].channels == 32
 
 
 def test_transitions_do_not_vanish_in_a_narrower_chain():
     blocks = (BlockSpec(16, 1, (('sep_conv_3x3',),)), BlockSpec(24, 1, (('sep_conv_3x3',),)))
     spec = chain.ChainSpec((32, 32, 3), 10, 16, blocks)
     with pytest.raises(ValueError, match='two stages would be equally wide'):
-        chain.scaled(dataclasses.replace(spec, stem_channels=32), 8)
+        chain.with_stem_channels(dataclasses.replace(spec, stem_channels=32), 8)
 
 
 def test_what_a_search_was_like_does_not_stand_in_the_way():
@@ -143,12 +143,12 @@ def test_what_a_search_was_like_does_not_stand_in_the_way():
             'cost.target': 1e6,
         }
     )
-    validate(retrain.config_of(config), 1)
+    validate(retrain.retrain_config(config), 1)
 
 
 def test_without_a_network_it_says_what_to_name():
     with pytest.raises(UserError, match=r'--config.genotype=FILE'):
-        retrain.config_of(get_config('darts'))
+        retrain.retrain_config(get_config('darts'))
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def _wider(tmp_path):
     chosen = genotype.Genotype((('skip_connect',), ('max_pool_3x3',)))
     file = tmp_path / 'genotype.json'
     file.write_text(chosen.dumps(genotype.derive(spec, chosen)))
-    return retrain.config_of(
+    return retrain.retrain_config(
         tiny(**{'genotype': str(file), 'retrain.channels': 8, 'retrain.epochs': 1})
     )
 

@@ -93,7 +93,7 @@ def _arch(spec, seed=0):
 @pytest.mark.parametrize('seed', [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
 def test_sure_rows_cost_what_the_derived_network_costs(space, kind, seed):
     spec = _spec(space)
-    chosen = genotype.of_rows(spec, spec.choose(_rows(spec, seed)))
+    chosen = genotype.genotype_from_indices(spec, spec.choose(_rows(spec, seed)))
     derived = genotype.derive(spec, chosen)
     expected = _budget(kind).expected(spec, _one_hot(spec, chosen))
     whole = METERS[kind].network(derived)
@@ -114,13 +114,13 @@ def test_reach_is_that_of_all_networks_and_is_met(space):
     low, high = _budget().reach(spec)
     for seed in range(5):
         rows = _rows(spec, seed)
-        derived = genotype.derive(spec, genotype.of_rows(spec, spec.choose(rows)))
+        derived = genotype.derive(spec, genotype.genotype_from_indices(spec, spec.choose(rows)))
         assert low <= flops.forward_flops(derived) <= high
         assert low <= _budget().expected(spec, rows) <= high
-    costs = flops.table(spec, flops.FLOPS).rows
+    costs = flops.cost_table(spec, flops.FLOPS).rows
     for sign, end in ((1, high), (-1, low)):
         best = [sign * row - (sign * row).min() for row in costs]
-        dearest = genotype.derive(spec, genotype.of_rows(spec, spec.choose(best)))
+        dearest = genotype.derive(spec, genotype.genotype_from_indices(spec, spec.choose(best)))
         assert space == 'darts' or flops.forward_flops(dearest) == end
 
 
@@ -183,9 +183,9 @@ def test_gradient_is_that_of_the_absolute_value_on_both_sides(space):
                 moved = [*rows[:i], np.exp(alpha) / np.exp(alpha).sum(), *rows[i + 1 :]]
                 return 0.3 * abs(budget.expected(spec, moved) / budget.target - 1)
 
-            alpha = np.float64(genotype.at(arch, path)['alpha'])
+            alpha = np.float64(genotype.subtree(arch, path)['alpha'])
             numeric = optimize.approx_fprime(alpha, exact, 1e-6)
-            ours = genotype.at(found, path)['alpha']
+            ours = genotype.subtree(found, path)['alpha']
             np.testing.assert_allclose(ours, numeric, rtol=1e-2, atol=1e-5)
         assert max(abs(leaf).max() for leaf in jax.tree.leaves(found)) > 1e-3
 
@@ -194,7 +194,7 @@ def test_gradient_is_that_of_the_absolute_value_on_both_sides(space):
 def test_a_broken_row_counts_as_skip_connect_and_gets_no_gradient(space):
     spec, arch = _spec(space), _arch(_spec(space))
     group, member, candidates = spec.rows()[-1]
-    broken = genotype.at(arch, spec.alpha_path(group, member))
+    broken = genotype.subtree(arch, spec.alpha_path(group, member))
     _, program = _on_both_sides(space)
     broken['alpha'] = 50.0 * np.eye(len(candidates), dtype='f')[candidates.index('skip_connect')]
     sure = program(arch)
@@ -202,7 +202,7 @@ def test_a_broken_row_counts_as_skip_connect_and_gets_no_gradient(space):
     for (expected, _), (value, gradient) in zip(sure, program(arch), strict=True):
         assert value == pytest.approx(float(expected), rel=1e-6)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-        assert not genotype.at(gradient, spec.alpha_path(group, member))['alpha'].any()
+        assert not genotype.subtree(gradient, spec.alpha_path(group, member))['alpha'].any()
 
 
 def test_alpha_steps_add_its_gradient_and_the_logged_loss_stays():
@@ -283,7 +283,7 @@ def clock(monkeypatch):
         taken.append(part)
         return (1 / (1 + len(taken)),) * 3
 
-    monkeypatch.setattr(latency, 'measured', measured)
+    monkeypatch.setattr(latency, 'measure_milliseconds', measured)
     return taken
 
 
@@ -299,7 +299,7 @@ def _stopped_and_resumed(tmp_path, monkeypatch, clock, step, fields):
         stop_after(patch, step)
         with pytest.raises(Killed):
             run_phases.run(config, tmp_path / 'halves')
-    flops.table.cache_clear()  # as in a new process
+    flops.cost_table.cache_clear()  # as in a new process
     batches._shuffled.cache_clear()
     run_phases.run(config, tmp_path / 'halves')
     return config

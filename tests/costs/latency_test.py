@@ -29,7 +29,7 @@ def clock(monkeypatch):
         taken.append(part)
         return (float(len(taken)),) * 3
 
-    monkeypatch.setattr(latency, 'measured', measured)
+    monkeypatch.setattr(latency, 'measure_milliseconds', measured)
     return taken
 
 
@@ -38,7 +38,9 @@ def test_measurement_is_the_quartiles_of_calls_that_were_warm(monkeypatch):
     took = [60, 60, *range(1, 11)]
     times = itertools.chain.from_iterable((0, seconds) for seconds in took)
     monkeypatch.setattr(latency, 'time', types.SimpleNamespace(perf_counter=lambda: next(times)))
-    found = latency.measured(flops.operation('conv_7x1_1x7', (4, 4, 4), 1, images=2))
+    found = latency.measure_milliseconds(
+        flops.operation_program('conv_7x1_1x7', (4, 4, 4), 1, images=2)
+    )
     of_a_pass = 1000 * np.arange(1, 11) / latency._PASSES_PER_CALL
     np.testing.assert_allclose(found, np.quantile(of_a_pass, (0.25, 0.5, 0.75)))
     assert next(times, None) is None
@@ -52,7 +54,7 @@ def test_more_work_takes_longer_and_nothing_takes_nothing(monkeypatch):
         flops = jax.jit(part.call).lower(variables, part.x).cost_analysis().get('flops', 0.0)
         return (1e-6 * flops + 1.0,) * 3
 
-    monkeypatch.setattr(latency, 'measured', measured)
+    monkeypatch.setattr(latency, 'measure_milliseconds', measured)
     held = Latencies(pathlib.Path('none'), 8, 'float32')
     whole = held.network(SPEC)
     assert 0 < whole < held.operation('conv_7x1_1x7', (32, 32, 64), 1)
@@ -87,7 +89,7 @@ def test_what_is_in_the_file_is_not_measured_again(clock, tmp_path):
 
 
 def test_a_busy_machine_is_told(monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(latency, 'measured', lambda part: (1.0, 1.5, 2.5))
+    monkeypatch.setattr(latency, 'measure_milliseconds', lambda part: (1.0, 1.5, 2.5))
     with caplog.at_level(logging.WARNING, 'asose_jax'):
         assert Latencies(tmp_path / 'file', 1, 'float32').network(SPEC) == 1.5
     assert '1.000 to 2.500 ms, which is too wide a range' in caplog.text

@@ -36,14 +36,14 @@ def test_streams_and_seeds_are_told_apart():
 
 def test_streamed_and_resident_sets_give_the_same_images():
     images = np.arange(30 * 4).reshape(30, 2, 2, 1).astype(np.uint8)
-    resident = ImageSet.of_arrays(images, np.arange(30, dtype=np.int32))
+    resident = ImageSet.from_arrays(images, np.arange(30, dtype=np.int32))
     streamed = ImageSet(30, resident.read)
 
     def indices_at(step):
         return batches.batch_indices(np.arange(30), 7, 0, step, 4)
 
-    indexed = list(batches.stream(resident, indices_at, 3, 20))
-    read = list(batches.stream(streamed, indices_at, 3, 20))
+    indexed = list(batches.batch_stream(resident, indices_at, 3, 20))
+    read = list(batches.batch_stream(streamed, indices_at, 3, 20))
     assert len(indexed) == len(read) == 17
     for one, other in zip(indexed, read, strict=True):
         np.testing.assert_array_equal(images[one['index']], other['image'])
@@ -53,7 +53,7 @@ def test_streamed_and_resident_sets_give_the_same_images():
 @pytest.mark.parametrize('devices', [1, 2, 4])
 def test_chunk_cuts_the_global_batch_in_order_and_fills_unused_slots(devices):
     steps = [{'index': np.arange(8, dtype=np.int32) + 10 * s} for s in range(3)]
-    chunk = batches.chunk(steps, 5, devices)
+    chunk = batches.stack_batches(steps, 5, devices)
     assert chunk['index'].shape == (devices, 5, 8 // devices)
     assert (chunk['steps'] == 3).all()
     for s in range(3):
@@ -63,7 +63,7 @@ def test_chunk_cuts_the_global_batch_in_order_and_fills_unused_slots(devices):
 
 def test_chunk_holds_batches_that_are_only_looked_at():
     steps = [{'index': np.full(4, s, np.int32)} for s in range(3)]
-    chunk = batches.chunk(steps, 5, 2, ahead=1)
+    chunk = batches.stack_batches(steps, 5, 2, ahead=1)
     assert (chunk['steps'] == 2).all()
     assert chunk['index'].shape == (2, 5, 2)
     assert (chunk['index'][:, 2] == 2).all()

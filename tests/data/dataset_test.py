@@ -220,7 +220,7 @@ def test_examples_that_are_no_images_are_an_error(tmp_path, monkeypatch, shape, 
 @pytest.mark.parametrize('fraction', [0.1, 0.2, 0.8])
 def test_a_class_of_two_images_has_one_in_either_part(monkeypatch, fraction):
     labels = np.repeat(np.arange(3, dtype=np.int32), (200, 200, 2))
-    learn = image_set.ImageSet.of_arrays(np.zeros((402, 4, 4, 1), np.uint8), labels)
+    learn = image_set.ImageSet.from_arrays(np.zeros((402, 4, 4, 1), np.uint8), labels)
     monkeypatch.setattr(dataset, '_digits', lambda _: (learn, learn, ('a', 'b', 'c')))
     for seed in range(3):
         found = _digits(valid_fraction=fraction, seed=seed)
@@ -231,7 +231,7 @@ def test_a_class_of_two_images_has_one_in_either_part(monkeypatch, fraction):
 
 def test_too_few_images_for_the_classes_are_an_error(monkeypatch):
     labels = np.arange(12, dtype=np.int32) % 10
-    learn = image_set.ImageSet.of_arrays(np.zeros((12, 4, 4, 1), np.uint8), labels)
+    learn = image_set.ImageSet.from_arrays(np.zeros((12, 4, 4, 1), np.uint8), labels)
     monkeypatch.setattr(dataset, '_digits', lambda _: (learn, learn, tuple('abcdefghij')))
     with pytest.raises(UserError, match=r'needs at least 10\. There are too few images'):
         _digits()
@@ -246,7 +246,7 @@ def test_too_few_images_for_the_classes_are_an_error(monkeypatch):
 )
 def test_one_class_or_one_image_of_a_class_is_an_error(monkeypatch, last, message):
     labels = np.array([0] * 19 + [last], np.int32)
-    learn = image_set.ImageSet.of_arrays(np.zeros((20, 4, 4, 1), np.uint8), labels)
+    learn = image_set.ImageSet.from_arrays(np.zeros((20, 4, 4, 1), np.uint8), labels)
     monkeypatch.setattr(dataset, '_digits', lambda _: (learn, learn, ('a', 'b')))
     with pytest.raises(UserError, match=message):
         _digits()

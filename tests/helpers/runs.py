@@ -293,7 +293,7 @@ def run_with_stops(config: ml_collections.ConfigDict, workdir: pathlib.Path, sto
 
 def stop_before_saving(monkeypatch, step):
     """Ends the run between the growth at `step` and its checkpoint."""
-    original = controller.consider
+    original = controller.update
 
     def consider(context, current, span, record, batch):
         events = original(context, current, span, record, batch)
@@ -302,7 +302,7 @@ def stop_before_saving(monkeypatch, step):
             raise Killed
         return events
 
-    monkeypatch.setattr(controller, 'consider', consider)
+    monkeypatch.setattr(controller, 'update', consider)
 
 
 def end_of(workdir: pathlib.Path, config: ml_collections.ConfigDict) -> tuple:

@@ -47,7 +47,7 @@ def data():
     mean, std = np.float32([100]), np.float32([50])
     everything = np.arange(64)
     names = ('a', 'b', 'c')
-    source = ImageSet.of_arrays(images, labels)
+    source = ImageSet.from_arrays(images, labels)
     return Dataset(source, everything, everything, everything, names, (6, 6, 1), mean, std)
 
 
@@ -107,7 +107,7 @@ def run(before, count, devices=1, phase=Phase.SEARCH, poison=None, step_config=S
     if devices == 1:
         shared = jax.device_put(shared, jax.devices()[0])
     after, metrics = call(phase, devices, step_config)(
-        before, batches.chunk(chosen, 8, devices), shared
+        before, batches.stack_batches(chosen, 8, devices), shared
     )
     return after, metrics
 
@@ -121,7 +121,7 @@ STILL = dataclasses.replace(STEP_CONFIG, augmentation=augment.Augmentation(0, Fa
 
 def after_one(step_config, index):
     """The state after the first step of search."""
-    chunk = batches.chunk([{'index': index}], 8, 1)
+    chunk = batches.stack_batches([{'index': index}], 8, 1)
     shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
     before = networks.fresh_state(step_config.model, step_config.tx, seed=1).replace(
         step=np.int32(START)

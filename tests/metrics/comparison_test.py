@@ -68,7 +68,7 @@ def test_one_search_has_no_spread_and_without_random_cells_nothing_is_ranked(tmp
     assert 'random' not in made
     assert 'retrained' not in made['searches'][0]
     assert '50.00 %' in comparison.table(made)
-    assert comparison.one_line(tmp_path / 'seed_3') == f'test accuracy 50.00 % {CONVS}'
+    assert comparison.result_line(tmp_path / 'seed_3') == f'test accuracy 50.00 % {CONVS}'
 
 
 def test_networks_of_one_operation_stand_beside_what_was_found(tmp_path):
@@ -87,10 +87,10 @@ def test_networks_of_one_operation_stand_beside_what_was_found(tmp_path):
 
 
 def test_where_a_run_is_comes_from_its_last_line(tmp_path):
-    assert comparison.latest(tmp_path) == 'starting'
+    assert comparison.progress_line(tmp_path) == 'starting'
     line = {'phase': 'search', 'epoch': 3, 'valid/accuracy': 0.417}
     (tmp_path / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
-    assert comparison.latest(tmp_path) == 'search 3, valid 41.7%'
+    assert comparison.progress_line(tmp_path) == 'search 3, valid 41.7%'
     with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write('{"phase": "sea')
-    assert comparison.latest(tmp_path) == 'starting'
+    assert comparison.progress_line(tmp_path) == 'starting'

@@ -184,9 +184,9 @@ def test_what_is_kept_computes_the_same_and_moves_as_before(name):
     counted = sum(leaf.size for leaf in jax.tree.leaves(derived.params))
     keeps = name in ('max_pool_3x3', 'skip_connect')
     assert spec.factors == (((True,), (True,)) if keeps else ())
-    assert counted - factors.count(derived.params) == 2 * keeps
+    assert counted - factors.count_parameters(derived.params) == 2 * keeps
     plain = networks.parameters(genotype.derive(SPEC, chosen))
-    assert factors.count(derived.params) == plain
+    assert factors.count_parameters(derived.params) == plain
 
 
 def test_statistics_of_their_own_are_those_of_the_most_likely_network():
@@ -200,7 +200,7 @@ def test_statistics_of_their_own_are_those_of_the_most_likely_network():
     index = np.arange(8, dtype=np.int32)
     chunk = small.batches.chunk([{'index': index}], 2, 1) | {'done': np.zeros(1, np.int32)}
     call = jax.pmap(
-        functools.partial(steps.own_statistics, step_config),
+        functools.partial(steps.recompute_batch_stats, step_config),
         axis_name=steps.AXIS,
         in_axes=(None, 0, None),
         out_axes=None,
@@ -229,6 +229,6 @@ def test_statistics_of_their_own_are_those_of_the_most_likely_network():
     for (g, m, names), kept in zip(small.SPEC.rows(), unused.operations, strict=True):
         for name in {*names} - {*kept}:
             path = (f'block_{g}', f'branch_{m}')
-            before, after = (genotype.at(s.batch_stats, path) for s in (held, found))
+            before, after = (genotype.subtree(s.batch_stats, path) for s in (held, found))
             if name in before:
                 chex.assert_trees_all_close(after[name], before[name], rtol=1e-4, atol=1e-5)

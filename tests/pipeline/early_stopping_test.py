@@ -28,7 +28,7 @@ from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode, SearchSettings
 from asose_jax.pipeline import builders, early_stopping, run_phases
 from asose_jax.spaces.registry import SPACES
-from asose_jax.spaces.supernet import SuperNet, mixture_of
+from asose_jax.spaces.supernet import SuperNet, with_softmax_mixture
 from asose_jax.train import checkpoint, pmap, state, steps
 from configs import scratch
 
@@ -72,7 +72,7 @@ def test_largest_eigenvalue_of_a_known_matrix(eigenvalues):
 def test_eigenvalue_is_that_of_the_whole_hessian_of_the_mixtures_loss():
     net, variables = _net()
     alpha, unravel = jax.flatten_util.ravel_pytree(variables['arch'])
-    mixture = mixture_of(net)
+    mixture = with_softmax_mixture(net)
 
     @jax.jit
     def gradient(alpha):
@@ -103,7 +103,7 @@ def test_eigenvalue_is_that_of_the_whole_hessian_of_the_mixtures_loss():
 @pytest.mark.parametrize('name', operations.PRIMITIVES)
 def test_gradient_of_every_operation_can_be_differentiated_along_a_vector(name, stride):
     x, v = jax.random.normal(jax.random.key(0), (2, 2, 6, 6, 4))
-    call = operations.function(name, 4, NORM, stride, True, False)
+    call = operations.pure_function(name, 4, NORM, stride, True, False)
     made = operations.make(name, 4, NORM, stride).init(jax.random.key(1), x, False)
 
     def loss(x):

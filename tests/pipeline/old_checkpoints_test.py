@@ -52,7 +52,7 @@ def test_checkpoint_of_before_is_the_network_whose_factors_are_its_gates(tmp_pat
     spec = SPEC
     if names:
         chosen = genotype.Genotype(tuple((name,) for name in names))
-        spec = genotype.chosen_alone(SPEC, chosen)
+        spec = genotype.keep_chosen(SPEC, chosen)
     held = networks.fresh_state(SuperNet(spec), TX)
     old, expected = _as_before(spec, held)
     plain = dataclasses.replace(spec, factors=())
@@ -61,7 +61,7 @@ def test_checkpoint_of_before_is_the_network_whose_factors_are_its_gates(tmp_pat
         checkpoints.save(0, pmap.replicated(old), {'spec': told})
         checkpoints.finish()
         meta = checkpoints.describe(0)
-        assert old_checkpoints.are_in(meta['checksums'])
+        assert old_checkpoints.has_gates(meta['checksums'])
         found_spec, found = old_checkpoints.restore(
             checkpoints, 0, chain.ChainSpec.from_json(meta['spec']), SuperNet, TX
         )
@@ -82,6 +82,6 @@ def test_run_that_was_stopped_before_is_not_gone_on_with(tmp_path):
         del known[field]
     (workdir / 'config.json').write_text(json.dumps({**known, 'search.freeze_epochs': 0}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(old_checkpoints, 'are_in', lambda names: True)
+        patch.setattr(old_checkpoints, 'has_gates', lambda names: True)
         with pytest.raises(UserError, match=r'older version .* gates.*init_from=.*checkpoints/4'):
             run_phases.run(config, workdir)

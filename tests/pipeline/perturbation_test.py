@@ -104,7 +104,7 @@ def test_darts_keeps_two_edges_a_node_and_never_chooses_none(seed):
         own = [(next(best), next(left)) for _ in names]
         kept = [edge for edge, name in enumerate(names) if name != 'none']
         ranked = sorted(range(len(names)), key=lambda edge: -own[edge][1][own[edge][0]])
-        assert kept == sorted(ranked[: darts.KEPT])
+        assert kept == sorted(ranked[: darts.EDGES_PER_NODE])
         assert [names[edge] for edge in kept] == [
             spec.rows()[0].candidates[own[e][0]] for e in kept
         ]
@@ -125,7 +125,7 @@ def test_logits_are_finite_and_their_softmax_has_the_ratios():
     rows = [np.array(row, 'f') for row in ([0.0, 1.0, 0.0], [0.2, 0.0, 0.6], [1e-42, 0.5, 0.5])]
     arch = {f'block_{b}': {'choice_0': {'alpha': np.zeros(3, 'f')}} for b in range(3)}
     arch['edges'] = {'logits': np.arange(2.0)}
-    tree = perturbation.logits_of(spec, rows, arch)
+    tree = perturbation.with_row_weights(spec, rows, arch)
     assert jax.tree.structure(tree) == jax.tree.structure(arch)
     assert tree['edges']['logits'] is arch['edges']['logits']  # weights of edges stay
     for (group, member, _), row in zip(spec.rows(), rows, strict=True):

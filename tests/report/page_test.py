@@ -144,7 +144,7 @@ def test_alpha_of_a_block_is_followed_through_growth(runs):
     told = run_record.read(runs['chain'])
     tracks = {(track.group, track.member): track for track in told.tracks()}
     assert list(tracks) == [(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)]
-    searched = told.stretches[-2].last + 1
+    searched = told.phase_ranges[-2].last + 1
     firsts = {key: min(track.columns) for key, track in tracks.items()}
     assert firsts == {(0, 0): 0, (1, 0): 0, (3, 0): 0, (2, 0): 23, (1, 1): 26}
     assert all(max(track.columns) == searched - 1 for track in tracks.values())

@@ -65,9 +65,7 @@ def test_every_search_is_a_line_with_its_seed_and_a_link_to_its_page(all_of):
     links = [link for link in found.links if not link.startswith('#')]
     assert links == [f'seed_{seed}/{page.NAME}' for seed in (0, 1, 2, 30)]
     assert all((all_of['compared'] / link).exists() for link in links)
-    made = sweep_sections.content(
-        all_of['compared'], run_record.read(all_of['compared']), page.NAME
-    )
+    made = sweep_sections.build(all_of['compared'], run_record.read(all_of['compared']), page.NAME)
     chart = made['accuracy']['charts'][0]
     assert {end['text'] for end in chart['ends']} == {'0', '1', '2', '30'}
     heights = sorted(end['y'] for end in chart['ends'])
@@ -84,7 +82,7 @@ def test_runs_that_are_at_work_are_shown_as_far_as_they_are(all_of):
     assert links == [f'seed_{seed}/{page.NAME}' for seed in (0, 1, 2)]
     (row,) = [
         row
-        for row in sweep_sections.content(
+        for row in sweep_sections.build(
             all_of['begun'], run_record.read(all_of['begun']), page.NAME
         )['searches']['rows']
         if row['name'] == 'seed_2'

@@ -10,20 +10,20 @@ from asose_jax.runtime.errors import UserError
 
 
 def test_second_run_is_refused_until_the_first_one_ends(tmp_path):
-    with workdir.claimed(tmp_path / 'run'):
+    with workdir.locked(tmp_path / 'run'):
         with (
             pytest.raises(UserError, match=r'another process is at work in .*run'),
-            workdir.claimed(tmp_path / 'run'),
+            workdir.locked(tmp_path / 'run'),
         ):
             pass
-        with workdir.claimed(tmp_path / 'other'):
+        with workdir.locked(tmp_path / 'other'):
             pass
-    with workdir.claimed(tmp_path / 'run'):
+    with workdir.locked(tmp_path / 'run'):
         assert list((tmp_path / 'run').iterdir()) == []
 
 
 def test_other_hosts_of_a_run_are_let_in(tmp_path):
-    with workdir.claimed(tmp_path), workdir.claimed(tmp_path, is_primary_host=False):
+    with workdir.locked(tmp_path), workdir.locked(tmp_path, is_primary_host=False):
         pass
 
 
@@ -31,14 +31,14 @@ def test_workdir_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with (
         pytest.raises(UserError, match=r'cannot be used: Not a directory. Choose another'),
-        workdir.claimed(tmp_path / 'file' / 'run'),
+        workdir.locked(tmp_path / 'file' / 'run'),
     ):
         pass
 
 
 def test_read_only_workdir_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir.os, 'access', lambda *_: False)  # root may write anywhere
-    with pytest.raises(UserError, match='is read-only'), workdir.claimed(tmp_path):
+    with pytest.raises(UserError, match='is read-only'), workdir.locked(tmp_path):
         pass
 
 
@@ -48,7 +48,7 @@ def test_full_disk_is_told_with_the_file_and_what_to_do(tmp_path):
 
     with (
         pytest.raises(UserError, match=r'metrics.jsonl: No space left on device.* resumes from'),
-        workdir.claimed(tmp_path),
+        workdir.locked(tmp_path),
     ):
         fill()
 

@@ -125,7 +125,7 @@ def _stepped(spec, seed, mode, groups=(), train=True, arch=None):
 
 
 def _alphas(spec, arch):
-    return [genotype.at(arch, spec.alpha_path(*row[:2]))['alpha'] for row in spec.rows()]
+    return [genotype.subtree(arch, spec.alpha_path(*row[:2]))['alpha'] for row in spec.rows()]
 
 
 @every_space
@@ -142,7 +142,7 @@ def test_every_row_has_its_alpha_and_every_place_its_operations(space):
     for row, alpha in zip(spec.rows(), _alphas(spec, variables['arch']), strict=True):
         assert alpha.shape == (len(row.candidates),)
         for place in spec.places(row.group, row.member):
-            held = genotype.at(variables['params'], place.path)
+            held = genotype.subtree(variables['params'], place.path)
             assert {name for name in row.candidates if 'conv' in name} <= set(held)
 
 
@@ -177,7 +177,7 @@ def test_warmup_gives_a_gradient_to_skip_connect_only(space):
     gradient = _stepped(spec, 0, Mode.SKIP, ('params',))[1]['params']
     for row in spec.rows():
         for place in spec.places(row.group, row.member):
-            operations = genotype.at(gradient, place.path)
+            operations = genotype.subtree(gradient, place.path)
             others = [tree for name, tree in operations.items() if name != 'skip_connect']
             assert all((leaf == 0).all() for leaf in jax.tree.leaves(others))
             skip = jax.tree.leaves(operations.get('skip_connect', {}))  # has weights if it halves
@@ -223,10 +223,10 @@ def test_a_row_of_nan_acts_as_skip_connect(space):
 
     def with_row(value):
         arch = jax.tree.map(lambda leaf: leaf, _variables(spec)['arch'])
-        genotype.at(arch, path)['alpha'] = np.float32(value)
+        genotype.subtree(arch, path)['alpha'] = np.float32(value)
         return arch
 
-    broken = np.array(genotype.at(_variables(spec)['arch'], path)['alpha'])
+    broken = np.array(genotype.subtree(_variables(spec)['arch'], path)['alpha'])
     broken[2] = np.nan
     sure = 1e4 * np.eye(len(candidates))[candidates.index('skip_connect')]
     for mode, group in ((Mode.DRAW, 'params'), (Mode.ALPHA, 'arch')):
@@ -291,7 +291,7 @@ def test_auxiliary_skips_at_weight_zero_leave_no_trace_in_the_derived_network(sp
     made = networks.variables(SuperNet(spec, REMEDIES))
     chosen = genotype.most_likely(spec, made['arch'])
     pruned = {g: state.prune(made[g], spec, chosen) for g in ('params', 'batch_stats')}
-    derived = genotype.chosen_alone(spec, chosen)
+    derived = genotype.keep_chosen(spec, chosen)
     fresh = networks.shapes(SuperNet(derived))
     chex.assert_trees_all_equal_shapes(pruned, {g: fresh[g] for g in pruned})
     before, faded = (_logits(spec, made, Mode.ARGMAX, beta) for beta in (0.5, 0.0))

@@ -41,10 +41,12 @@ def _config(**fields):
 
 
 def test_what_stopped_one_of_the_runs_is_told_with_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.placement, 'places', lambda: [runner.placement.Place({}, 0)])
+    monkeypatch.setattr(
+        runner.placement, 'available_slots', lambda: [runner.placement.Place({}, 0)]
+    )
     nowhere = {'data.name': 'folder', 'data.dir': str(tmp_path / 'pts')}
     with pytest.raises(UserError) as error:
-        runner.run(_config(seeds=(5,), **nowhere), tmp_path)
+        runner.run_sweep(_config(seeds=(5,), **nowhere), tmp_path)
     for part in ('seed_5 ended with status 2', 'log.txt', "pts': there is no such folder"):
         assert part in str(error.value)
 
@@ -54,15 +56,15 @@ def test_seeds_may_be_added_and_nothing_else_may_change(tmp_path):
         json.dumps({**flatten(_config(seeds=(0,))), 'search.epochs': 7})
     )
     with pytest.raises(UserError, match=r'another config:\n  search.epochs: 7 -> 2\n'):
-        runner.run(_config(seeds=(0, 1)), tmp_path)
+        runner.run_sweep(_config(seeds=(0, 1)), tmp_path)
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """The jobs that were to be run, a list for each time; none of them is."""
     found = []
-    monkeypatch.setattr(runner.placement, 'places', list)
-    monkeypatch.setattr(runner, 'run_all', lambda jobs, *rest, **how: found.append(jobs))
+    monkeypatch.setattr(runner.placement, 'available_slots', list)
+    monkeypatch.setattr(runner, 'run_jobs', lambda jobs, *rest, **how: found.append(jobs))
     return found
 
 
@@ -71,7 +73,7 @@ def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path,
     for name in ('config.json', page.NAME):
         (tmp_path / name).unlink()
     for seeds in ((0, 1), (0, 1, 2)):
-        runner.run(_config(seeds=seeds, random_cells=3), tmp_path)
+        runner.run_sweep(_config(seeds=seeds, random_cells=3), tmp_path)
         job = next(job for job in asked[-1] if job.name == 'random/2')
         assert job.config.seed == 0
         begun = tmp_path / job.name
@@ -82,7 +84,7 @@ def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path,
 def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, asked):
     several_searches.write(tmp_path, seeds=(0,))
     (tmp_path / 'config.json').unlink()
-    runner.run(_config(seeds=(0,), random_cells=1, init_from='/warm'), tmp_path)
+    runner.run_sweep(_config(seeds=(0,), random_cells=1, init_from='/warm'), tmp_path)
     searches, controls = asked
     assert [job.config.init_from for job in searches] == ['/warm']
     assert {job.config.init_from for job in controls} == {None}
@@ -91,7 +93,7 @@ def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, a
 def test_several_hosts_are_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(runner.jax, 'process_count', lambda: 2)
     with pytest.raises(UserError, match=r'seeds=\(0, 1\): .* these are 2 hosts'):
-        runner.run(_config(seeds=(0, 1)), tmp_path / 'all')
+        runner.run_sweep(_config(seeds=(0, 1)), tmp_path / 'all')
     assert not (tmp_path / 'all').exists()
 
 
@@ -100,7 +102,7 @@ def test_the_end_of_all_leaves_a_page_of_all(tmp_path):
     several_searches.write(tmp_path, seeds=(0, 1))
     for name in ('config.json', page.NAME):
         (tmp_path / name).unlink()
-    runner.run(_config(seeds=(0, 1), random_cells=3, plain_cells=('skip_connect',)), tmp_path)
+    runner.run_sweep(_config(seeds=(0, 1), random_cells=3, plain_cells=('skip_connect',)), tmp_path)
     text = (tmp_path / page.NAME).read_text(encoding='utf-8')
     assert '2 of 2 searches are finished, 7 of 7 trainings from scratch.' in text
 

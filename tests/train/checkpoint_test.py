@@ -238,11 +238,11 @@ def test_full_disk_is_an_error_before_anything_is_written(tmp_path, monkeypatch)
 
 def test_place_to_start_from_is_a_workdir_or_one_checkpoint(tmp_path):
     _save(tmp_path / 'checkpoints', [7])
-    assert checkpoint.locate(str(tmp_path)) == (tmp_path / 'checkpoints', None)
+    assert checkpoint.parse_init_from(str(tmp_path)) == (tmp_path / 'checkpoints', None)
     one = tmp_path / 'checkpoints' / '7'
-    assert checkpoint.locate(str(one)) == (tmp_path / 'checkpoints', 7)
+    assert checkpoint.parse_init_from(str(one)) == (tmp_path / 'checkpoints', 7)
     numbered = tmp_path / 'random' / '0'  # a workdir of several searches
     _save(numbered / 'checkpoints', [3])
-    assert checkpoint.locate(str(numbered)) == (numbered / 'checkpoints', None)
+    assert checkpoint.parse_init_from(str(numbered)) == (numbered / 'checkpoints', None)
     with pytest.raises(UserError, match='no checkpoints there'):
-        checkpoint.locate(str(pathlib.Path('/nowhere')))
+        checkpoint.parse_init_from(str(pathlib.Path('/nowhere')))

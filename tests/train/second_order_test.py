@@ -120,7 +120,7 @@ def test_no_step_ahead_gives_the_gradient_of_first_order():
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('name', operations.PRIMITIVES)
 def test_gradient_of_every_primitive_has_a_derivative_forwards(name, stride):
-    operation = operations.function(name, 2, Norm('float32', None), stride, True, remat=False)
+    operation = operations.pure_function(name, 2, Norm('float32', None), stride, True, remat=False)
     x = jax.ShapeDtypeStruct((2, 4, 4, 2), 'float32')
     module = operations.make(name, 2, Norm('float32', None), stride)
     variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, False), x)
@@ -158,7 +158,7 @@ def _data():
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 64).astype(np.int32)
     images = (random.integers(0, 60, (64, 4, 4, 1)) + 60 * labels[:, None, None, None]).astype('u1')
-    source, halves = ImageSet.of_arrays(images, labels), np.split(np.arange(64), 2)
+    source, halves = ImageSet.from_arrays(images, labels), np.split(np.arange(64), 2)
     statistics = np.float32([100]), np.float32([50])
     return Dataset(source, *halves, halves[1], ('a', 'b', 'c'), (4, 4, 1), *statistics)
 
@@ -171,7 +171,7 @@ def _start():
     """At an alpha turn; momentum is under way."""
     made = networks.fresh_state(MODEL, TX).replace(step=np.int32(START))
     grads = jax.tree.map(lambda leaf: np.float32(0.1 * np.sin(50 * leaf + 1)), made.trainable)
-    update = jax.jit(functools.partial(TX.update, step=optimizer.BEFORE))
+    update = jax.jit(functools.partial(TX.update, step=optimizer.LOOKAHEAD_STEP))
     _, moving = update(grads, made.opt_state, made.trainable)
     return jax.device_get(made.replace(opt_state=moving))
 
@@ -197,7 +197,7 @@ def _after(step_config, count, streamed):
     shared = {'mean': held.mean, 'std': held.std, 'key': KEY}
     if not streamed:
         shared['images'], shared['labels'] = held.images.arrays
-    packed, _ = call(Packed.of(_start()), batches.chunk(seen, 3, count, ahead=1), shared)
+    packed, _ = call(Packed.of(_start()), batches.stack_batches(seen, 3, count, ahead=1), shared)
     return jax.tree.map(np.array, packed).unpack()
 
 

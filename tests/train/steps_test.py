@@ -170,7 +170,7 @@ def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their
     shared['key'] = KEY
     images, labels = data().images.read(index)
     held = fresh(0)
-    counted = batches.chunk([{'index': index, 'weight': np.ones(16, np.float32)}], 1, 1)
+    counted = batches.stack_batches([{'index': index, 'weight': np.ones(16, np.float32)}], 1, 1)
     evaluate = jax.pmap(
         functools.partial(steps.eval_steps, step_config, Phase.WARMUP),
         axis_name=steps.AXIS,
@@ -195,7 +195,7 @@ def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their
     for step, beta in ((0, 1.0), (middle, 0.5), (SCHEDULE.spans[1].stop, 0.0)):
         found = evaluate(Packed.of(fresh(step)), counted, shared)['loss'][0, 0] / 16
         np.testing.assert_allclose(found, loss(beta, False), rtol=1e-5)
-    chunk = batches.chunk([{'index': index}], 8, 1)
+    chunk = batches.stack_batches([{'index': index}], 8, 1)
     after, _ = call(Phase.WARMUP, 1, step_config)(held, chunk, shared)
     np.testing.assert_allclose(after.totals.loss, loss(1.0, True), rtol=1e-5)
     assert abs(loss(1.0, True) - loss(0.0, True)) > 1e-3
@@ -360,13 +360,15 @@ def test_each_program_is_traced_once_and_refuses_to_be_retraced(monkeypatch):
     traces = []
     original = steps.train_step
     monkeypatch.setattr(steps, 'train_step', lambda *a: (traces.append(a[1]), original(*a))[1])
-    chunk = batches.chunk([{'index': np.arange(16, dtype=np.int32)}], 8, MANY)
+    chunk = batches.stack_batches([{'index': np.arange(16, dtype=np.int32)}], 8, MANY)
     now = Packed.of(fresh(0))
     program = pmap.compile_train(STEP_CONFIG, Phase.WARMUP, now, chunk, SHARED)
     for count in (1, 5, 8):
-        batch = batches.chunk([{'index': np.arange(16, dtype=np.int32)}] * count, 8, MANY)
+        batch = batches.stack_batches([{'index': np.arange(16, dtype=np.int32)}] * count, 8, MANY)
         now, _ = program.call(now, batch, SHARED)
     assert now.vectors.step == 14
     assert traces == [Phase.WARMUP]
     with pytest.raises(TypeError):
-        program.call(now, batches.chunk([{'index': np.arange(8, dtype=np.int32)}], 8, MANY), SHARED)
+        program.call(
+            now, batches.stack_batches([{'index': np.arange(8, dtype=np.int32)}], 8, MANY), SHARED
+        )

@@ -35,7 +35,7 @@ _FEW_INPUTS = 32
 _NHWC = ('NHWC', 'HWIO', 'NHWC')
 
 
-def outlined(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def outlined_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """Compiles a function like `jax.jit`, and on the CPU keeps it a computation of its own.
 
     Calls with equal shapes share one trace. Without this, XLA's CPU backend merges a chain of
@@ -166,7 +166,7 @@ def _plain_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (stride, stride), border, dimension_numbers=_NHWC)
 
 
-@functools.partial(outlined, static_argnames='stride')
+@functools.partial(outlined_jit, static_argnames='stride')
 def _thin_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Adds up every shifted input channel times its row of the kernel; for few inputs."""
     total = jnp.zeros((), jnp.float32)
@@ -191,7 +191,9 @@ def _conv_backward(
     dx = lax.platform_dependent(
         g,
         kernel,
-        cpu=lambda g, k: _conv(spread(g, x.shape, stride), k[::-1, ::-1].swapaxes(2, 3), 1),
+        cpu=lambda g, k: _conv(
+            upsample_with_zeros(g, x.shape, stride), k[::-1, ::-1].swapaxes(2, 3), 1
+        ),
         default=lambda g, k: jax.vjp(lambda x: _plain_conv(x, k, stride), x)[1](g)[0],
     )
     blocked = functools.partial(_blocked_gradient, stride=stride)
@@ -221,7 +223,7 @@ def _blocked_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, stride: int
     return total.T.reshape(kernel.shape).astype(kernel.dtype)
 
 
-@functools.partial(outlined, static_argnums=(1, 2))
+@functools.partial(outlined_jit, static_argnums=(1, 2))
 def _neighbourhoods(padded: jax.Array, size: tuple[int, ...], stride: int) -> jax.Array:
     """Returns all inputs of every output pixel side by side, `[B, H', W', kh * kw * C]`."""
     return jnp.concatenate([window for _, window in _windows(padded, size, stride=stride)], -1)
@@ -249,7 +251,7 @@ def _windows(
         yield (i, j), lax.slice(padded, (0, top, left, 0), end, (1, stride, stride, 1))
 
 
-def spread(g: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
+def upsample_with_zeros(g: jax.Array, shape: tuple[int, ...], stride: int) -> jax.Array:
     """Puts `g` at every `stride`-th pixel of a larger image: the transpose of taking those pixels.
 
     Args:
@@ -294,12 +296,12 @@ def _images_in_block(x: jax.Array, pixels: int) -> int:
     return max(size for size in range(1, limit + 1) if batch % size == 0)
 
 
-@functools.partial(outlined, static_argnames=('dilation', 'stride'))
+@functools.partial(outlined_jit, static_argnames=('dilation', 'stride'))
 def _shifted_sum(x: jax.Array, kernel: jax.Array, dilation: int, stride: int) -> jax.Array:
     return _sum_over_taps(nn.relu(x), kernel, dilation, stride)
 
 
-@functools.partial(outlined, static_argnames='dilation')
+@functools.partial(outlined_jit, static_argnames='dilation')
 def _input_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """Returns dL/dx of the depthwise convolution with ReLU, for stride 1."""
     # The transpose of a correlation is the correlation with the kernel turned by 180 degrees.
@@ -319,12 +321,12 @@ def _sum_over_taps(x: jax.Array, kernel: jax.Array, dilation: int, stride: int =
 def _shifted_vjp(
     x: jax.Array, kernel: jax.Array, g: jax.Array, dilation: int, stride: int
 ) -> tuple[jax.Array, jax.Array]:
-    g = spread(g, x.shape, stride)
+    g = upsample_with_zeros(g, x.shape, stride)
     dx = _input_gradient(x, g, kernel, dilation)
     return dx, _kernel_gradient(x, g, kernel, dilation)
 
 
-@functools.partial(outlined, static_argnames='dilation')
+@functools.partial(outlined_jit, static_argnames='dilation')
 def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """Returns dL/dkernel of the depthwise convolution with ReLU, for stride 1.
 
@@ -348,7 +350,7 @@ def _kernel_gradient(x: jax.Array, g: jax.Array, kernel: jax.Array, dilation: in
     return totals.reshape(kernel.shape).astype(kernel.dtype)
 
 
-@functools.partial(outlined, static_argnums=(2, 3), static_argnames='rectified')
+@functools.partial(outlined_jit, static_argnums=(2, 3), static_argnames='rectified')
 def _block(
     array: jax.Array,
     first: jax.Array,
@@ -373,7 +375,7 @@ def _block(
     return jnp.pad(nn.relu(block) if rectified else block, border)
 
 
-@functools.partial(outlined, static_argnums=2)
+@functools.partial(outlined_jit, static_argnums=2)
 def _sums_of_products(
     xs: jax.Array, gs: jax.Array, offsets: tuple[tuple[int, int], ...]
 ) -> tuple[jax.Array, ...]:
@@ -398,4 +400,4 @@ def _sums_of_products(
     for top, left in offsets:
         window = lax.slice(flat, (0, top, left * c), (b, top + h, (left + w) * c))
         products.append(by_rows(window) * by_rows(gs))
-    return reductions.together(tuple(products), axis=1)
+    return reductions.sum_together(tuple(products), axis=1)

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax import lax
 
-from asose_jax.nn.cpu.conv import outlined
+from asose_jax.nn.cpu.conv import outlined_jit
 
 
 def dot_general(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
@@ -49,5 +49,5 @@ def _product_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
 
 # A computation of its own, because XLA would otherwise write the result of the operation before it
 # a second time, transposed.
-_matrix_gradient = outlined(_product_gradient)
+_matrix_gradient = outlined_jit(_product_gradient)
 _product.defvjp(_product_forward, _product_backward)

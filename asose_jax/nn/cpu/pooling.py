@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from asose_jax.nn.cpu.conv import outlined, spread
+from asose_jax.nn.cpu.conv import outlined_jit, upsample_with_zeros
 
 
 def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
@@ -74,7 +74,9 @@ def _mean_forward(x: jax.Array, stride: int, shape: tuple[int, ...]) -> tuple[ja
 def _mean_backward(stride: int, shape: tuple[int, ...], _: None, g: jax.Array) -> tuple[jax.Array]:
     # A sum over neighbours is its own transpose. It is a computation of its own, because XLA would
     # otherwise divide g nine times.
-    return (_total_alone(spread(g / _count(shape, stride, g.dtype), shape, stride), 1),)
+    return (
+        _total_alone(upsample_with_zeros(g / _count(shape, stride, g.dtype), shape, stride), 1),
+    )
 
 
 _mean.defvjp(_mean_forward, _mean_backward)
@@ -84,7 +86,7 @@ def _total(x: jax.Array, stride: int) -> jax.Array:
     return functools.reduce(jnp.add, neighbours(x, 0, stride))
 
 
-_total_alone = outlined(_total, static_argnums=1)
+_total_alone = outlined_jit(_total, static_argnums=1)
 
 
 def _count(shape: tuple[int, ...], stride: int, dtype: DTypeLike) -> jax.Array:
@@ -99,7 +101,7 @@ def _max_of_shifts(x: jax.Array, stride: int, shape: tuple[int, ...]) -> jax.Arr
     return functools.reduce(jnp.maximum, neighbours(x, -jnp.inf, stride))
 
 
-@functools.partial(outlined, static_argnums=1)
+@functools.partial(outlined_jit, static_argnums=1)
 def _max_and_winner(x: jax.Array, stride: int) -> tuple[jax.Array, jax.Array]:
     """Returns the largest neighbour of each pixel, and the int8 number of its shift."""
     first, *rest = neighbours(x, -jnp.inf, stride)
@@ -118,10 +120,14 @@ def _max_forward(x: jax.Array, stride: int, shape: tuple[int, ...]) -> tuple[jax
 def _max_backward(
     stride: int, shape: tuple[int, ...], winner: jax.Array, g: jax.Array
 ) -> tuple[jax.Array]:
-    return (_to_winners(spread(winner, shape, stride), spread(g, shape, stride)),)
+    return (
+        _to_winners(
+            upsample_with_zeros(winner, shape, stride), upsample_with_zeros(g, shape, stride)
+        ),
+    )
 
 
-@outlined
+@outlined_jit
 def _to_winners(winner: jax.Array, g: jax.Array) -> jax.Array:
     """Adds each gradient to the pixel that was the largest."""
     # If shift i leads from a pixel to its neighbour, the opposite shift, 8 - i, leads back.

@@ -12,7 +12,7 @@ from jax import lax
 _ROWS_ADDED = 8
 
 
-def together(arrays: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
+def sum_together(arrays: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
     """Sums arrays along an axis, all in one `lax.reduce`.
 
     Args:

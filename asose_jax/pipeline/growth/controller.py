@@ -64,7 +64,7 @@ def plateau(
     return best, waited + 1, False
 
 
-def decides(context: RunContext, span: Span) -> bool:
+def may_grow(context: RunContext, span: Span) -> bool:
     """Returns whether evaluations of this phase decide on growth.
 
     If so, the next step must wait for each evaluation.
@@ -72,7 +72,7 @@ def decides(context: RunContext, span: Span) -> bool:
     return span.phase is Phase.GROWTH and bool(context.config.growth.kinds)
 
 
-def consider(
+def update(
     context: RunContext,
     current: RunState,
     span: Span,
@@ -92,7 +92,7 @@ def consider(
       An event for each growth that took place, as in metrics and summary.
     """
     c, progress = context.config.growth, current.history.growing
-    if not decides(context, span):
+    if not may_grow(context, span):
         return []
     step, accuracy = record['step'], record['valid/accuracy']
     if progress.pending is None:
@@ -228,7 +228,7 @@ def _choose_together(
     """
     c, chosen = context.config.growth, []
     for kind in sorted(kinds.split('+'), key=_ORDER.index):
-        candidates, refused = scoring.possible(
+        candidates, refused = scoring.list_candidates(
             cast(ChainSpec, current.spec),
             search_state.params,
             chain.KINDS_OF_GROWTH if kind == 'auto' else (kind,),
@@ -278,7 +278,7 @@ def _choose(
         }[kind]
         return next((candidate for candidate in candidates if candidate.growth.where == last), None)
     images = score_batches(context, len(current.history.growth))
-    scored = scoring.scored(candidates, spec, search_state, images, key)
+    scored = scoring.score_candidates(candidates, spec, search_state, images, key)
     for candidate in scored:
         logger.info(
             'growth candidate: %s at %d, score %.2e, %d parameters',

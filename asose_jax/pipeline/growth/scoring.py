@@ -99,7 +99,7 @@ class _Proposal(NamedTuple):
     obstacle: str | None = None
 
 
-def possible(
+def list_candidates(
     spec: ChainSpec, params: Any, kinds: Iterable[str], width_factor: float, limits: Limits
 ) -> tuple[list[Candidate], list[str]]:
     """Lists the growths of these kinds that the limits allow.
@@ -114,7 +114,7 @@ def possible(
     Returns:
       The candidates, without scores, and for each growth that is left out a sentence that says why.
     """
-    size = factors.count(params)
+    size = factors.count_parameters(params)
     candidates, refused = [], []
     for kind in kinds:
         if kind == DEPTH:
@@ -169,7 +169,7 @@ def _wider(spec: ChainSpec, params: Any, width_factor: float, limits: Limits) ->
     """Proposes more channels for every stage."""
     proposals = []
     for stage, width in enumerate(transforms.stage_channels(spec)):
-        channels = widened(width, width_factor)
+        channels = wider(width, width_factor)
         growth = Growth(WIDTH, stage, channels=channels)
         added, obstacle = 0, None
         try:
@@ -215,15 +215,15 @@ def _refusal(proposal: _Proposal, size: int, max_params: int | None) -> str | No
     return None
 
 
-def widened(channels: int, factor: float) -> int:
+def wider(channels: int, factor: float) -> int:
     """Returns `channels` times `factor`, as a multiple of 8, and always a larger one than before.
 
     Example: `widened(8, 1.5)` is 16, `widened(64, 1.0)` is 72.
     """
-    return max(chain.rounded(channels * factor), (channels // 8 + 1) * 8)
+    return max(chain.round_to_multiple_of_8(channels * factor), (channels // 8 + 1) * 8)
 
 
-def scored(
+def score_candidates(
     candidates: Sequence[Candidate],
     spec: ChainSpec,
     current: SearchState,
@@ -239,7 +239,7 @@ def scored(
     outgoing weights of the copies.
 
     Args:
-      candidates: see `possible`.
+      candidates: see `list_candidates`.
       spec: description of the network.
       current: its state.
       batches: validation images, normalized, `[B, H, W, C]`, and labels `[B]`; all of one shape.
@@ -253,7 +253,7 @@ def scored(
         'params': state.prune(current.params, spec, chosen),
         'batch_stats': state.prune(current.batch_stats, spec, chosen),
     }
-    derived = cast(ChainSpec, genotype.chosen_alone(spec, chosen))
+    derived = cast(ChainSpec, genotype.keep_chosen(spec, chosen))
     insertions = [c.growth for c in candidates if c.growth.kind != WIDTH]
     gradient, slopes = _summed_gradients(derived, variables, insertions, batches, key)
 
@@ -264,7 +264,7 @@ def scored(
         # The expected number of copies of a channel: all are copied with the same probability, or
         # the same number of times.
         copies = (growth.channels - before) / before
-        kernels = transforms.consuming(derived, gradient, growth.where)
+        kernels = transforms.reading_kernels(derived, gradient, growth.where)
         return float(np.sqrt(copies * sum(np.sum(np.square(k / len(batches))) for k in kernels)))
 
     return [dataclasses.replace(c, score=score(c.growth)) for c in candidates]
@@ -283,7 +283,7 @@ def _summed_gradients(
       derived: description of the network, with one candidate in each row.
       variables: its `params` and `batch_stats`.
       insertions: growths in depth and by branches.
-      batches: see `scored`.
+      batches: see `score_candidates`.
       key: random key of the weights of new operations.
 
     Returns:

@@ -317,7 +317,7 @@ def added_parameters(spec: ChainSpec, params: Any, stage: int, channels: int) ->
     return added
 
 
-def consuming(spec: ChainSpec, params: Any, stage: int) -> list[Any]:
+def reading_kernels(spec: ChainSpec, params: Any, stage: int) -> list[Any]:
     """Returns the leaves of `params` that read a stage.
 
     Args:

@@ -192,7 +192,7 @@ def test_outlined_function_is_the_function_and_traces_once_for_a_shape():
         traces.append(x.shape)
         return x * x
 
-    call, x = conv.outlined(square), jnp.arange(3.0)
+    call, x = conv.outlined_jit(square), jnp.arange(3.0)
     gradient = jax.jit(jax.grad(lambda x: call(call(x)).sum()))(x)
     np.testing.assert_allclose(gradient, 4 * x**3)
     assert traces == [(3,)]

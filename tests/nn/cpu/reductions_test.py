@@ -12,7 +12,7 @@ from asose_jax.nn.cpu import reductions
 def test_sums_taken_together_are_the_sums(count):
     arrays = tuple(jax.random.normal(jax.random.key(i), (3, 8, 5)) for i in range(count))
     for ours, array in zip(
-        jax.jit(reductions.together, static_argnums=1)(arrays, 1), arrays, strict=True
+        jax.jit(reductions.sum_together, static_argnums=1)(arrays, 1), arrays, strict=True
     ):
         np.testing.assert_allclose(ours, jnp.sum(array, 1), rtol=1e-5, atol=1e-6)
 

@@ -263,7 +263,7 @@ def test_growths_that_take_place_together_are_the_best_of_each_kind_a_new_block_
             return [], ['too dear']
         return [Candidate(Growth(kind, i), 10, score) for i, score in enumerate([1, 3, 2])], []
 
-    monkeypatch.setattr(controller.scoring, 'possible', possible)
+    monkeypatch.setattr(controller.scoring, 'list_candidates', possible)
     monkeypatch.setattr(
         controller,
         '_choose',

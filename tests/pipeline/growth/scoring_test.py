@@ -47,9 +47,9 @@ def start():
 
 @functools.cache
 def scored():
-    found, refused = scoring.possible(SPEC, start().params, chain.KINDS_OF_GROWTH, 1.5, ANY)
+    found, refused = scoring.list_candidates(SPEC, start().params, chain.KINDS_OF_GROWTH, 1.5, ANY)
     assert not refused
-    return {c.growth: c for c in scoring.scored(found, SPEC, start(), BATCHES, KEY)}
+    return {c.growth: c for c in scoring.score_candidates(found, SPEC, start(), BATCHES, KEY)}
 
 
 def _loss(spec, params, batch_stats):
@@ -128,7 +128,7 @@ def test_score_of_a_width_is_the_gradient_of_the_copies_outgoing_weights():
     )
     source, _ = transforms.channel_map(8, 16, KEY)
     squares = 0.0
-    for kernel in transforms.consuming(grown_spec, gradient, 0):
+    for kernel in transforms.reading_kernels(grown_spec, gradient, 0):
         copies = np.asarray(kernel)[..., 8:, :]
         if kernel.shape[-1] == 16:  # inside the stage, outputs have copies too, and share
             copies = sum(copies[..., source == old].sum(-1) ** 2 for old in range(8))
@@ -145,7 +145,7 @@ def test_added_parameters_are_those_of_the_grown_supernet():
         Growth('width', 1, channels=16),
     ):
         _, grown = transforms.grow(SPEC, start(), step, fresh=_fresh, key=KEY)
-        before, after = (factors.count(held.params) for held in (start(), grown))
+        before, after = (factors.count_parameters(held.params) for held in (start(), grown))
         assert scored()[step].added == after - before
 
 
@@ -159,12 +159,12 @@ def test_added_parameters_are_those_of_the_grown_supernet():
     ],
 )
 def test_growth_over_a_limit_is_left_out_and_told(limits, kind, reason):
-    found, refused = scoring.possible(SPEC, start().params, [kind], 1.5, limits)
-    everything, _ = scoring.possible(SPEC, start().params, [kind], 1.5, ANY)
+    found, refused = scoring.list_candidates(SPEC, start().params, [kind], 1.5, limits)
+    everything, _ = scoring.list_candidates(SPEC, start().params, [kind], 1.5, ANY)
     assert len(found) + len(refused) == len(everything)
     assert any(reason in line for line in refused)
 
 
 def test_widths_are_multiples_of_eight_and_always_more():
-    assert [scoring.widened(c, 1.5) for c in (4, 8, 16, 24, 40, 64)] == [8, 16, 24, 40, 64, 96]
-    assert scoring.widened(64, 1.0) == 72
+    assert [scoring.wider(c, 1.5) for c in (4, 8, 16, 24, 40, 64)] == [8, 16, 24, 40, 64, 96]
+    assert scoring.wider(64, 1.0) == 72
