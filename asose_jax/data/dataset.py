@@ -205,10 +205,9 @@ def require_same_data(data: Dataset, recorded: Mapping[str, Any], workdir: pathl
     split.
 
     Args:
-      data: the data set as it is
-        now.
-      recorded: what the run recorded about it in run.json: `classes`, `images` (see `split_sizes`) and
-        `image_shape`. Missing entries are not compared.
+      data: the data set as it is now.
+      recorded: what the run recorded about it in run.json: `classes`, `images` (see `split_sizes`)
+        and `image_shape`. Missing entries are not compared.
       workdir: the directory of the run, for the message.
 
     Raises:

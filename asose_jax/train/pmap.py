@@ -185,7 +185,7 @@ def compile_train(step_config: StepConfig, phase: Phase, *example: Any) -> Progr
 
 
 def compile_statistics(step_config: StepConfig, phase: Phase, *example: Any) -> Program:
-    """Compiles `steps.recompute_batch_stats`, to be run before an evaluation; see `compile_train`."""
+    """Compiles `steps.recompute_batch_stats`, for before an evaluation; see `compile_train`."""
     del phase  # the program is the same in all phases
     function = functools.partial(steps.recompute_batch_stats, step_config)
     return _compile(function, example, out_axes=None, donate_argnums=0)
