@@ -38,7 +38,7 @@ SMALL = (
     *('retrain.epochs=1', 'retrain.batch_size=16', 'checkpoint.every_seconds=600'),
     "model.primitives=('none','skip_connect','max_pool_3x3','sep_conv_3x3','nor_conv_3x3')",
 )
-# The README's lines on the run in /tmp/digits.
+# Lines on the run in /tmp/digits.
 FIRST = re.compile(r'(workdir=|scratch\.py:)/tmp/digits\b')
 # Further flags of the lines that have such a part.
 SPECIAL = {
@@ -62,13 +62,18 @@ def lines_of(name: str) -> list[str]:
 
 @functools.cache
 def _shown():
-    """The README's commands, wherever their directories are."""
-    return frozenset(map(_anywhere, lines_of('README.md')))
+    """The commands in the blocks of all documents, wherever their directories are."""
+    return frozenset(_anywhere(line) for name in DOCUMENTS for line in lines_of(name))
+
+
+def _plain(line):
+    """The line without its remark, in an environment that is there already."""
+    line = re.sub(r'\s+#.*', '', line).strip()
+    return re.sub(r'^python3 -m venv .*?&& \S*python main', 'python main', line)
 
 
 def _anywhere(line):
-    line = re.sub(r'\s+#.*', '', line).strip()
-    return re.sub(r'(?<=workdir=)\S+|(?<=scratch\.py:)\S+', 'DIR', line)
+    return re.sub(r'(?<=workdir=)\S+|(?<=scratch\.py:)\S+', 'DIR', _plain(line))
 
 
 def _exception(line):
@@ -91,7 +96,7 @@ def test_every_exception_is_one():
 
 
 @pytest.mark.parametrize('name', DOCUMENTS)
-def test_a_command_within_a_sentence_stands_among_the_readmes_own(name):
+def test_a_command_within_a_sentence_stands_in_a_block_of_a_document(name):
     text = (ROOT / name).read_text(encoding='utf-8')
     found = [
         ' '.join(line.split()) for line in re.findall(r'(?<!`)`(python main\.py [^`]+)`', text)
@@ -153,9 +158,7 @@ def _without(line, fields):
 
 def _written(line, tmp_path, number):
     """The line for a shell: in another place, and small."""
-    line = re.sub(r'\s+#.*', '', line)
-    line = re.sub(r'^python3 -m venv .*?&& \S*python main', 'python main', line)
-    line = re.sub(r'(?<![\w/])/tmp/|(?<==)(?=PICTURES|icons|FILE)', f'{tmp_path}/', line)
+    line = re.sub(r'(?<![\w/])/tmp/|(?<==)(?=PICTURES|icons|FILE)', f'{tmp_path}/', _plain(line))
     return _small(line.replace('--workdir=DIR', f'--workdir={tmp_path}/dir_{number}'))
 
 
@@ -178,10 +181,12 @@ def _run(lines, words, tmp_path):
 
 
 @pytest.mark.slow
-def test_first_commands_of_the_readme_run_one_after_another(tmp_path):
-    """A search, the same network from scratch, and all that is done with a finished run."""
-    lines = [line for line in lines_of('README.md') if _is_run(line) and FIRST.search(line)]
+def test_first_commands_of_the_documents_run_one_after_another(tmp_path):
+    """The README's search, the same network from scratch, and all uses of a finished run."""
+    lines = [line for name in DOCUMENTS for line in lines_of(name) if _is_run(line)]
+    lines = [*dict.fromkeys(_plain(line) for line in lines if FIRST.search(line))]
     assert len(lines) == 5
+    assert lines[0] == _plain(next(filter(_is_run, lines_of('README.md'))))
     _run(lines, [], tmp_path)
 
 

@@ -1,7 +1,9 @@
 """What the docs say holds."""
 
+import pathlib
 import re
 import shlex
+import unicodedata
 import warnings
 
 import pytest
@@ -12,6 +14,8 @@ from asose_jax.config.schema import FIELDS
 from asose_jax.config.validation import flatten, validate
 from configs import search
 from tools import config_page
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_page_of_the_config_is_that_of_the_schema():
@@ -94,9 +98,9 @@ def test_numbers_of_the_results_are_those_that_the_ablation_wrote(root):
     for line in (root / 'docs' / 'evidence' / 'ablation.md').read_text('utf-8').splitlines():
         row, *cells = line.strip('| ').split(' | ')
         written[row] = set(cells)
-    told = (root / 'README.md').read_text('utf-8').split('## Results')[1].split('\n## ')[0]
+    told = [(root / 'docs' / f'{name}.md').read_text('utf-8') for name in ('results', 'ablations')]
     found = 0
-    for line in told.splitlines():
+    for line in '\n'.join(told).splitlines():
         if not (named := re.match(r'\| `(\w+)`', line)):
             continue
         rows = {named[1], f'only_{named[1]}', f'without_{named[1]}'} & set(written)
@@ -105,3 +109,118 @@ def test_numbers_of_the_results_are_those_that_the_ablation_wrote(root):
         assert numbers <= set().union(*(written[row] for row in rows)), line
         found += len(numbers)
     assert found > 50
+
+
+def test_numbers_of_the_readme_are_those_of_the_results(root):
+    results = (root / 'docs' / 'results.md').read_text('utf-8').splitlines()
+    text = (root / 'README.md').read_text('utf-8').split('## Results')[1].split('\n## ')[0]
+    rows = [line for line in text.splitlines() if line.startswith('| ') and '±' in line]
+    assert len(rows) >= 4
+    assert set(rows) <= set(results)
+    assert 'JPEG re-encode' in text
+
+
+# --- Pages and their links
+
+PAGES = ['README.md', 'CONTRIBUTING.md', 'CHANGELOG.md']
+PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'docs').rglob('*.md'))
+
+
+def _without_code(text):
+    text = re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r'`[^`\n]*`', '`', text)
+
+
+def _links(text):
+    """The targets of links and images, but for those with a scheme."""
+    text = _without_code(text)
+    found = re.findall(r'\]\(([^)\s]+)\)', text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    return [target for target in found if not re.match(r'[a-z]+:', target)]
+
+
+def _anchors(text):
+    """The anchors of headings that a repository page and the docs site both have."""
+    text = re.sub(r'^```.*?^```', '', text, flags=re.MULTILINE | re.DOTALL)
+    titles = [
+        re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', title.strip()).replace('`', '')
+        for title in re.findall(r'^#+ (.*)$', text, re.MULTILINE)
+    ]
+    shown = [re.sub(r'[^\w\- ]', '', title).lower().replace(' ', '-') for title in titles]
+    plain = [unicodedata.normalize('NFKD', title).encode('ascii', 'ignore') for title in titles]
+    built = [re.sub(r'[^\w\s-]', '', title.decode()).strip().lower() for title in plain]
+    return set(shown) & {re.sub(r'[-\s]+', '-', title) for title in built}
+
+
+@pytest.mark.parametrize(
+    ('text', 'links'),
+    [
+        ('[a](b.md) ![c](d.png) <img src="e.png">', ['b.md', 'd.png', 'e.png']),
+        ('[a](https://b.org) [c](#d)', ['#d']),
+        ('`[a](b.md)`\n```\n[c](d.md)\n```\n', []),
+        ('[`a`](b.md)', ['b.md']),
+    ],
+)
+def test_links_are_found_outside_of_code(text, links):
+    assert _links(text) == links
+
+
+@pytest.mark.parametrize(
+    ('heading', 'anchors'),
+    [
+        ('## Is it worth it?', {'is-it-worth-it'}),
+        ('# A: `b`, c', {'a-b-c'}),
+        ('# How α learns', set()),  # the site leaves α out
+        ('```\n# a remark\n```', set()),
+    ],
+)
+def test_anchor_is_that_of_the_repository_and_of_the_site(heading, anchors):
+    assert _anchors(heading) == anchors
+
+
+@pytest.mark.parametrize('name', PAGES)
+def test_every_relative_link_leads_to_a_file_and_every_anchor_to_a_heading(name):
+    page = ROOT / name
+    docs, broken = ROOT / 'docs', []
+    for link in _links(page.read_text(encoding='utf-8')):
+        path, _, anchor = link.partition('#')
+        target = (page.parent / path).resolve() if path else page
+        inside = not page.is_relative_to(docs) or target.is_relative_to(docs)  # of the site
+        holds = inside and target.is_file()
+        if holds and anchor:
+            holds = anchor in _anchors(target.read_text(encoding='utf-8'))
+        if not holds:
+            broken.append(link)
+    assert not broken
+
+
+def test_readme_is_read_in_one_screen_or_two():
+    assert len((ROOT / 'README.md').read_bytes()) <= 8 * 1024
+
+
+def test_every_page_of_the_docs_is_in_the_navigation_of_the_site_once():
+    nav = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8').split('\nnav:\n')[1]
+    named = re.findall(r': (\S+\.md)$', nav, re.MULTILINE)
+    assert sorted(f'docs/{name}' for name in named) == [n for n in PAGES if n.startswith('docs/')]
+
+
+def test_layout_names_every_folder_of_the_package_and_none_else():
+    text = (ROOT / 'docs' / 'layout.md').read_text(encoding='utf-8').split('## The package')[1]
+    named = re.findall(r'^\| `(\w+)/` \|', text, re.MULTILINE)
+    assert sorted(named) == sorted(
+        path.parent.name for path in (ROOT / 'asose_jax').glob('*/__init__.py')
+    )
+
+
+def test_code_and_tests_that_the_laws_name_exist():
+    code = {path.stem: path for path in (ROOT / 'asose_jax').rglob('*.py')}
+    tests = {path.stem for path in (ROOT / 'tests').rglob('*_test.py')}
+    text = (ROOT / 'docs' / 'laws.md').read_text(encoding='utf-8')
+    rows = [re.split(r'(?<!\\)\|', line)[1:-1] for line in text.splitlines() if line[:2] == '| ']
+    assert len(rows) > 20
+    for _, modules, held in rows[1:]:
+        for module, *names in (name.split('.') for name in re.findall(r'`([^`]+)`', modules)):
+            source = code[module].read_text(encoding='utf-8')
+            for name in names:
+                assert re.search(rf'\b(class|def) {name}\b', source), f'{module}.{name}'
+        assert {*re.findall(r'`(\w+_test)`', held)} <= tests, held
+        assert re.search(r'`\w+_test`', held), held

@@ -74,8 +74,8 @@ def test_evaluation_counts_what_is_taken_for_what(finished):
 def _changed(change):
     whole = builders.load_data
 
-    def load(config):
-        images = whole(config)
+    def load(config, split_by):
+        images = whole(config, split_by)
         return dataclasses.replace(images, **change(images))
 
     return load
@@ -107,7 +107,7 @@ def test_run_does_not_go_on_with_data_that_changed(finished, monkeypatch):
 
 
 def test_data_that_are_gone_are_named_with_their_run(finished, monkeypatch):
-    def gone(_):
+    def gone(*_):
         raise UserError("data.dir='pictures': there is no such folder")
 
     monkeypatch.setattr(builders, 'load_data', gone)

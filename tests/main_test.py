@@ -46,8 +46,8 @@ def command(root, monkeypatch, caplog):
         return '\n'.join(caplog.messages)
 
     monkeypatch.chdir(root)
-    monkeypatch.setattr(main.process, 'leave', leave)
-    monkeypatch.setattr(main.process, 'prepare', lambda *_: logging.getLogger('asose_jax'))
+    monkeypatch.setattr(main.process, 'exit_now', leave)
+    monkeypatch.setattr(main.process, 'set_up', lambda *_: logging.getLogger('asose_jax'))
     with flagsaver.flagsaver(), caplog.at_level(logging.INFO, 'asose_jax'):
         yield run
 
@@ -120,13 +120,13 @@ def test_digits_are_searched_to_95_percent_by_the_command_of_the_readme(root, tm
 
 
 def _code(root, part):
-    """The Python in the README that has `part` in it."""
-    text = (root / 'README.md').read_text()
+    """The Python on the page of the search spaces that has `part` in it."""
+    text = (root / 'docs' / 'spaces.md').read_text(encoding='utf-8')
     return next(c for c in re.findall(r'```python\n(.*?)```', text, re.DOTALL) if part in c)
 
 
-def test_readme_shows_a_primitive_that_works(root, monkeypatch):
-    """The code in the README, as it stands there, gives an operation that can be searched."""
+def test_docs_show_a_primitive_that_works(root, monkeypatch):
+    """The code in docs/spaces.md, as it stands there, gives an operation to search."""
     import jax
     import jax.numpy as jnp
 
@@ -151,8 +151,8 @@ def test_readme_shows_a_primitive_that_works(root, monkeypatch):
 
 
 @pytest.mark.slow
-def test_readme_shows_a_space_that_works(root, monkeypatch, tmp_path):
-    """The code in the README, as it stands there, is searched and derived."""
+def test_docs_show_a_space_that_works(root, monkeypatch, tmp_path):
+    """The code in docs/spaces.md, as it stands there, is searched and derived."""
     code = _code(root, 'class LadderSpec')
     monkeypatch.setattr(registry, 'SPACES', dict(registry.SPACES))
     exec(code, {'__name__': 'ladder'})

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from PIL import Image
 
 import asose_jax
 from asose_jax.data import image_folder
-from asose_jax.pipeline import run_phases
+from asose_jax.pipeline import builders, run_phases
 from asose_jax.report import page
+from asose_jax.runtime.errors import UserError
+
+SMALL = {'model.depth': 1, 'model.reductions': (), 'model.primitives': CHEAPEST}
 
 HOSTILE = (
     *('[red]cats[red] & "dogs"', 'a b', 'größe 大', '$100', r'$\frac{a$', '<script>x', 'n' * 200),
@@ -45,8 +49,7 @@ def test_class_names_come_through_to_all_that_a_run_leaves_as_they_are(tmp_path)
     """Also where the folder's own name is no text."""
     root = tmp_path / os.fsdecode(b'set\xe9')
     names, run = _hostile(root), tmp_path / 'run'
-    small = {'model.depth': 1, 'model.reductions': (), 'model.primitives': CHEAPEST}
-    config = config_of(root, **small, **{'data.resident_megabytes': 0, 'data.image_size': 8})
+    config = config_of(root, **SMALL, **{'data.resident_megabytes': 0, 'data.image_size': 8})
     run_phases.run(config, run)
     asose_jax.evaluate(run)
     asose_jax.export(run)
@@ -61,6 +64,103 @@ def test_class_names_come_through_to_all_that_a_run_leaves_as_they_are(tmp_path)
     text = (run / 'report.html').read_text(encoding='utf-8')
     assert '<script' not in text
     assert ', '.join(names) in html.unescape(text)
+
+
+@pytest.fixture(scope='module')
+def _finished_run(tmp_path_factory):
+    """A folder of 24 pictures, and a run that was trained on it."""
+    place = tmp_path_factory.mktemp('finished')
+    for k, name in enumerate(('cat', 'dog')):
+        for i in range(12):
+            picture(place / 'set' / name / f'{i}.png', seed=100 * k + i)
+    run_phases.run(config_of(place / 'set', **SMALL), place / 'run')
+    return place
+
+
+@pytest.fixture
+def trained(_finished_run, tmp_path):
+    """A copy of the folder and of the run, which a test may change."""
+    shutil.copytree(_finished_run, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / 'run' / 'config.json'
+    fields = json.loads(path.read_text())
+    path.write_text(json.dumps({**fields, 'data.dir': str(tmp_path / 'set')}))
+    return tmp_path / 'set', tmp_path / 'run'
+
+
+def _uses(folder, run):
+    """All that a run is used for after training; each meets the data."""
+    return {
+        'search': lambda: run_phases.run(config_of(folder, **SMALL), run),
+        'evaluate': lambda: asose_jax.evaluate(run),
+        'export': lambda: asose_jax.export(run),
+    }
+
+
+@pytest.mark.parametrize('use', ['search', 'evaluate', 'export'])
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (lambda d: picture(d / 'cat' / 'x.png', seed=500), "1 picture is new: 'cat/x.png'"),
+        (lambda d: (d / 'cat' / '5.png').unlink(), "1 picture is gone: 'cat/5.png'"),
+        (lambda d: picture(d / 'dog' / '7.png', seed=9), "1 picture is changed: 'dog/7.png'"),
+    ],
+)
+def test_other_pictures_are_refused_by_name_wherever_a_run_is_used(trained, use, change, told):
+    folder, run = trained
+    change(folder)
+    before = (run / 'run.json').read_text()
+    with pytest.raises(UserError) as error:
+        _uses(folder, run)[use]()
+    assert told in str(error.value)
+    assert 'Restore the data, or start a run in another --workdir' in str(error.value)
+    assert '\n' not in str(error.value)
+    assert (run / 'run.json').read_text() == before
+    assert not (run / 'export').exists()
+
+
+def test_renamed_pictures_are_the_same_data_to_all_that_a_run_is_used_for(trained):
+    folder, run = trained
+    accuracy = json.loads((run / 'summary.json').read_text())['test_accuracy']
+    (folder / 'cat' / '0.png').rename(folder / 'cat' / 'zzz.png')
+    for use in _uses(folder, run).values():
+        use()
+    assert json.loads((run / 'evaluation.json').read_text())['accuracy'] == pytest.approx(accuracy)
+    assert 'cat/zzz.png' in json.loads((run / 'data.json').read_text())
+
+
+def test_network_is_exported_where_the_data_are_not(trained):
+    folder, run = trained
+    shutil.rmtree(folder)
+    assert (asose_jax.export(run) / 'model.stablehlo').exists()
+
+
+def test_run_of_an_older_version_keeps_its_split_and_is_guarded_from_then_on(trained):
+    """Older versions recorded no digest and split by position, which names decide."""
+    folder, run = trained
+    shutil.rmtree(run)
+    config, load = config_of(folder, **SMALL), builders.load_data
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builders, 'load_data', lambda config, _: load(config, 'position'))
+        run_phases.run(config, run)
+    (run / 'data.json').unlink()
+    for name in ('run.json', 'summary.json'):
+        content = json.loads((run / name).read_text())
+        del content['data']
+        (run / name).write_text(json.dumps(content))
+    accuracy = content['test_accuracy']
+    assert asose_jax.evaluate(run)['accuracy'] == pytest.approx(accuracy)
+    assert run_phases.run(config, run)['test_accuracy'] == accuracy
+    assert json.loads((run / 'run.json').read_text())['data']['split_by'] == 'position'
+    (folder / 'cat' / '0.png').rename(folder / 'cat' / 'zzz.png')
+    with pytest.raises(UserError, match=r"new: 'cat/zzz.png'; 1 picture is gone: 'cat/0.png'"):
+        asose_jax.evaluate(run)
+
+
+def test_run_whose_record_is_lost_is_not_gone_on_with(trained):
+    folder, run = trained
+    (run / 'run.json').unlink()
+    with pytest.raises(UserError, match=r'run.json is missing .* Restore it'):
+        run_phases.run(config_of(folder, **SMALL), run)
 
 
 @pytest.mark.slow

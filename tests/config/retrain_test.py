@@ -197,7 +197,7 @@ def test_what_was_found_is_built_with_all_its_widths_scaled(tmp_path):
     config = _wider(tmp_path)
     images = builders.load_data(config)
     schedule = builders.make_schedule(config, len(images.train))
-    spec = run_phases.initialization.origin(config, images, schedule).spec
+    spec = run_phases.initialization.find_origin(config, images, schedule).spec
     assert (spec.stem_channels, [block.channels for block in spec.blocks]) == (8, [8, 16])
     assert spec.groups() == ((('skip_connect',),), (('max_pool_3x3',),))
 
@@ -238,7 +238,7 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
     whole = run_phases.run(config, tmp_path / 'whole')
     assert [phase['name'] for phase in whole['phases']] == ['optimize']
     assert (tmp_path / 'whole' / 'genotype.txt').read_text().strip() == CELL
-    spec = run_phases.initialization.origin(
+    spec = run_phases.initialization.find_origin(
         config, builders.load_data(config), builders.make_schedule(config, 287)
     ).spec
     fresh = jax.eval_shape(

@@ -85,6 +85,14 @@ def test_missing_field_is_named():
             r"growth.where='last': growth.kinds=\('auto',\) compares scores",
         ),
         ({'data.name': 'folder'}, r"data.dir=None: data.name='folder' needs the folder"),
+        *(
+            ({field: value}, f"{field}={value!r}: has no effect on data.name='digits', .*remove it")
+            for field, value in (
+                ('data.dir', 'pictures'),
+                ('data.train_split', 'training'),
+                ('data.test_split', 'val'),
+            )
+        ),
         (
             {'data.test_fraction': 0.1},
             r"data.test_fraction=0.1: is for folders .* 'digits' has its",

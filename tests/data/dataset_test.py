@@ -2,6 +2,7 @@
 
 import socket
 import types
+import zlib
 
 import numpy as np
 import pytest
@@ -250,3 +251,75 @@ def test_one_class_or_one_image_of_a_class_is_an_error(monkeypatch, last, messag
     monkeypatch.setattr(dataset, '_digits', lambda _: (learn, learn, ('a', 'b')))
     with pytest.raises(UserError, match=message):
         _digits()
+
+
+# --- Splits of a TFDS set
+
+
+def _own(directory, train, test):
+    """Ten images in `train`, all different, and four in `validation`."""
+    if not (directory / 'own').exists():
+        pictures = [Image.new('L', (8, 8), 10 * i) for i in range(10)]
+        prepared.write(directory, 'own', 1, {'train': pictures, 'validation': pictures[:4]}, 'ab')
+    options = {'seed': 0, 'valid_fraction': 0.5, 'image_size': 8, 'data_dir': str(directory)}
+    return dataset.load('own', train_split=train, test_split=test, **options)
+
+
+@pytest.mark.parametrize(
+    ('train', 'test', 'shared'),
+    [
+        ('train', 'train', r"10 images \('train\[0:10\]'\)"),
+        ('train[:80%]', 'train[70%:]', r"1 image \('train\[7:8\]'\)"),
+        ('train[:8]', 'train[4:]', r"4 images \('train\[4:8\]'\)"),
+        ('validation+train[:5]', 'train[:2]+train[4:]', r'3 images .* and 1 more\)'),
+        ('train', 'validation+train[-1:]', r"1 image \('train\[9:10\]'\)"),
+    ],
+)
+def test_train_and_test_of_the_same_records_are_refused_with_what_they_share(
+    tmp_path, train, test, shared
+):
+    with pytest.raises(UserError, match=f'share {shared}, so the test would use images') as error:
+        _own(tmp_path, train, test)
+    assert f'data.train_split={train!r} and data.test_split={test!r}' in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('train', 'test'),
+    [
+        ('train', 'validation'),
+        ('train[:80%]', 'train[80%:]'),
+        ('train[4:]+validation', 'train[:4]'),
+        ('train[:4]', 'validation[:4]'),
+    ],
+)
+def test_splits_without_common_records_are_taken_whatever_they_are_called(tmp_path, train, test):
+    d = _own(tmp_path, train, test)
+    assert d.identity.record == {
+        **{'name': 'own', 'version': '1.0.0', 'train_split': train, 'test_split': test},
+        **{'train_images': len(d.train) + len(d.valid), 'test_images': len(d.test)},
+    }
+
+
+def test_records_that_are_trained_on_twice_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"names 2 images \('train\[4:6\]'\) twice"):
+        _own(tmp_path, 'train[:6]+train[4:]', 'validation')
+
+
+def test_another_version_of_a_set_is_another_set(tmp_path):
+    before = _own(tmp_path, 'train', 'validation').identity
+    record = {**before.record, 'version': '0.9.0', 'train_images': 12}
+    assert before.changes(record, {}) == [
+        "version was '0.9.0', now '1.0.0'",
+        'train_images was 12, now 10',
+    ]
+
+
+def test_split_of_a_set_of_arrays_is_that_of_earlier_versions():
+    """The digits and TFDS sets: fixed here, so that runs of before go on."""
+    d = _digits()
+    assert d.identity is None
+    assert d.valid[:8].tolist() == [3, 11, 12, 13, 15, 25, 26, 28]
+    assert zlib.crc32(d.train.tobytes() + d.valid.tobytes()) == 845461276
+    labels = np.arange(100, dtype=np.int32) % 3
+    streamed = image_set.ImageSet(100, lambda i: (i, labels[i]))
+    assert zlib.crc32(np.concatenate(dataset._split(streamed, 0.2, 5)).tobytes()) == 2153336709

@@ -1,5 +1,6 @@
 """Folders of pictures: what is in them comes out as it is seen; what is wrong is named at once."""
 
+import itertools
 import logging
 import pathlib
 
@@ -113,15 +114,196 @@ def test_large_folder_is_streamed_with_the_same_images_and_parts(pets):
         chex.assert_trees_all_equal(streamed.images.read(part), resident.images.read(part))
 
 
+# --- Content
+
+
+def _contents(d):
+    """The images of each part as bytes, sorted."""
+    parts = (d.images.read(part)[0] for part in (d.train, d.valid, d.test))
+    return [sorted(image.tobytes() for image in images) for images in parts]
+
+
+def _rename(pets):
+    (pets / 'cat' / '0.png').rename(pets / 'cat' / 'zzz.png')
+    (pets / 'dog' / '7.png').rename(pets / 'dog' / '00.png')
+
+
+def _exchange_names(pets):
+    (pets / 'dog' / '3.png').rename(pets / 'dog' / 'kept.png')
+    (pets / 'dog' / '4.png').rename(pets / 'dog' / '3.png')
+    (pets / 'dog' / 'kept.png').rename(pets / 'dog' / '4.png')
+
+
+@pytest.mark.parametrize('change', [_rename, _exchange_names])
+def test_names_of_files_change_neither_the_parts_nor_their_order_nor_the_identity(pets, change):
+    before = _load(pets)
+    change(pets)
+    after = _load(pets)
+    assert before.identity.record == after.identity.record
+    assert after.identity.changes(before.identity.record, before.identity.files) == []
+    for name in ('train', 'valid', 'test'):
+        parts = [d.images.read(getattr(d, name)) for d in (before, after)]
+        chex.assert_trees_all_equal(*parts)
+
+
+def test_another_folder_with_the_same_files_is_the_same_set(pets, tmp_path):
+    before = _load(pets)
+    pets.rename(tmp_path / 'elsewhere')
+    assert _load(tmp_path / 'elsewhere').identity.record == before.identity.record
+
+
+def test_added_picture_moves_at_most_one_other_of_its_class(pets):
+    before = _contents(_load(pets))
+    picture(pets / 'cat' / '00.png', seed=9)
+    after = _contents(_load(pets))
+    assert len(set(before[2]) - set(after[2])) <= 1
+
+
+@pytest.mark.parametrize('seed', range(4))
+@pytest.mark.parametrize('folders', [False, True])
+def test_identical_files_are_on_one_side_and_every_part_has_every_class(tmp_path, seed, folders):
+    """Six copies of some, two of others, also across classes; the others are alone."""
+    random = np.random.default_rng(seed)
+    root = tmp_path / 'train' if folders else tmp_path
+    for c in 'abc':
+        for i, content in enumerate(random.permutation(np.repeat(range(12), [6, 2, 2, *[1] * 9]))):
+            picture(root / c / f'{i}.png', seed=100 * ord(c) + int(content))
+        picture(root / c / 'in_two_classes.png', seed=7)
+    if folders:
+        picture(tmp_path / 'test' / 'b' / 'new.png', seed=8)
+    d = _load(tmp_path, seed=seed)
+    for part in (d.train, d.valid, *(() if folders else (d.test,))):
+        assert set(d.images.read(part)[1]) == {0, 1, 2}
+    sides = [set(contents) for contents in _contents(d)]
+    for one, other in itertools.combinations(sides, 2):
+        assert not one & other
+    assert sum(map(len, (d.train, d.valid, d.test))) == 60 + folders
+
+
+def test_copies_of_the_test_folder_are_not_trained_on_and_told(pets, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    (pets / 'train').mkdir()
+    for c in ('cat', 'dog'):
+        (pets / c).rename(pets / 'train' / c)
+    for name in ('0', '5'):
+        (pets / 'test' / 'dog').mkdir(parents=True, exist_ok=True)
+        whole = (pets / 'train' / 'cat' / f'{name}.png').read_bytes()
+        (pets / 'test' / 'dog' / f'{name}.png').write_bytes(whole)
+    d = _load(pets)
+    train, valid, test = map(set, _contents(d))
+    assert (len(train | valid), len(test)) == (28, 2)
+    assert not (train | valid) & test
+    (told,) = caplog.messages
+    assert told.startswith('2 pictures are in the test split too and are not trained on: ')
+    assert f"'{pets / 'train' / 'cat' / '0.png'}'" in told
+
+
+def test_copies_alone_are_too_few_pictures(tmp_path):
+    for c in 'ab':
+        for i in range(5):
+            picture(tmp_path / c / f'{i}.png', seed=i % 2 if c == 'a' else 10 + i)
+    assert (
+        'each class needs at least 3 different pictures, for train, valid, test; these have '
+        "fewer: 'a' (2)." in _error(tmp_path)
+    )
+
+
+def test_position_is_how_older_runs_split(pets):
+    """The names decide, sorted: '0', '1', '10', …; the numbers are those of older versions."""
+    d = _load(pets, split_by='position')
+    paths = [sorted((pets / c).iterdir()) for c in ('cat', 'dog')]
+    tested = np.random.default_rng(0).permutation(10)[:2]
+    images = d.images.read(d.test)[0]
+    assert sorted(i.tobytes() for i in images[:2]) == sorted(
+        np.asarray(Image.open(paths[0][n])).tobytes() for n in tested
+    )
+    assert d.identity.record['split_by'] == 'position'
+    before = d.identity
+    _rename(pets)
+    (new, gone) = _load(pets, split_by='position').identity.changes(before.record, before.files)
+    assert new == "2 pictures are new: 'cat/zzz.png', 'dog/00.png'"
+    assert gone == "2 pictures are gone: 'cat/0.png', 'dog/7.png'"
+
+
+def _add(pets, count=1):
+    for i in range(count):
+        picture(pets / 'cat' / f'new_{i}.png', seed=50 + i)
+
+
+@pytest.mark.parametrize(
+    ('change', 'expected'),
+    [
+        (_add, ["1 picture is new: 'cat/new_0.png'"]),
+        (
+            lambda pets: _add(pets, 8),
+            [
+                '8 pictures are new: '
+                + ', '.join(f"'cat/new_{i}.png'" for i in range(5))
+                + ' and 3 more'
+            ],
+        ),
+        (lambda pets: (pets / 'dog' / '3.png').unlink(), ["1 picture is gone: 'dog/3.png'"]),
+        (
+            lambda pets: picture(pets / 'dog' / '3.png', seed=1),
+            ["1 picture is changed: 'dog/3.png'"],
+        ),
+        (
+            lambda pets: (pets / 'dog' / '3.png').rename(pets / 'cat' / 'dog.png'),
+            ["1 picture is new: 'cat/dog.png'", "1 picture is gone: 'dog/3.png'"],
+        ),
+        (lambda pets: (_rename(pets), _add(pets)), ["1 picture is new: 'cat/new_0.png'"]),
+    ],
+)
+def test_other_pictures_are_another_set_and_named(pets, change, expected):
+    before = _load(pets).identity
+    change(pets)
+    after = _load(pets).identity
+    assert after.record['digest'] != before.record['digest']
+    assert after.changes(before.record, before.files) == expected
+    light = dataset.identify(
+        'folder',
+        data_dir=str(pets),
+        train_split='train',
+        test_split='test',
+        test_fraction=None,
+        split_by='content',
+    )
+    assert light == after
+
+
+def test_loose_pictures_are_told(pets, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    for i in range(7):
+        picture(pets / f'stray_{i}.png')
+    assert len(_load(pets).train) == 18
+    (told,) = caplog.messages
+    assert told.startswith('7 pictures are ignored, since they are in no class folder: ')
+    assert f"'{pets / 'stray_0.png'}'" in told
+    assert told.endswith(' and 2 more')
+
+
+def test_pictures_to_test_on_without_classes_are_an_error_that_says_so(pets):
+    (pets / 'train').mkdir()
+    for c in ('cat', 'dog'):
+        (pets / c).rename(pets / 'train' / c)
+    for i in range(3):
+        picture(pets / 'test' / f'{i}.png')
+    told = _error(pets)
+    assert told.startswith(f'{pets / "test"} has 3 pictures but no class folders')
+    assert f'Put them into {pets / "test"}/CLASS/' in told
+
+
 # --- Pictures
 
 
 def _two_classes(root, fill):
-    """Three equal pictures in each class, saved by `fill(path)`."""
+    """Three equal pictures in each class, saved by `fill(path)`; their files differ at the end."""
     for name in ('a', 'b'):
         (root / name).mkdir(parents=True)
         for i in range(3):
             fill(root / name / f'{i}')
+            (path,) = (root / name).glob(f'{i}.*')
+            path.write_bytes(path.read_bytes() + f'{name}{i}'.encode())
 
 
 def _only(root, fill, **changes):
@@ -313,10 +495,10 @@ def test_folder_that_is_no_data_set_is_an_error_that_says_why(tmp_path, files, o
 
 def test_part_that_is_not_read_is_told(pets, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
-    for part in ('train', 'test', 'extra'):
+    for k, part in enumerate(('train', 'test', 'extra')):
         for c in 'ab':
             for i in range(2):
-                picture(pets / part / c / f'{i}.png')
+                picture(pets / part / c / f'{i}.png', seed=10 * k + 2 * ord(c) + i)
     _load(pets, valid_fraction=0.5)
     assert "the folders 'cat', 'dog', 'extra' are not used" in caplog.messages[0]
 

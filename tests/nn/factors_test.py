@@ -198,7 +198,7 @@ def test_statistics_of_their_own_are_those_of_the_most_likely_network():
     step_config, images = dataclasses.replace(small.STEP_CONFIG, model=net), small.data()
     held = small.fresh(small.START)
     index = np.arange(8, dtype=np.int32)
-    chunk = small.batches.chunk([{'index': index}], 2, 1) | {'done': np.zeros(1, np.int32)}
+    chunk = small.batches.stack_batches([{'index': index}], 2, 1) | {'done': np.zeros(1, np.int32)}
     call = jax.pmap(
         functools.partial(steps.recompute_batch_stats, step_config),
         axis_name=steps.AXIS,

@@ -42,7 +42,7 @@ def _config(**fields):
 
 def test_what_stopped_one_of_the_runs_is_told_with_its_log(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        runner.placement, 'available_slots', lambda: [runner.placement.Place({}, 0)]
+        runner.placement, 'available_slots', lambda: [runner.placement.Slot({}, 0)]
     )
     nowhere = {'data.name': 'folder', 'data.dir': str(tmp_path / 'pts')}
     with pytest.raises(UserError) as error:
