@@ -169,7 +169,22 @@ def write(options: argparse.Namespace, name: str, content: dict[str, Any]) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     ran = {key: value for key, value in vars(options).items() if key not in _PLACES}
     whole = {**machine(), 'options': ran, **content}
-    path.write_text(json.dumps(whole, indent=1, default=dataclasses.asdict) + '\n')
+    whole = json.loads(json.dumps(whole, default=dataclasses.asdict))
+    path.write_text(compact(whole) + '\n')
+
+
+def compact(content: Any, levels: int = 3, indent: str = '') -> str:
+    """Formats JSON with a line for each entry down to `levels`, and one line for all below it."""
+    if not levels or not isinstance(content, dict | list) or not content:
+        return json.dumps(content)
+    inner = indent + ' '
+    if isinstance(content, dict):
+        entries = [f'{json.dumps(k)}: {compact(v, levels - 1, inner)}' for k, v in content.items()]
+        ends = '{}'
+    else:
+        entries, ends = [compact(value, levels - 1, inner) for value in content], '[]'
+    lines = (',\n' + inner).join(entries)
+    return f'{ends[0]}\n{inner}{lines}\n{indent}{ends[1]}'
 
 
 def save(options: argparse.Namespace, name: str, figure: Any) -> None:
