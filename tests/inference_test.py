@@ -1,7 +1,10 @@
 """The network of a finished run: predictions, evaluation, export; the package in Python."""
 
 import dataclasses
+import errno
 import json
+import logging
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +17,7 @@ from helpers.runs import CHEAPEST, WHOLE, make_whole, tiny
 import asose_jax
 from asose_jax import inference
 from asose_jax.pipeline import builders
+from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 
 _ALONE = """
@@ -71,6 +75,26 @@ def test_evaluation_counts_what_is_taken_for_what(finished):
     assert (workdir / 'confusion.png').read_bytes().startswith(b'\x89PNG')
 
 
+@pytest.mark.parametrize(
+    'number', [errno.EACCES, errno.EROFS, errno.ENOSPC], ids=['refused', 'read-only', 'full']
+)
+def test_results_that_cannot_be_written_lose_no_numbers(finished, monkeypatch, caplog, number):
+    def refuse(path, _):
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(inference.workdir, 'write_atomically', refuse)
+    with (
+        caplog.at_level(logging.INFO, 'asose_jax'),
+        pytest.raises(UserError, match=r'evaluation.json .*: ' + os.strerror(number)),
+    ):
+        inference.evaluate(finished[0])
+    assert any('test accuracy' in line for line in caplog.messages)
+    with pytest.raises(UserError, match=r'model.json .*: ' + os.strerror(number)):
+        inference.export(finished[0])
+    with pytest.raises(UserError, match=r'report.html .*: ' + os.strerror(number)):
+        page.rebuild(finished[0])
+
+
 def _changed(change):
     whole = builders.load_data
 
@@ -104,6 +128,14 @@ def test_run_does_not_go_on_with_data_that_changed(finished, monkeypatch):
     with pytest.raises(UserError, match='Changed data are split anew'):
         asose_jax.search(tiny(**WHOLE), finished[0])
     assert (finished[0] / 'run.json').read_text() == before
+
+
+def test_run_on_the_digits_goes_on_without_its_record(finished, tmp_path):
+    """Only the split of a folder of pictures depends on what run.json says."""
+    workdir = shutil.copytree(finished[0], tmp_path / 'run')
+    (workdir / 'run.json').unlink()
+    result = asose_jax.search(tiny(**WHOLE), workdir)
+    assert result['test_accuracy'] == finished[1]['test_accuracy']
 
 
 def test_data_that_are_gone_are_named_with_their_run(finished, monkeypatch):

@@ -103,6 +103,59 @@ def test_page_of_a_run_is_drawn_again_by_one_command_without_a_config(command, t
     assert (tmp_path / 'run' / 'report.html').read_text().startswith('<!DOCTYPE html>')
 
 
+@pytest.mark.parametrize('mode', ['evaluate', 'export', 'report'])
+@pytest.mark.parametrize('field', ['seed=3', 'search.epochs=4', 'genotype=x'])
+def test_field_that_would_be_ignored_is_refused(command, caplog, tmp_path, mode, field):
+    recorded.write(tmp_path / 'run', **{'search.epochs': 2})
+    with pytest.raises(SystemExit) as stopped:
+        command(DIGITS, f'--mode={mode}', f'--workdir={tmp_path / "run"}', f'--config.{field}')
+    assert stopped.value.args[0] == 2
+    assert f'--mode={mode} takes the config of the run' in caplog.messages[-1]
+    assert f'Leave out --config.{field.split("=")[0]}.' in caplog.messages[-1]
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'export', 'report'])
+def test_finished_run_is_used_from_any_directory(command, tmp_path, monkeypatch, mode):
+    import main
+
+    asked = []
+    for module, name in ((main.inference, 'evaluate'), (main.inference, 'export')):
+        monkeypatch.setattr(module, name, asked.append)
+    monkeypatch.setattr(main.page, 'rebuild', asked.append)
+    monkeypatch.chdir(tmp_path)  # without configs/search.py
+    command(f'--mode={mode}', '--workdir=run')
+    assert asked == ['run']
+
+
+@pytest.mark.parametrize('mode', ['search', 'retrain', 'evaluate', 'export', 'report'])
+@pytest.mark.parametrize('workdir', ['', 'gs://bucket/run', 'configs/search.py/run'])
+def test_unusable_workdir_is_one_line_in_every_mode(command, caplog, mode, workdir):
+    with pytest.raises(SystemExit) as stopped:
+        command(f'--mode={mode}', f'--workdir={workdir}')
+    assert stopped.value.args[0] == 2
+    (told,) = caplog.messages
+    assert '\n' not in told
+
+
+@pytest.mark.parametrize('fields', [(), ('--config.seeds=(0,)',)])
+@pytest.mark.parametrize('error', [RuntimeError('Unable to initialize'), AssertionError()])
+def test_platform_that_is_missing_is_one_line(
+    command, caplog, tmp_path, monkeypatch, fields, error
+):
+    import main
+
+    def missing():
+        raise error
+
+    monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
+    monkeypatch.setattr(main.process.jax, 'devices', missing)
+    with pytest.raises(SystemExit) as stopped:
+        command(DIGITS, f'--workdir={tmp_path / "run"}', *fields)
+    assert stopped.value.args[0] == 2
+    assert "JAX_PLATFORMS='cuda': JAX cannot use this platform here" in caplog.messages[-1]
+    assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.slow
 def test_digits_are_searched_to_95_percent_by_the_command_of_the_readme(root, tmp_path):
     done = _main(root, '--config=configs/search.py:digits', f'--workdir={tmp_path}')

@@ -2,6 +2,7 @@
 
 import html
 import json
+import logging
 import os
 import shutil
 
@@ -13,7 +14,7 @@ from jax import export as jax_export
 from PIL import Image
 
 import asose_jax
-from asose_jax.data import image_folder
+from asose_jax.data import dataset, image_folder
 from asose_jax.pipeline import builders, run_phases
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
@@ -154,6 +155,31 @@ def test_run_of_an_older_version_keeps_its_split_and_is_guarded_from_then_on(tra
     (folder / 'cat' / '0.png').rename(folder / 'cat' / 'zzz.png')
     with pytest.raises(UserError, match=r"new: 'cat/zzz.png'; 1 picture is gone: 'cat/0.png'"):
         asose_jax.evaluate(run)
+
+
+def _without_data(run):
+    path = run / 'run.json'
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in content.items() if k != 'data'}))
+
+
+@pytest.mark.parametrize(
+    ('change', 'told'),
+    [
+        (lambda folder, run: None, False),
+        (lambda folder, run: (folder / 'cat' / '0.png').rename(folder / 'cat' / 'z.png'), False),
+        (lambda folder, run: picture(folder / 'cat' / 'x.png', seed=500), True),
+        (lambda folder, run: _without_data(run), True),  # as older versions left it
+    ],
+)
+def test_weights_that_may_know_the_test_pictures_are_told(
+    trained, change, told, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    folder, run = trained
+    change(folder, run)
+    dataset.warn_of_other_pictures(builders.load_data(config_of(folder, **SMALL)), run)
+    assert any('may be in the test split of this run' in line for line in caplog.messages) == told
 
 
 def test_run_whose_record_is_lost_is_not_gone_on_with(trained):
