@@ -20,9 +20,10 @@ from ml_collections import config_flags
 
 from asose_jax import inference
 from asose_jax.config import retrain
+from asose_jax.config.validation import flatten
 from asose_jax.report import page
-from asose_jax.runtime import process
-from asose_jax.runtime.errors import Stopped, UserError
+from asose_jax.runtime import paths, process
+from asose_jax.runtime.errors import Stopped, UserError, os_errors
 from asose_jax.sweep import runner
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -43,7 +44,11 @@ _MULTIHOST = flags.DEFINE_bool(
     'Run on all hosts of a cluster together; TPU pods do so by default. Without SLURM or Open MPI, '
     'set JAX_COORDINATOR_ADDRESS (HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID on each host.',
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of checkpoints and results.')
+# A string, never `None`: the flag is required.
+_WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    'workdir', None, 'Directory of checkpoints and results.'
+)
+_FINISHED = ('evaluate', 'export', 'report')  # modes for the workdir of a run, without a config
 _HEARTBEAT_SECONDS = 30  # a host that is silent for longer counts as lost
 
 
@@ -51,25 +56,18 @@ def main(argv: list[str]) -> None:
     """Runs the command; errors of the user end the process with one message and no traceback."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
-    for_finished_run = {
-        'report': page.rebuild,
-        'evaluate': inference.evaluate,
-        'export': inference.export,
-    }
-    if _MODE.value not in for_finished_run:
+    if _MODE.value not in _FINISHED:
         _join_hosts()
     console = rich.console.Console(stderr=True)
     logger = process.set_up(_handler(console))
     try:
-        if _MODE.value in for_finished_run:
-            for_finished_run[_MODE.value](_WORKDIR.value)
-            return
-        config = _CONFIG.value
-        if _MODE.value == 'retrain':
-            config = retrain.retrain_config(config)
-        if not config.seeds:  # several searches leave the devices to their own processes
-            _log_devices(logger)
-        runner.search(config, _WORKDIR.value, console)
+        # The public functions translate errors of the system; this is for what is around them.
+        with os_errors(f'--mode={_MODE.value}'):
+            paths.expand_workdir(_WORKDIR.value)
+            if _MODE.value in _FINISHED:
+                _run_on_finished(_MODE.value, _WORKDIR.value)
+            else:
+                _train(logger, console)
     except Stopped as stopped:
         logger.info('%s; to resume: %s', stopped, shlex.join(['python', *sys.argv]))
         if jax.distributed.is_initialized():
@@ -80,7 +78,35 @@ def main(argv: list[str]) -> None:
         process.exit_now(2)
 
 
+def _run_on_finished(mode: str, workdir: str) -> None:
+    """Evaluates, exports or reports the run in a workdir, whose config is that of the run."""
+    if overrides := config_flags.get_override_values(flags.FLAGS['config']):
+        name = next(iter(overrides))
+        raise UserError(
+            f'--mode={mode} takes the config of the run in --workdir and would ignore '
+            f'--config.{name}={overrides[name]!r}. Leave out --config.{name}.'
+        )
+    functions = {
+        'report': page.rebuild,
+        'evaluate': inference.evaluate,
+        'export': inference.export,
+    }
+    functions[mode](workdir)
+
+
+def _train(logger: logging.Logger, console: rich.console.Console) -> None:
+    """Runs the search, the searches or the training that the config describes."""
+    config = _CONFIG.value
+    paths.require_local_fields(flatten(config))
+    if _MODE.value == 'retrain':
+        config = retrain.retrain_config(config)
+    if not config.seeds:  # several searches leave the devices to their own processes
+        _log_devices(logger)
+    runner.search(config, _WORKDIR.value, console)
+
+
 def _log_devices(logger: logging.Logger) -> None:
+    process.require_platform()
     if jax.process_index():
         logger.setLevel(logging.WARNING)  # only the first host logs the progress of the run
     logger.info(
@@ -127,7 +153,8 @@ def _parse(argv: list[str]) -> list[str]:
     """
     try:
         rest = flags.FLAGS(argv)
-        _CONFIG.value.keys()  # a file that could not be loaded raises here
+        if _MODE.value not in _FINISHED:  # in these modes no config is used
+            _CONFIG.value.keys()  # a file that could not be loaded raises here
         return rest
     except (flags.Error, KeyError, AttributeError, OSError) as error:
         lines = str(error.args[0]).strip().splitlines()

@@ -4,9 +4,11 @@ import dataclasses
 import functools
 import json
 import logging
+import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +21,13 @@ from sklearn import metrics
 from asose_jax.arch.genotype import Genotype, NetSpec, to_tuples
 from asose_jax.config.validation import unflatten
 from asose_jax.data import dataset
+from asose_jax.data.identity import MissingDataError
 from asose_jax.metrics import run_record
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import builders, old_checkpoints
-from asose_jax.runtime import workdir
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime import paths, process, workdir
+from asose_jax.runtime.errors import UserError, os_errors
 from asose_jax.spaces import registry
 from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
 from asose_jax.train import checkpoint, pmap, state
@@ -113,9 +116,10 @@ class Trained:
         normalised = (images.astype(jnp.float32) - mean) / std
         net = SuperNet(self.spec, dtype=self.dtype)
         logits = net.apply(self.variables, normalised, mode=Mode.ARGMAX, train=False)
-        return jax.nn.softmax(logits)
+        return jax.nn.softmax(cast(jax.Array, logits))
 
 
+@os_errors('loading the network of a run')
 def load(directory: str | pathlib.Path) -> Trained:
     """Loads the network of the finished run in a workdir.
 
@@ -129,9 +133,10 @@ def load(directory: str | pathlib.Path) -> Trained:
       UserError: the directory holds no finished run, holds several runs, or its checkpoint cannot
         be read.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = paths.expand_workdir(directory)
     record = run_record.read(directory)
     _require_loadable(directory, record)
+    process.require_platform()
     config, summary = unflatten(record.config), record.summary
     try:
         spec, restored = _restored(directory, config, summary)
@@ -157,6 +162,7 @@ def load(directory: str | pathlib.Path) -> Trained:
 
 def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> None:
     """Fails unless the workdir holds one finished run with a complete summary."""
+    workdir.read_config(directory)  # names the file if it is damaged
     if not record.summary or not record.config:
         raise UserError(
             f'{directory} holds no finished run: it has no summary.json. Name the workdir of a '
@@ -223,10 +229,11 @@ def _without_second_head(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {name: subtree for name, subtree in tree.items() if name != SECOND_HEAD}
 
 
+@os_errors('evaluating a run')
 def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     """Evaluates the network of a finished run on its test split.
 
-    Writes evaluation.json and confusion.png into the workdir.
+    Logs the numbers, then writes evaluation.json and confusion.png into the workdir.
 
     Args:
       directory: workdir of a finished run.
@@ -236,14 +243,16 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
       images of each) and `confusion` (counts; rows: true class, columns: predicted class).
 
     Raises:
-      UserError: there is no finished run, or its data are missing or have changed.
+      UserError: there is no finished run, its data are missing or have changed, or the workdir
+        cannot be written; the numbers are in the log then.
     """
     from asose_jax.report import confusion  # imported here: matplotlib takes a second to import
 
-    directory = pathlib.Path(directory).expanduser()
+    directory = paths.expand_workdir(directory)
     model = load(directory)
     try:
-        data = builders.load_data(unflatten(model.config))
+        split_by = dataset.recorded_split(model.summary, directory)
+        data = builders.load_data(unflatten(model.config), split_by)
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
     recorded = {**model.summary, 'image_shape': list(model.spec.image_shape)}
@@ -255,10 +264,6 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
         predictions.append(model.predict(pixels).argmax(-1))
     truth, predicted = np.concatenate(truths), np.concatenate(predictions)
     result = _scores(truth, predicted, model.class_names)
-    text = json.dumps(result, indent=2) + '\n'
-    workdir.write_atomically(directory / 'evaluation.json', text)
-    picture = confusion.figure(np.array(result['confusion']), list(model.class_names))
-    picture.savefig(directory / 'confusion.png', dpi=confusion.DPI)
     logger.info('test accuracy %.2f %% of %d images', 100 * result['accuracy'], len(truth))
     for row in result['classes']:
         logger.info(
@@ -268,7 +273,27 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
             100 * row['precision'],
             row['images'],
         )
+    # Written last: where the workdir cannot be written, the numbers are in the log.
+    workdir.write_atomically(directory / 'evaluation.json', json.dumps(result, indent=2) + '\n')
+    picture = confusion.figure(np.array(result['confusion']), list(model.class_names))
+    with workdir.naming(directory / 'confusion.png'):
+        picture.savefig(directory / 'confusion.png', dpi=confusion.DPI)
     return result
+
+
+def _require_same_data_if_present(directory: pathlib.Path, model: Trained) -> None:
+    """Fails if the data of the run are there and differ from what it was trained on."""
+    if 'data' not in model.summary:  # the digits, or a run of an older version
+        return
+    split_by = dataset.recorded_split(model.summary, directory)
+    try:
+        identity = builders.identify_data(unflatten(model.config), split_by)
+    except MissingDataError as error:
+        logger.info('the data of the run are not there, so they are not compared: %s', error)
+        return
+    except UserError as error:
+        raise UserError(f'the data of the run in {directory}: {error}') from error
+    dataset.require_same_identity(identity, model.summary, directory)
 
 
 def _scores(truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
@@ -281,7 +306,11 @@ def _scores(truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
     """
     numbers = range(len(class_names))
     by_class: Any = metrics.classification_report(
-        truth, predicted, labels=numbers, output_dict=True, zero_division=0
+        truth,
+        predicted,
+        labels=numbers,
+        output_dict=True,
+        zero_division=0,  # pyright: ignore[reportArgumentType]  # the value if no label is found
     )
     return {
         'accuracy': float((truth == predicted).mean()),
@@ -298,6 +327,7 @@ def _scores(truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
     }
 
 
+@os_errors('exporting the network of a run')
 def export(directory: str | pathlib.Path) -> pathlib.Path:
     """Exports the network of a finished run for use without this package.
 
@@ -315,16 +345,19 @@ def export(directory: str | pathlib.Path) -> pathlib.Path:
       The folder WORKDIR/export.
 
     Raises:
-      UserError: there is no finished run.
+      UserError: there is no finished run, its data have changed, or WORKDIR/export cannot be
+        written. Data that are not there are not compared.
     """
-    directory = pathlib.Path(directory).expanduser()
+    directory = paths.expand_workdir(directory)
     model = load(directory)
+    _require_same_data_if_present(directory, model)
     target = directory / 'export'
     target.mkdir(exist_ok=True)
     (count,) = jax_export.symbolic_shape('n')
     images = jax.ShapeDtypeStruct((count, *model.spec.image_shape), np.uint8)
     exported = jax_export.export(jax.jit(model.probabilities), platforms=PLATFORMS)(images)
-    (target / 'model.stablehlo').write_bytes(exported.serialize())
+    with workdir.naming(target / 'model.stablehlo'):
+        (target / 'model.stablehlo').write_bytes(exported.serialize())
     content = {
         'classes': list(model.class_names),
         'image_shape': list(model.spec.image_shape),
@@ -337,7 +370,22 @@ def export(directory: str | pathlib.Path) -> pathlib.Path:
         'platforms': list(PLATFORMS),
     }
     workdir.write_atomically(target / 'model.json', json.dumps(content, indent=2) + '\n')
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((target / 'parameters').absolute(), model.variables, force=True)
+    _save_parameters((target / 'parameters').absolute(), model.variables)
     logger.info('exported to %s', target)
     return target
+
+
+def _save_parameters(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
+    """Saves an Orbax checkpoint.
+
+    Raises:
+      OSError: it cannot be written; it names the path.
+    """
+    try:
+        with workdir.naming(path), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(path, variables, force=True)
+    except ValueError as error:  # tensorstore tells of the disk in words
+        number = re.search(r'OS error (\d+)', str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error

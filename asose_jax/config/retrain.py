@@ -70,7 +70,7 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     return made
 
 
-def _require_sizes(config, free):
+def _require_sizes(config: ml_collections.ConfigDict, free: tuple[str, ...]) -> None:
     """Of a network that is described, only the sizes in `free` may be set."""
     file, given = config.network or config.genotype, config.retrain
     fixed = [name for name in _SIZES if given[name] is not None and name not in free]

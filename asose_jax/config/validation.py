@@ -20,6 +20,7 @@ logger = logging.getLogger('asose_jax')
 Config = Mapping[str, Any]
 
 _PHASES = ('warmup', 'search', 'growth', 'optimize')
+_IGNORED_BY_DIGITS = ('dir', 'train_split', 'test_split')
 _NO_GROWTH = 'set growth.epochs=0 or growth.kinds=()'
 
 
@@ -94,6 +95,20 @@ def _data_errors(config: Config) -> list[str]:
             f'{data["name"]!r} has its test images, see data.test_split'
         )
     return wrong
+
+
+def _digits_errors(config: Config) -> list[str]:
+    """Returns the fields that the digits ignore, since they come with scikit-learn."""
+    data = config['data']
+    if data['name'] != 'digits':
+        return []
+    return [
+        f"data.{field}={data[field]!r}: has no effect on data.name='digits', which comes with "
+        f"scikit-learn and has a fixed test split; remove it, or set data.name='folder' or a TFDS "
+        'name'
+        for field in _IGNORED_BY_DIGITS
+        if data[field] != FIELDS[f'data.{field}'].default
+    ]
 
 
 def _model_errors(config: Config) -> list[str]:
@@ -329,6 +344,7 @@ def _start_errors(config: Config) -> list[str]:
 
 _CHECKS: tuple[Callable[[Config], list[str]], ...] = (
     _data_errors,
+    _digits_errors,
     _model_errors,
     _growth_errors,
     _exact_start_errors,
@@ -434,6 +450,9 @@ def require_same_config(
             'the run in there, delete the file; otherwise choose another --workdir.'
         ) from error
     changed = {name for name in lines if name in FIELDS and FIELDS[name].changeable}
+    if flat.get('data.name') == before.get('data.name') == 'digits':
+        # Earlier versions ignored them; now `validate` asks for their removal.
+        but = (*but, *(f'data.{field}' for field in _IGNORED_BY_DIGITS))
     differing = [line for name, line in lines.items() if name not in changed and name not in but]
     if differing:
         raise UserError(

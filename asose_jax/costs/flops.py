@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -242,8 +242,7 @@ def operation_program(
       The operation for inputs `[images, H, W, C]`.
     """
     module = operations.make(name, shape[-1], Norm(dtype, None), stride)
-    start, call = (functools.partial(f, train=False) for f in (module.init, module.apply))
-    return Part(start, call, jax.ShapeDtypeStruct((images, *shape), dtype))
+    return _part(module, jax.ShapeDtypeStruct((images, *shape), dtype), train=False)
 
 
 def network_program(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> Part:
@@ -258,10 +257,15 @@ def network_program(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> P
       The network for images `[images, H, W, C]`, float32.
     """
     net = SuperNet(dataclasses.replace(spec, factors=()), dtype=dtype)
-    start, call = (
-        functools.partial(f, mode=Mode.ARGMAX, train=False) for f in (net.init, net.apply)
-    )
-    return Part(start, call, jax.ShapeDtypeStruct((images, *spec.image_shape), jnp.float32))
+    x = jax.ShapeDtypeStruct((images, *spec.image_shape), jnp.float32)
+    return _part(net, x, mode=Mode.ARGMAX, train=False)
+
+
+def _part(module: nn.Module, x: jax.ShapeDtypeStruct, **options: Any) -> Part:
+    """Returns a module as pure functions; `options` are those of its `__call__`."""
+    start, call = (functools.partial(f, **options) for f in (module.init, module.apply))
+    # `apply` returns variables as well where some are mutable; here none is.
+    return Part(start, cast(Callable[..., jax.Array], call), x)
 
 
 def _variable_shapes(part: Part) -> Any:

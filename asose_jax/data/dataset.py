@@ -5,20 +5,26 @@ reported.
 """
 
 import dataclasses
+import json
+import logging
 import pathlib
 from collections.abc import Mapping
 from concurrent import futures
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn import model_selection
 
-from asose_jax.data import image_folder, image_set, tfds
+from asose_jax.data import content_split, image_folder, image_set, tfds
+from asose_jax.data.identity import Identity
 from asose_jax.data.image_set import ImageSet
 from asose_jax.runtime.errors import UserError
 
+logger = logging.getLogger('asose_jax')
+
 _STATISTICS_IMAGES = 10_000  # mean and deviation use about this many training images
 _STATISTICS_PER_READ = 100  # images that a thread reads at once for the statistics
+FILES = 'data.json'  # in a workdir: the hash of each picture of a folder, by its path
 _MAX_CHANGES = 5  # changes of the data that one error message lists
 
 
@@ -35,6 +41,7 @@ class Dataset:
       image_shape: `(H, W, C)`.
       mean: mean of each channel over `train`, in pixel values 0..255, float32 `[C]`.
       std: standard deviation of each channel, in the same units, float32 `[C]`.
+      identity: what a run records, to recognise the data later; `None` for the digits.
     """
 
     images: ImageSet
@@ -45,6 +52,7 @@ class Dataset:
     image_shape: tuple[int, int, int]
     mean: np.ndarray
     std: np.ndarray
+    identity: Identity | None = None
 
 
 def load(
@@ -58,11 +66,13 @@ def load(
     test_fraction: float | None = None,
     image_size: int | None = None,
     resident_megabytes: int = 1024,
+    split_by: str = 'content',
 ) -> Dataset:
     """Opens a data set and splits it.
 
-    The split into train and valid depends on `seed` alone. It is stratified by label where the
-    labels are known, and a plain shuffle where images are streamed from TFDS.
+    The split into train and valid depends on `seed` alone, and for a folder of pictures on the
+    bytes of its files. It is stratified by label where the labels are known, and a plain shuffle
+    where images are streamed from TFDS.
 
     Args:
       name: `'digits'` (comes with scikit-learn), `'folder'` (a folder of pictures, see
@@ -78,29 +88,33 @@ def load(
         size.
       resident_megabytes: a set larger than this (MiB) is streamed from disk instead of being kept
         on the device.
+      split_by: for a folder of pictures: `'content'`, or `'position'` as in runs that were begun
+        by older versions, see `image_folder.load`.
 
     Returns:
       The data set.
 
     Raises:
-      UserError: the set is unknown, not prepared or not readable, it has no such split, or a part
-        would be empty.
+      UserError: the set is unknown, not prepared or not readable, it has no such split, the test
+        split shares images with the training split, or a part would be empty.
     """
     splits, resident_bytes = (train_split, test_split), resident_megabytes * 2**20
+    identity = None
     if name == 'digits':
         learn, test, names = _digits(image_size)
     elif name == 'folder':
         if data_dir is None:
             raise UserError("data.dir=None: data.name='folder' needs the folder of pictures")
-        learn, test, names = image_folder.load(
+        learn, test, identity, names = image_folder.load(
             data_dir,
             splits,
             test_fraction=test_fraction,
             image_size=image_size,
             resident_bytes=resident_bytes,
+            split_by=split_by,
         )
     else:
-        learn, test, names = tfds.load(name, data_dir, splits, image_size, resident_bytes)
+        learn, test, identity, names = tfds.load(name, data_dir, splits, image_size, resident_bytes)
     labels = learn.labels
     present = names if labels is None else np.unique(labels)
     if len(present) < 2:
@@ -108,18 +122,49 @@ def load(
             f'data.name={name!r} has images of {len(present)} class, but a classifier needs at '
             'least two. Check data.name and data.train_split.'
         )
-    train, valid = _split(learn.size, labels, valid_fraction, seed)
+    train, valid = _split(learn, valid_fraction, seed)
     mean, std = _statistics(learn, train)
     both = learn.concatenate(test)
     test_indices = np.arange(learn.size, both.size, dtype=np.int32)
     shape = learn.read(train[:1])[0].shape[1:]
-    return Dataset(both, train, valid, test_indices, names, shape, mean, std)
+    return Dataset(both, train, valid, test_indices, names, shape, mean, std, identity)
 
 
-def _split(
-    size: int, labels: np.ndarray | None, valid_fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
+def identify(
+    name: str,
+    *,
+    data_dir: str | None,
+    train_split: str,
+    test_split: str,
+    test_fraction: float | None,
+    split_by: str,
+) -> Identity | None:
+    """Returns the identity of the data set that `load` would open, without decoding its images.
+
+    Args:
+      name: see `load`.
+      data_dir: see `load`.
+      train_split: see `load`.
+      test_split: see `load`.
+      test_fraction: see `load`.
+      split_by: see `load`.
+
+    Raises:
+      MissingDataError: there is no such folder, or the set is not prepared.
+      UserError: see `load`.
+    """
+    splits = (train_split, test_split)
+    if name == 'digits':
+        return None
+    if name != 'folder':
+        return tfds.identify(name, data_dir, splits)
+    assert data_dir is not None
+    return image_folder.identify(data_dir, splits, test_fraction=test_fraction, split_by=split_by)
+
+
+def _split(images: ImageSet, valid_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sorted indices of `train` and of `valid`, int32."""
+    size, labels = images.size, images.labels
     held_out = round(size * valid_fraction)
     classes = 1 if labels is None else len(np.unique(labels))
     if held_out < classes or size - held_out < classes:
@@ -137,11 +182,20 @@ def _split(
             f'the class with label {np.bincount(labels).tolist().index(1)} has a single training '
             'image, but each class needs two: one for train and one for valid.'
         )
+    if labels is not None and images.contents is not None:
+        targets = content_split.proportional(np.bincount(labels), held_out)
+        chosen = content_split.choose(images.contents, labels, targets, 1, f'valid {seed}')
+        if chosen is None:
+            raise UserError(
+                'identical pictures are in so many classes that train and valid cannot both have '
+                'all classes. Remove the copies.'
+            )
+        return np.flatnonzero(~chosen).astype(np.int32), np.flatnonzero(chosen).astype(np.int32)
     train, valid = model_selection.train_test_split(
         np.arange(size), test_size=held_out, stratify=labels, random_state=seed
     )
     if labels is not None:
-        train, valid = _with_every_class(train, valid, labels)
+        train, valid = _with_every_class(np.asarray(train), np.asarray(valid), labels)
     return np.sort(train).astype(np.int32), np.sort(valid).astype(np.int32)
 
 
@@ -174,7 +228,7 @@ def _statistics(learn: ImageSet, train: np.ndarray) -> tuple[np.ndarray, np.ndar
     with futures.ThreadPoolExecutor() as pool:
         parts = list(pool.map(sums, range(0, len(chosen), _STATISTICS_PER_READ)))
     totals, squares, pixels = zip(*parts, strict=True)
-    mean = sum(totals) / sum(pixels)
+    mean = cast(np.ndarray, sum(totals) / sum(pixels))
     std = np.sqrt(np.maximum(sum(squares) / sum(pixels) - mean**2, 1.0))
     return mean.astype(np.float32), std.astype(np.float32)
 
@@ -206,14 +260,90 @@ def require_same_data(data: Dataset, recorded: Mapping[str, Any], workdir: pathl
 
     Args:
       data: the data set as it is now.
-      recorded: what the run recorded about it in run.json: `classes`, `images` (see `split_sizes`)
-        and `image_shape`. Missing entries are not compared.
-      workdir: the directory of the run, for the message.
+      recorded: what the run recorded about it in run.json: `classes`, `images` (see `split_sizes`),
+        `image_shape` and `data` (see `Identity`). Missing entries are not compared.
+      workdir: the directory of the run; data.json in it lists the pictures of a folder.
 
     Raises:
-      UserError: the classes, the number of images or the shape of the images differ.
+      UserError: the classes, the images, their number or their shape differ.
     """
-    changes = _changes(data, recorded)
+    changes = [*_identity_changes(data.identity, recorded, workdir), *_changes(data, recorded)]
+    _refuse_changes(changes, workdir)
+
+
+def require_same_identity(
+    identity: Identity | None, recorded: Mapping[str, Any], workdir: pathlib.Path
+) -> None:
+    """Checks what `require_same_data` checks, as far as it is known without reading the images.
+
+    Raises:
+      UserError: the data differ.
+    """
+    _refuse_changes(_identity_changes(identity, recorded, workdir), workdir)
+
+
+def recorded_split(recorded: Mapping[str, Any], workdir: pathlib.Path) -> str:
+    """Returns how the run in `workdir` splits a folder of pictures, see `image_folder.load`.
+
+    Args:
+      recorded: the content of its run.json or summary.json.
+      workdir: its directory.
+
+    Raises:
+      UserError: nothing is recorded.
+    """
+    if not recorded:
+        raise UserError(
+            f'{workdir / "run.json"} is missing or cannot be read, so it is not known which data '
+            'the run was trained on. Restore it, or start a run in another --workdir.'
+        )
+    known = recorded.get('data')
+    return known.get('split_by', 'content') if isinstance(known, dict) else 'position'
+
+
+def warn_of_other_pictures(data: Dataset, source: pathlib.Path) -> None:
+    """Warns if pictures that another run was trained on may be in this run's test split.
+
+    Args:
+      data: the data set of this run.
+      source: the workdir of the other run, from which this one takes the weights.
+    """
+    if data.identity is None or data.identity.files is None:
+        return
+    recorded = _json_object(source / 'run.json')
+    known, classes = recorded.get('data'), list(data.class_names)
+    if isinstance(known, dict):
+        same_set = known.get('name') == 'folder' and recorded.get('classes') == classes
+        other_pictures = known.get('digest') != data.identity.record['digest']
+    else:  # of an older version, which split by position
+        same_set, other_pictures = recorded.get('classes') == classes, True
+    if same_set and other_pictures:
+        logger.warning(
+            '%s was trained with another split of these classes, so pictures that it learned from '
+            'may be in the test split of this run: its test accuracy may be too high',
+            source,
+        )
+
+
+def _json_object(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; empty if there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _identity_changes(
+    identity: Identity | None, recorded: Mapping[str, Any], workdir: pathlib.Path
+) -> list[str]:
+    known = recorded.get('data')
+    if identity is None or not isinstance(known, dict):
+        return []
+    return identity.changes(known, _json_object(workdir / FILES))
+
+
+def _refuse_changes(changes: list[str], workdir: pathlib.Path) -> None:
     if not changes:
         return
     more = [f'and {len(changes) - _MAX_CHANGES} more'] if len(changes) > _MAX_CHANGES else []

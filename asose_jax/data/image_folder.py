@@ -3,17 +3,20 @@
 The folder may also hold one such folder for each split: `DIR/train/<class>`, `DIR/test/<class>`.
 """
 
+import dataclasses
 import logging
 import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from concurrent import futures
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from asose_jax.data import content_split, identity
+from asose_jax.data.identity import MAX_LISTED, Identity, MissingDataError, several
 from asose_jax.data.image_set import ImageSet, center_square
 from asose_jax.runtime.errors import UserError
 
@@ -23,7 +26,30 @@ _SUFFIXES = ('.png', '.jpg', '.jpeg')
 _VALID = ('val', 'valid', 'validation')  # folders that are trained on like the training folder
 _TEST_FRACTION = 0.2
 _AT_ONCE = 10_000  # pictures that are handed to the threads together
-_MAX_LISTED = 5  # files or folders that one message lists
+
+
+class _Listing(NamedTuple):
+    """The pictures of a folder.
+
+    Attributes:
+      root: the folder.
+      names: the class names, as the file system has them.
+      paths: of the pictures to train on, and to test on if there is no test folder, `[N]`.
+      labels: of these, int32 `[N]`.
+      test_paths: of the pictures in the test folder, `[M]`; `None` if there is no test folder.
+      test_labels: of these, int32 `[M]`.
+    """
+
+    root: pathlib.Path
+    names: list[str]
+    paths: np.ndarray
+    labels: np.ndarray
+    test_paths: np.ndarray | None
+    test_labels: np.ndarray | None
+
+    def all_paths(self) -> list[str]:
+        """Returns the paths of all pictures, those of the test folder last."""
+        return [*self.paths, *(() if self.test_paths is None else self.test_paths)]
 
 
 def load(
@@ -33,7 +59,8 @@ def load(
     test_fraction: float | None,
     image_size: int | None,
     resident_bytes: int,
-) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+    split_by: str = 'content',
+) -> tuple[ImageSet, ImageSet, Identity, tuple[str, ...]]:
     r"""Opens a folder of pictures and decodes every picture once, to check that all can be read.
 
     Args:
@@ -43,19 +70,61 @@ def load(
       test_fraction: fraction of each class that is drawn; `None` means a fifth.
       image_size: see `image_set.center_square`; required where pictures differ in size.
       resident_bytes: the set is streamed from disk if it is larger than this.
+      split_by: `'content'`: order and split depend on the bytes of the files, not on their names,
+        and identical files are on the same side. `'position'`: they depend on the sorted names, as
+        in runs that were begun by older versions.
 
     Returns:
-      The images to train on, the images to test on, and the class names; bytes of a name that are
-      not UTF-8 are written as `\xe9`. Images have one channel if all pictures are grey, else three.
+      The images to train on, the images to test on, the identity of the set, and the class names;
+      bytes of a name that are not UTF-8 are written as `\xe9`. Images have one channel if all
+      pictures are grey, else three.
 
     Raises:
       UserError: the folder is missing, has no such splits or fewer than two classes, a class has
         too few pictures, or pictures cannot be read or differ in size.
     """
+    listing = _list(directory, splits, test_fraction)
+    paths = listing.all_paths()
+    with futures.ThreadPoolExecutor() as pool:
+        checks = _of_each(_check_picture, paths, pool.map)
+    shape = _shape(paths, [(size, grey) for size, grey, _ in checks], image_size)
+    contents = np.array([content for *_, content in checks])
+    if split_by == 'content':
+        listing, contents = _without_copies_of_test(listing, contents)
+    found = _identity(listing, contents, split_by)
+    (learn, learn_labels, learn_contents), (test, test_labels) = _divided(
+        listing, contents, test_fraction, split_by
+    )
+    streamed = (len(learn) + len(test)) * math.prod(shape) > resident_bytes
+    learn_set = _image_set(learn, learn_labels, shape, image_size, streamed)
+    if split_by == 'content':
+        learn_set = dataclasses.replace(learn_set, contents=learn_contents)
+    test_set = _image_set(test, test_labels, shape, image_size, streamed)
+    return learn_set, test_set, found, tuple(_printable(name) for name in listing.names)
+
+
+def identify(
+    directory: str, splits: tuple[str, str], *, test_fraction: float | None, split_by: str
+) -> Identity:
+    """Returns the identity that `load` would return, without decoding the pictures.
+
+    Raises:
+      UserError: as `load` does, but for pictures that cannot be decoded or differ in size.
+    """
+    listing = _list(directory, splits, test_fraction)
+    with futures.ThreadPoolExecutor() as pool:
+        contents = np.array(_of_each(_content_of, listing.all_paths(), pool.map))
+    if split_by == 'content':
+        listing, contents = _without_copies_of_test(listing, contents)
+    return _identity(listing, contents, split_by)
+
+
+def _list(directory: str, splits: tuple[str, str], test_fraction: float | None) -> _Listing:
+    """Finds the pictures of a folder, sorted by name; reads none of them."""
     root = pathlib.Path(directory).expanduser()
     if not root.is_dir():
         where = '' if root.is_absolute() else f' in {pathlib.Path.cwd()}'
-        raise UserError(f'data.dir={directory!r}: there is no such folder{where}')
+        raise MissingDataError(f'data.dir={directory!r}: there is no such folder{where}')
     try:
         train_folders, test_folder = _split_folders(root, *splits)
         names = sorted({name for folder in train_folders for name in _folders(folder)})
@@ -65,6 +134,7 @@ def load(
                 'least two classes. Put the pictures into FOLDER/CLASS/, one folder for each '
                 'class, and set data.dir=FOLDER.'
             )
+        _warn_of_loose_pictures({root, *train_folders} - {test_folder})
         paths, labels = _labelled_paths(train_folders, names)
         if test_folder is not None and test_fraction is not None:
             raise UserError(
@@ -73,19 +143,104 @@ def load(
             )
         _require_enough(names, labels, 3 if test_folder is None else 2)
         if test_folder is None:
-            chosen = _held_out(labels, _TEST_FRACTION if test_fraction is None else test_fraction)
-            test_paths, test_labels = paths[chosen], labels[chosen]
-            paths, labels = paths[~chosen], labels[~chosen]
-        else:
-            test_paths, test_labels = _labelled_paths([test_folder], names)
+            return _Listing(root, names, paths, labels, None, None)
+        _require_labelled(test_folder)
+        _warn_of_loose_pictures({test_folder})
+        return _Listing(root, names, paths, labels, *_labelled_paths([test_folder], names))
     except OSError as error:
         raise UserError(f'data.dir={directory!r}: {error}') from error
-    shape = _shape([*paths, *test_paths], image_size)
-    streamed = (len(paths) + len(test_paths)) * math.prod(shape) > resident_bytes
-    learn = _image_set(paths, labels, shape, image_size, streamed)
-    test = _image_set(test_paths, test_labels, shape, image_size, streamed)
-    class_names = (os.fsencode(name).decode(errors='backslashreplace') for name in names)
-    return learn, test, tuple(class_names)
+
+
+def _printable(name: str) -> str:
+    return os.fsencode(name).decode(errors='backslashreplace')
+
+
+# --- Contents and splits
+
+
+def _without_copies_of_test(listing: _Listing, contents: np.ndarray) -> tuple[_Listing, np.ndarray]:
+    """Leaves out pictures to train on whose bytes are those of a picture in the test folder.
+
+    Args:
+      listing: the pictures.
+      contents: hash of each picture in the order of `listing.all_paths()`, `[N + M]`.
+
+    Returns:
+      The pictures that are left, and their hashes.
+    """
+    if listing.test_paths is None:
+        return listing, contents
+    count = len(listing.paths)
+    copied = np.isin(contents[:count], contents[count:])
+    if not copied.any():
+        return listing, contents
+    logger.warning(
+        '%d pictures are in the test split too and are not trained on: %s',
+        copied.sum(),
+        several(listing.paths[copied].tolist()),
+    )
+    paths, labels = listing.paths[~copied], listing.labels[~copied]
+    _require_enough(listing.names, labels, 2)
+    kept = np.concatenate([contents[:count][~copied], contents[count:]])
+    return listing._replace(paths=paths, labels=labels), kept
+
+
+def _identity(listing: _Listing, contents: np.ndarray, split_by: str) -> Identity:
+    """Returns the identity of a set: of all contents with their classes, wherever they are."""
+    count = len(listing.paths)
+    labels = [*listing.labels, *(() if listing.test_labels is None else listing.test_labels)]
+    lines, files = [], {}
+    for i, (path, label) in enumerate(zip(listing.all_paths(), labels, strict=True)):
+        name = str(pathlib.PurePath(path).relative_to(listing.root))
+        files[name] = str(contents[i])
+        line = [('test', 'train')[i < count], listing.names[label], files[name]]
+        lines.append('/'.join(line if split_by == 'content' else [*line, name]))
+    digest = identity.digest_of_lines(lines)
+    record = {'name': 'folder', 'split_by': split_by, 'files': len(files), 'digest': digest}
+    return Identity(record, files)
+
+
+def _divided(
+    listing: _Listing, contents: np.ndarray, test_fraction: float | None, split_by: str
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Returns (paths, labels, contents) to train on, and (paths, labels) to test on, in order."""
+    count, fraction = len(listing.paths), test_fraction or _TEST_FRACTION
+    learn = [listing.paths, listing.labels, contents[:count]]
+    if listing.test_paths is not None:
+        test = [listing.test_paths, listing.test_labels, contents[count:]]
+        if split_by == 'content':
+            _require_different(listing, contents[:count], 2)
+    else:
+        if split_by == 'content':
+            chosen = _held_out_by_content(listing, contents, fraction)
+        else:
+            chosen = _held_out(listing.labels, fraction)
+        test = [values[chosen] for values in learn]
+        learn = [values[~chosen] for values in learn]
+    if split_by == 'content':
+        learn, test = (
+            [values[np.lexsort((part[2], part[1]))] for values in part] for part in (learn, test)
+        )
+    return (learn[0], learn[1], learn[2]), (test[0], test[1])
+
+
+def _held_out_by_content(listing: _Listing, contents: np.ndarray, fraction: float) -> np.ndarray:
+    """Draws the test split from each class, as `_held_out` does, but by content."""
+    _require_different(listing, contents, 3)
+    targets = np.array([_share(size, fraction) for size in np.bincount(listing.labels)])
+    chosen = content_split.choose(contents, listing.labels, targets, 2, 'test')
+    if chosen is None:
+        raise UserError(
+            f'{listing.root}: identical pictures are in so many classes that no test split has '
+            'all classes. Remove the copies.'
+        )
+    return chosen
+
+
+def _require_different(listing: _Listing, contents: np.ndarray, least: int) -> None:
+    """Fails unless each class has `least` pictures with different bytes."""
+    pairs = np.unique(np.stack([listing.labels.astype(str), contents]), axis=1)
+    _require_enough(listing.names, pairs[0].astype(np.int32), least, 'different pictures')
 
 
 # --- Files and folders
@@ -98,7 +253,7 @@ def _split_folders(
     if train == test:
         raise UserError(f'data.train_split and data.test_split are both {train!r}')
     inside = _folders(root)
-    listing = f'{root} has the folders {_several(inside)}' if inside else f'{root} has no folders'
+    listing = f'{root} has the folders {several(inside)}' if inside else f'{root} has no folders'
     if train not in inside or not _folders(root / train):
         if (train, test) != ('train', 'test'):
             raise UserError(
@@ -116,7 +271,7 @@ def _split_folders(
     trained_on = [train, *(name for name in _VALID if name in inside and name not in (train, test))]
     unused = [name for name in inside if name not in (*trained_on, test)]
     if unused:
-        logger.warning('%s: the folders %s are not used', root, _several(unused))
+        logger.warning('%s: the folders %s are not used', root, several(unused))
     return [root / name for name in trained_on], root / test if test in inside else None
 
 
@@ -143,7 +298,7 @@ def _labelled_paths(
         unknown = [name for name in _folders(folder) if name not in names]
         if unknown:
             raise UserError(
-                f'{folder}: the classes {_several(unknown)} have no folder in the training split, '
+                f'{folder}: the classes {several(unknown)} have no folder in the training split, '
                 'so they cannot be learned. Add one, or remove them.'
             )
         for name in _folders(folder):
@@ -151,7 +306,7 @@ def _labelled_paths(
             nested = [entry.name for entry in entries if entry.is_dir()]
             if nested:
                 raise UserError(
-                    f'{folder / name} contains folders ({_several(nested)}), but a class folder '
+                    f'{folder / name} contains folders ({several(nested)}), but a class folder '
                     'must contain pictures. If it is a split, name the splits with '
                     'data.train_split and data.test_split; if it is a class, put its pictures '
                     'directly into it.'
@@ -165,21 +320,50 @@ def _labelled_paths(
             '%d files that are not %s are ignored: %s',
             len(others),
             ', '.join(_SUFFIXES),
-            _several(others),
+            several(others),
         )
     if not paths:
         raise UserError(f'{folders[0]}: there are no pictures ({", ".join(_SUFFIXES)})')
     return np.array(paths, object), np.array(labels, np.int32)
 
 
-def _require_enough(names: Sequence[str], labels: np.ndarray, least: int) -> None:
+def _loose_pictures(folder: pathlib.Path) -> list[str]:
+    """Returns the paths of pictures directly in a folder of class folders."""
+    return [e.path for e in _visible(folder) if e.is_file() and e.name.lower().endswith(_SUFFIXES)]
+
+
+def _warn_of_loose_pictures(folders: set[pathlib.Path]) -> None:
+    """Names pictures that belong to no class, since they are in no class folder."""
+    loose = [path for folder in sorted(folders) for path in _loose_pictures(folder)]
+    if loose:
+        logger.warning(
+            '%d pictures are ignored, since they are in no class folder: %s',
+            len(loose),
+            several(loose),
+        )
+
+
+def _require_labelled(test_folder: pathlib.Path) -> None:
+    """Fails if the test folder holds pictures but no class folders."""
+    loose = _loose_pictures(test_folder)
+    if loose and not _folders(test_folder):
+        raise UserError(
+            f'{test_folder} has {len(loose)} pictures but no class folders, so their classes are '
+            f'not known. Put them into {test_folder}/CLASS/, one folder for each class, or move '
+            'the folder elsewhere: then a part of each class is held out as the test split.'
+        )
+
+
+def _require_enough(
+    names: Sequence[str], labels: np.ndarray, least: int, noun: str = 'pictures'
+) -> None:
     """Fails unless each class has `least` pictures, one for each split to draw from them."""
     counts = np.bincount(labels, minlength=len(names))
     few = [f'{name!r} ({n})' for name, n in zip(names, counts, strict=True) if n < least]
     if few:
         splits = ('train', 'valid', 'test')[:least]
         raise UserError(
-            f'each class needs at least {least} pictures, for {", ".join(splits)}; these have '
+            f'each class needs at least {least} {noun}, for {", ".join(splits)}; these have '
             f'fewer: {", ".join(few)}. Add pictures, or remove the folder.'
         )
 
@@ -198,18 +382,28 @@ def _held_out(labels: np.ndarray, fraction: float) -> np.ndarray:
     chosen = np.zeros(len(labels), bool)
     for label in range(labels.max() + 1):
         members = np.flatnonzero(labels == label)
-        count = int(np.clip(round(len(members) * fraction), 1, len(members) - 2))
-        chosen[generator.permutation(members)[:count]] = True
+        chosen[generator.permutation(members)[: _share(len(members), fraction)]] = True
     return chosen
+
+
+def _share(size: int, fraction: float) -> int:
+    """Returns how many of `size` pictures of a class are tested: at least 1, at most all but 2."""
+    return int(np.clip(round(size * fraction), 1, size - 2))
 
 
 # --- Pictures
 
 
-def _shape(paths: Sequence[str], image_size: int | None) -> tuple[int, int, int]:
-    """Decodes every picture and returns the `(H, W, C)` that all of them have or will have."""
-    with futures.ThreadPoolExecutor() as pool:
-        checks = _of_each(_check_picture, paths, pool.map)
+def _shape(
+    paths: Sequence[str], checks: Sequence[tuple[tuple[int, int], bool]], image_size: int | None
+) -> tuple[int, int, int]:
+    """Returns the `(H, W, C)` that all pictures have or will have.
+
+    Args:
+      paths: the pictures.
+      checks: (width, height) of each, and whether it is grey.
+      image_size: see `load`.
+    """
     sizes = [size for size, _ in checks]
     channels = 1 if all(grey for _, grey in checks) else 3
     if image_size is not None:
@@ -225,8 +419,12 @@ def _shape(paths: Sequence[str], image_size: int | None) -> tuple[int, int, int]
     return height, width, channels
 
 
-def _check_picture(path: str) -> tuple[tuple[int, int], bool]:
-    """Decodes a picture; returns its (width, height) after EXIF rotation, and whether it is grey.
+def _content_of(path: str) -> str:
+    return identity.digest_of_bytes(pathlib.Path(path).read_bytes())
+
+
+def _check_picture(path: str) -> tuple[tuple[int, int], bool, str]:
+    """Decodes a picture; returns (width, height) after EXIF rotation, whether it is grey, its hash.
 
     A JPEG is decoded at an eighth of its width and height, which is enough to find damage.
     """
@@ -236,7 +434,7 @@ def _check_picture(path: str) -> tuple[tuple[int, int], bool]:
         image.load()
         rotated = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         size = (height, width) if rotated else (width, height)
-        return size, Image.getmodebase(image.mode) == 'L'
+        return size, Image.getmodebase(image.mode) == 'L', _content_of(path)
 
 
 def _pixels(path: str, channels: int, image_size: int | None) -> np.ndarray:
@@ -302,15 +500,10 @@ def _of_each(
         results += map_function(result_or_error, paths[start : start + _AT_ONCE])
     failed = [(p, r) for p, r in zip(paths, results, strict=True) if isinstance(r, Exception)]
     if failed:
-        lines = [f'{path}: {type(e).__name__}: {str(e)[:200]}' for path, e in failed[:_MAX_LISTED]]
-        if len(failed) > _MAX_LISTED:
-            lines.append(f'and {len(failed) - _MAX_LISTED} more')
+        lines = [f'{path}: {type(e).__name__}: {str(e)[:200]}' for path, e in failed[:MAX_LISTED]]
+        if len(failed) > MAX_LISTED:
+            lines.append(f'and {len(failed) - MAX_LISTED} more')
         raise UserError(
             'these pictures cannot be read; repair or remove them:\n  ' + '\n  '.join(lines)
         ) from failed[0][1]
     return results
-
-
-def _several(names: Sequence[str]) -> str:
-    shown = ', '.join(repr(name) for name in names[:_MAX_LISTED])
-    return shown + (f' and {len(names) - _MAX_LISTED} more' if len(names) > _MAX_LISTED else '')

@@ -16,12 +16,15 @@ class ImageSet:
       read: maps indices `[n]` to (images uint8 `[n, H, W, C]`, labels int32 `[n]`).
       labels: labels int32 `[size]`, or `None` if they are not known without reading the images.
       arrays: all (images, labels) of a set that is held in memory, otherwise `None`.
+      contents: hash of the bytes of each image's file, str `[size]`, where splits depend on it;
+        otherwise `None`.
     """
 
     size: int
     read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     labels: np.ndarray | None = None
     arrays: tuple[np.ndarray, np.ndarray] | None = None
+    contents: np.ndarray | None = None
 
     @classmethod
     def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> 'ImageSet':

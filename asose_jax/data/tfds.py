@@ -1,15 +1,17 @@
 """Image classification sets of TensorFlow Datasets, read without TensorFlow."""
 
 import difflib
+import itertools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
 from asose_jax.data import image_set
+from asose_jax.data.identity import Identity, MissingDataError
 from asose_jax.data.image_set import ImageSet
 from asose_jax.runtime.errors import UserError
 
@@ -34,7 +36,7 @@ def load(
     splits: tuple[str, str],
     image_size: int | None,
     resident_bytes: int,
-) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:
+) -> tuple[ImageSet, ImageSet, Identity, tuple[str, ...]]:
     """Opens a prepared image classification set of TFDS.
 
     Args:
@@ -46,17 +48,15 @@ def load(
       resident_bytes: both splits together are streamed from disk if they are larger than this.
 
     Returns:
-      The images to train on, the images to test on, and the class names.
+      The images to train on, the images to test on, the identity of the set, and the class names.
 
     Raises:
       UserError: the set is unknown, not prepared as array_record, or not an image classification
-        set of uint8 images, or it has no such split.
+        set of uint8 images, it has no such split, or the splits share images.
     """
     import tensorflow_datasets as tfds  # imported here: it takes seconds, which digits do not need
 
-    root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
-    root = root.expanduser()
-    builder = tfds.builder_from_directory(_prepared(tfds, name, root))
+    builder, root = _builder(name, data_dir)
     features: Any = builder.info.features
     keys = _keys(tfds, builder.info, name, root)
     _require_images(features[keys[0]], name, image_size)
@@ -66,10 +66,120 @@ def load(
         )
         for split in splits
     )
+    require_disjoint(builder.info.splits, splits, name)
     size = sum(part.size * part.read(np.arange(1))[0].nbytes for part in (learn, test))
     if size <= resident_bytes:
         learn, test = _in_memory(learn), _in_memory(test)
-    return learn, test, tuple(features[keys[1]].names)
+    identity = _identity(builder.info, splits, name)
+    return learn, test, identity, tuple(features[keys[1]].names)
+
+
+def identify(name: str, data_dir: str | None, splits: tuple[str, str]) -> Identity:
+    """Returns the identity that `load` would return; reads no images.
+
+    Raises:
+      MissingDataError: the set is not prepared.
+      UserError: it has no such split.
+    """
+    builder, _ = _builder(name, data_dir)
+    return _identity(builder.info, splits, name)
+
+
+def _builder(name: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
+    """Returns the builder of a prepared set, and the directory of the prepared sets."""
+    import tensorflow_datasets as tfds
+
+    root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
+    root = root.expanduser()
+    return tfds.builder_from_directory(_prepared(tfds, name, root)), root
+
+
+def _identity(info: Any, splits: tuple[str, str], name: str) -> Identity:
+    train, test = splits
+    sizes = [_split_info(info, split, name).num_examples for split in splits]
+    record = {'name': name.partition(':')[0], 'version': str(info.version)}
+    record |= {'train_split': train, 'train_images': sizes[0]}
+    return Identity({**record, 'test_split': test, 'test_images': sizes[1]})
+
+
+def _split_info(info: Any, split: str, name: str) -> Any:
+    try:
+        return info.splits[split]
+    except (KeyError, ValueError) as error:
+        raise _no_such_split(info, split, name) from error
+
+
+def require_disjoint(split_infos: Any, splits: tuple[str, str], name: str) -> None:
+    """Fails if the images to train on and to test on overlap, or if one is trained on twice.
+
+    Splits are compared by the records that they read, not by their names.
+
+    Args:
+      split_infos: of the set, by split or slice.
+      splits: to train on and to test on.
+      name: of the set, for the message.
+
+    Raises:
+      UserError: tells how many images are shared, and which.
+    """
+    first: dict[str, tuple[str, int]] = {}  # split and number of the first record, by file
+    for split in split_infos:
+        start = 0
+        for part in split_infos[split].file_instructions:
+            first[part.filename] = (split, start)
+            start += part.examples_in_shard
+
+    def ranges(split: str) -> list[tuple[str, int, int]]:
+        found = []
+        for part in split_infos[split].file_instructions:
+            base, start = first[part.filename]
+            count = part.examples_in_shard - part.skip if part.take < 0 else part.take
+            found.append((base, start + part.skip, start + part.skip + count))
+        return found
+
+    train, test = map(ranges, splits)
+    advice = (
+        "Choose parts without common images, e.g. --config.data.train_split='train[:90%]' "
+        "--config.data.test_split='train[90%:]'."
+    )
+    if shared := _common((one, other) for one in train for other in test):
+        raise UserError(
+            f'data.train_split={splits[0]!r} and data.test_split={splits[1]!r} of {name!r} share '
+            f'{_told(shared)}, so the test would use images that were trained on. {advice}'
+        )
+    if shared := _common(itertools.combinations(train, 2)):
+        raise UserError(
+            f'data.train_split={splits[0]!r} of {name!r} names {_told(shared)} twice, so train and '
+            'valid would share images. Name each part once.'
+        )
+
+
+_Range = tuple[str, int, int]  # split, first record, record after the last one
+
+
+def _common(pairs: Iterable[tuple[_Range, _Range]]) -> list[_Range]:
+    """Returns the sorted ranges that both of any pair have; adjacent ones are joined."""
+    both = sorted(
+        (split, max(start, other_start), min(stop, other_stop))
+        for (split, start, stop), (other, other_start, other_stop) in pairs
+        if split == other and max(start, other_start) < min(stop, other_stop)
+    )
+    joined: list[_Range] = []
+    for each in both:
+        if joined and joined[-1][0] == each[0] and each[1] <= joined[-1][2]:
+            split, start, stop = joined.pop()
+            joined.append((split, start, max(stop, each[2])))
+        else:
+            joined.append(each)
+    return joined
+
+
+def _told(ranges: list[_Range]) -> str:
+    count = sum(stop - start for _, start, stop in ranges)
+    split, start, stop = ranges[0]
+    more = f' and {len(ranges) - 1} more' if len(ranges) > 1 else ''
+    noun = 'image' if count == 1 else 'images'
+    return f"{count} {noun} ('{split}[{start}:{stop}]'{more})"
 
 
 def _keys(tfds: ModuleType, info: Any, name: str, root: pathlib.Path) -> tuple[str, str]:
@@ -103,11 +213,15 @@ def _source(builder: Any, split: str, name: str) -> _Source:
     try:
         return builder.as_data_source(split)
     except ValueError as error:
-        raise UserError(
-            f'{name!r} has no split {split!r} (it has: {", ".join(builder.info.splits)}). Set '
-            'data.train_split and data.test_split; slices such as '
-            "--config.data.test_split='train[90%:]' work too."
-        ) from error
+        raise _no_such_split(builder.info, split, name) from error
+
+
+def _no_such_split(info: Any, split: str, name: str) -> UserError:
+    return UserError(
+        f'{name!r} has no split {split!r} (it has: {", ".join(info.splits)}). Set data.train_split '
+        "and data.test_split; slices such as --config.data.train_split='train[:90%]' "
+        "--config.data.test_split='train[90%:]' work too."
+    )
 
 
 def _image_set(
@@ -184,7 +298,7 @@ def _prepared(tfds: ModuleType, name: str, root: pathlib.Path) -> pathlib.Path:
             f"data.name={name!r} is neither 'digits' nor 'folder' nor a TFDS image set, and "
             f'nothing by that name is prepared under {root}.{hint}'
         )
-    raise UserError(
+    raise MissingDataError(
         f'{name!r} is not prepared under {root} (data.dir or $TFDS_DATA_DIR). On a machine with a '
         f'network and TensorFlow (pip install tensorflow), run: {_prepare_command(name, root)}'
     )

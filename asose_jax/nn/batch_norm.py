@@ -8,6 +8,7 @@ each result.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -61,7 +62,9 @@ class BatchNorm(nn.Module):
             inverse = lax.rsqrt(var.value + self.epsilon)
             return _affine(x, scale * inverse, bias - scale * inverse * mean.value, self.dtype)
         axis = None if self.is_initializing() else self.axis_name
-        y, batch_mean, batch_var = normalise(x, scale, bias, self.epsilon, self.dtype, axis)
+        results = normalise(x, scale, bias, self.epsilon, self.dtype, axis)
+        # `custom_vjp` hides the type of the results.
+        y, batch_mean, batch_var = cast(tuple[jax.Array, jax.Array, jax.Array], results)
         if not self.is_initializing():
             for running, now in ((mean, batch_mean), (var, batch_var)):
                 running.value = self.momentum * running.value + (1 - self.momentum) * now

@@ -7,7 +7,7 @@ images (docs/algorithm.md, "The gradient of alpha").
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -140,7 +140,10 @@ def shared_draws(
     ]
     if forward.mode is Mode.ARGMAX and not spec.is_derived():
         indices = spec.choose(rows, edges)
-        rows = [jax.nn.one_hot(k, len(row)) for k, row in zip(indices, rows, strict=True)]
+        rows = [
+            jax.nn.one_hot(k, len(row.candidates))
+            for k, row in zip(indices, spec.rows(), strict=True)
+        ]
     remaining = iter(rows)
     return [[next(remaining) for _ in group] for group in spec.groups()]
 
@@ -258,7 +261,9 @@ class MixedOp(nn.Module):
         identity = names == (FALLBACK,) and self.stride == 1
         if settings.drop_path and train and mode is Mode.ARGMAX and not identity:
             rate = settings.drop_path * self.forward.optimized
-            y = drop_path(y, rate, self.make_rng('drop_path'), self.forward.positions)
+            positions = self.forward.positions
+            assert positions is not None, 'drop-path draws by the positions of the images'
+            y = drop_path(y, rate, self.make_rng('drop_path'), positions)
         return y
 
 
@@ -372,7 +377,7 @@ def _dense_program(functions: Sequence[_Function]) -> _Program:
     def dense(params: Any, stats: Any, x: Array, weights: Array) -> tuple[Array, Any]:
         results = [functions[k](params[k], stats[k], x) for k in range(len(functions))]
         y = sum(operations.scale(w, out) for w, (out, _) in zip(weights, results, strict=True))
-        return y, [new for _, new in results]
+        return cast(Array, y), [new for _, new in results]
 
     return dense
 
@@ -399,7 +404,7 @@ def _mixture_program(
             for k in range(len(functions))
         ]
         y = sum(operations.scale(w, out) for w, (out, _) in zip(remaining, results, strict=True))
-        return y, [new for _, new in results]
+        return cast(Array, y), [new for _, new in results]
 
     return mixture
 

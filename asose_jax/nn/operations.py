@@ -9,7 +9,7 @@ Every operation keeps the number of channels and follows the conventions of DART
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -39,7 +39,8 @@ class Operation(nn.Module):
 
     channels: int
     norm: Callable[..., nn.Module]
-    stride: int = dataclasses.field(default=1, kw_only=True)
+    _: dataclasses.KW_ONLY
+    stride: int = 1
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...] | None:
@@ -363,7 +364,7 @@ def pure_function(
             y, changed = operation.apply(variables, x, train, mutable=['batch_stats'])
             stats = changed.get('batch_stats', stats)
         else:
-            y = operation.apply(variables, x, train)
+            y = cast(Array, operation.apply(variables, x, train))
         return (scale(params[FACTOR], y) if FACTOR in params else y), stats
 
     if remat:

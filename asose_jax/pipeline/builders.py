@@ -9,6 +9,7 @@ import optax
 from asose_jax.arch import genotype, gumbel
 from asose_jax.config.validation import frozen_epochs, has_exact_start
 from asose_jax.data import dataset
+from asose_jax.data.identity import Identity
 from asose_jax.nn.forward import SearchSettings
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces.supernet import SuperNet
@@ -35,11 +36,12 @@ def make_supernet(
     Returns:
       The module; its BatchNorms pool their statistics over the axis `AXIS`.
     """
-    c, start = config, config.arch if start is None else start
+    c = config
+    biases = c.arch if start is None else start
     settings = SearchSettings(
         init_std=c.arch.init_std,
-        none_bias=start.none_bias,
-        skip_bias=start.skip_bias,
+        none_bias=biases.none_bias,
+        skip_bias=biases.skip_bias,
         estimator=c.search.estimator,
         noise=c.search.noise or 'temperature',  # unused if `None`: the estimator has no noise
         thresholds=gumbel.Thresholds(*c.search.thresholds),
@@ -107,8 +109,12 @@ def make_optimizer(
     )
 
 
-def load_data(config: ml_collections.ConfigDict) -> dataset.Dataset:
+def load_data(config: ml_collections.ConfigDict, split_by: str = 'content') -> dataset.Dataset:
     """Loads the data set that `config` names, and logs its sizes.
+
+    Args:
+      config: of the run.
+      split_by: how the run splits a folder of pictures, see `dataset.recorded_split`.
 
     Raises:
       UserError: the data set cannot be read, has fewer training images than a batch, or images too
@@ -125,6 +131,7 @@ def load_data(config: ml_collections.ConfigDict) -> dataset.Dataset:
         test_fraction=d.test_fraction,
         image_size=d.image_size,
         resident_megabytes=d.resident_megabytes,
+        split_by=split_by,
     )
     logger.info(
         '%s: %d train, %d valid, %d test images %s, %d classes, %s',
@@ -151,3 +158,25 @@ def load_data(config: ml_collections.ConfigDict) -> dataset.Dataset:
             "side. Set fewer (--config.model.reductions='(1,)') or a larger data.image_size."
         )
     return images
+
+
+def identify_data(config: ml_collections.ConfigDict, split_by: str) -> Identity | None:
+    """Returns the identity of the data set that `config` names; decodes no images.
+
+    Args:
+      config: of the run.
+      split_by: see `load_data`.
+
+    Raises:
+      MissingDataError: the data are not there.
+      UserError: they cannot be listed or read.
+    """
+    d = config.data
+    return dataset.identify(
+        d.name,
+        data_dir=d.dir,
+        train_split=d.train_split,
+        test_split=d.test_split,
+        test_fraction=d.test_fraction,
+        split_by=split_by,
+    )

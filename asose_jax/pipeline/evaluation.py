@@ -61,11 +61,11 @@ def refresh_statistics(context: RunContext, current: RunState) -> None:
     batches instead, the same ones each time. The state keeps them: training does not read them,
     and a network that is derived from alpha starts with them.
     """
-    if current.programs.statistics is None:
+    statistics = current.programs_in_use.statistics
+    if statistics is None:
         return
-    call = current.programs.statistics.call
     for chunk in statistics_chunks(context):
-        current.packed = call(current.packed, chunk, context.shared)
+        current.packed = statistics.call(current.packed, chunk, context.shared)
 
 
 def statistics_chunks(context: RunContext) -> Iterator[dict[str, jax.Array]]:
@@ -96,7 +96,7 @@ def evaluate(
     Returns:
       The sums of each chunk, on the devices, for `mean_loss_and_accuracy`.
     """
-    call = current.programs.evaluate.call
+    call = current.programs_in_use.evaluate.call
     return [call(current.packed, chunk, context.shared) for chunk in eval_chunks(context, pool)]
 
 

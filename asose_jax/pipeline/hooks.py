@@ -88,11 +88,13 @@ class GrowNetwork(Hook):
     """Grows the network when its accuracy has come to a plateau (docs/algorithm.md, "Growth")."""
 
     def may_decide(self, context: RunContext, span: Span) -> bool:
+        """Returns whether the network can grow in this phase."""
         return controller.may_grow(context, span)
 
     def on_evaluation(
         self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
     ) -> Decision:
+        """Grows the network, or prepares for it; saves the state after a growth."""
         del before
         record = evaluation.record
         record['growth'] = controller.update(
@@ -119,11 +121,13 @@ class StopEarly(Hook):
     """Ends the search when the curvature of alpha's loss rises (R-DARTS, arXiv:1909.09656)."""
 
     def may_decide(self, context: RunContext, span: Span) -> bool:
+        """Returns whether the search can end early in this phase."""
         return early_stopping.may_stop(context, span)
 
     def on_evaluation(
         self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
     ) -> Decision:
+        """Measures the curvature, and ends the phase when it has risen."""
         del before
         halts = early_stopping.update(context, current, evaluation.span, evaluation.record)
         measured = 'arch/eigenvalue' in evaluation.record
@@ -134,11 +138,13 @@ class WriteMetrics(Hook):
     """Appends the evaluation to metrics.jsonl."""
 
     def __init__(self, log: metrics_log.MetricsLog) -> None:
+        """Takes the open metrics.jsonl."""
         self._log = log
 
     def on_evaluation(
         self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
     ) -> Decision:
+        """Writes the line; decides nothing."""
         del context, current, before
         self._log.write(evaluation.record)
         return Decision()
@@ -148,16 +154,19 @@ class DrawPage(Hook):
     """Draws report.html: at the ends of phases and growths at once, else if time allows."""
 
     def __init__(self, page: Page) -> None:
+        """Takes the page of the run."""
         self._page = page
 
     def on_evaluation(
         self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
     ) -> Decision:
+        """Draws the page if it is due; decides nothing."""
         del context, current
         self._page.draw(at_once=before.saves or _is_last(evaluation))
         return Decision()
 
     def on_stop(self) -> None:
+        """Draws the page with the last evaluation."""
         self._page.draw()
 
 
@@ -165,11 +174,13 @@ class WriteTensorBoard(Hook):
     """Writes the evaluation as TensorBoard events."""
 
     def __init__(self, events: Events) -> None:
+        """Takes the open event file."""
         self._events = events
 
     def on_evaluation(
         self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
     ) -> Decision:
+        """Writes the events; decides nothing."""
         del context, current, before
         self._events.write(evaluation.record, evaluation.spec)
         return Decision()

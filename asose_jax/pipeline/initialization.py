@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import cast
 
@@ -22,14 +23,19 @@ from asose_jax.pipeline import old_checkpoints
 from asose_jax.pipeline.builders import make_supernet
 from asose_jax.pipeline.run_context import INIT, RunContext, RunState, pack_to_devices
 from asose_jax.pipeline.run_history import RunHistory
-from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import chain, registry
+from asose_jax.runtime.errors import UserError, describe_os_error
+from asose_jax.spaces import chain, genotype_text, registry
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase, Schedule
 from asose_jax.train.state import SearchState
 
 logger = logging.getLogger('asose_jax')
+
+# Values of `genotype` and `network` that are no paths: JSON, the texts of DARTS, NAS-Bench-201.
+_TEXT = re.compile(r'^\s*\ufeff?\s*\{|\bGenotype\s*\(|[|¦]\w+~\d[|¦]')
+_BOM = '\ufeff'
+_MAX_VALUE = 80  # characters of a value in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,33 +241,79 @@ def _require_same_space(spec: genotype.NetSpec, space: str, source: str) -> None
 # --- Files with a network or a genotype
 
 
-def _genotype_file(path: str) -> pathlib.Path:
-    """Returns the file that `path` names, or genotype.json in the directory that it names."""
-    file = pathlib.Path(path).expanduser()
-    return file / 'genotype.json' if file.is_dir() else file
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """The text that `genotype` or `network` stands for.
+
+    Attributes:
+      text: the content of the file, or the value itself.
+      file: its file; `None` if the value is the text.
+      name: of one genotype in it, if the value ends with one.
+    """
+
+    text: str
+    file: pathlib.Path | None = None
+    name: str | None = None
+
+    def __str__(self) -> str:
+        """Returns what the messages call it."""
+        return 'this text' if self.file is None else str(self.file)
 
 
-def _chosen_network(path: str, spec: genotype.NetSpec) -> genotype.NetSpec:
+def _read_source(field: str, value: str) -> _Source:
+    """Reads the text that a field of the config names or holds.
+
+    Args:
+      field: `genotype` or `network`.
+      value: a file, `FILE:NAME`, a workdir, which holds genotype.json, or the text itself.
+
+    Raises:
+      UserError: the file cannot be read.
+    """
+    if _TEXT.search(value):
+        return _Source(value.lstrip(_BOM))
+    try:
+        file, name = pathlib.Path(value).expanduser(), None
+        head, colon, tail = value.rpartition(':')
+        if colon and tail.isidentifier() and not file.exists():
+            file, name = pathlib.Path(head).expanduser(), tail
+        file = file / 'genotype.json' if file.is_dir() else file
+        return _Source(file.read_text(encoding='utf-8-sig'), file, name)
+    except OSError as error:
+        raise UserError(
+            f'{field}={value!r} cannot be read as a {field}: {describe_os_error(error)} It may be '
+            'a genotype.json, a workdir with one, a file with the text format of the space, '
+            'FILE:NAME, or the text itself.'
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f'{field}={value!r} is no text file: {error}. Name another.') from error
+
+
+def _quoted(value: str) -> str:
+    return repr(value if len(value) <= _MAX_VALUE else f'{value[:_MAX_VALUE]}...')
+
+
+def _chosen_network(value: str, spec: genotype.NetSpec) -> genotype.NetSpec:
     """Returns the network that a genotype derives from a supernet.
 
     Args:
-      path: the value of `genotype`: a file with JSON or with the text format of the space, or a
-        workdir.
+      value: of the field `genotype`: a file with JSON or with the text format of the space,
+        `FILE:NAME` for one of several genotypes in it, a workdir, or the text itself.
       spec: description of the supernet.
 
     Raises:
       UserError: the genotype cannot be read, or does not fit the supernet.
     """
-    file = _genotype_file(path)
+    source = _read_source('genotype', value)
     try:
-        text = file.read_text(encoding='utf-8')
-        if text.lstrip().startswith('{'):
-            content = json.loads(text)
+        if source.text.lstrip().startswith('{'):
+            _require_no_name(source)
+            content = json.loads(source.text)
             if content.get('network', {}).get('space', spec.SPACE) != spec.SPACE:
                 raise ValueError(f'it is for the space {content["network"]["space"]!r}')
             chosen = genotype.Genotype(genotype.to_tuples(content['genotype']))
         elif (loads := registry.SPACES[spec.SPACE].loads) is not None:
-            chosen = loads(text)
+            chosen = loads(source.text, source.name)
         else:
             raise ValueError(f'the space {spec.SPACE!r} has no text format, only genotype.json')
         unknown = {
@@ -270,40 +322,55 @@ def _chosen_network(path: str, spec: genotype.NetSpec) -> genotype.NetSpec:
         if unknown:
             raise ValueError(f'unknown operations {sorted(unknown)}')
         return genotype.derive(spec, chosen)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except genotype_text.ChoiceError as error:
+        raise UserError(f'genotype={_quoted(value)}: {source}: {error}.') from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'genotype={path!r}: {file} holds no genotype for a network of model.space='
-            f'{spec.SPACE!r} ({type(error).__name__}: {error}). Name a genotype.json, a workdir, '
-            'or a file with the text format of the space, and set the fields of model to fit it.'
+            f'genotype={_quoted(value)}: {source} holds no genotype for a network of '
+            f'model.space={spec.SPACE!r}: {_reason(error)}. Name a genotype.json, a workdir, or a '
+            'file with the text format of the space, and set the fields of model to fit it.'
         ) from error
 
 
-def _read_network(path: str, images: Dataset) -> genotype.NetSpec:
+def _reason(error: Exception) -> str:
+    """Returns the message of a ValueError, and also the type of an error without a sentence."""
+    return str(error) if type(error) is ValueError else f'{type(error).__name__}: {error}'
+
+
+def _require_no_name(source: _Source) -> None:
+    """Raises ValueError if a JSON file, which holds one genotype, is named with one of several."""
+    if source.name is not None:
+        raise ValueError(f'it is JSON and holds one genotype without a name, not {source.name!r}')
+
+
+def _read_network(value: str, images: Dataset) -> genotype.NetSpec:
     """Reads the derived network that a genotype.json describes.
 
     Args:
-      path: the value of `network`: the file, or the workdir that it is in.
+      value: of the field `network`: the file, the workdir that it is in, or the text itself.
       images: the data set of this run.
 
     Raises:
       UserError: the network cannot be read, is not derived, or does not fit the images.
     """
-    file = _genotype_file(path)
+    source = _read_source('network', value)
+    named = f'network={_quoted(value)}'
     try:
-        content = json.loads(file.read_text(encoding='utf-8'))
+        _require_no_name(source)
+        content = json.loads(source.text)
         # Schema 1 had the space beside the network, not in it.
         space = content['network'].get('space', content.get('space'))
         schema = content['schema']
         readable = space in registry.SPACES and schema == genotype.SCHEMA
         spec = registry.spec_from_json(content['network']) if readable else None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f'network={path!r}: {file} cannot be read as a network ({type(error).__name__}: '
+            f'{named}: {source} cannot be read as a network ({type(error).__name__}: '
             f'{error}). Name a genotype.json, or the workdir of a finished run.'
         ) from error
     if spec is None:
         raise UserError(
-            f'network={path!r}: {file} is of space {space!r}, schema {schema!r}; this version '
+            f'{named}: {source} is of space {space!r}, schema {schema!r}; this version '
             f'reads schema {genotype.SCHEMA} of {", ".join(map(repr, registry.SPACES))}. Use the '
             'version of asose_jax that wrote it.'
         )
@@ -315,10 +382,10 @@ def _read_network(path: str, images: Dataset) -> genotype.NetSpec:
             f'unknown operations {sorted(unknown)}' if unknown else 'choices of several candidates'
         )
         raise UserError(
-            f'network={path!r}: {file} has {fault}. Every choice must name exactly one of '
+            f'{named}: {source} has {fault}. Every choice must name exactly one of '
             f'{", ".join(operations.PRIMITIVES)}.'
         )
-    _require_same_images(images, spec, f'network={path!r} is for')
+    _require_same_images(images, spec, f'{named} is for')
     # Factors that were left at the end of a search belong to its weights, which are not read.
     return dataclasses.replace(spec, factors=())
 
@@ -358,6 +425,7 @@ def start(context: RunContext, origin: Origin) -> RunState:
     if origin.directory is None:
         start = state.init_state(context.model(origin.spec), context.tx, context.key(INIT))
     else:
+        assert origin.step is not None, 'an origin in a directory is one of its checkpoints'
         with checkpoint.Checkpoints(origin.directory) as checkpoints:
             try:
                 if origin.gates:
@@ -428,8 +496,8 @@ def _abstract_state(context: RunContext, spec: genotype.NetSpec) -> SearchState:
 def log_network(context: RunContext, spec: genotype.NetSpec) -> None:
     """Logs a table of the modules of a network: shapes, parameters, sizes."""
     image = jnp.zeros((1, *spec.image_shape), jnp.float32)
-    keys = dict.fromkeys(('params', 'arch'), context.key(INIT))
-    table = nn.tabulate(
+    keys: dict[str, jax.Array] = dict.fromkeys(('params', 'arch'), context.key(INIT))
+    table = nn.summary.tabulate(
         context.model(spec),
         keys,
         depth=1,

@@ -176,7 +176,7 @@ def with_row_weights(spec: NetSpec, rows: Rows, arch: Mapping[str, Any]) -> dict
     Returns:
       A tree like `arch`, with alpha in float32.
     """
-    leaves = flax.traverse_util.flatten_dict(arch)
+    leaves: dict[tuple[str, ...], Any] = dict(flax.traverse_util.flatten_dict(arch))
     for (group, member, names), row in zip(spec.rows(), rows, strict=True):
         if len(names) > 1:
             tiny = np.finfo(row.dtype).tiny

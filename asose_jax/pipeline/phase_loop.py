@@ -51,8 +51,9 @@ def train_phase(context: RunContext, current: RunState, hooks: Sequence[Hook]) -
         queued: collections.deque[tuple[int, Any, Any]] = collections.deque()
         consensus, stops, decided = pmap.HostConsensus(2), 0, Decision()
         while step < span.stop and not stops and not decided.ends_phase:
-            train = current.programs.train.call
-            current.packed, metrics = train(current.packed, batch, context.shared)
+            train = current.programs_in_use.train
+            assert train is not None, 'phases with steps have a program for them'
+            current.packed, metrics = train.call(current.packed, batch, context.shared)
             step, sums = end, None
             if step == span.epoch_end(step - 1):
                 evaluation.refresh_statistics(context, current)

@@ -6,7 +6,7 @@ import logging
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import ml_collections
@@ -123,7 +123,9 @@ class RunContext:
             terms.append(self.budget.penalty(spec))
         if self.config.arch.anchor:
             terms.append(self._anchor_penalty(spec))
-        return (lambda arch: sum(term(arch) for term in terms)) if terms else None
+        if not terms:
+            return None
+        return lambda arch: cast(jax.Array, sum(term(arch) for term in terms))
 
     def _anchor_penalty(self, spec: genotype.NetSpec) -> Callable[[Any], jax.Array]:
         anchor = self.config.arch.anchor
@@ -177,6 +179,12 @@ class RunState:
     programs: Programs | None = None
     ahead: concurrent.futures.Future[tuple[Programs, SearchState]] | None = None
     upcoming: concurrent.futures.Future[Programs] | None = None
+
+    @property
+    def programs_in_use(self) -> Programs:
+        """The compiled programs in use, once there are any."""
+        assert self.programs is not None, 'compile_programs comes before steps and evaluations'
+        return self.programs
 
     @property
     def row(self) -> dict[str, Any]:

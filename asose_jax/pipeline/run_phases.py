@@ -43,10 +43,10 @@ from asose_jax.pipeline.hooks import (
     WriteTensorBoard,
 )
 from asose_jax.report import page, tensorboard
-from asose_jax.runtime import malloc
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime import malloc, paths, process
+from asose_jax.runtime.errors import UserError, os_errors
 from asose_jax.runtime.interrupt import Interrupt
-from asose_jax.runtime.workdir import locked, write_atomically
+from asose_jax.runtime.workdir import locked, require_kind, write_atomically
 from asose_jax.spaces import natsbench, registry, tabular
 from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase, Schedule
@@ -54,6 +54,7 @@ from asose_jax.train.phases import Phase, Schedule
 logger = logging.getLogger('asose_jax')
 
 
+@os_errors('running a search or a training', resumes=True)
 def run(
     config: ml_collections.ConfigDict,
     workdir: str | pathlib.Path,
@@ -73,21 +74,29 @@ def run(
       UserError: something that the user can put right; nothing was lost.
       Stopped: SIGTERM or Ctrl-C; all that was done is saved.
     """
+    workdir = paths.expand_workdir(workdir)
+    paths.require_local_fields(flatten(config))
+    process.require_platform()
     validate(config, jax.device_count())
+    require_kind(workdir, config.seeds)
     if jax.default_backend() == 'cpu':
         malloc.keep_freed_memory()
-    workdir = pathlib.Path(workdir).expanduser()
     config = with_original_defaults(config, workdir)
     fields = flatten(config)
     require_same_config(fields, workdir)
     with Interrupt(at_once=jax.process_count() == 1) as interrupt:
-        images = builders.load_data(config)
-        schedule = builders.make_schedule(config, len(images.train))
         resumes = checkpoint.has_checkpoint(workdir / 'checkpoints')
+        recorded = run_record.read_json_object(workdir / 'run.json') if resumes else {}
+        split_by = 'content'
+        if resumes and config.data.name == 'folder':
+            split_by = dataset.recorded_split(recorded, workdir)
+        images = builders.load_data(config, split_by)
+        schedule = builders.make_schedule(config, len(images.train))
         if resumes:
-            recorded = run_record.read_json_object(workdir / 'run.json')
             dataset.require_same_data(images, recorded, workdir)
         origin = None if resumes else initialization.find_origin(config, images, schedule)
+        if origin is not None and origin.directory is not None:
+            dataset.warn_of_other_pictures(images, origin.directory.parent)
         budget = expected_cost.make_budget(config, workdir, resumes)
         if budget is not None and origin is not None:
             budget.require_reachable_target(
@@ -133,7 +142,11 @@ def _benchmark_table(
         return natsbench.NatsBench(name)
     if name is None:
         return None
-    return tabular.Table.read(name, lambda text: space.dumps(space.loads(text)))
+    dumps, loads = space.dumps, space.loads
+    # Validation refuses tables of spaces without a text form.
+    assert dumps is not None
+    assert loads is not None
+    return tabular.Table.read(name, lambda text: dumps(loads(text)))
 
 
 def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -183,7 +196,7 @@ def _run_phases(
     workdir, is_primary_host = context.workdir, context.is_primary_host
     log = metrics_log.MetricsLog(workdir / 'metrics.jsonl', current.step, is_primary_host)
     if is_primary_host:
-        _write_json(workdir / 'run.json', run_summary.environment(context))
+        run_summary.write_environment(context)
     report = page.Page(workdir, is_primary_host)
     report.draw()
     with contextlib.closing(tensorboard.Events(workdir, current.step, is_primary_host)) as events:

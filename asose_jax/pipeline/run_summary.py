@@ -33,6 +33,7 @@ def environment(context: RunContext) -> dict[str, Any]:
     packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     return {
         'images': dataset.split_sizes(context.data),
+        **({} if context.data.identity is None else {'data': context.data.identity.record}),
         'image_shape': list(context.data.image_shape),  # height, width, channels
         'classes': list(context.data.class_names),  # in the order of the network's outputs
         'mean': context.data.mean.tolist(),  # of pixel values, by channel; normalizes the images
@@ -44,6 +45,16 @@ def environment(context: RunContext) -> dict[str, Any]:
         'devices': [str(device) for device in jax.devices()],
         'command': shlex.join(['python', *sys.argv]),
     }
+
+
+def write_environment(context: RunContext) -> None:
+    """Writes run.json and, for a folder of pictures, data.json with the hash of each file."""
+    identity = context.data.identity
+    if identity is not None and identity.files is not None:
+        files = json.dumps(identity.files, indent=0)
+        workdir.write_atomically(context.workdir / dataset.FILES, files + '\n')
+    text = json.dumps(environment(context), indent=2) + '\n'
+    workdir.write_atomically(context.workdir / 'run.json', text)
 
 
 def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:

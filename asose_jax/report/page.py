@@ -13,8 +13,8 @@ import jinja2
 
 from asose_jax.metrics import run_record
 from asose_jax.report import run_figures, run_sections, sweep_sections
-from asose_jax.runtime import workdir
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime import paths, workdir
+from asose_jax.runtime.errors import UserError, os_errors
 
 logger = logging.getLogger('asose_jax')
 
@@ -63,6 +63,7 @@ def write(directory: pathlib.Path) -> None:
     workdir.write_atomically(directory / NAME, text)
 
 
+@os_errors('writing the report of a run')
 def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
     """Draws the page of an existing run or sweep, which may still be going on.
 
@@ -73,18 +74,16 @@ def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
       The path of the page.
 
     Raises:
-      UserError: if there is no run in `directory`, or the page cannot be written.
+      UserError: there is no run in `directory`, its config.json is damaged, or the page cannot be
+        written.
     """
-    directory = pathlib.Path(directory).expanduser()
-    if not (directory / 'config.json').exists():
+    directory = paths.expand_workdir(directory)
+    if workdir.read_config(directory) is None:
         raise UserError(
             f'{directory} holds no run: there is no config.json. Pass the workdir of a run as '
             '--workdir.'
         )
-    try:
-        write(directory)
-    except OSError as error:
-        raise UserError(f'{error.filename or directory}: {error.strerror or error}') from error
+    write(directory)
     logger.info('%s', directory / NAME)
     return directory / NAME
 

@@ -43,7 +43,8 @@ def directory(base: pathlib.Path) -> pathlib.Path:
     if info.exists():
         features = {line for line in info.read_text().splitlines() if line.startswith(_FEATURES)}
     processor = hashlib.blake2b('\n'.join(sorted(features)).encode(), digest_size=4).hexdigest()
-    name = f'jax-{jax.__version__}-jaxlib-{jaxlib.__version__}-{platform.machine()}-{processor}'
+    jaxlib_version = jaxlib.__version__  # pyright: ignore[reportPrivateImportUsage]  # is public
+    name = f'jax-{jax.__version__}-jaxlib-{jaxlib_version}-{platform.machine()}-{processor}'
     return base / name
 
 
@@ -54,14 +55,25 @@ def install(base: pathlib.Path, max_bytes: int = MAX_BYTES) -> pathlib.Path | No
     cache off; `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` sets which programs are worth keeping.
 
     Args:
-      base: a local directory; it is created if missing.
+      base: a local directory, which may begin with `~`; it is created if missing.
       max_bytes: limit for all entries together; the least recently used ones beyond it are removed.
 
     Returns:
       The directory of the entries, or `None` if the cache is off or the directory cannot be
-      written; the latter is logged as one warning and does not fail the run.
+      written or is unknown; the latter is logged as one warning and does not fail the run.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    # Options are attributes that JAX adds at import.
+    if not jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
+        return None
+    try:
+        base = base.expanduser()
+    except RuntimeError:
+        logger.warning(
+            'compiled programs are not kept, so every start compiles them again: the home '
+            'directory of %s is unknown. Set HOME, or JAX_COMPILATION_CACHE_DIR to a directory.',
+            base,
+        )
+        jax.config.update('jax_enable_compilation_cache', False)
         return None
     entries_dir = directory(base)
     try:
@@ -84,7 +96,8 @@ def install(base: pathlib.Path, max_bytes: int = MAX_BYTES) -> pathlib.Path | No
         jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_COMPILE_SECONDS)
     # JAX warns about an entry that XLA cannot load; the program is simply compiled again.
     warnings.filterwarnings('ignore', message='Error (reading|writing) persistent compilation')
-    prune(base, entries_dir, max_bytes)
+    with contextlib.suppress(OSError):  # entries of another user, which stay
+        prune(base, entries_dir, max_bytes)
     return entries_dir
 
 

@@ -8,9 +8,11 @@ import sys
 import threading
 from typing import NoReturn, TextIO
 
+import jax
 from absl import logging as absl_logging
 
 from asose_jax.runtime import compilation_cache
+from asose_jax.runtime.errors import UserError
 
 DEFAULT_CACHE_DIR = pathlib.Path('~/.cache/asose_jax')
 SPAWN_CONTEXT = multiprocessing.get_context('spawn')
@@ -35,8 +37,25 @@ def set_up(handler: logging.Handler, cache: pathlib.Path = DEFAULT_CACHE_DIR) ->
     logger.propagate = False
     chosen = os.environ.get('JAX_COMPILATION_CACHE_DIR')
     if chosen is None or '://' not in chosen:  # JAX itself handles a bucket
-        compilation_cache.install(pathlib.Path(chosen or cache).expanduser())
+        compilation_cache.install(pathlib.Path(chosen or cache))
     return logger
+
+
+def require_platform() -> None:
+    """Looks for the devices, which this process then claims.
+
+    Raises:
+      UserError: JAX_PLATFORMS names a platform that is not there, or no device can be used.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter of a plugin that is not installed
+        reason = (str(error).splitlines() or [''])[0][:300] or 'it is not installed'
+        asked = os.environ.get('JAX_PLATFORMS', '')
+        raise UserError(
+            f'JAX_PLATFORMS={asked!r}: JAX cannot use this platform here: {reason}. Name another, '
+            'such as JAX_PLATFORMS=cpu, or unset the variable.'
+        ) from error
 
 
 def plain_handler(stream: TextIO | None = None) -> logging.Handler:

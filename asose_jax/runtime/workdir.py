@@ -7,10 +7,10 @@ import logging
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.errors import UserError, os_errors
 
 logger = logging.getLogger('asose_jax')
 
@@ -27,28 +27,19 @@ def locked(workdir: pathlib.Path, is_primary_host: bool = True) -> Iterator[None
       UserError: another run holds the lock, or the directory cannot be created or written. An
         `OSError` in the body, for example of a full disk, is reported in the same way.
     """
-    try:
+    with os_errors(f'workdir {workdir}', resumes=True):
         workdir.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(workdir, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UserError(
-            f'workdir {workdir} cannot be used: {error.strerror}. Choose another --workdir.'
-        ) from error
-    try:
-        if is_primary_host:
-            _lock(descriptor, workdir)
-        if not os.access(workdir, os.W_OK | os.X_OK):
-            raise UserError(
-                f'workdir {workdir} is read-only. Allow writing, or choose another --workdir.'
-            )
-        yield
-    except OSError as error:
-        raise UserError(
-            f'{error.filename or workdir}: {error.strerror or error}. Fix this, then run the same '
-            'command again: it resumes from the last checkpoint.'
-        ) from error
-    finally:
-        os.close(descriptor)  # this releases the lock, as the end of the process does
+        try:
+            if is_primary_host:
+                _lock(descriptor, workdir)
+            if not os.access(workdir, os.W_OK | os.X_OK):
+                raise UserError(
+                    f'workdir {workdir} is read-only. Allow writing, or choose another --workdir.'
+                )
+            yield
+        finally:
+            os.close(descriptor)  # this releases the lock, as the end of the process does
 
 
 def _lock(descriptor: int, workdir: pathlib.Path) -> None:
@@ -64,6 +55,59 @@ def _lock(descriptor: int, workdir: pathlib.Path) -> None:
             '%s cannot be locked (%s): do not start a second run with this --workdir',
             workdir,
             error.strerror,
+        )
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the fields in the config.json of a workdir; `None` if it has none.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = workdir / 'config.json'
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(config, dict):
+            raise ValueError(f'it holds no object, but {type(config).__name__}')
+    except ValueError as error:
+        raise UserError(
+            f'{path} cannot be read ({type(error).__name__}: {error}): it is damaged. Restore it '
+            'from a copy. To resume the run by the command that started it, delete the file; '
+            'otherwise choose another --workdir.'
+        ) from error
+    return config
+
+
+def require_kind(workdir: pathlib.Path, seeds: Sequence[int]) -> None:
+    """Refuses a single run in the workdir of a sweep, and a sweep in that of a single run.
+
+    Args:
+      workdir: of the command; it need not exist. Nothing is written.
+      seeds: of the sweep; empty for a single run.
+
+    Raises:
+      UserError: the workdir is of the other kind, or its config.json is damaged.
+    """
+    config = read_config(workdir)
+    if config is None:  # before the first file of a run, or the file was deleted
+        is_single = any((workdir / name).exists() for name in ('metrics.jsonl', 'checkpoints'))
+        is_sweep = not is_single and next(workdir.glob('seed_*/config.json'), None) is not None
+        theirs = None
+    else:
+        theirs = config.get('seeds')
+        is_sweep, is_single = bool(theirs), not theirs
+    if seeds and is_single:
+        raise UserError(
+            f'config.seeds={tuple(seeds)}: workdir {workdir} holds a single run, not a sweep. '
+            'Choose another --workdir for the sweep, or leave out --config.seeds to resume the run.'
+        )
+    if not seeds and is_sweep:
+        what = f'the sweep config.seeds={tuple(theirs)}' if theirs else 'a sweep'
+        raise UserError(
+            f'workdir {workdir} holds {what}, not a single run. Choose another --workdir for this '
+            'run, or set --config.seeds to resume the sweep.'
         )
 
 
@@ -84,11 +128,17 @@ def append_durably(path: pathlib.Path, line: str) -> None:
     _write(path, 'a', line)
 
 
-def _write(path: pathlib.Path, mode: Literal['a', 'w'], text: str) -> None:
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Gives an `OSError` of the body the path of the file; that of a full disk has none."""
     try:
-        with open(path, mode, encoding='utf-8', errors='backslashreplace') as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:  # the error of a full disk does not name the file
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def _write(path: pathlib.Path, mode: Literal['a', 'w'], text: str) -> None:
+    with naming(path), open(path, mode, encoding='utf-8', errors='backslashreplace') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

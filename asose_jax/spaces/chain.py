@@ -6,7 +6,7 @@ It is the only space whose networks grow while they are searched (docs/algorithm
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -144,7 +144,7 @@ def build(
     """
     sizes = channels_and_strides(channels, depth, reductions, max_channels)
     blocks = tuple(BlockSpec(width, stride, (tuple(primitives),)) for width, stride in sizes)
-    return ChainSpec(tuple(image_shape), num_classes, channels, blocks).with_factors()
+    return ChainSpec((*image_shape,), num_classes, channels, blocks).with_factors()
 
 
 def with_stem_channels(spec: ChainSpec, channels: int) -> ChainSpec:
@@ -229,7 +229,7 @@ class Block(nn.Module):
             weights = Choice(candidates, forward, name=f'choice_{i}')()
             mixed = MixedOp(candidates, width, forward, factor=factor, name=f'branch_{i}')
             y += mixed(x, weights)
-        return y
+        return cast(Array, y)  # a block has at least one branch
 
 
 def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:

@@ -11,9 +11,12 @@ normalization of PC-DARTS (Xu et al. 2020, arXiv:1907.05737, section 3.3).
 """
 
 import ast
+import contextlib
 import dataclasses
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -24,6 +27,8 @@ from asose_jax.arch.genotype import NONE, Genotype, MixedOpSite, NetSpec, channe
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Forward
 from asose_jax.nn.mixed_op import MixedOp, edge_weights, shared_draws
+from asose_jax.spaces import genotype_text
+from asose_jax.spaces.genotype_text import Found
 
 Array = jax.Array
 
@@ -41,6 +46,7 @@ NODES = 4  # nodes of a cell, not counting its inputs
 INPUTS = 2
 EDGES_PER_NODE = 2  # edges that a node keeps when the network is derived
 STEM_MULTIPLIER = 3
+_ARGUMENTS = ('normal', 'normal_concat', 'reduce', 'reduce_concat')  # of Genotype, in order
 # Avoids 0 / 0 where fewer than two edges of a node have any probability outside of `none`.
 _MIN_STRENGTH = 1e-12
 
@@ -197,7 +203,7 @@ def build(
     cells = channels_and_strides(channels, depth, reductions, max_channels)
     cell = tuple((tuple(primitives),) * (INPUTS + node) for node in range(NODES))
     stem = STEM_MULTIPLIER * channels
-    return DartsSpec(tuple(image_shape), num_classes, stem, cells, cell, cell)
+    return DartsSpec((*image_shape,), num_classes, stem, cells, cell, cell)
 
 
 class Cell(nn.Module):
@@ -307,22 +313,29 @@ def dumps(chosen: Genotype) -> str:
     return f'Genotype({", ".join(parts)})'
 
 
-def loads(text: str) -> Genotype:
+def loads(text: str, name: str | None = None) -> Genotype:
     """Parses the text of a genotype, as `dumps` and programs related to DARTS write it.
 
     Args:
-      text: The output of `dumps`. It may also start with `NAME = `, nest the two pairs of each node
-        in a tuple or list of their own, and list the concatenated nodes instead of a range.
+      text: The output of `dumps`, or a text that holds it: a Python file with imports and
+        definitions, or lines of a log. Arguments may be positional. A genotype may nest the two
+        pairs of each node in a tuple or list of their own, and list the concatenated nodes instead
+        of a range.
+      name: Variable that the genotype is assigned to, where the text holds several.
 
     Returns:
       The genotype.
 
     Raises:
-      ValueError: The text is not such a genotype, or its cells are not of this space.
+      ValueError: The text holds no such genotype, its cells are not of this space, or it holds
+        several and `name` does not say which.
     """
+    own = genotype_text.choose(_find(text), name)
     try:
-        call = ast.parse(text.strip()).body[0].value
-        arguments = {keyword.arg: keyword.value for keyword in call.keywords}
+        statement = ast.parse((text if own is None else own).strip()).body[0]
+        call = cast(Any, statement).value  # raises if the statement is no expression
+        arguments: dict[str, Any] = dict(zip(_ARGUMENTS, call.args, strict=False))
+        arguments |= {keyword.arg: keyword.value for keyword in call.keywords}
         cells = [(arguments[kind], arguments[f'{kind}_concat']) for kind in ('normal', 'reduce')]
         edges = [ast.literal_eval(cell) for cell, _ in cells]
         outputs = [ast.unparse(concat).replace(' ', '') for _, concat in cells]
@@ -330,7 +343,7 @@ def loads(text: str) -> Genotype:
         raise ValueError(
             'not a DARTS genotype; expected Genotype(normal=[(operation, input), ...], '
             'normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6)), got '
-            f'{text[:200]!r}'
+            f'{(own or text)[:200]!r}'
         ) from error
     allowed = {'range(2,6)', '[2,3,4,5]', '(2,3,4,5)', 'list(range(2,6))'}
     if not allowed.issuperset(outputs):
@@ -339,6 +352,60 @@ def loads(text: str) -> Genotype:
             f'must be range(2, 6), not {outputs[0]} and {outputs[1]}'
         )
     return Genotype(tuple(node for cell in edges for node in _parse_nodes(cell)))
+
+
+def _find(text: str) -> list[Found]:
+    """Returns the genotypes in a Python file or, where the text is no Python, in its lines."""
+    try:
+        tree = ast.parse(textwrap.dedent(text))
+    except (SyntaxError, ValueError):
+        return _find_in_lines(text)
+    names: dict[ast.AST, str] = {}
+    aliases: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            targets = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            targets = [node.target.id]
+        elif isinstance(node, ast.Dict):
+            keys = [(k, v) for k, v in zip(node.keys, node.values, strict=True) if k is not None]
+            names |= {v: str(k.value) for k, v in keys if isinstance(k, ast.Constant)}
+            continue
+        else:
+            continue
+        if isinstance(node.value, ast.Name):
+            aliases.setdefault(node.value.id, []).extend(targets)
+        elif node.value is not None and targets:
+            names[node.value] = targets[0]
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _is_genotype(node):
+            name, own = names.get(node), ast.unparse(node)
+            every = [name, *aliases.get(name or '', ())]
+            found += [Found(own, node.lineno, label) for label in every]
+    return sorted(found, key=lambda entry: entry.line)
+
+
+def _is_genotype(call: ast.Call) -> bool:
+    function = call.func
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, 'id', '')
+    return name == 'Genotype'
+
+
+def _find_in_lines(text: str) -> list[Found]:
+    """Returns the genotypes that stand in lines of other text, such as a log or a table."""
+    found = []
+    for start in re.finditer(r'(?<!class )\b(?:\w+\.)*Genotype\(', text):
+        for end in re.finditer(r'\)', text[start.end() :]):
+            own = text[start.start() : start.end() + end.end()]
+            if own.count('(') == own.count(')'):
+                before = text[: start.start()]
+                name = genotype_text.name_before(before.rpartition('\n')[2])
+                with contextlib.suppress(SyntaxError, ValueError):
+                    own = ast.unparse(ast.parse(own))
+                found.append(Found(own, 1 + before.count('\n'), name))
+                break
+    return found
 
 
 def _parse_nodes(cell: Any) -> Iterator[tuple[str, ...]]:

@@ -5,6 +5,7 @@ cell, node 3 its output. Cells form three stages, separated by residual blocks t
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator
 
 import flax.linen as nn
@@ -15,11 +16,18 @@ from asose_jax.arch.genotype import Genotype, MixedOpSite, NetSpec, channels_and
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Forward
 from asose_jax.nn.mixed_op import MixedOp, shared_draws
+from asose_jax.spaces import genotype_text
+from asose_jax.spaces.genotype_text import Found
 
 Array = jax.Array
 
 PRIMITIVES = ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3')
 NODES = 3  # nodes of a cell, not counting its input
+_EDGES = r'(?:[^|¦~+\s]+~[^|¦~+\s]+(?P=bar))++'
+# A cell in other text. What goes on in front of it or behind it is no whole cell, and not found.
+_CELL = re.compile(
+    rf'(?<![\w|¦+~])(?<!\+\s)(?P<bar>[|¦]){_EDGES}(?:\s*\+\s*(?P=bar){_EDGES})*+(?!\w|\s*[+|¦])'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +98,7 @@ def build(
     """
     modules = channels_and_strides(channels, depth, reductions, max_channels)
     cell = tuple((tuple(primitives),) * (node + 1) for node in range(NODES))
-    return NasBench201Spec(tuple(image_shape), num_classes, channels, modules, cell)
+    return NasBench201Spec((*image_shape,), num_classes, channels, modules, cell)
 
 
 class Cell(nn.Module):
@@ -145,7 +153,13 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Maps features `[B, H, W, C]` to `[B, ceil(H / 2), ceil(W / 2), channels]`."""
         norm, train = self.forward.norm, self.forward.train
-        shortcut = nn.avg_pool(x, (2, 2), (2, 2), ((0, x.shape[1] % 2), (0, x.shape[2] % 2)))
+        shortcut = nn.avg_pool(
+            x,
+            (2, 2),
+            (2, 2),
+            # Flax takes pairs too:
+            ((0, x.shape[1] % 2), (0, x.shape[2] % 2)),  # pyright: ignore[reportArgumentType]
+        )
         shortcut = operations.pointwise(self.channels, x.dtype, 'aside')(shortcut)
         for i in range(2):
             layer = operations.ReluConvNorm(self.channels, norm, 3, stride=2 - i, name=f'conv_{i}')
@@ -189,18 +203,22 @@ def dumps(chosen: Genotype) -> str:
     return '+'.join(nodes)
 
 
-def loads(text: str) -> Genotype:
+def loads(text: str, name: str | None = None) -> Genotype:
     """Parses the text of a cell, as `dumps` writes it.
 
     Args:
-      text: For example `|none~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|none~2|`.
+      text: For example `|none~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|none~2|`, or a text
+        that holds it, such as lines of a log. `¦` may stand for `|`, as in summary.md.
+      name: Name that stands before the cell, where the text holds several.
 
     Returns:
       The genotype.
 
     Raises:
-      ValueError: The text is not a cell of this space.
+      ValueError: The text holds no cell of this space, or several and `name` does not say which.
     """
+    own = genotype_text.choose(_find(text), name)
+    text = (text if own is None else own).replace('¦', '|')
     nodes = []
     for number, node in enumerate(text.strip().split('+'), start=1):
         edges = [edge.split('~') for edge in node.strip().strip('|').split('|')]
@@ -215,3 +233,14 @@ def loads(text: str) -> Genotype:
     if len(nodes) != NODES:
         raise ValueError(f'this NAS-Bench-201 cell has {len(nodes)} nodes instead of {NODES}')
     return Genotype(tuple(nodes))
+
+
+def _find(text: str) -> list[Found]:
+    """Returns the cells that stand in a text; equal ones have equal texts."""
+    found = []
+    for cell in _CELL.finditer(text):
+        before = text[: cell.start()]
+        name = genotype_text.name_before(before.rpartition('\n')[2])
+        own = ''.join(cell[0].replace('¦', '|').split())
+        found.append(Found(own, 1 + before.count('\n'), name))
+    return found

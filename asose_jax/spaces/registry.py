@@ -24,7 +24,8 @@ class Space(NamedTuple):
       channels_divisor: The config's `model.channels` must be a multiple of it.
       grows: Whether its networks can grow (docs/algorithm.md, "Growth").
       dumps: Writes a genotype in the text form of the literature; `None` if there is none.
-      loads: Parses this text; raises a `ValueError` that says what is wrong with it.
+      loads: Parses this text, `loads(text, name)`; `name` chooses one of several genotypes in it.
+        Raises a `ValueError` that says what is wrong with it.
     """
 
     spec: type[NetSpec]
@@ -35,7 +36,7 @@ class Space(NamedTuple):
     channels_divisor: int = 1
     grows: bool = False
     dumps: Callable[[Genotype], str] | None = None
-    loads: Callable[[str], Genotype] | None = None
+    loads: Callable[..., Genotype] | None = None
 
 
 SPACES: dict[str, Space] = {

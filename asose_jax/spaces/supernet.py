@@ -7,6 +7,7 @@ docs/algorithm.md, "Guards") and `second_head` (logits of the second head, in tr
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
@@ -38,6 +39,12 @@ class SuperNet(nn.Module):
     settings: SearchSettings = SearchSettings()
     dtype: str = 'float32'
     synced_over: str | None = None
+
+    if TYPE_CHECKING:
+
+        def __hash__(self) -> int:
+            """Hashes the fields: Linen makes this method, which type checkers do not know."""
+            ...
 
     @nn.compact
     def __call__(

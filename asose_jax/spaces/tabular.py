@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.errors import UserError, describe_os_error
 
 ARCH_COLUMN = 'arch'  # column with the texts of the cells, as the space writes them
 
@@ -44,7 +44,7 @@ class Table:
         """
         file = pathlib.Path(path).expanduser()
         try:
-            with file.open(encoding='utf-8', newline='') as lines:
+            with file.open(encoding='utf-8-sig', newline='') as lines:
                 reader = csv.DictReader(lines)
                 names = [name for name in reader.fieldnames or [] if name != ARCH_COLUMN]
                 if ARCH_COLUMN not in (reader.fieldnames or []) or not names:
@@ -60,7 +60,11 @@ class Table:
                         columns[name][arch] = accuracy = float(row[name])
                         if not math.isfinite(accuracy):
                             raise ValueError(f'{line}: {name} is {accuracy}, not a finite number')
-        except (OSError, ValueError, csv.Error) as error:
+        except OSError as error:
+            raise UserError(
+                f'benchmark.table={path!r} cannot be read: {describe_os_error(error)}'
+            ) from error
+        except (ValueError, csv.Error) as error:
             raise UserError(
                 f'benchmark.table={path!r}: {error}. It must be a CSV file with a column '
                 f'{ARCH_COLUMN!r} and one or more columns of accuracies.'

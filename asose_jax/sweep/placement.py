@@ -46,6 +46,7 @@ def available_slots() -> list[Slot]:
 
 def _devices() -> tuple[str, int]:
     """Returns the platform and its number of chips; one TPU chip may count as two devices."""
+    process.require_platform()
     devices = jax.local_devices()
     chips = {tuple(getattr(device, 'coords', (device.id,))) for device in devices}
     return devices[0].platform, len(chips)

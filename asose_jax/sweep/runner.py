@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import ml_collections
@@ -38,8 +38,8 @@ from asose_jax.config.validation import (
 from asose_jax.metrics import comparison
 from asose_jax.pipeline import run_phases
 from asose_jax.report.page import Page
-from asose_jax.runtime import interrupt, process, workdir
-from asose_jax.runtime.errors import Stopped, UserError
+from asose_jax.runtime import interrupt, paths, process, workdir
+from asose_jax.runtime.errors import Stopped, UserError, os_errors
 from asose_jax.spaces import registry
 from asose_jax.sweep import placement
 
@@ -87,6 +87,7 @@ def search(
     return run_phases.run(config, workdir, console)
 
 
+@os_errors('running a sweep', resumes=True)
 def run_sweep(
     config: ml_collections.ConfigDict,
     directory: str | pathlib.Path,
@@ -111,12 +112,15 @@ def run_sweep(
       UserError: something that the user can fix.
       Stopped: after SIGTERM or Ctrl-C; the progress of all runs is saved.
     """
+    process.require_platform()
     if jax.process_count() > 1:
         raise UserError(
             f'seeds={tuple(config.seeds)}: several searches share the devices of one machine; '
             f'these are {jax.process_count()} hosts. Start it on one of them, without --multihost.'
         )
-    directory = pathlib.Path(directory).expanduser()
+    directory = paths.expand_workdir(directory)
+    paths.require_local_fields(flatten(config))
+    workdir.require_kind(directory, config.seeds)
     config = with_original_defaults(config, directory)
     flat = flatten(config)
     single = _with(config, seeds=(), random_cells=0, plain_cells=())
@@ -280,7 +284,7 @@ def run_jobs(
                     active = _started(waiting.popleft(), free.pop(0), directory)
                     running[active.child.sentinel] = active
                 for sentinel in multiprocessing.connection.wait(list(running), _POLL_SECONDS):
-                    active = running.pop(sentinel)
+                    active = running.pop(cast(int, sentinel))
                     active.child.join()
                     free.append(active.place)
                     _require_finished(active, directory)
@@ -294,6 +298,7 @@ def run_jobs(
 
 def _started(job: Job, place: placement.Slot, directory: pathlib.Path) -> _Running:
     (directory / job.name).mkdir(parents=True, exist_ok=True)
+    (directory / job.name / 'log.txt').touch()  # fails here, and not in the process of the run
     child = process.SPAWN_CONTEXT.Process(target=_run_job, args=(job, directory / job.name, place))
     child.start()
     return _Running(job, place, child)

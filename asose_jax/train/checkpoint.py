@@ -15,7 +15,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -171,7 +171,7 @@ class Checkpoints:
         """
         only_meta = ocp.args.Composite(meta=ocp.args.JsonRestore())
         with self._reading(step, 'meta'):
-            meta = self._manager.restore(step, args=only_meta).meta
+            meta = cast(Any, self._manager.restore(step, args=only_meta)).meta
             schema = meta['schema']
         if schema != SCHEMA:
             raise UserError(
@@ -201,7 +201,7 @@ class Checkpoints:
         args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
         expected = self.describe(step)['checksums']
         with self._reading(step, 'state'):
-            state = self._manager.restore(step, args=args).state
+            state = cast(Any, self._manager.restore(step, args=args)).state
             actual = _checksums(state)
             differing = [name for name in expected if actual.get(name) != expected[name]]
             if differing:
@@ -288,7 +288,7 @@ def _checksums(tree: Any) -> dict[str, int]:
     """Returns the CRC-32 of every array, by its path."""
 
     def crc32(array: np.ndarray) -> int:
-        return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
     return dict(
         zip(array_paths(tree), map(crc32, jax.tree.leaves(jax.device_get(tree))), strict=True)

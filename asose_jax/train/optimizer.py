@@ -134,4 +134,5 @@ def _in_turn(
             jax.tree.map(select, moved_state, state),
         )
 
-    return optax.GradientTransformationExtraArgs(inner.init, update)
+    # The named tuple behind the class is declared for updates without keywords.
+    return optax.GradientTransformationExtraArgs(inner.init, update)  # pyright: ignore[reportArgumentType]

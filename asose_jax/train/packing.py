@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 Tree = Any
-Vectors = dict[str, jax.Array]
+Vectors = dict[str, Any]  # an array on the host or on devices for each name of a dtype
 
 
 class Packing:

@@ -8,6 +8,7 @@ See docs/algorithm.md, "Four phases".
 import dataclasses
 import enum
 import math
+from typing import overload
 
 import jax
 
@@ -127,6 +128,10 @@ class Schedule:
         """Returns whether `step` updates the weights."""
         return (self.is_alpha_turn(step) ^ True) | self.together
 
+    @overload
+    def alpha_updates(self, step: int) -> int: ...
+    @overload
+    def alpha_updates(self, step: Step) -> Step: ...
     def alpha_updates(self, step: Step) -> Step:
         """Counts the updates of alpha before `step`."""
         total = 0
@@ -135,10 +140,18 @@ class Schedule:
             total = total + (steps + self.turn_period - 1) // self.turn_period
         return total
 
+    @overload
+    def weight_updates(self, step: int) -> int: ...
+    @overload
+    def weight_updates(self, step: Step) -> Step: ...
     def weight_updates(self, step: Step) -> Step:
         """Counts the updates of the weights before `step`."""
         return step if self.together else step - self.alpha_updates(step)
 
+    @overload
+    def tau(self, step: int) -> float: ...
+    @overload
+    def tau(self, step: Step) -> float | jax.Array: ...
     def tau(self, step: Step) -> float | jax.Array:
         """Returns tau at `step` of search or growth (docs/algorithm.md, "Temperature")."""
         numerator, denominator = self.temperature.decays_per_update

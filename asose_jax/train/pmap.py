@@ -77,7 +77,8 @@ def replicated(tree: Any) -> Any:
 
 
 def _replicate_from_every_host(leaf: Any) -> jax.Array:
-    if jax.dtypes.issubdtype(getattr(leaf, 'dtype', None), jax.dtypes.prng_key):
+    is_a = jax.dtypes.issubdtype  # pyright: ignore[reportPrivateImportUsage]  # is public
+    if is_a(getattr(leaf, 'dtype', None), jax.dtypes.prng_key):
         return jax.random.wrap_key_data(_replicate_from_every_host(jax.random.key_data(leaf)))
     return jax.make_array_from_process_local_data(replicated_sharding(), np.asarray(leaf))
 

@@ -24,8 +24,7 @@ from asose_jax.train.packing import Packing
 Path = tuple[Any, ...]
 
 
-@flax.struct.dataclass
-class Totals:
+class Totals(flax.struct.PyTreeNode):
     """Holds sums since the last evaluation, scalars; in the state, so that a restart loses none.
 
     Attributes:
@@ -70,8 +69,7 @@ class Totals:
         )
 
 
-@flax.struct.dataclass
-class SearchState:
+class SearchState(flax.struct.PyTreeNode):
     """Holds everything that the compiled step reads and writes.
 
     There is no random key: randomness is a function of the seed and the step.
@@ -168,8 +166,7 @@ class Layout:
         return next((p for p in (self.params, self.arch) if p.structure == structure), None)
 
 
-@flax.struct.dataclass
-class Packed:
+class Packed(flax.struct.PyTreeNode):
     """Holds a state as compiled steps take and return it.
 
     Example:

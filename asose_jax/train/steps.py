@@ -6,7 +6,7 @@ prepare the next batch. `turns` computes the gradients of a training step.
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ def _updated(tx: optax.GradientTransformationExtraArgs, packed: Packed, turn: Tu
         turn.grads, vectors.opt_state, vectors.trainable, step=vectors.step
     )
     return vectors.replace(
-        **optax.apply_updates(vectors.trainable, updates),
+        **cast(dict[str, Any], optax.apply_updates(vectors.trainable, updates)),
         batch_stats=turn.batch_stats,
         opt_state=opt_state,
         totals=packed.layout.totals.pack(turn.totals),
@@ -177,7 +177,7 @@ def eval_steps(
     def body(slot: jax.Array, outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images, labels = _fetch(slot, batch, shared)
         weight = batch['weight'][slot]
-        logits = logits_of(images)
+        logits = cast(jax.Array, logits_of(images))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         values = {
             'logits': logits,

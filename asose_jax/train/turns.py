@@ -7,7 +7,7 @@ gradient but moves nothing: `steps.train_step` applies the result, or skips the 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -243,7 +243,8 @@ def _second_order_gradient(
         updates, _ = inputs.step_config.tx.update(
             packed_grads, vectors.opt_state, vectors.trainable, step=optimizer.LOOKAHEAD_STEP
         )
-        return layout.params.unpack(optax.apply_updates(vectors.params, updates['params']))
+        of_params = cast(dict[str, Vectors], updates)['params']
+        return layout.params.unpack(cast(Vectors, optax.apply_updates(vectors.params, of_params)))
 
     mean = functools.partial(lax.pmean, axis_name=AXIS)
     state = inputs.state
@@ -311,7 +312,8 @@ def _loss(
         second_loss = _mean_cross_entropy(second_logits, batch.labels)
         loss += step_config.model.settings.second_head * second_loss
     correct = (logits.argmax(-1) == batch.labels).sum()
-    guarded_rows = sum(jax.tree.leaves(changed.get('guard', {})), start=jnp.int32(0))
+    guarded = jax.tree.leaves(changed.get('guard', {}))
+    guarded_rows = cast(jax.Array, sum(guarded, start=jnp.int32(0)))
     return loss, LossOutputs(correct, guarded_rows, changed['batch_stats'])
 
 

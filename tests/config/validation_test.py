@@ -284,3 +284,13 @@ def test_fields_that_change_nothing_learned_may_change_when_a_run_goes_on(tmp_pa
     assert 'alarm.fall: 0.75 -> 0.5; checkpoint.keep: 2 -> 5; chunk_steps: 32 -> 8' in caplog.text
     with pytest.raises(UserError, match=r'another config:\n  weights.lr: 0.025 -> 0.1\nGo on'):
         require_same_config({**begun, **changed, 'weights.lr': 0.1}, tmp_path)
+
+
+def test_run_on_the_digits_goes_on_without_the_fields_that_they_ignored(tmp_path):
+    """Older versions took them; now they are refused, so the same command has to go without."""
+    fields = flatten(_with())
+    ignored = {'data.dir': 'sets', 'data.train_split': 'a', 'data.test_split': 'b'}
+    (tmp_path / 'config.json').write_text(json.dumps({**fields, **ignored}))
+    require_same_config(fields, tmp_path)
+    with pytest.raises(UserError, match=r'another config:\n  data.valid_fraction: 0.2 -> 0.3\nGo'):
+        require_same_config({**fields, 'data.valid_fraction': 0.3}, tmp_path)

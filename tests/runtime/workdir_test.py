@@ -30,7 +30,7 @@ def test_other_hosts_of_a_run_are_let_in(tmp_path):
 def test_workdir_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with (
-        pytest.raises(UserError, match=r'cannot be used: Not a directory. Choose another'),
+        pytest.raises(UserError, match=r'run cannot be used: Not a directory. Choose another path'),
         workdir.locked(tmp_path / 'file' / 'run'),
     ):
         pass
@@ -47,7 +47,7 @@ def test_full_disk_is_told_with_the_file_and_what_to_do(tmp_path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / 'metrics.jsonl'))
 
     with (
-        pytest.raises(UserError, match=r'metrics.jsonl: No space left on device.* resumes from'),
+        pytest.raises(UserError, match=r'metrics.jsonl cannot be written: No space.* resumes from'),
         workdir.locked(tmp_path),
     ):
         fill()
@@ -64,3 +64,41 @@ def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         workdir.write_atomically(path, 'new')
     assert path.read_text() == 'old'
+
+
+_KINDS = [
+    ('single', (), {'config.json': '{"seeds": []}'}),
+    ('single', (), {'config.json': '{}'}),  # of a version before sweeps
+    ('single', (), {'metrics.jsonl': ''}),
+    ('sweep', (0, 1), {'config.json': '{"seeds": [0, 1]}'}),
+    ('sweep', (0, 1), {'config.json': '{"seeds": [0]}', 'metrics.jsonl': ''}),
+    ('sweep', (0, 1), {'seed_0/config.json': '{}'}),
+]
+
+
+@pytest.mark.parametrize(('kind', 'seeds', 'files'), _KINDS)
+def test_workdir_is_of_one_kind(tmp_path, kind, seeds, files):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    before = sorted(tmp_path.rglob('*'))
+    workdir.require_kind(tmp_path, seeds)
+    held = {'single': 'holds a single run, not a sweep', 'sweep': 'sweep.*, not a single run'}
+    with pytest.raises(UserError, match=held[kind]) as told:
+        workdir.require_kind(tmp_path, () if seeds else (0, 1))
+    assert '\n' not in str(told.value)
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_new_workdir_may_become_either(tmp_path):
+    for seeds in ((), (0, 1)):
+        workdir.require_kind(tmp_path, seeds)
+        workdir.require_kind(tmp_path / 'new', seeds)
+
+
+@pytest.mark.parametrize('content', ['{"seeds": [0', '', '[]', '7', 'null'])
+def test_damaged_config_is_named(tmp_path, content):
+    (tmp_path / 'config.json').write_text(content)
+    for seeds in ((), (0,)):
+        with pytest.raises(UserError, match=r'config.json cannot be read .*: it is damaged'):
+            workdir.require_kind(tmp_path, seeds)

@@ -6,11 +6,12 @@ import os
 import signal
 
 import pytest
-from helpers import several_searches
+from helpers import recorded, several_searches
 from helpers.command import Run, wait_until_free
-from helpers.pages import Parsed
+from helpers.pages import SHORT, Parsed
 from helpers.runs import lines_of
 
+from asose_jax.config import retrain
 from asose_jax.config.validation import flatten
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
@@ -41,9 +42,7 @@ def _config(**fields):
 
 
 def test_what_stopped_one_of_the_runs_is_told_with_its_log(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        runner.placement, 'available_slots', lambda: [runner.placement.Slot({}, 0)]
-    )
+    monkeypatch.setattr(runner.placement, 'available_slots', lambda: [runner.placement.Slot({}, 0)])
     nowhere = {'data.name': 'folder', 'data.dir': str(tmp_path / 'pts')}
     with pytest.raises(UserError) as error:
         runner.run_sweep(_config(seeds=(5,), **nowhere), tmp_path)
@@ -88,6 +87,22 @@ def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, a
     searches, controls = asked
     assert [job.config.init_from for job in searches] == ['/warm']
     assert {job.config.init_from for job in controls} == {None}
+
+
+@pytest.mark.parametrize('mode', ['search', 'retrain'])
+@pytest.mark.parametrize('finished', [True, False])
+def test_sweep_and_single_run_do_not_take_over_the_workdir_of_each_other(tmp_path, mode, finished):
+    several_searches.write(tmp_path / 'sweep', seeds=(0, 1), controls=False)
+    recorded.write(tmp_path / 'single', 'nasbench201', finished=finished, **SHORT)
+    cell = '|none~0|+|none~0|none~1|+|none~0|none~1|skip_connect~2|'
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    for name, seeds in (('sweep', ()), ('single', (0, 1))):
+        config = _config(seeds=seeds, genotype=cell if mode == 'retrain' else None)
+        config = retrain.retrain_config(config) if mode == 'retrain' else config
+        with pytest.raises(UserError, match=r'Choose another --workdir') as told:
+            runner.search(config, tmp_path / name)
+        assert '\n' not in str(told.value)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
 
 
 def test_several_hosts_are_refused_before_anything_is_written(tmp_path, monkeypatch):

@@ -28,7 +28,12 @@ def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     return lax.platform_dependent(
         x,
         cpu=lambda x: _max_of_shifts(x, stride, x.shape),
-        default=lambda x: nn.max_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1))),
+        default=lambda x: nn.max_pool(
+            x,
+            (3, 3),
+            (stride, stride),
+            ((1, 1), (1, 1)),  # pyright: ignore[reportArgumentType]  # Flax takes pairs too
+        ),
     )
 
 

@@ -339,9 +339,11 @@ def _grow(
       An event for each growth.
     """
     started = time.monotonic()
-    if not current.ahead.done():
+    ahead = current.ahead
+    assert ahead is not None, '`prepare` compiles for a growth before its step'
+    if not ahead.done():
         logger.info('growing: waiting for the compiler')
-    programs, fresh_state = current.ahead.result()
+    programs, fresh_state = ahead.result()
     params_before = evaluation.count_parameters(current)
     spec, grown, networks = _grown_state(context, current, pending, fresh_state)
     before = evaluation.evaluate(context, current, context.data.valid)

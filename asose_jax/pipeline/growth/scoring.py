@@ -351,7 +351,7 @@ def _backward(
                 inputs[_number(module.path[-2])] = arguments[0]
             if not isinstance(module, chain.Block):
                 return call(*arguments, **keywords)
-            number = _number(module.name)
+            number = _number(module.path[-1])
             if number == 0:
                 streams[0] = arguments[0] + taps.get(0, 0)
                 arguments = (streams[0], *arguments[1:])

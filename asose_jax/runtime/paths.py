@@ -1,0 +1,67 @@
+"""Paths of the user: which of them this program can use at all."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import stat
+
+from asose_jax.runtime.errors import UserError
+
+# Fields of the config with paths; `benchmark.table` may begin with `nats_bench:`.
+FIELDS = ('data.dir', 'genotype', 'network', 'init_from', 'benchmark.table')
+_URL = re.compile(r'(?:^|:)([A-Za-z][A-Za-z0-9+.-]*)://')
+_URL_AS_PATH = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*):/')  # pathlib merges the two slashes
+
+
+def require_local(path: str | os.PathLike[str], name: str) -> None:
+    """Refuses a path of another kind of storage, such as gs://BUCKET.
+
+    Args:
+      path: as the user gave it.
+      name: of the flag or the field of the config.
+
+    Raises:
+      UserError: it has a scheme; nothing was written.
+    """
+    pattern = _URL if isinstance(path, str) else _URL_AS_PATH
+    if (found := pattern.search(os.fspath(path).strip())) is not None:
+        raise UserError(
+            f'{found[1]}:// paths are not supported yet: {name}={os.fspath(path)!r}. Name a path '
+            'of this machine: copy the files to a disk, or mount the storage as a directory.'
+        )
+
+
+def require_local_fields(flat: dict[str, object]) -> None:
+    """Refuses a config in which a path is not of this machine.
+
+    Args:
+      flat: the fields of the config by name.
+
+    Raises:
+      UserError: names the first such field; nothing was written.
+    """
+    for name in FIELDS:
+        value = flat.get(name)
+        if isinstance(value, str):
+            require_local(value, name)
+
+
+def expand_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the workdir as a path, with `~` expanded.
+
+    Raises:
+      UserError: it is empty, or has a scheme; nothing was written.
+      OSError: it exists and is no directory, or may not be looked at.
+    """
+    if not os.fspath(workdir).strip():
+        raise UserError(
+            f'workdir={os.fspath(workdir)!r} is empty. Name a directory: --workdir=DIR.'
+        )
+    require_local(workdir, 'workdir')
+    path = pathlib.Path(workdir).expanduser()
+    with contextlib.suppress(FileNotFoundError):  # of a run that has not begun
+        if not stat.S_ISDIR(path.stat().st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    return path

@@ -1,0 +1,65 @@
+"""Paths that are not of this machine are refused before a folder is made for them."""
+
+import pathlib
+
+import pytest
+from helpers.runs import tiny
+
+import asose_jax
+from asose_jax.report import page
+from asose_jax.runtime import paths
+from asose_jax.runtime.errors import UserError
+
+URLS = ('gs://bucket/run', 's3://bucket/run', 'https://host/run', 'file:///run')
+ON_FINISHED = (asose_jax.load, asose_jax.evaluate, asose_jax.export, page.rebuild)
+
+
+@pytest.mark.parametrize('url', URLS)
+@pytest.mark.parametrize('name', paths.FIELDS)
+def test_field_with_a_url_is_refused_before_anything_is_written(tmp_path, monkeypatch, name, url):
+    monkeypatch.chdir(tmp_path)
+    for seeds in ((), (0, 1)):
+        with pytest.raises(UserError, match=f'^{url[:2]}.*paths are not supported yet: {name}='):
+            asose_jax.search(tiny(**{name: url, 'seeds': seeds}), tmp_path / 'run')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_archive_of_a_benchmark_at_a_url_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r'gs:// paths are not supported yet: benchmark.table='):
+        asose_jax.search(tiny(**{'benchmark.table': 'nats_bench:gs://b/x'}), tmp_path / 'run')
+
+
+@pytest.mark.parametrize('url', URLS)
+def test_workdir_at_a_url_is_refused_by_every_function(tmp_path, monkeypatch, url):
+    monkeypatch.chdir(tmp_path)
+    calls = [(function, ()) for function in ON_FINISHED]
+    for function, before in [*calls, (asose_jax.search, (tiny(),))]:
+        for given in (url, pathlib.Path(url)):
+            with pytest.raises(UserError, match='paths are not supported yet: workdir='):
+                function(*before, given)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('workdir', ['', ' ', '\t'])
+def test_empty_workdir_is_refused_by_every_function(tmp_path, monkeypatch, workdir):
+    monkeypatch.chdir(tmp_path)
+    calls = [(function, ()) for function in ON_FINISHED]
+    for function, before in [*calls, (asose_jax.search, (tiny(),))]:
+        with pytest.raises(UserError, match=r'is empty. Name a directory'):
+            function(*before, workdir)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('name', ['file', 'file/run', 'x' * 300])
+def test_workdir_that_cannot_be_one_is_one_line_of_every_function(tmp_path, name):
+    (tmp_path / 'file').write_text('')
+    calls = [(function, ()) for function in ON_FINISHED]
+    for function, before in [*calls, (asose_jax.search, (tiny(),))]:
+        with pytest.raises(UserError, match=r'cannot be used: (Not a directory|File name)') as told:
+            function(*before, tmp_path / name)
+        assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize('name', ['run', 'gs:', 'a:b', 'gs:run'])
+def test_other_names_are_paths(name):
+    assert paths.expand_workdir(name) == pathlib.Path(name)
