@@ -138,14 +138,14 @@ def test_parts_of_all_hosts_are_the_batch(monkeypatch):
     ],
 )
 def test_hosts_of_a_pod_join_by_themselves(monkeypatch, flag, workers, joins):
-    import main
+    from asose_jax import cli
 
     calls = []
-    monkeypatch.setattr(main, '_MULTIHOST', types.SimpleNamespace(value=flag))
-    monkeypatch.setattr(main.jax.distributed, 'initialize', lambda **given: calls.append(given))
+    monkeypatch.setattr(cli, '_MULTIHOST', types.SimpleNamespace(value=flag))
+    monkeypatch.setattr(cli.jax.distributed, 'initialize', lambda **given: calls.append(given))
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', workers)
     monkeypatch.setenv('JAX_PROCESS_ID', '1')
-    main._join_hosts()
+    cli._join_hosts()
     assert len(calls) == joins
     if joins:
         assert calls[0]['process_id'] == 1
@@ -154,15 +154,15 @@ def test_hosts_of_a_pod_join_by_themselves(monkeypatch, flag, workers, joins):
 
 @pytest.mark.filterwarnings('ignore:the load_module:DeprecationWarning')
 def test_hosts_that_cannot_find_each_other_are_told_what_to_set(monkeypatch):
-    import main
+    from asose_jax import cli
 
     def lost(**_):
         raise ValueError('coordinator_address should be defined.')
 
-    monkeypatch.setattr(main, '_MULTIHOST', types.SimpleNamespace(value=True))
-    monkeypatch.setattr(main.jax.distributed, 'initialize', lost)
+    monkeypatch.setattr(cli, '_MULTIHOST', types.SimpleNamespace(value=True))
+    monkeypatch.setattr(cli.jax.distributed, 'initialize', lost)
     with pytest.raises(SystemExit, match=r'(?s)coordinator_address.*JAX_COORDINATOR_ADDRESS'):
-        main._join_hosts()
+        cli._join_hosts()
 
 
 @pytest.mark.slow

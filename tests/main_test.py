@@ -34,7 +34,7 @@ def _main(root, *arguments):
 @pytest.fixture
 def command(root, monkeypatch, caplog):
     """The program, but for its process: a function of its arguments, which gives what is told."""
-    import main
+    from asose_jax import cli
 
     def leave(status):
         raise SystemExit(status)
@@ -42,12 +42,12 @@ def command(root, monkeypatch, caplog):
     def run(*arguments):
         argv = ['main.py', *arguments]
         monkeypatch.setattr(sys, 'argv', argv)
-        main.main(main._parse(argv))
+        cli.main(cli._parse(argv))
         return '\n'.join(caplog.messages)
 
     monkeypatch.chdir(root)
-    monkeypatch.setattr(main.process, 'exit_now', leave)
-    monkeypatch.setattr(main.process, 'set_up', lambda *_: logging.getLogger('asose_jax'))
+    monkeypatch.setattr(cli.process, 'exit_now', leave)
+    monkeypatch.setattr(cli.process, 'set_up', lambda *_: logging.getLogger('asose_jax'))
     with flagsaver.flagsaver(), caplog.at_level(logging.INFO, 'asose_jax'):
         yield run
 
@@ -116,12 +116,12 @@ def test_field_that_would_be_ignored_is_refused(command, caplog, tmp_path, mode,
 
 @pytest.mark.parametrize('mode', ['evaluate', 'export', 'report'])
 def test_finished_run_is_used_from_any_directory(command, tmp_path, monkeypatch, mode):
-    import main
+    from asose_jax import cli
 
     asked = []
-    for module, name in ((main.inference, 'evaluate'), (main.inference, 'export')):
+    for module, name in ((cli.inference, 'evaluate'), (cli.inference, 'export')):
         monkeypatch.setattr(module, name, asked.append)
-    monkeypatch.setattr(main.page, 'rebuild', asked.append)
+    monkeypatch.setattr(cli.page, 'rebuild', asked.append)
     monkeypatch.chdir(tmp_path)  # without configs/search.py
     command(f'--mode={mode}', '--workdir=run')
     assert asked == ['run']
@@ -142,13 +142,13 @@ def test_unusable_workdir_is_one_line_in_every_mode(command, caplog, mode, workd
 def test_platform_that_is_missing_is_one_line(
     command, caplog, tmp_path, monkeypatch, fields, error
 ):
-    import main
+    from asose_jax import cli
 
     def missing():
         raise error
 
     monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
-    monkeypatch.setattr(main.process.jax, 'devices', missing)
+    monkeypatch.setattr(cli.process.jax, 'devices', missing)
     with pytest.raises(SystemExit) as stopped:
         command(DIGITS, f'--workdir={tmp_path / "run"}', *fields)
     assert stopped.value.args[0] == 2

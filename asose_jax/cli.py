@@ -1,0 +1,186 @@
+"""The command line: python main.py --config=configs/search.py[:PRESET] --workdir=DIR.
+
+Where the package is installed: asose --config=PRESET --workdir=DIR, from any folder.
+
+--mode=retrain --config.genotype=FILE trains a chosen network from scratch; --config.seeds="(0, 1)"
+runs several searches. --mode=evaluate, export and report, with --workdir=DIR, need a finished run.
+
+The same command resumes a run that was stopped.
+"""
+
+import logging
+import os
+import shlex
+import sys
+from typing import Any
+
+import jax
+import rich.console
+import rich.logging
+from absl import app, flags
+from ml_collections import config_flags
+
+from asose_jax import inference
+from asose_jax.config import presets, retrain
+from asose_jax.config.validation import flatten
+from asose_jax.report import page
+from asose_jax.runtime import paths, process
+from asose_jax.runtime.errors import Stopped, UserError, os_errors
+from asose_jax.sweep import runner
+
+_CONFIG = config_flags.DEFINE_config_file(
+    'config',
+    presets.__file__,
+    f'Config file, with an optional preset: FILE[:PRESET]; or one of {", ".join(presets.PRESETS)}.',
+)
+_MODE = flags.DEFINE_enum(
+    'mode',
+    'search',
+    ['search', 'retrain', 'evaluate', 'export', 'report'],
+    'search: runs all phases. retrain: trains the network of --config.genotype from scratch, with '
+    'the settings of config.retrain. For a finished run, which --workdir alone names: evaluate: '
+    'reports test accuracy by class and writes confusion.png. export: writes a StableHLO file that '
+    'needs only jax and flatbuffers. report: writes report.html again.',
+)
+_MULTIHOST = flags.DEFINE_bool(
+    'multihost',
+    None,
+    'Run on all hosts of a cluster together; TPU pods do so by default. Without SLURM or Open MPI, '
+    'set JAX_COORDINATOR_ADDRESS (HOST:PORT), JAX_NUM_PROCESSES and JAX_PROCESS_ID on each host.',
+)
+# A string, never `None`: the flag is required.
+_WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
+    'workdir', None, 'Directory of checkpoints and results.'
+)
+_FINISHED = ('evaluate', 'export', 'report')  # modes for the workdir of a run, without a config
+_HEARTBEAT_SECONDS = 30  # a host that is silent for longer counts as lost
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command; errors of the user end the process with one message and no traceback."""
+    if len(argv) > 1:
+        raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
+    if _MODE.value not in _FINISHED:
+        _join_hosts()
+    console = rich.console.Console(stderr=True)
+    logger = process.set_up(_handler(console))
+    try:
+        # The public functions translate errors of the system; this is for what is around them.
+        with os_errors(f'--mode={_MODE.value}'):
+            paths.expand_workdir(_WORKDIR.value)
+            if _MODE.value in _FINISHED:
+                _run_on_finished(_MODE.value, _WORKDIR.value)
+            else:
+                _train(logger, console)
+    except Stopped as stopped:
+        logger.info('%s; to resume: %s', stopped, _command())
+        if jax.distributed.is_initialized():
+            jax.distributed.shutdown()
+        process.exit_now(0)
+    except UserError as error:
+        logger.error('%s', error)
+        process.exit_now(2)
+
+
+def _command() -> str:
+    """Returns the command that started this process, to be copied."""
+    is_script = sys.argv[0].endswith('.py')
+    return shlex.join(['python', *sys.argv] if is_script else ['asose', *sys.argv[1:]])
+
+
+def _run_on_finished(mode: str, workdir: str) -> None:
+    """Evaluates, exports or reports the run in a workdir, whose config is that of the run."""
+    if overrides := config_flags.get_override_values(flags.FLAGS['config']):
+        name = next(iter(overrides))
+        raise UserError(
+            f'--mode={mode} takes the config of the run in --workdir and would ignore '
+            f'--config.{name}={overrides[name]!r}. Leave out --config.{name}.'
+        )
+    functions = {
+        'report': page.rebuild,
+        'evaluate': inference.evaluate,
+        'export': inference.export,
+    }
+    functions[mode](workdir)
+
+
+def _train(logger: logging.Logger, console: rich.console.Console) -> None:
+    """Runs the search, the searches or the training that the config describes."""
+    config = _CONFIG.value
+    paths.require_local_fields(flatten(config))
+    if _MODE.value == 'retrain':
+        config = retrain.retrain_config(config)
+    if not config.seeds:  # several searches leave the devices to their own processes
+        _log_devices(logger)
+    runner.search(config, _WORKDIR.value, console)
+
+
+def _log_devices(logger: logging.Logger) -> None:
+    process.require_platform()
+    if jax.process_index():
+        logger.setLevel(logging.WARNING)  # only the first host logs the progress of the run
+    logger.info(
+        'jax %s on %d x %s', jax.__version__, jax.device_count(), jax.devices()[0].device_kind
+    )
+
+
+def _join_hosts() -> None:
+    """Joins the hosts of a cluster, if there are several; must precede any use of a device."""
+    pod = len(os.environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1
+    if not (pod if _MULTIHOST.value is None else _MULTIHOST.value):
+        return
+    variables = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
+    options: dict[str, Any] = {
+        key: int(os.environ[name]) for key, name in variables.items() if name in os.environ
+    }
+    try:
+        jax.distributed.initialize(**options, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+    except (ValueError, TypeError, RuntimeError) as error:
+        sys.exit(
+            f'--multihost: {error}\nOn TPU pods and under SLURM or Open MPI the hosts find each '
+            'other. Elsewhere, set on every host JAX_COORDINATOR_ADDRESS (HOST:PORT of the first '
+            'host), JAX_NUM_PROCESSES, and JAX_PROCESS_ID (counted from 0).'
+        )
+
+
+def _handler(console: rich.console.Console) -> logging.Handler:
+    """Returns the handler of the log; in a terminal it keeps the progress bar intact."""
+    if console.is_terminal:
+        return rich.logging.RichHandler(
+            console=console, show_path=False, show_level=False, log_time_format='%H:%M:%S'
+        )
+    return process.plain_handler()
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Reads the flags; exits with a short message instead of a traceback if they are wrong.
+
+    Args:
+      argv: the command line.
+
+    Returns:
+      The program name and the arguments that are not flags.
+    """
+    try:
+        rest = flags.FLAGS(argv)
+        if _MODE.value not in _FINISHED:  # in these modes no config is used
+            _CONFIG.value.keys()  # a file that could not be loaded raises here
+        return rest
+    except (flags.Error, KeyError, AttributeError, OSError) as error:
+        lines = str(error.args[0]).strip().splitlines()
+        message = lines[-1] if any('Traceback' in line for line in lines) else ' '.join(lines)
+        sys.exit(f'{message}\ndocs/config.md lists all fields.')
+
+
+def _named_preset(argument: str) -> str:
+    """Returns `--config=PRESET` as `--config=FILE:PRESET`, and any other argument as it is."""
+    flag, _, preset = argument.partition('=')
+    if flag.lstrip('-') == 'config' and preset in presets.PRESETS:
+        return f'{flag}={presets.__file__}:{preset}'
+    return argument
+
+
+def run() -> None:
+    """Runs the command that `sys.argv` holds, and ends the process."""
+    flags.mark_flag_as_required('workdir')
+    app.run(main, argv=[sys.argv[0], *map(_named_preset, sys.argv[1:])], flags_parser=_parse)
