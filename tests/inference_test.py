@@ -209,7 +209,7 @@ def test_readme_shows_python_that_works(root, finished, tmp_path, monkeypatch):
         for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL)
         if 'asose_jax.search(' in block
     ]
-    monkeypatch.setattr('configs.search.get_config', lambda preset: tiny(**WHOLE))
+    monkeypatch.setattr('asose_jax.config.presets.get_config', lambda preset: tiny(**WHOLE))
     names = {}
     exec(code.replace('/tmp/digits', str(workdir)), names)
     assert len(names['names']) == 3
