@@ -217,7 +217,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
     config = growing_config(**{'network': str(tmp_path)})
     for phase in ('warmup', 'search', 'growth'):
         config[phase].epochs = 0
-    with pytest.raises(UserError, match=r'genotype.json cannot be read as a network'):
+    with pytest.raises(UserError, match=r'cannot be read as a network'):
         run_phases.run(config, tmp_path / 'run')
 
 
