@@ -22,7 +22,7 @@ from ml_collections import config_flags
 
 from asose_jax import inference
 from asose_jax.config import presets, retrain
-from asose_jax.config.validation import flatten
+from asose_jax.config.consistency import flatten
 from asose_jax.report import page
 from asose_jax.runtime import paths, process
 from asose_jax.runtime.errors import Stopped, UserError, os_errors

@@ -19,9 +19,9 @@ from jax import export as jax_export
 from sklearn import metrics
 
 from asose_jax.arch.genotype import Genotype, NetSpec, to_tuples
-from asose_jax.config.validation import unflatten
+from asose_jax.config.consistency import unflatten
 from asose_jax.data import dataset
-from asose_jax.data.identity import MissingDataError
+from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.metrics import run_record
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode

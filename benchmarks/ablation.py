@@ -25,7 +25,7 @@ from typing import Any
 import ml_collections
 
 from asose_jax.config import retrain
-from asose_jax.config.validation import flatten
+from asose_jax.config.consistency import flatten
 from asose_jax.metrics import run_record
 from asose_jax.runtime import process
 from asose_jax.spaces import chain

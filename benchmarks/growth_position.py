@@ -25,8 +25,8 @@ from asose_jax.pipeline import (
     compilation,
     evaluation,
     initialization,
-    phase_loop,
     run_context,
+    training_loop,
 )
 from asose_jax.pipeline.growth import controller, scoring, transforms
 from asose_jax.pipeline.growth.transforms import Growth
@@ -98,7 +98,10 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         current = run_context.RunState(grown_spec, packed, Phase.OPTIMIZE)
         current.history.phases.append({'compile_seconds': 0.0})
         stream = batches.batch_stream(
-            images.images, lambda s: phase_loop.indices_at(context, span, s), span.start, span.stop
+            images.images,
+            lambda s: training_loop.indices_at(context, span, s),
+            span.start,
+            span.stop,
         )
         while taken := list(itertools.islice(stream, context.slots())):
             batch = batches.stack_batches(taken, context.slots(), jax.device_count())

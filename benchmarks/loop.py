@@ -36,7 +36,7 @@ def main() -> None:
 
     import jax
 
-    from asose_jax.pipeline import run_phases
+    from asose_jax.pipeline import single_run
     from asose_jax.train import pmap
     from asose_jax.train.phases import Phase
     from benchmarks import ours
@@ -82,7 +82,7 @@ def main() -> None:
 
     def whole_program():
         with tempfile.TemporaryDirectory() as workdir:
-            run_phases.run(config, workdir)
+            single_run.run(config, workdir)
             lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
         ends = [json.loads(lines[number]) for number in (FIRST - 1, -1)]
         seconds = [line['step'] * options.batch / line['images_per_second'] for line in ends]

@@ -5,8 +5,8 @@ import random
 import pytest
 from helpers.runs import CHEAPEST, NAMES_OF, tiny
 
-from asose_jax.config.validation import flatten
-from asose_jax.pipeline import run_phases
+from asose_jax.config.consistency import flatten
+from asose_jax.pipeline import single_run
 from asose_jax.runtime.errors import UserError
 
 STEPS, CHANGES = 12, 3
@@ -84,7 +84,7 @@ def test_random_walk_through_the_config_runs_or_is_refused_with_a_message(tmp_pa
         changed = {**fields, **{name: chance.choice(ALLOWED[name]) for name in names}}
         workdir = tmp_path / str(step)
         try:
-            summary = run_phases.run(tiny(**changed), workdir)
+            summary = single_run.run(tiny(**changed), workdir)
         except UserError:
             continue
         fields = changed

@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from asose_jax.config.validation import flatten, validate
+from asose_jax.config.consistency import flatten, validate
 from benchmarks import ablation
 from configs import crisis, search
 

@@ -10,8 +10,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from asose_jax.config.consistency import flatten, validate
 from asose_jax.config.schema import FIELDS
-from asose_jax.config.validation import flatten, validate
 from configs import search
 from tools import config_page
 

@@ -12,7 +12,7 @@ from helpers.command import ForkedRun, more, says
 from helpers.damage import flip
 from helpers.runs import WHOLE, assert_same_end, final_state, make_whole, tiny
 
-from asose_jax.pipeline import run_phases
+from asose_jax.pipeline import single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.runtime.workdir import locked
 
@@ -150,7 +150,7 @@ def test_asked_to_stop_before_training_it_stops_at_once(root, tmp_path):
 def test_workdir_in_which_a_run_is_at_work_is_refused(tmp_path):
     told = f'another process is at work in {tmp_path}'
     with locked(tmp_path), pytest.raises(UserError, match=told):
-        run_phases.run(CONFIG, tmp_path)
+        single_run.run(CONFIG, tmp_path)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from helpers import recorded
 
 from asose_jax.nn import batch_norm, operations
-from asose_jax.pipeline import run_phases
+from asose_jax.pipeline import single_run
 from asose_jax.spaces import chain, registry
 from configs.search import get_config
 
@@ -223,7 +223,7 @@ def test_docs_show_a_space_that_works(root, monkeypatch, tmp_path):
             'optimize.epochs': 1,
         }
     )
-    summary = run_phases.run(config, tmp_path)
+    summary = single_run.run(config, tmp_path)
     assert summary['genotype'] in ([['skip_connect']], [['sep_conv_3x3']])
     assert json.loads((tmp_path / 'genotype.json').read_text())['network']['rungs'] == 3
     assert 'choice 0.0' in (tmp_path / 'report.html').read_text()  # it is drawn as a list

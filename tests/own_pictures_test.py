@@ -15,7 +15,7 @@ from PIL import Image
 
 import asose_jax
 from asose_jax.data import dataset, image_folder
-from asose_jax.pipeline import builders, run_phases
+from asose_jax.pipeline import builders, single_run
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 
@@ -51,7 +51,7 @@ def test_class_names_come_through_to_all_that_a_run_leaves_as_they_are(tmp_path)
     root = tmp_path / os.fsdecode(b'set\xe9')
     names, run = _hostile(root), tmp_path / 'run'
     config = config_of(root, **SMALL, **{'data.resident_megabytes': 0, 'data.image_size': 8})
-    run_phases.run(config, run)
+    single_run.run(config, run)
     asose_jax.evaluate(run)
     asose_jax.export(run)
     page.rebuild(run)
@@ -74,7 +74,7 @@ def _finished_run(tmp_path_factory):
     for k, name in enumerate(('cat', 'dog')):
         for i in range(12):
             picture(place / 'set' / name / f'{i}.png', seed=100 * k + i)
-    run_phases.run(config_of(place / 'set', **SMALL), place / 'run')
+    single_run.run(config_of(place / 'set', **SMALL), place / 'run')
     return place
 
 
@@ -91,7 +91,7 @@ def trained(_finished_run, tmp_path):
 def _uses(folder, run):
     """All that a run is used for after training; each meets the data."""
     return {
-        'search': lambda: run_phases.run(config_of(folder, **SMALL), run),
+        'search': lambda: single_run.run(config_of(folder, **SMALL), run),
         'evaluate': lambda: asose_jax.evaluate(run),
         'export': lambda: asose_jax.export(run),
     }
@@ -142,7 +142,7 @@ def test_run_of_an_older_version_keeps_its_split_and_is_guarded_from_then_on(tra
     config, load = config_of(folder, **SMALL), builders.load_data
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builders, 'load_data', lambda config, _: load(config, 'position'))
-        run_phases.run(config, run)
+        single_run.run(config, run)
     (run / 'data.json').unlink()
     for name in ('run.json', 'summary.json'):
         content = json.loads((run / name).read_text())
@@ -150,7 +150,7 @@ def test_run_of_an_older_version_keeps_its_split_and_is_guarded_from_then_on(tra
         (run / name).write_text(json.dumps(content))
     accuracy = content['test_accuracy']
     assert asose_jax.evaluate(run)['accuracy'] == pytest.approx(accuracy)
-    assert run_phases.run(config, run)['test_accuracy'] == accuracy
+    assert single_run.run(config, run)['test_accuracy'] == accuracy
     assert json.loads((run / 'run.json').read_text())['data']['split_by'] == 'position'
     (folder / 'cat' / '0.png').rename(folder / 'cat' / 'zzz.png')
     with pytest.raises(UserError, match=r"new: 'cat/zzz.png'; 1 picture is gone: 'cat/0.png'"):
@@ -186,7 +186,7 @@ def test_run_whose_record_is_lost_is_not_gone_on_with(trained):
     folder, run = trained
     (run / 'run.json').unlink()
     with pytest.raises(UserError, match=r'run.json is missing .* Restore it'):
-        run_phases.run(config_of(folder, **SMALL), run)
+        single_run.run(config_of(folder, **SMALL), run)
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_exported_network_takes_own_pictures_as_they_are(tmp_path, mode):
             picture(tmp_path / 'set' / name / f'{i}.png', seed=100 * k + i)
             path = tmp_path / 'set' / name / f'{i}.png'
             Image.open(path).convert(mode).save(path)
-    run_phases.run(config_of(tmp_path / 'set'), tmp_path / 'run')
+    single_run.run(config_of(tmp_path / 'set'), tmp_path / 'run')
     model, target = asose_jax.load(tmp_path / 'run'), asose_jax.export(tmp_path / 'run')
     pixels = np.asarray(Image.open(path)).reshape(1, 8, 8, -1)
     exported = jax_export.deserialize((target / 'model.stablehlo').read_bytes())

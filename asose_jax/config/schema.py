@@ -1,6 +1,6 @@
 """Every field of the config: its default, what it may hold, what it means, where it comes from.
 
-One row drives the presets (`presets`), the checks (`validation`), the page docs/config.md, and the
+One row drives the presets (`presets`), the checks (`consistency`), the page docs/config.md, and the
 wrong values that the tests try. The module imports no JAX: a config can be read without it.
 """
 

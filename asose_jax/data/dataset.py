@@ -16,7 +16,7 @@ import numpy as np
 from sklearn import model_selection
 
 from asose_jax.data import content_split, image_folder, image_set, tfds
-from asose_jax.data.identity import Identity
+from asose_jax.data.fingerprint import Identity
 from asose_jax.data.image_set import ImageSet
 from asose_jax.runtime.errors import UserError
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from asose_jax.data import content_split, identity
-from asose_jax.data.identity import MAX_LISTED, Identity, MissingDataError, several
+from asose_jax.data import content_split, fingerprint
+from asose_jax.data.fingerprint import MAX_LISTED, Identity, MissingDataError, several
 from asose_jax.data.image_set import ImageSet, center_square
 from asose_jax.runtime.errors import UserError
 
@@ -195,7 +195,7 @@ def _identity(listing: _Listing, contents: np.ndarray, split_by: str) -> Identit
         files[name] = str(contents[i])
         line = [('test', 'train')[i < count], listing.names[label], files[name]]
         lines.append('/'.join(line if split_by == 'content' else [*line, name]))
-    digest = identity.digest_of_lines(lines)
+    digest = fingerprint.digest_of_lines(lines)
     record = {'name': 'folder', 'split_by': split_by, 'files': len(files), 'digest': digest}
     return Identity(record, files)
 
@@ -420,7 +420,7 @@ def _shape(
 
 
 def _content_of(path: str) -> str:
-    return identity.digest_of_bytes(pathlib.Path(path).read_bytes())
+    return fingerprint.digest_of_bytes(pathlib.Path(path).read_bytes())
 
 
 def _check_picture(path: str) -> tuple[tuple[int, int], bool, str]:

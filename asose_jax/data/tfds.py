@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from asose_jax.data import image_set
-from asose_jax.data.identity import Identity, MissingDataError
+from asose_jax.data.fingerprint import Identity, MissingDataError
 from asose_jax.data.image_set import ImageSet
 from asose_jax.runtime.errors import UserError
 

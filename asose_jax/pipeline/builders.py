@@ -7,9 +7,9 @@ import ml_collections
 import optax
 
 from asose_jax.arch import genotype, gumbel
-from asose_jax.config.validation import frozen_epochs, has_exact_start
+from asose_jax.config.consistency import frozen_epochs, has_exact_start
 from asose_jax.data import dataset
-from asose_jax.data.identity import Identity
+from asose_jax.data.fingerprint import Identity
 from asose_jax.nn.forward import SearchSettings
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces.supernet import SuperNet

@@ -31,7 +31,7 @@ Array = jax.Array
 
 logger = logging.getLogger('asose_jax')
 
-# Tag of a stream of validation batches; those of `phase_loop` and `growth.controller` have others.
+# Tag of a stream of validation batches; `training_loop` and `growth.controller` have others.
 _CURVATURE_STREAM = 3
 # Validation images at most: the Hessian is computed on one device.
 _IMAGES = 128

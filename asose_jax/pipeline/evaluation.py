@@ -14,7 +14,7 @@ from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import pmap
 
-# Tag of a stream of training batches; `phase_loop` draws from the same images under another tag.
+# Tag of a stream of training batches; `training_loop` draws from the same images under another tag.
 _STATISTICS_STREAM = 3
 
 

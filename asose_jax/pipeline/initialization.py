@@ -15,7 +15,7 @@ import ml_collections
 import optax
 
 from asose_jax.arch import genotype
-from asose_jax.config.validation import has_exact_start
+from asose_jax.config.consistency import has_exact_start
 from asose_jax.data.dataset import Dataset
 from asose_jax.nn import factors, operations
 from asose_jax.nn.forward import Mode

@@ -29,14 +29,14 @@ import rich.progress
 
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
-from asose_jax.config.validation import (
+from asose_jax.config.consistency import (
     flatten,
     require_same_config,
     validate,
     with_original_defaults,
 )
 from asose_jax.metrics import comparison
-from asose_jax.pipeline import run_phases
+from asose_jax.pipeline import single_run
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, paths, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
@@ -84,7 +84,7 @@ def search(
     """
     if config.seeds:
         return run_sweep(config, workdir, console)
-    return run_phases.run(config, workdir, console)
+    return single_run.run(config, workdir, console)
 
 
 @os_errors('running a sweep', resumes=True)
@@ -379,7 +379,7 @@ def _run_job(job: Job, directory: pathlib.Path, place: placement.Slot) -> None:
     child_logger = process.set_up(process.plain_handler(log), cache)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        run_phases.run(job.config, directory, rich.console.Console(file=log))
+        single_run.run(job.config, directory, rich.console.Console(file=log))
     except Stopped as stopped:
         child_logger.info('%s', stopped)
         process.exit_now(1)

@@ -35,16 +35,16 @@ def lr_for_total_displacement(travel: float, lr_end: float, updates: int) -> flo
 def make_optimizer(
     schedule: Schedule,
     *,
-    weight_lr: float = 0.025,
-    weight_lr_end: float = 1e-4,
-    momentum: float = 0.9,
-    weight_decay: float = 3e-4,
-    clip: float = 0.0,
-    arch_lr: float = 3e-4,
-    arch_lr_end: float = 1e-5,
-    arch_b1: float = 0.5,
-    arch_b2: float = 0.999,
-    arch_weight_decay: float = 1e-3,
+    weight_lr: float,
+    weight_lr_end: float,
+    momentum: float,
+    weight_decay: float,
+    clip: float,
+    arch_lr: float,
+    arch_lr_end: float,
+    arch_b1: float,
+    arch_b2: float,
+    arch_weight_decay: float,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds one `optax.multi_transform` over `{'params', 'arch'}` (docs/algorithm.md, "Turns").
 

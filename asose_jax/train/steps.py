@@ -1,7 +1,7 @@
 """Trains, evaluates and computes BatchNorm statistics: pure functions that run on each device.
 
 `pmap` compiles them. One call runs as many steps as its batch says, so that the host has time to
-prepare the next batch. `turns` computes the gradients of a training step.
+prepare the next batch. `gradients` computes the gradients of a training step.
 """
 
 import functools
@@ -17,11 +17,11 @@ from asose_jax.nn import factors
 from asose_jax.nn.batch_norm import BatchNorm
 from asose_jax.nn.forward import Mode
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import turns
+from asose_jax.train import gradients
+from asose_jax.train.gradients import Fetch, Turn
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed, SearchState, Totals
 from asose_jax.train.step_config import AXIS, StepConfig
-from asose_jax.train.turns import Fetch, Turn
 
 Arrays = Mapping[str, jax.Array]
 
@@ -85,9 +85,9 @@ def train_step(
     Returns:
       The state after the step.
     """
-    inputs = turns.StepInputs(step_config, phase, packed, packed.unpack(), key)
-    batch = turns.prepare(inputs, inputs.state.step, images, labels)
-    turn = turns.compute(inputs, batch, fetch_next)
+    inputs = gradients.StepInputs(step_config, phase, packed, packed.unpack(), key)
+    batch = gradients.prepare(inputs, inputs.state.step, images, labels)
+    turn = gradients.compute(inputs, batch, fetch_next)
     updated = _updated(step_config.tx, packed, turn)
     skipped = _skipped(packed, turn)
     return _add_counters(packed, _where_finite(turn, updated, skipped))
@@ -258,7 +258,7 @@ def recompute_batch_stats(
             mode=Mode.ARGMAX,
             train=True,
             mutable=['batch_stats', 'guard', 'second_head'],
-            positions=turns.global_positions(len(images)),
+            positions=gradients.global_positions(len(images)),
             rngs={'drop_path': shared['key']},  # nothing is dropped before optimize
         )
 

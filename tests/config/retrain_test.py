@@ -12,9 +12,9 @@ from helpers.runs import CHEAP, lines_of, summary_of, tiny
 
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
-from asose_jax.config.validation import validate
+from asose_jax.config.consistency import validate
 from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.pipeline import builders, run_phases
+from asose_jax.pipeline import builders, single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, darts
 from asose_jax.spaces.chain import BlockSpec
@@ -197,7 +197,7 @@ def test_what_was_found_is_built_with_all_its_widths_scaled(tmp_path):
     config = _wider(tmp_path)
     images = builders.load_data(config)
     schedule = builders.make_schedule(config, len(images.train))
-    spec = run_phases.initialization.find_origin(config, images, schedule).spec
+    spec = single_run.initialization.find_origin(config, images, schedule).spec
     assert (spec.stem_channels, [block.channels for block in spec.blocks]) == (8, [8, 16])
     assert spec.groups() == ((('skip_connect',),), (('max_pool_3x3',),))
 
@@ -207,7 +207,7 @@ def test_a_wider_network_is_described_as_it_is_and_goes_on_where_it_stopped(tmp_
     config = _wider(tmp_path)
     config.optimize.epochs = 2
     config.checkpoint.every_seconds = 0
-    whole = run_phases.run(config, tmp_path / 'whole')
+    whole = single_run.run(config, tmp_path / 'whole')
     described = json.loads((tmp_path / 'whole' / 'genotype.json').read_text())
     assert described['genotype'] == whole['genotype'] == [['skip_connect'], ['max_pool_3x3']]
     network = described['network']
@@ -220,11 +220,11 @@ def test_a_wider_network_is_described_as_it_is_and_goes_on_where_it_stopped(tmp_
 def _resumed(config, tmp_path):
     """The workdir of a run that lost its last checkpoint and went on; it ends as `whole` did."""
     stopped = tmp_path / 'stopped'
-    run_phases.run(config, stopped)
+    single_run.run(config, stopped)
     last = max((stopped / 'checkpoints').iterdir(), key=lambda path: int(path.name))
     shutil.rmtree(last)
     (stopped / 'summary.json').unlink()
-    run_phases.run(config, stopped)
+    single_run.run(config, stopped)
     assert lines_of(stopped) == lines_of(tmp_path / 'whole')
     assert summary_of(stopped) == summary_of(tmp_path / 'whole')
     return stopped
@@ -235,10 +235,10 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
     file = tmp_path / 'cell.txt'
     file.write_text(CELL)
     config = _tiny(file)
-    whole = run_phases.run(config, tmp_path / 'whole')
+    whole = single_run.run(config, tmp_path / 'whole')
     assert [phase['name'] for phase in whole['phases']] == ['optimize']
     assert (tmp_path / 'whole' / 'genotype.txt').read_text().strip() == CELL
-    spec = run_phases.initialization.find_origin(
+    spec = single_run.initialization.find_origin(
         config, builders.load_data(config), builders.make_schedule(config, 287)
     ).spec
     fresh = jax.eval_shape(
@@ -257,8 +257,8 @@ def test_a_network_with_a_second_head_goes_on_with_it_and_only_with_it(tmp_path)
     file.write_text('{"genotype": [["sep_conv_3x3"], ["skip_connect"]]}')
     alone = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
     headed = {**alone, 'optimize.second_head': 0.4}
-    run_phases.run(tiny(genotype=str(file), **headed), tmp_path / 'first')
+    single_run.run(tiny(genotype=str(file), **headed), tmp_path / 'first')
     with pytest.raises(UserError, match=r'second_head.*: set optimize.second_head to what it was'):
-        run_phases.run(tiny(init_from=str(tmp_path / 'first'), **alone), tmp_path / 'without')
-    again = run_phases.run(tiny(init_from=str(tmp_path / 'first'), **headed), tmp_path / 'again')
+        single_run.run(tiny(init_from=str(tmp_path / 'first'), **alone), tmp_path / 'without')
+    again = single_run.run(tiny(init_from=str(tmp_path / 'first'), **headed), tmp_path / 'again')
     assert [row['name'] for row in again['phases']] == ['optimize']

@@ -27,7 +27,7 @@ from asose_jax.arch import genotype
 from asose_jax.costs import flops, latency
 from asose_jax.costs.expected_cost import Budget
 from asose_jax.data import batches
-from asose_jax.pipeline import run_phases
+from asose_jax.pipeline import single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import darts
 from asose_jax.spaces.registry import SPACES
@@ -247,7 +247,7 @@ def test_a_small_target_ends_in_a_cheaper_network_than_a_large_one(tmp_path):
     for target in (9e3, 28e3):
         price = {'cost.kind': 'flops', 'cost.weight': 30.0, 'cost.target': target}
         found.append(
-            run_phases.run(tiny(**SHORT, **price, **{'arch.travel': 30.0}), tmp_path / str(target))
+            single_run.run(tiny(**SHORT, **price, **{'arch.travel': 30.0}), tmp_path / str(target))
         )
         tables.append(json.loads((tmp_path / str(target) / 'costs.json').read_text()))
     small, large = found
@@ -270,7 +270,7 @@ def test_a_small_target_ends_in_a_cheaper_network_than_a_large_one(tmp_path):
 def test_target_out_of_reach_is_one_clear_error_with_the_range(tmp_path, target):
     price = {'cost.kind': 'flops', 'cost.target': target, 'growth.kinds': ()}
     with pytest.raises(UserError, match=r'cost.target=.*: networks .* from 7143 to 30819'):
-        run_phases.run(tiny(**price), tmp_path / 'run')
+        single_run.run(tiny(**price), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -292,16 +292,16 @@ LATENCY = {'cost.kind': 'latency', 'cost.target': 0.5, 'cost.weight': 3.0}
 
 def _stopped_and_resumed(tmp_path, monkeypatch, clock, step, fields):
     """Two workdirs: of a run that was never stopped, and of one that was, after `step`."""
-    run_phases.run(tiny(**LATENCY, **fields), tmp_path / 'whole')
+    single_run.run(tiny(**LATENCY, **fields), tmp_path / 'whole')
     clock.clear()  # the other run measures the same, but not when it goes on
     config = tiny(**LATENCY, **fields, **EVERY_STEP)
     with monkeypatch.context() as patch:
         stop_after(patch, step)
         with pytest.raises(Killed):
-            run_phases.run(config, tmp_path / 'halves')
+            single_run.run(config, tmp_path / 'halves')
     flops.cost_table.cache_clear()  # as in a new process
     batches._shuffled.cache_clear()
-    run_phases.run(config, tmp_path / 'halves')
+    single_run.run(config, tmp_path / 'halves')
     return config
 
 
@@ -326,7 +326,7 @@ def test_what_was_measured_is_kept_and_a_resumed_run_ends_bit_for_bit(tmp_path, 
     file = tmp_path / 'halves' / 'latency.json'
     file.write_text(file.read_text()[:-9])
     with pytest.raises(UserError, match=r'latency.json cannot be read'):
-        run_phases.run(config, tmp_path / 'halves')
+        single_run.run(config, tmp_path / 'halves')
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from helpers.pictures import config_of, picture
 from PIL import Image
 
 from asose_jax.data import dataset
-from asose_jax.pipeline import run_phases
+from asose_jax.pipeline import single_run
 from asose_jax.runtime.errors import UserError
 
 
@@ -509,5 +509,5 @@ def test_part_that_is_not_read_is_told(pets, caplog, monkeypatch):
 def test_fewer_images_than_a_batch_are_an_error_before_training(pets, tmp_path):
     config = config_of(pets, **{'batch_size': 64, 'data.valid_fraction': 0.45})
     with pytest.raises(UserError, match=r'batch_size=64: there are only 13 .* Take at most 12 '):
-        run_phases.run(config, tmp_path / 'run')
+        single_run.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()

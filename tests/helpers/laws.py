@@ -57,7 +57,7 @@ LAWS = {
         'controller_test::test_each_grown_network_is_compiled_once',
     ],
     'Every wrong field is named, with what is allowed, before anything is written': [
-        'validation_test'
+        'consistency_test'
     ],
     'The report is one page that loads nothing and is safe with every name': ['page_test'],
     'Parameters and multiply-adds of published cells are the published ones': [

@@ -11,9 +11,27 @@ import optax
 from asose_jax.arch.genotype import NetSpec
 from asose_jax.nn.forward import Mode
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import state
+from asose_jax.train import optimizer, state
+from asose_jax.train.phases import Schedule
 
 _AROUND_ONE = {'scale', 'var', 'factor'}
+_OPTIMIZER = {
+    'weight_lr': 0.025,
+    'weight_lr_end': 1e-4,
+    'momentum': 0.9,
+    'weight_decay': 3e-4,
+    'clip': 0.0,
+    'arch_lr': 3e-4,
+    'arch_lr_end': 1e-5,
+    'arch_b1': 0.5,
+    'arch_b2': 0.999,
+    'arch_weight_decay': 1e-3,
+}
+
+
+def make_optimizer(schedule: Schedule, **changes: float) -> optax.GradientTransformationExtraArgs:
+    """The optimizer with the settings of the preset `seed`, and these changes."""
+    return optimizer.make_optimizer(schedule, **{**_OPTIMIZER, **changes})
 
 
 @functools.cache

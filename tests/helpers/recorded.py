@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asose_jax.arch import genotype
-from asose_jax.config.validation import flatten
+from asose_jax.config.consistency import flatten
 from asose_jax.metrics import arch_analysis
 from asose_jax.pipeline.growth import transforms
 from asose_jax.pipeline.growth.transforms import Growth

@@ -14,7 +14,7 @@ import pytest
 
 from asose_jax.data import batches
 from asose_jax.metrics import run_record
-from asose_jax.pipeline import builders, phase_loop, run_phases, run_summary
+from asose_jax.pipeline import builders, run_summary, single_run, training_loop
 from asose_jax.pipeline.growth import controller
 from asose_jax.report import page
 from asose_jax.spaces import registry, supernet
@@ -128,7 +128,7 @@ def stop_after(monkeypatch, step):
         if at == step:
             raise Killed
 
-    monkeypatch.setattr(phase_loop, '_chunk_length', lambda *_: 1)
+    monkeypatch.setattr(training_loop, '_chunk_length', lambda *_: 1)
     monkeypatch.setattr(checkpoint.Checkpoints, 'due', due)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', stopped)
 
@@ -174,7 +174,7 @@ def assert_resumed_as_the_whole(fields, step, tmp_path):
     config = tiny(**fields)
     with pytest.MonkeyPatch.context() as patch:
         Compiled().install(patch)
-        run_phases.run(config, tmp_path / 'whole')
+        single_run.run(config, tmp_path / 'whole')
         run_with_stops(config, tmp_path / 'halves', [(stop_after, step)])
     assert_same_end(tmp_path / 'halves', tmp_path / 'whole', config)
 
@@ -261,7 +261,7 @@ def make_whole(place: pathlib.Path) -> None:
         compiled.install(patch)
         with pytest.MonkeyPatch.context() as ending:
             ending.setattr(run_summary, 'write_summary', at_the_end)
-            run_phases.run(tiny(**WHOLE), place / 'run')
+            single_run.run(tiny(**WHOLE), place / 'run')
         programs = [[spec, phase] for _, spec, phase in compiled.train]
         stops = [(stop_after, step) for step in (2, 9, 31)]
         stops += [(stop_before_saving, 34), (stop_after, 47), (stop_after, 54)]
@@ -279,7 +279,7 @@ def run_until(
     with pytest.MonkeyPatch.context() as patch:
         stop(patch, step)
         with pytest.raises(Killed):
-            run_phases.run(config, workdir)
+            single_run.run(config, workdir)
 
 
 def run_with_stops(config: ml_collections.ConfigDict, workdir: pathlib.Path, stops: list) -> None:
@@ -288,7 +288,7 @@ def run_with_stops(config: ml_collections.ConfigDict, workdir: pathlib.Path, sto
         run_until(step, config, workdir, stop)
         assert not (workdir / 'summary.json').exists()
         batches._shuffled.cache_clear()  # as in a new process
-    run_phases.run(config, workdir)
+    single_run.run(config, workdir)
 
 
 def stop_before_saving(monkeypatch, step):

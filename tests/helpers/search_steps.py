@@ -12,7 +12,7 @@ from asose_jax.data import augment, batches
 from asose_jax.data.dataset import Dataset, ImageSet
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases, pmap, steps
+from asose_jax.train import phases, pmap, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed
 from asose_jax.train.step_config import StepConfig
@@ -29,7 +29,7 @@ SPEC = chain.build(
 SCHEDULE = phases.make_schedule({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
 
 
-TX = optimizer.make_optimizer(SCHEDULE)
+TX = networks.make_optimizer(SCHEDULE)
 
 
 STEP_CONFIG = StepConfig(

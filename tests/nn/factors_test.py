@@ -16,7 +16,7 @@ from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode, SearchSettings
 from asose_jax.spaces import registry
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases, state, steps
+from asose_jax.train import phases, state, steps
 from asose_jax.train.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
@@ -28,7 +28,7 @@ SIZES = {
 PLAIN = ('none', 'skip_connect', 'max_pool_3x3')  # quickly compiled; no edge of a cell needs more
 IMAGES = np.random.default_rng(0).normal(size=(6, 6, 6, 2)).astype('f')
 LABELS = np.arange(6) % 3
-TX = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
 
 
 def _spec(space, names=NAMES):

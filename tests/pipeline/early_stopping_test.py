@@ -22,11 +22,11 @@ from helpers.runs import (
     tiny,
 )
 
-from asose_jax.config.validation import flatten, validate
+from asose_jax.config.consistency import flatten, validate
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.pipeline import builders, early_stopping, run_phases
+from asose_jax.pipeline import builders, early_stopping, single_run
 from asose_jax.spaces.registry import SPACES
 from asose_jax.spaces.supernet import SuperNet, with_softmax_mixture
 from asose_jax.train import checkpoint, pmap, state, steps
@@ -171,7 +171,7 @@ def halted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         Compiled().install(patch)
         patch.setattr(early_stopping, '_measure_eigenvalue', remembered)
-        summary = run_phases.run(tiny(**FIELDS), place / 'run')
+        summary = single_run.run(tiny(**FIELDS), place / 'run')
         patch.setattr(early_stopping, '_measure_eigenvalue', _measured)
         stops = [(stop_after, step) for step in (29, 30, 32)]
         run_with_stops(tiny(**FIELDS), place / 'stopped', stops)

@@ -13,18 +13,18 @@ from helpers.runs import run_until, tiny
 
 from asose_jax.arch import genotype
 from asose_jax.nn import factors
-from asose_jax.pipeline import old_checkpoints, run_phases
+from asose_jax.pipeline import old_checkpoints, single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import checkpoint, optimizer, phases, pmap, state
+from asose_jax.train import checkpoint, phases, pmap, state
 from asose_jax.train.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
 SPEC = chain.build(
     (6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
 )
-TX = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
 
 
 def _as_before(spec, held):
@@ -84,4 +84,4 @@ def test_run_that_was_stopped_before_is_not_gone_on_with(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(old_checkpoints, 'has_gates', lambda names: True)
         with pytest.raises(UserError, match=r'older version .* gates.*init_from=.*checkpoints/4'):
-            run_phases.run(config, workdir)
+            single_run.run(config, workdir)

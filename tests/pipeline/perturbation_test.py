@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from helpers.runs import NAMES_OF, Killed, lines_of, summary_of, tiny
 
-from asose_jax.pipeline import evaluation, perturbation, run_phases
+from asose_jax.pipeline import evaluation, perturbation, single_run
 from asose_jax.spaces import darts
 from asose_jax.spaces.registry import SPACES
 
@@ -149,7 +149,7 @@ FIELDS = {
 @pytest.mark.slow
 def test_selection_that_is_killed_begins_again_and_finds_the_same(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        summary = run_phases.run(tiny(**FIELDS), tmp_path / 'whole')
+        summary = single_run.run(tiny(**FIELDS), tmp_path / 'whole')
     told = [record.getMessage() for record in caplog.records]
     assert sum('selection: choice' in line for line in told) == 2
     assert summary['selection'] == 'perturbation'
@@ -164,8 +164,8 @@ def test_selection_that_is_killed_begins_again_and_finds_the_same(tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, 'mean_loss_and_accuracy', means)
         with pytest.raises(Killed):
-            run_phases.run(tiny(**FIELDS), tmp_path / 'halves')
-    run_phases.run(tiny(**FIELDS), tmp_path / 'halves')
+            single_run.run(tiny(**FIELDS), tmp_path / 'halves')
+    single_run.run(tiny(**FIELDS), tmp_path / 'halves')
     assert lines_of(tmp_path / 'halves') == lines_of(tmp_path / 'whole')
     assert summary_of(tmp_path / 'halves') == summary_of(tmp_path / 'whole')
 
@@ -184,7 +184,7 @@ def test_evaluation_is_of_the_mixture_that_the_rows_say(tmp_path, monkeypatch):
 
     monkeypatch.setattr(perturbation, 'select', spied)
     with pytest.raises(Killed):
-        run_phases.run(tiny(**FIELDS), tmp_path)
+        single_run.run(tiny(**FIELDS), tmp_path)
     assert all(0 < value < 1 for value in seen.values())
     assert seen['skip_connect'] != seen['nor_conv_1x1']
     assert seen['scaled'] == seen['all']

@@ -18,7 +18,7 @@ from asose_jax.nn.forward import Mode, SearchSettings
 from asose_jax.spaces import nasbench201, registry
 from asose_jax.spaces.registry import SPACES
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases, state
+from asose_jax.train import phases, state
 from asose_jax.train.phases import Phase
 
 SIZES = {
@@ -204,7 +204,7 @@ def test_derived_network_is_the_supernet_under_argmax(space, seed):
 
 @every_space
 def test_derived_state_has_the_tree_of_a_fresh_one(space):
-    tx = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+    tx = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
     spec = _spec(space)
     held = networks.fresh_state(SuperNet(spec), tx)
     chosen = genotype.most_likely(spec, held.arch)

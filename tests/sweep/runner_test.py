@@ -12,7 +12,7 @@ from helpers.pages import SHORT, Parsed
 from helpers.runs import lines_of
 
 from asose_jax.config import retrain
-from asose_jax.config.validation import flatten
+from asose_jax.config.consistency import flatten
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 from asose_jax.sweep import runner

@@ -15,7 +15,7 @@ from helpers.damage import flip
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, registry
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import checkpoint, optimizer, phases
+from asose_jax.train import checkpoint, phases
 from asose_jax.train.phases import Phase
 
 SPEC = chain.build(
@@ -27,7 +27,7 @@ SPEC = chain.build(
     max_channels=4,
     primitives=('none', 'skip_connect'),
 )
-TX = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
 META = {'spec': SPEC.to_json(), 'phase': 'search', 'told': {'phases': []}}
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import networks
 
 from asose_jax.train import optimizer, phases
 from asose_jax.train.phases import Phase
@@ -34,7 +35,7 @@ def _inner(state, group):
 
 
 def test_every_step_moves_one_group_and_leaves_the_other_bit_identical():
-    tx = optimizer.make_optimizer(SCHEDULE)
+    tx = networks.make_optimizer(SCHEDULE)
     before = (TRAINABLE, tx.init(TRAINABLE))
     for step, after in enumerate(_trajectory(tx, SCHEDULE.steps)):
         moved, still = ('arch', 'params') if SCHEDULE.is_alpha_turn(step) else ('params', 'arch')
@@ -52,7 +53,7 @@ def test_every_step_moves_one_group_and_leaves_the_other_bit_identical():
 
 def test_both_groups_move_in_a_step_of_alpha_that_is_the_weights_as_well():
     schedule = dataclasses.replace(SCHEDULE, together=True)
-    tx = optimizer.make_optimizer(schedule)
+    tx = networks.make_optimizer(schedule)
     before = TRAINABLE
     for step, (after, _) in enumerate(_trajectory(tx, SCHEDULE.steps)):
         moved = {
@@ -64,7 +65,7 @@ def test_both_groups_move_in_a_step_of_alpha_that_is_the_weights_as_well():
 
 
 def test_weights_follow_sgd_with_momentum_and_decay_by_hand():
-    tx = optimizer.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1)
+    tx = networks.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1)
     (first, _), (second, _) = _trajectory(tx, 2)
     w, g = TRAINABLE['params']['w'], GRADS['params']['w']
     velocity = g + 3e-4 * w
@@ -75,7 +76,7 @@ def test_weights_follow_sgd_with_momentum_and_decay_by_hand():
 
 
 def test_alpha_follows_adamw_by_hand():
-    tx = optimizer.make_optimizer(SCHEDULE)
+    tx = networks.make_optimizer(SCHEDULE)
     trainable = _trajectory(tx, 5)[-1][0]  # steps 0-3 warm up, step 4 moves alpha
     alpha, g = TRAINABLE['arch']['alpha'], GRADS['arch']['alpha']
     # Adam's first step is the sign of the gradient; the decay is not scaled with it.
@@ -92,7 +93,7 @@ def test_learning_rates_from_a_travel_add_up_to_it():
 
 def test_decay_of_alpha_does_not_outweigh_a_small_gradient():
     """With L2 inside Adam, a gradient of 1e-5 would lose against the decay of alpha = 1."""
-    tx = optimizer.make_optimizer(SCHEDULE)
+    tx = networks.make_optimizer(SCHEDULE)
     trainable = {**TRAINABLE, 'arch': {'alpha': jnp.ones(2)}}
     small = {**GRADS, 'arch': {'alpha': jnp.array([-1e-5, 1e-5])}}
     updates, _ = tx.update(small, tx.init(trainable), trainable, step=jnp.int32(4))
@@ -106,7 +107,7 @@ def test_decay_of_alpha_does_not_outweigh_a_small_gradient():
 def test_learning_rate_ends_where_it_should_with_the_last_update(group, name, last):
     """The last update of each group is made with the rate that is one update short of the end."""
     del group
-    tx = optimizer.make_optimizer(
+    tx = networks.make_optimizer(
         SCHEDULE, momentum=0.0, weight_decay=0.0, arch_weight_decay=0.0, arch_b1=0.0, arch_b2=0.0
     )
     seen = [TRAINABLE] + [trainable for trainable, _ in _trajectory(tx, SCHEDULE.steps)]
@@ -123,7 +124,7 @@ def test_learning_rate_ends_where_it_should_with_the_last_update(group, name, la
 
 
 def test_clip_shortens_the_weights_gradient_before_decay():
-    tx = optimizer.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1, clip=0.1)
+    tx = networks.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1, clip=0.1)
     ((first, _),) = _trajectory(tx, 1)
     w, g = TRAINABLE['params']['w'], GRADS['params']['w']
     expected = w - 0.1 * (g * 0.1 / jnp.linalg.norm(g) + 3e-4 * w)

@@ -16,7 +16,7 @@ from asose_jax.data.dataset import Dataset, ImageSet
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.pipeline import phase_loop
+from asose_jax.pipeline import training_loop
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases, second_order, steps
@@ -146,7 +146,7 @@ SPEC = chain.build(
 SCHEDULE = phases.make_schedule({**dict.fromkeys(Phase, 1), Phase.SEARCH: 2}, 4)
 START = SCHEDULE.spans[1].start  # of search: an alpha turn
 RATE, DECAY, MOMENTUM = 0.5, 0.01, 0.8
-TX = optimizer.make_optimizer(
+TX = networks.make_optimizer(
     SCHEDULE, weight_lr=RATE, weight_lr_end=RATE, momentum=MOMENTUM, weight_decay=DECAY
 )
 MODEL = SuperNet(SPEC, SearchSettings(estimator='softmax'), synced_over=steps.AXIS)
@@ -270,7 +270,7 @@ def test_next_batch_of_an_alpha_step_is_that_of_the_weight_step_to_come(span):
     turns = [s for s in range(span.start, span.stop) if SCHEDULE.is_alpha_turn(s)]
     assert turns
     for step in turns:
-        seen, to_come = (phase_loop.indices_at(context, span, s) for s in (step, step + 1))
+        seen, to_come = (training_loop.indices_at(context, span, s) for s in (step, step + 1))
         assert set(seen) <= set(DATA.valid)
         weights = batches.batch_indices(DATA.train, 0, 0, SCHEDULE.weight_updates(step), 8)
         np.testing.assert_array_equal(to_come, weights)

@@ -15,7 +15,7 @@ from asose_jax.arch import genotype
 from asose_jax.arch.genotype import Genotype
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases, state
+from asose_jax.train import phases, state
 from asose_jax.train.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
@@ -26,7 +26,7 @@ SPEC = dataclasses.replace(  # what becomes of factors is in factors_test
     factors=(),
 )
 SCHEDULE = phases.make_schedule(dict.fromkeys(Phase, 1), 4)
-TX = optimizer.make_optimizer(SCHEDULE)
+TX = networks.make_optimizer(SCHEDULE)
 
 
 def _fresh(spec, seed=0):

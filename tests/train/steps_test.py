@@ -35,7 +35,7 @@ from asose_jax.arch.genotype import Genotype, derive
 from asose_jax.data import batches
 from asose_jax.nn.forward import Mode, SearchSettings
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases, pmap, steps
+from asose_jax.train import phases, pmap, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed
 
@@ -134,7 +134,7 @@ def test_step_of_both_moves_alpha_and_the_weights_by_one_batch_and_one_draw():
     found = {}
     for name, schedule in schedules.items():
         step_config = dataclasses.replace(
-            STILL, schedule=schedule, tx=optimizer.make_optimizer(schedule)
+            STILL, schedule=schedule, tx=networks.make_optimizer(schedule)
         )
         found[name] = after_one(step_config, index)
     totals = jax.device_get(found['together'].totals)
@@ -236,7 +236,7 @@ def test_many_devices_drop_the_paths_that_one_device_drops():
     net = SuperNet(derive(SPEC, chosen), SearchSettings(drop_path=0.5), synced_over=steps.AXIS)
     schedule = phases.make_schedule({**dict.fromkeys(Phase, 0), Phase.OPTIMIZE: 4}, 2)
     step_config = dataclasses.replace(
-        STEP_CONFIG, model=net, schedule=schedule, tx=optimizer.make_optimizer(schedule)
+        STEP_CONFIG, model=net, schedule=schedule, tx=networks.make_optimizer(schedule)
     )
     before = networks.fresh_state(net, step_config.tx).replace(
         step=np.int32(6)

@@ -33,7 +33,7 @@ from asose_jax.train.state import SearchState
 
 logger = logging.getLogger('asose_jax')
 
-# Tag of a stream of validation batches for scores; those of `phase_loop` have others.
+# Tag of a stream of validation batches for scores; those of `training_loop` have others.
 _SCORE_STREAM = 2
 # Growths that take place together name their positions in the network as it is before all of them.
 # A new block comes last, since it shifts the numbers of the blocks behind it.

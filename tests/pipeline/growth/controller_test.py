@@ -20,9 +20,9 @@ from helpers.runs import (
     tiny,
 )
 
-from asose_jax.config.validation import flatten, validate
+from asose_jax.config.consistency import flatten, validate
 from asose_jax.metrics import run_record
-from asose_jax.pipeline import builders, run_phases
+from asose_jax.pipeline import builders, single_run
 from asose_jax.pipeline.growth import controller, transforms
 from asose_jax.pipeline.growth.scoring import Candidate, Limits
 from asose_jax.pipeline.growth.transforms import Growth
@@ -150,7 +150,7 @@ def test_growth_of_several_blocks_stopped_again_and_again_ends_bit_for_bit_as_th
     with pytest.MonkeyPatch.context() as patch:
         Compiled().install(patch)
         run_with_stops(config, tmp_path / 'stopped', stops)
-    run_phases.run(growing_config(), tmp_path / 'whole')
+    single_run.run(growing_config(), tmp_path / 'whole')
     assert_same_end(tmp_path / 'stopped', tmp_path / 'whole', config)
 
 
@@ -184,7 +184,7 @@ def _counts(tree):
 @pytest.mark.usefixtures('compiled')
 def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        summary = run_phases.run(tiny(**{**WHOLE, **changes}), tmp_path)
+        summary = single_run.run(tiny(**{**WHOLE, **changes}), tmp_path)
     assert summary['growth'] == []
     refusals = [r.getMessage() for r in caplog.records if 'not possible' in r.getMessage()]
     if told is None:
@@ -200,7 +200,7 @@ def test_control_trains_the_same_network_for_as_many_flops(grown, tmp_path):
     config = scratch.get_config(str(workdir))
     assert config.growth.epochs == config.search.epochs == config.warmup.epochs == 0
     epoch = 3 * summary['flops_per_image'] * 4 * 64  # 4 whole batches of 64 images
-    control = run_phases.run(config, tmp_path / 'run')
+    control = single_run.run(config, tmp_path / 'run')
     assert control['genotype'] == summary['genotype']
     assert control['params'] == summary['params']
     assert control['flops_per_image'] == summary['flops_per_image']
@@ -218,7 +218,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
     for phase in ('warmup', 'search', 'growth'):
         config[phase].epochs = 0
     with pytest.raises(UserError, match=r'cannot be read as a network'):
-        run_phases.run(config, tmp_path / 'run')
+        single_run.run(config, tmp_path / 'run')
 
 
 @pytest.mark.slow
@@ -240,7 +240,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
 )
 @pytest.mark.usefixtures('compiled')
 def test_other_ways_to_grow_run_through(tmp_path, changes, kinds):
-    summary = run_phases.run(tiny(**{**WHOLE, **changes}), tmp_path)
+    summary = single_run.run(tiny(**{**WHOLE, **changes}), tmp_path)
     assert len(summary['growth']) >= 2
     if kinds is not None:
         assert [event['kind'] for event in summary['growth']] == kinds

@@ -16,14 +16,14 @@ from asose_jax.pipeline.growth.scoring import Limits
 from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases, state
+from asose_jax.train import phases, state
 from asose_jax.train.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
 SPEC = chain.build(
     (6, 6, 2), 3, channels=8, depth=2, reductions=(1,), max_channels=12, primitives=NAMES
 )
-TX = optimizer.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
 ANY = Limits(99, 999, 99)
 KEY = jax.random.key(5)
 RANDOM = np.random.default_rng(0)

@@ -11,19 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import networks
 
 from asose_jax.nn.forward import Mode, SearchSettings
 from asose_jax.pipeline.growth import transforms
 from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases, state
+from asose_jax.train import phases, state
 from asose_jax.train.phases import Phase
 
 NAMES = tuple(chain.PRIMITIVES)
 CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
 SCHEDULE = phases.make_schedule(dict.fromkeys(Phase, 1), 4)
-TX = optimizer.make_optimizer(SCHEDULE)
+TX = networks.make_optimizer(SCHEDULE)
 IMAGES = np.random.default_rng(0).normal(size=(8, 6, 6, 2)).astype(np.float32)
 LABELS = np.arange(8) % 3
 HARD = SearchSettings()

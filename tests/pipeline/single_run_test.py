@@ -28,7 +28,7 @@ from helpers.runs import (
 
 from asose_jax.arch import genotype
 from asose_jax.metrics import run_record
-from asose_jax.pipeline import builders, evaluation, run_phases
+from asose_jax.pipeline import builders, evaluation, single_run
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, registry, supernet
@@ -112,7 +112,7 @@ def test_run_stopped_in_each_phase_and_resumed_ends_bit_for_bit_as_the_whole_one
 
 def test_finished_run_started_again_changes_nothing(whole, tmp_path):
     workdir = shutil.copytree(whole[0], tmp_path / 'run')
-    again = run_phases.run(tiny(**WHOLE), workdir)
+    again = single_run.run(tiny(**WHOLE), workdir)
     assert json.loads((workdir / 'summary.json').read_text()) == again
     assert (workdir / 'metrics.jsonl').read_text() == (whole[0] / 'metrics.jsonl').read_text()
     assert_same_end(workdir, whole[0], tiny(**WHOLE))
@@ -127,7 +127,7 @@ def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
         'model.primitives': ('none', *CHEAPEST),
     }
     config = tiny(**changes, **{'search.noise': 'unit', 'growth.epochs': 0})
-    summary = run_phases.run(config, tmp_path / 'run')
+    summary = single_run.run(config, tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     for line in lines_of(tmp_path / 'run'):
         assert line['guard/grad'] == 0
@@ -146,17 +146,17 @@ def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     skips = registry.SPACES[space].dumps(genotype.Genotype(SKIPS[space]))
     table.write_text(f'arch,cifar10\n{csv_text(skips)},90\n')
     search_it = tiny(**fields, **{'benchmark.table': str(table)})
-    found = run_phases.run(search_it, tmp_path / 'found')
+    found = single_run.run(search_it, tmp_path / 'found')
     assert [row['name'] for row in found['phases']] == ['warmup', 'search', 'optimize']
     assert found['benchmark'] == {}
     text = (tmp_path / 'found' / 'genotype.txt').read_text()
     table.write_text(f'arch,cifar10\n{csv_text(text.strip())},91.5\n{csv_text(skips)},90\n')
-    told = run_phases.run(search_it, tmp_path / 'found')['benchmark']  # finished: only looks it up
+    told = single_run.run(search_it, tmp_path / 'found')['benchmark']  # finished: only looks it up
     assert told == {'cifar10': {'accuracy': 91.5, 'rank': 1, 'of': 2}}
     assert registry.SPACES[space].loads(text).to_json() == found['genotype']
     alone = {**fields, 'warmup.epochs': 0, 'search.epochs': 0}
     name = {'nasbench201': 'genotype.txt', 'darts': 'genotype.json'}[space]
-    trained = run_phases.run(
+    trained = single_run.run(
         tiny(**alone, genotype=str(tmp_path / 'found' / name)), tmp_path / 'alone'
     )
     assert (trained['genotype'], trained['params']) == (found['genotype'], found['params'])
@@ -177,7 +177,7 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
         'growth.epochs': 0,
     }
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        summary = run_phases.run(tiny(**fields), tmp_path / 'run')
+        summary = single_run.run(tiny(**fields), tmp_path / 'run')
     assert 'the chosen operations start from fresh weights' in caplog.text
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     lines = lines_of(tmp_path / 'run')
@@ -186,13 +186,13 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
     assert written['network']['partial'] == 1
     source = str(tmp_path / 'run' / 'checkpoints' / '4')
     with pytest.raises(UserError, match=r'search.partial_channels=2, this run has 1'):
-        run_phases.run(
+        single_run.run(
             tiny(**{**fields, 'search.partial_channels': 1, 'init_from': source}), tmp_path / 'two'
         )
     if space == 'darts':  # elsewhere such a skip has no weights
         plain = {**fields, 'search.auxiliary_skip': False, 'init_from': source}
         with pytest.raises(UserError, match=r"has the weights .*\['auxiliary'\].*this run lacks"):
-            run_phases.run(tiny(**plain), tmp_path / 'two')
+            single_run.run(tiny(**plain), tmp_path / 'two')
         assert not (tmp_path / 'two').exists()
 
 
@@ -208,13 +208,13 @@ def test_cells_are_resumed_bit_for_bit_and_do_not_start_a_run_of_another_space(t
     assert_resumed_as_the_whole(fields, 9, tmp_path)
     source = str(tmp_path / 'whole' / 'checkpoints' / '16')
     with pytest.raises(UserError, match=r"space 'nasbench201'; model\.space='chain'"):
-        run_phases.run(tiny(init_from=source), tmp_path / 'other')
+        single_run.run(tiny(init_from=source), tmp_path / 'other')
 
 
 def test_choices_that_decide_on_nothing_are_one_clear_error(tmp_path):
     darts = {'model.space': 'darts', 'growth.epochs': 0, 'model.reductions': ()}
     with pytest.raises(UserError, match='some rows of alpha would control no operation'):
-        run_phases.run(tiny(**darts), tmp_path / 'run')
+        single_run.run(tiny(**darts), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -242,7 +242,7 @@ def test_genotype_that_does_not_fit_is_one_clear_error(text, message, tmp_path):
         file.write_text(text)
     alone = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
     with pytest.raises(UserError, match=message):
-        run_phases.run(tiny(genotype=str(file), **alone), tmp_path / 'run')
+        single_run.run(tiny(genotype=str(file), **alone), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -277,7 +277,7 @@ def test_six_blocks_learn_in_warmup_with_any_seed(seed, tmp_path):
     config.model.primitives = ('skip_connect', 'max_pool_3x3')
     config.warmup.epochs = 3
     config.search.epochs = config.growth.epochs = config.optimize.epochs = 0
-    run_phases.run(config, tmp_path / 'run')
+    single_run.run(config, tmp_path / 'run')
     last = lines_of(tmp_path / 'run')[-1]
     assert last['valid/accuracy'] > 0.33
     assert min(skip for block in last['factors'] for skip, _ in block) > -0.4
@@ -285,7 +285,7 @@ def test_six_blocks_learn_in_warmup_with_any_seed(seed, tmp_path):
 
 @pytest.mark.slow
 def test_streamed_images_run_through(cifar_dir, tmp_path):
-    summary = run_phases.run(tiny(**streamed(cifar_dir)), tmp_path / 'run')
+    summary = single_run.run(tiny(**streamed(cifar_dir)), tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['warmup', 'search', 'optimize']
     assert all(line['guard/grad'] == 0 for line in lines_of(tmp_path / 'run'))
 
@@ -293,7 +293,7 @@ def test_streamed_images_run_through(cifar_dir, tmp_path):
 def test_search_starts_from_the_end_of_another_runs_warmup(whole, tmp_path):
     epochs = {'warmup.epochs': 0, 'search.epochs': 1, 'growth.epochs': 0, 'optimize.epochs': 0}
     config = tiny(**{**WHOLE, **epochs, 'init_from': str(whole[0] / 'checkpoints' / '4')})
-    summary = run_phases.run(config, tmp_path / 'run')
+    summary = single_run.run(config, tmp_path / 'run')
     assert [row['name'] for row in summary['phases']] == ['search']
     first = lines_of(tmp_path / 'run')[0]
     assert (first['step'], first['phase']) == (6, 'search')
@@ -303,24 +303,24 @@ def test_a_supernet_with_residuals_does_not_go_on_without(whole, tmp_path):
     source = str(whole[0] / 'checkpoints' / '4')
     config = tiny(**{'init_from': source, 'model.residual': False, 'growth.epochs': 0})
     with pytest.raises(UserError, match=r'with model.residual=True, this run has False'):
-        run_phases.run(config, tmp_path / 'run')
+        single_run.run(config, tmp_path / 'run')
 
 
 def test_derived_network_cannot_be_searched(whole, tmp_path):
     with pytest.raises(UserError, match='holds a derived network'):
-        run_phases.run(tiny(init_from=str(whole[0])), tmp_path / 'run')
+        single_run.run(tiny(init_from=str(whole[0])), tmp_path / 'run')
 
 
 def test_source_of_other_images_is_an_error(whole, tmp_path):
     config = tiny(**{'init_from': str(whole[0]), 'data.image_size': 12})
     with pytest.raises(UserError, match=r'was trained on images \(8, 8, 1\)'):
-        run_phases.run(config, tmp_path / 'run')
+        single_run.run(config, tmp_path / 'run')
 
 
 def test_workdir_of_another_config_is_an_error_that_names_the_fields(whole):
     workdir, _ = whole
     with pytest.raises(UserError) as error:
-        run_phases.run(tiny(**{**WHOLE, 'seed': 5, 'weights.lr': 0.1}), workdir)
+        single_run.run(tiny(**{**WHOLE, 'seed': 5, 'weights.lr': 0.1}), workdir)
     message = str(error.value)
     assert 'holds a run with another config' in message
     assert 'seed: 0 -> 5' in message
@@ -334,7 +334,7 @@ def test_unreadable_checkpoint_is_an_error(whole, tmp_path):
         if path.is_file() and path.parent.name == 'd':
             path.write_bytes(b'broken')
     with pytest.raises(UserError, match=r'(?s)no checkpoint can be read:.*checkpoints/4/state'):
-        run_phases.run(tiny(**WHOLE), workdir)
+        single_run.run(tiny(**WHOLE), workdir)
     assert (workdir / 'checkpoints' / '4').is_dir()  # nothing was deleted or moved
 
 
@@ -351,7 +351,7 @@ def test_unreadable_checkpoint_is_an_error(whole, tmp_path):
 )
 def test_bad_input_is_one_clear_error_and_leaves_no_workdir(tmp_path, changes, message):
     with pytest.raises(UserError) as error:
-        run_phases.run(tiny(**changes), tmp_path / 'run')
+        single_run.run(tiny(**changes), tmp_path / 'run')
     assert message in str(error.value)
     assert not (tmp_path / 'run').exists()
 
@@ -406,14 +406,14 @@ def test_network_that_does_not_fit_is_one_clear_error(whole, tmp_path, change, m
         file.write_text(content if isinstance(content, str) else json.dumps(content))
     epochs = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
     with pytest.raises(UserError, match=message):
-        run_phases.run(tiny(network=str(file), **epochs), tmp_path / 'run')
+        single_run.run(tiny(network=str(file), **epochs), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
 def test_broken_config_of_a_run_is_an_error(tmp_path):
     (tmp_path / 'config.json').write_text('{"seed": 0')
     with pytest.raises(UserError, match=r'config.json cannot be read .*delete the file'):
-        run_phases.run(tiny(), tmp_path)
+        single_run.run(tiny(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -426,7 +426,7 @@ def test_bad_field_is_an_error_before_anything_is_written(tmp_path, field, value
     with config.ignore_type():
         config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=re.escape(f'{field}=')):
-        run_phases.run(config, tmp_path / 'run')
+        single_run.run(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 
@@ -435,7 +435,7 @@ def test_no_disk_is_an_error_before_training(tmp_path, monkeypatch):
         checkpoint.shutil, 'disk_usage', lambda _: type('Usage', (), {'free': 1000})
     )
     with pytest.raises(UserError, match='no room for checkpoints'):
-        run_phases.run(tiny(**WHOLE), tmp_path / 'run')
+        single_run.run(tiny(**WHOLE), tmp_path / 'run')
 
 
 def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, monkeypatch):
@@ -447,7 +447,7 @@ def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, mon
     monkeypatch.setattr(pmap, 'shared_arrays', poisoned)
     fields = {**WHOLE, 'guard.max_consecutive': 2, 'checkpoint.every_seconds': 0}
     with pytest.raises(UserError) as error:
-        run_phases.run(tiny(**fields), tmp_path)
+        single_run.run(tiny(**fields), tmp_path)
     message = str(error.value)
     # How many steps a call has, and so when it is noticed, depends on the speed of the machine.
     step = re.search(r'warmup: before step ([34]), more than 2 steps in a row', message)

@@ -17,7 +17,7 @@ import ml_collections
 import rich.console
 
 from asose_jax.arch import genotype
-from asose_jax.config.validation import (
+from asose_jax.config.consistency import (
     flatten,
     require_same_config,
     validate,
@@ -31,9 +31,9 @@ from asose_jax.pipeline import (
     builders,
     initialization,
     perturbation,
-    phase_loop,
     run_context,
     run_summary,
+    training_loop,
 )
 from asose_jax.pipeline.hooks import (
     DrawPage,
@@ -210,7 +210,7 @@ def _run_phases(
         context = _with_halted_schedule(context, current)
         while current.step < context.schedule.steps:
             _enter_phase(context, current)
-            phase_loop.train_phase(context, current, hooks)
+            training_loop.train_phase(context, current, hooks)
             context = _with_halted_schedule(context, current)
     if not current.spec.is_derived():
         _derive(context, current)

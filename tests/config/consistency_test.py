@@ -6,8 +6,7 @@ import logging
 import pytest
 from ml_collections import ConfigDict
 
-from asose_jax.config.schema import FIELDS, GROUPS
-from asose_jax.config.validation import (
+from asose_jax.config.consistency import (
     differences,
     flatten,
     frozen_epochs,
@@ -16,6 +15,7 @@ from asose_jax.config.validation import (
     validate,
     with_original_defaults,
 )
+from asose_jax.config.schema import FIELDS, GROUPS
 from asose_jax.runtime.errors import UserError
 from configs import search
 
