@@ -1,7 +1,7 @@
 """ASO-SE: differentiable architecture search with alternating stable optimization.
 
 Example:
-  config = configs.search.get_config('digits')
+  config = asose_jax.config.presets.get_config('digits')
   result = asose_jax.search(config, workdir)  # the content of summary.json
   model = asose_jax.load(workdir)
   model.predict(images)  # probabilities of the classes

@@ -10,7 +10,6 @@ The same command resumes a run that was stopped.
 
 import logging
 import os
-import shlex
 import sys
 from typing import Any
 
@@ -73,19 +72,13 @@ def main(argv: list[str]) -> None:
             else:
                 _train(logger, console)
     except Stopped as stopped:
-        logger.info('%s; to resume: %s', stopped, _command())
+        logger.info('%s; to resume: %s', stopped, process.command())
         if jax.distributed.is_initialized():
             jax.distributed.shutdown()
         process.exit_now(0)
     except UserError as error:
         logger.error('%s', error)
         process.exit_now(2)
-
-
-def _command() -> str:
-    """Returns the command that started this process, to be copied."""
-    is_script = sys.argv[0].endswith('.py')
-    return shlex.join(['python', *sys.argv] if is_script else ['asose', *sys.argv[1:]])
 
 
 def _run_on_finished(mode: str, workdir: str) -> None:
@@ -172,15 +165,23 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(f'{message}\ndocs/config.md lists all fields.')
 
 
-def _named_preset(argument: str) -> str:
-    """Returns `--config=PRESET` as `--config=FILE:PRESET`, and any other argument as it is."""
-    flag, _, preset = argument.partition('=')
-    if flag.lstrip('-') == 'config' and preset in presets.PRESETS:
-        return f'{flag}={presets.__file__}:{preset}'
-    return argument
+def _with_preset_files(arguments: list[str]) -> list[str]:
+    """Returns `--config=PRESET` and `--config PRESET` with the file of the presets before it."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ('-config', '--config'):
+            joined[-1] += f'={argument}'
+        else:
+            joined.append(argument)
+    names = {
+        f'{flag}={name}': f'{flag}={presets.__file__}:{name}'
+        for flag in ('-config', '--config')
+        for name in presets.PRESETS
+    }
+    return [names.get(argument, argument) for argument in joined]
 
 
 def run() -> None:
     """Runs the command that `sys.argv` holds, and ends the process."""
     flags.mark_flag_as_required('workdir')
-    app.run(main, argv=[sys.argv[0], *map(_named_preset, sys.argv[1:])], flags_parser=_parse)
+    app.run(main, argv=[sys.argv[0], *_with_preset_files(sys.argv[1:])], flags_parser=_parse)

@@ -252,7 +252,7 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     model = load(directory)
     try:
         split_by = dataset.recorded_split(model.summary, directory)
-        data = builders.load_data(unflatten(model.config), split_by)
+        data = builders.load_data(unflatten(model.config), split_by, begun=True)
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
     recorded = {**model.summary, 'image_shape': list(model.spec.image_shape)}

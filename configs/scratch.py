@@ -34,6 +34,9 @@ def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
     )
     images = max(1, summary['images']['train'] // config.batch_size) * config.batch_size
     epoch = _TRAINING * summary['flops_per_image'] * images
+    if config.data.name == 'digits':  # earlier versions ignored these fields
+        for field in ('dir', 'train_split', 'test_split'):
+            config.data[field] = search.get_config().data[field]
     config.init_from = config.genotype = config.network_channels = None
     config.network = workdir
     config.cost = search.get_config().cost  # there is no choice left that could cost less

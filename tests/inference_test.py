@@ -98,8 +98,8 @@ def test_results_that_cannot_be_written_lose_no_numbers(finished, monkeypatch, c
 def _changed(change):
     whole = builders.load_data
 
-    def load(config, split_by):
-        images = whole(config, split_by)
+    def load(config, split_by, **rest):
+        images = whole(config, split_by, **rest)
         return dataclasses.replace(images, **change(images))
 
     return load
@@ -139,7 +139,7 @@ def test_run_on_the_digits_goes_on_without_its_record(finished, tmp_path):
 
 
 def test_data_that_are_gone_are_named_with_their_run(finished, monkeypatch):
-    def gone(*_):
+    def gone(*_, **__):
         raise UserError("data.dir='pictures': there is no such folder")
 
     monkeypatch.setattr(builders, 'load_data', gone)

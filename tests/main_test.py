@@ -227,3 +227,23 @@ def test_docs_show_a_space_that_works(root, monkeypatch, tmp_path):
     assert summary['genotype'] in ([['skip_connect']], [['sep_conv_3x3']])
     assert json.loads((tmp_path / 'genotype.json').read_text())['network']['rungs'] == 3
     assert 'choice 0.0' in (tmp_path / 'report.html').read_text()  # it is drawn as a list
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        (['--config=digits', '--workdir=a'], ['--config=FILE:digits', '--workdir=a']),
+        (['--config', 'darts', '--mode', 'search'], ['--config=FILE:darts', '--mode', 'search']),
+        (['--config', 'mine.py'], ['--config=mine.py']),
+        (
+            ['--config=mine.py:digits', '--config.seed=1'],
+            ['--config=mine.py:digits', '--config.seed=1'],
+        ),
+    ],
+)
+def test_presets_are_known_by_name(arguments, expected):
+    from asose_jax import cli
+    from asose_jax.config import presets
+
+    found = cli._with_preset_files(arguments)
+    assert found == [word.replace('FILE', presets.__file__) for word in expected]

@@ -8,14 +8,15 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import prepared
 from helpers.pictures import config_of, picture
 from helpers.runs import CHEAPEST
 from jax import export as jax_export
 from PIL import Image
 
 import asose_jax
-from asose_jax.data import dataset, image_folder
-from asose_jax.pipeline import builders, single_run
+from asose_jax.data import dataset, image_folder, tfds
+from asose_jax.pipeline import builders, initialization, single_run
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 
@@ -141,7 +142,7 @@ def test_run_of_an_older_version_keeps_its_split_and_is_guarded_from_then_on(tra
     shutil.rmtree(run)
     config, load = config_of(folder, **SMALL), builders.load_data
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builders, 'load_data', lambda config, _: load(config, 'position'))
+        patch.setattr(builders, 'load_data', lambda config, *_, **__: load(config, 'position'))
         single_run.run(config, run)
     (run / 'data.json').unlink()
     for name in ('run.json', 'summary.json'):
@@ -180,6 +181,54 @@ def test_weights_that_may_know_the_test_pictures_are_told(
     change(folder, run)
     dataset.warn_of_other_pictures(builders.load_data(config_of(folder, **SMALL)), run)
     assert any('may be in the test split of this run' in line for line in caplog.messages) == told
+
+
+@pytest.mark.parametrize(('fraction', 'told'), [(None, False), (0.2, False), (0.4, True)])
+def test_another_share_of_test_pictures_is_another_split(
+    trained, fraction, told, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    folder, run = trained
+    config = config_of(folder, **SMALL, **{'data.test_fraction': fraction})
+    dataset.warn_of_other_pictures(builders.load_data(config), run)
+    assert any('may be in the test split of this run' in line for line in caplog.messages) == told
+
+
+@pytest.mark.parametrize('old', [False, True])
+@pytest.mark.parametrize('name', ['', 'genotype.json'])
+def test_genotype_of_a_search_with_another_split_is_told(trained, old, name, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    folder, run = trained
+    if old:
+        _without_data(run)
+    config = config_of(folder, **SMALL, genotype=str(run / name))
+    images = builders.load_data(config)
+    initialization.find_origin(config, images, builders.make_schedule(config, len(images.train)))
+    assert any('may be in the test split of this run' in line for line in caplog.messages) == old
+
+
+def test_run_on_splits_that_share_images_goes_on_and_is_evaluated_with_a_warning(
+    tmp_path, caplog, monkeypatch
+):
+    """Older versions let such runs begin."""
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    pictures = [Image.new('L', (8, 8), 10 * i) for i in range(24)]
+    prepared.write(tmp_path, 'own', 1, {'train': pictures}, 'ab')
+    fields = {'data.name': 'own', 'data.image_size': 8, 'data.test_split': 'train[20:]'}
+    config, run = config_of(tmp_path, **SMALL, **fields), tmp_path / 'run'
+    with pytest.raises(UserError, match='share 4 images'):
+        single_run.run(config, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tfds, 'require_disjoint', lambda *_: None)
+        accuracy = single_run.run(config, run)['test_accuracy']
+    for use in (
+        lambda: single_run.run(config, run)['test_accuracy'],
+        lambda: asose_jax.evaluate(run)['accuracy'],
+    ):
+        caplog.clear()
+        assert use() == pytest.approx(accuracy)
+        (told,) = [line for line in caplog.messages if 'share 4 images' in line]
+        assert told.endswith('The run began with these splits and keeps them.')
 
 
 def test_run_whose_record_is_lost_is_not_gone_on_with(trained):

@@ -51,14 +51,17 @@ def validate(config: Config, devices: int) -> None:
     """Checks every field, alone and against the others.
 
     Args:
-      config: as `configs/search.py` builds it.
+      config: as `presets.get_config` builds it.
       devices: number of devices that a batch is split over.
 
     Raises:
       UserError: one line for each wrong field: its value, what is allowed, what to do.
     """
     flat = flatten(config)
-    wrong = [f'{key}: missing; start from configs/search.py' for key in FIELDS.keys() - flat.keys()]
+    wrong = [
+        f'{key}: missing; start from a preset, see configs/search.py'
+        for key in FIELDS.keys() - flat.keys()
+    ]
     wrong += [f'{key}: there is no such field' for key in flat.keys() - FIELDS.keys()]
     for key in FIELDS.keys() & flat.keys():
         if not FIELDS[key].rule.holds(flat[key]):
@@ -414,12 +417,29 @@ def with_original_defaults(
     if not missing:
         return config
     if config.search.freeze_epochs is None:  # the meaning of None is as new as these fields
-        missing['search.freeze_epochs'] = before.get('search.freeze_epochs', 0)
+        missing.setdefault('search.freeze_epochs', before.get('search.freeze_epochs'))
     changed = copy.deepcopy(config)
     changed.update_from_flattened_dict(missing)
     fields = ', '.join(f'{name}={value}' for name, value in missing.items())
     logger.info('the run in %s was begun by an older version; it goes on with %s', workdir, fields)
     return changed
+
+
+def fields_to_record(flat: dict[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the fields to write to config.json: without those that are newer than the run there.
+
+    So the run is known as one of an older version whenever it goes on, see
+    `with_original_defaults`.
+
+    Args:
+      flat: the config, see `flatten`.
+      workdir: of the run, which may not have begun.
+    """
+    try:
+        before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return flat
+    return {name: v for name, v in flat.items() if name in before or not FIELDS[name].is_new}
 
 
 def require_same_config(

@@ -266,8 +266,8 @@ FIELDS: dict[str, Field] = {
     'genotype': Field(
         None,
         _optional(_TEXT),
-        'workdir, genotype.json or genotype.txt with the operations of a network whose size '
-        '`model` describes',
+        'operations of a network whose size `model` describes: a workdir, genotype.json, '
+        'genotype.txt, a Python file or log (FILE:NAME where it has several), or the text itself',
     ),
     'data.name': Field(
         'cifar10', _TEXT, "'digits', 'folder', or any image classification set of TFDS"
@@ -398,6 +398,7 @@ FIELDS: dict[str, Field] = {
         _optional(_integer(0)),
         'first epochs, in which alpha does not move; None: a fifth of them with an exact start, so '
         'that all candidates open, else none',
+        before=0,
     ),
     'search.turn_period': Field(
         3, _integer(2), 'one of so many steps moves alpha, the others the weights'

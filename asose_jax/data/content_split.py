@@ -5,6 +5,8 @@ import hashlib
 
 import numpy as np
 
+_TRIES = 20  # keys, of which the first that gives a choice is taken
+
 
 def choose(
     contents: np.ndarray, labels: np.ndarray, targets: np.ndarray, left: int, key: str
@@ -13,7 +15,8 @@ def choose(
 
     Images with the same content are chosen together, also if they belong to several classes. Each
     class gets at least one image. Without copies the images chosen are the first `targets[k]` of
-    the class in the order of a hash of `key` and content.
+    the class in the order of a hash of `key` and content. The choice is greedy; where it reaches a
+    dead end, it is made again with other keys that follow from `key`.
 
     Args:
       contents: hash of each image's bytes, str `[N]`.
@@ -23,8 +26,19 @@ def choose(
       key: another key gives another choice.
 
     Returns:
-      Whether each image is chosen, bool `[N]`; `None` if the copies leave no such choice.
+      Whether each image is chosen, bool `[N]`; `None` if no such choice was found.
     """
+    for number in range(_TRIES):
+        another = f'{key} {number}' if number else key
+        if (chosen := _choose(contents, labels, targets, left, another)) is not None:
+            return chosen
+    return None
+
+
+def _choose(
+    contents: np.ndarray, labels: np.ndarray, targets: np.ndarray, left: int, key: str
+) -> np.ndarray | None:
+    """Does what `choose` does, with one key."""
     counts: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
     for content, label in zip(contents.tolist(), labels.tolist(), strict=True):
         counts[content][label] += 1
@@ -41,6 +55,12 @@ def choose(
     taken: collections.Counter[int] = collections.Counter()
     chosen: set[str] = set()
 
+    def fits(content: str) -> bool:
+        return all(taken[label] + n <= targets[label] for label, n in counts[content].items())
+
+    def excess(content: str) -> int:
+        return 0 if fits(content) else counts[content].total()
+
     def take(content: str) -> bool:
         if content in chosen or any(spare[label] < 1 for label in counts[content]):
             return False
@@ -51,10 +71,11 @@ def choose(
         return True
 
     for label in sorted(of_class, key=lambda label: (len(of_class[label]), label)):
-        if not taken[label] and not any(take(content) for content in of_class[label]):
+        # Contents that fit the targets come first, in their order; then those with few copies.
+        if not taken[label] and not any(map(take, sorted(of_class[label], key=excess))):
             return None
     for content in ranked:
-        if all(taken[label] + n <= targets[label] for label, n in counts[content].items()):
+        if fits(content):
             take(content)
     return np.array([content in chosen for content in contents.tolist()], bool)
 

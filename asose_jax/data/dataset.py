@@ -67,6 +67,7 @@ def load(
     image_size: int | None = None,
     resident_megabytes: int = 1024,
     split_by: str = 'content',
+    begun: bool = False,
 ) -> Dataset:
     """Opens a data set and splits it.
 
@@ -90,6 +91,7 @@ def load(
         on the device.
       split_by: for a folder of pictures: `'content'`, or `'position'` as in runs that were begun
         by older versions, see `image_folder.load`.
+      begun: whether a run was already trained on these data, see `tfds.load`.
 
     Returns:
       The data set.
@@ -114,7 +116,9 @@ def load(
             split_by=split_by,
         )
     else:
-        learn, test, identity, names = tfds.load(name, data_dir, splits, image_size, resident_bytes)
+        learn, test, identity, names = tfds.load(
+            name, data_dir, splits, image_size, resident_bytes, begun
+        )
     labels = learn.labels
     present = names if labels is None else np.unique(labels)
     if len(present) < 2:
@@ -187,8 +191,8 @@ def _split(images: ImageSet, valid_fraction: float, seed: int) -> tuple[np.ndarr
         chosen = content_split.choose(images.contents, labels, targets, 1, f'valid {seed}')
         if chosen is None:
             raise UserError(
-                'identical pictures are in so many classes that train and valid cannot both have '
-                'all classes. Remove the copies.'
+                'no split was found that gives train and valid all classes, since identical '
+                'pictures are in several classes. Remove the copies.'
             )
         return np.flatnonzero(~chosen).astype(np.int32), np.flatnonzero(chosen).astype(np.int32)
     train, valid = model_selection.train_test_split(
@@ -306,18 +310,24 @@ def warn_of_other_pictures(data: Dataset, source: pathlib.Path) -> None:
 
     Args:
       data: the data set of this run.
-      source: the workdir of the other run, from which this one takes the weights.
+      source: the workdir of the other run, from which this one takes weights or the genotype.
     """
-    if data.identity is None or data.identity.files is None:
+    if data.identity is None:
         return
-    recorded = _json_object(source / 'run.json')
-    known, classes = recorded.get('data'), list(data.class_names)
-    if isinstance(known, dict):
-        same_set = known.get('name') == 'folder' and recorded.get('classes') == classes
-        other_pictures = known.get('digest') != data.identity.record['digest']
-    else:  # of an older version, which split by position
-        same_set, other_pictures = recorded.get('classes') == classes, True
-    if same_set and other_pictures:
+    recorded, record = _json_object(source / 'run.json'), data.identity.record
+    if recorded.get('classes') != list(data.class_names):
+        return
+    known, counts = recorded.get('data'), recorded.get('images')
+    if not isinstance(known, dict):  # of an older version, which split folders by position
+        other_split = data.identity.files is not None
+    elif known.get('name') != record['name']:
+        return
+    elif data.identity.files is None:
+        other_split = any(known.get(key, value) != value for key, value in record.items())
+    else:  # the digest does not depend on data.test_fraction, the number of test images does
+        tested = counts.get('test') if isinstance(counts, dict) else None
+        other_split = known.get('digest') != record['digest'] or tested != len(data.test)
+    if other_split:
         logger.warning(
             '%s was trained with another split of these classes, so pictures that it learned from '
             'may be in the test split of this run: its test accuracy may be too high',

@@ -4,6 +4,7 @@ The folder may also hold one such folder for each split: `DIR/train/<class>`, `D
 """
 
 import dataclasses
+import io
 import logging
 import math
 import os
@@ -13,7 +14,7 @@ from concurrent import futures
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from asose_jax.data import content_split, fingerprint
 from asose_jax.data.fingerprint import MAX_LISTED, Identity, MissingDataError, several
@@ -231,8 +232,8 @@ def _held_out_by_content(listing: _Listing, contents: np.ndarray, fraction: floa
     chosen = content_split.choose(contents, listing.labels, targets, 2, 'test')
     if chosen is None:
         raise UserError(
-            f'{listing.root}: identical pictures are in so many classes that no test split has '
-            'all classes. Remove the copies.'
+            f'{listing.root}: no split was found that gives train, valid and test all classes, '
+            'since identical pictures are in several classes. Remove the copies.'
         )
     return chosen
 
@@ -426,15 +427,22 @@ def _content_of(path: str) -> str:
 def _check_picture(path: str) -> tuple[tuple[int, int], bool, str]:
     """Decodes a picture; returns (width, height) after EXIF rotation, whether it is grey, its hash.
 
-    A JPEG is decoded at an eighth of its width and height, which is enough to find damage.
+    The file is read once, so the hash is that of the bytes that were decoded. A JPEG is decoded at
+    an eighth of its width and height, which is enough to find damage.
     """
-    with Image.open(path) as image:
+    content = pathlib.Path(path).read_bytes()
+    try:
+        opened = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:  # the message of Pillow names no file here
+        raise UnidentifiedImageError(f'cannot identify image file {path!r}') from error
+    with opened as image:
         width, height = image.size
         image.draft(None, (1, 1))
         image.load()
         rotated = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         size = (height, width) if rotated else (width, height)
-        return size, Image.getmodebase(image.mode) == 'L', _content_of(path)
+        grey = Image.getmodebase(image.mode) == 'L'
+    return size, grey, fingerprint.digest_of_bytes(content)
 
 
 def _pixels(path: str, channels: int, image_size: int | None) -> np.ndarray:

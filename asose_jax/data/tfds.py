@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import logging
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,10 @@ import numpy as np
 from asose_jax.data import image_set
 from asose_jax.data.fingerprint import Identity, MissingDataError
 from asose_jax.data.image_set import ImageSet
+from asose_jax.runtime import paths
 from asose_jax.runtime.errors import UserError
+
+logger = logging.getLogger('asose_jax')
 
 _READ_AT_ONCE = 2000  # records per call when a set is loaded into memory
 
@@ -36,6 +40,7 @@ def load(
     splits: tuple[str, str],
     image_size: int | None,
     resident_bytes: int,
+    begun: bool = False,
 ) -> tuple[ImageSet, ImageSet, Identity, tuple[str, ...]]:
     """Opens a prepared image classification set of TFDS.
 
@@ -46,13 +51,15 @@ def load(
       splits: TFDS splits to train on and to test on; slices such as `'train[:90%]'` work.
       image_size: see `image_set.center_square`; required where images differ in size.
       resident_bytes: both splits together are streamed from disk if they are larger than this.
+      begun: whether a run was already trained on these splits. If they share images, it goes on
+        with a warning.
 
     Returns:
       The images to train on, the images to test on, the identity of the set, and the class names.
 
     Raises:
       UserError: the set is unknown, not prepared as array_record, or not an image classification
-        set of uint8 images, it has no such split, or the splits share images.
+        set of uint8 images, it has no such split, or the splits of a new run share images.
     """
     import tensorflow_datasets as tfds  # imported here: it takes seconds, which digits do not need
 
@@ -66,7 +73,12 @@ def load(
         )
         for split in splits
     )
-    require_disjoint(builder.info.splits, splits, name)
+    try:
+        require_disjoint(builder.info.splits, splits, name)
+    except OverlapError as error:
+        if not begun:
+            raise
+        logger.warning('%s. The run began with these splits and keeps them.', error.overlap)
     size = sum(part.size * part.read(np.arange(1))[0].nbytes for part in (learn, test))
     if size <= resident_bytes:
         learn, test = _in_memory(learn), _in_memory(test)
@@ -89,8 +101,10 @@ def _builder(name: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
     """Returns the builder of a prepared set, and the directory of the prepared sets."""
     import tensorflow_datasets as tfds
 
-    root = pathlib.Path(data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets'))
-    root = root.expanduser()
+    if not data_dir:
+        data_dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+        paths.require_local(data_dir, '$TFDS_DATA_DIR')
+    root = pathlib.Path(data_dir).expanduser()
     return tfds.builder_from_directory(_prepared(tfds, name, root)), root
 
 
@@ -109,6 +123,19 @@ def _split_info(info: Any, split: str, name: str) -> Any:
         raise _no_such_split(info, split, name) from error
 
 
+class OverlapError(UserError):
+    """Splits share images.
+
+    Attributes:
+      overlap: which splits share how many images, and what that means.
+    """
+
+    def __init__(self, overlap: str, advice: str) -> None:
+        """Joins the two sentences."""
+        super().__init__(f'{overlap}. {advice}')
+        self.overlap = overlap
+
+
 def require_disjoint(split_infos: Any, splits: tuple[str, str], name: str) -> None:
     """Fails if the images to train on and to test on overlap, or if one is trained on twice.
 
@@ -120,7 +147,7 @@ def require_disjoint(split_infos: Any, splits: tuple[str, str], name: str) -> No
       name: of the set, for the message.
 
     Raises:
-      UserError: tells how many images are shared, and which.
+      OverlapError: tells how many images are shared, and which.
     """
     first: dict[str, tuple[str, int]] = {}  # split and number of the first record, by file
     for split in split_infos:
@@ -143,14 +170,16 @@ def require_disjoint(split_infos: Any, splits: tuple[str, str], name: str) -> No
         "--config.data.test_split='train[90%:]'."
     )
     if shared := _common((one, other) for one in train for other in test):
-        raise UserError(
+        raise OverlapError(
             f'data.train_split={splits[0]!r} and data.test_split={splits[1]!r} of {name!r} share '
-            f'{_told(shared)}, so the test would use images that were trained on. {advice}'
+            f'{_count_and_first(shared)}, so the test would use images that were trained on',
+            advice,
         )
     if shared := _common(itertools.combinations(train, 2)):
-        raise UserError(
-            f'data.train_split={splits[0]!r} of {name!r} names {_told(shared)} twice, so train and '
-            'valid would share images. Name each part once.'
+        raise OverlapError(
+            f'data.train_split={splits[0]!r} of {name!r} names {_count_and_first(shared)} twice, '
+            'so train and valid would share images',
+            'Name each part once.',
         )
 
 
@@ -174,7 +203,8 @@ def _common(pairs: Iterable[tuple[_Range, _Range]]) -> list[_Range]:
     return joined
 
 
-def _told(ranges: list[_Range]) -> str:
+def _count_and_first(ranges: list[_Range]) -> str:
+    """Returns how many images the ranges have, and the first range: "4 images ('train[4:8]')"."""
     count = sum(stop - start for _, start, stop in ranges)
     split, start, stop = ranges[0]
     more = f' and {len(ranges) - 1} more' if len(ranges) > 1 else ''

@@ -109,12 +109,15 @@ def make_optimizer(
     )
 
 
-def load_data(config: ml_collections.ConfigDict, split_by: str = 'content') -> dataset.Dataset:
+def load_data(
+    config: ml_collections.ConfigDict, split_by: str = 'content', begun: bool = False
+) -> dataset.Dataset:
     """Loads the data set that `config` names, and logs its sizes.
 
     Args:
       config: of the run.
       split_by: how the run splits a folder of pictures, see `dataset.recorded_split`.
+      begun: whether the run was already trained on these data, see `tfds.load`.
 
     Raises:
       UserError: the data set cannot be read, has fewer training images than a batch, or images too
@@ -132,6 +135,7 @@ def load_data(config: ml_collections.ConfigDict, split_by: str = 'content') -> d
         image_size=d.image_size,
         resident_megabytes=d.resident_megabytes,
         split_by=split_by,
+        begun=begun,
     )
     logger.info(
         '%s: %d train, %d valid, %d test images %s, %d classes, %s',

@@ -16,7 +16,7 @@ import optax
 
 from asose_jax.arch import genotype
 from asose_jax.config.consistency import has_exact_start
-from asose_jax.data.dataset import Dataset
+from asose_jax.data.dataset import Dataset, warn_of_other_pictures
 from asose_jax.nn import factors, operations
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import old_checkpoints
@@ -81,9 +81,14 @@ def find_origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Sc
     if config.network is not None:
         spec = _read_network(config.network, images)
         _require_same_space(spec, config.model.space, f'network={config.network!r}')
+        _warn_if_chosen_on_other_pictures(config.network, images)
         return Origin(_scaled(spec, config.network_channels))
     spec = _configured_supernet(config, images)
-    return Origin(spec if config.genotype is None else _chosen_network(config.genotype, spec))
+    if config.genotype is None:
+        return Origin(spec)
+    chosen = _chosen_network(config.genotype, spec)
+    _warn_if_chosen_on_other_pictures(config.genotype, images)
+    return Origin(chosen)
 
 
 def _configured_supernet(config: ml_collections.ConfigDict, images: Dataset) -> genotype.NetSpec:
@@ -287,6 +292,18 @@ def _read_source(field: str, value: str) -> _Source:
         ) from error
     except UnicodeDecodeError as error:
         raise UserError(f'{field}={value!r} is no text file: {error}. Name another.') from error
+
+
+def _warn_if_chosen_on_other_pictures(value: str, images: Dataset) -> None:
+    """Warns if the search that chose a network may have used this run's test pictures.
+
+    Args:
+      value: of the field `genotype` or `network`, which can be read.
+      images: the data set of this run.
+    """
+    if not _TEXT.search(value):
+        path = pathlib.Path(value).expanduser()
+        warn_of_other_pictures(images, path if path.is_dir() else path.parent)
 
 
 def _quoted(value: str) -> str:

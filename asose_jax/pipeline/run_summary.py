@@ -5,8 +5,6 @@ import io
 import json
 import logging
 import platform
-import shlex
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +19,7 @@ from asose_jax.costs import flops
 from asose_jax.data import dataset
 from asose_jax.pipeline import compilation, evaluation
 from asose_jax.pipeline.run_context import RunContext, RunState
-from asose_jax.runtime import workdir
+from asose_jax.runtime import process, workdir
 from asose_jax.spaces import registry
 from asose_jax.train.phases import Phase
 
@@ -43,7 +41,7 @@ def environment(context: RunContext) -> dict[str, Any]:
             **{name: importlib.metadata.version(name) for name in packages},
         },
         'devices': [str(device) for device in jax.devices()],
-        'command': shlex.join(['python', *sys.argv]),
+        'command': process.command(),
     }
 
 

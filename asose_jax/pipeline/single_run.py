@@ -18,6 +18,7 @@ import rich.console
 
 from asose_jax.arch import genotype
 from asose_jax.config.consistency import (
+    fields_to_record,
     flatten,
     require_same_config,
     validate,
@@ -90,7 +91,7 @@ def run(
         split_by = 'content'
         if resumes and config.data.name == 'folder':
             split_by = dataset.recorded_split(recorded, workdir)
-        images = builders.load_data(config, split_by)
+        images = builders.load_data(config, split_by, begun=resumes)
         schedule = builders.make_schedule(config, len(images.train))
         if resumes:
             dataset.require_same_data(images, recorded, workdir)
@@ -105,8 +106,13 @@ def run(
         table = _benchmark_table(config)
         is_primary_host = jax.process_index() == 0
         with locked(workdir, is_primary_host):
+            if checkpoint.has_checkpoint(workdir / 'checkpoints') != resumes:
+                raise UserError(
+                    f'another process has worked in {workdir} since this one began. Run the same '
+                    'command again: it resumes from there.'
+                )
             if is_primary_host:
-                _write_json(workdir / 'config.json', fields)
+                _write_json(workdir / 'config.json', fields_to_record(fields, workdir))
             try:
                 with _open_checkpoints(config, workdir, schedule) as checkpoints:
                     context = run_context.RunContext(

@@ -28,6 +28,7 @@ _ADVICE = {
     errno.EISDIR: ('cannot be used', 'Name a file, not a directory'),
     errno.ENOENT: ('cannot be used', 'Check the path'),
 }
+_OF_FILES = {*_ADVICE, errno.EACCES, errno.EPERM, errno.EIO}
 _WRONG_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOENT)
 _OTHERWISE = ('cannot be used', 'Check the disk and the path')
 _MAX_PATH = 200  # characters of a path in a message
@@ -51,6 +52,8 @@ def os_errors(task: str, resumes: bool = False) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.filename is None and error.errno not in _OF_FILES:
+            raise  # of the network, a thread or a library: not of a file
         text = f'{task}: {describe_os_error(error)}'
         if resumes and error.errno not in _WRONG_PATH:
             text += ' Then run the same command again: a run resumes from its last checkpoint.'

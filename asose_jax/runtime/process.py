@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import pathlib
+import shlex
 import sys
 import threading
 from typing import NoReturn, TextIO
@@ -90,3 +91,9 @@ def _drop_orbax_thread_errors(failed: threading.ExceptHookArgs) -> None:
     """Ignores errors in threads of Orbax, which raises them again in the thread that waits."""
     if not type(failed.thread).__module__.startswith('orbax'):
         threading.__excepthook__(failed)
+
+
+def command() -> str:
+    """Returns the command that started this process, to be copied into a shell."""
+    is_script = sys.argv[0].endswith('.py')
+    return shlex.join(['python', *sys.argv] if is_script else ['asose', *sys.argv[1:]])

@@ -30,12 +30,14 @@ import rich.progress
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
 from asose_jax.config.consistency import (
+    fields_to_record,
     flatten,
     require_same_config,
     validate,
     with_original_defaults,
 )
-from asose_jax.metrics import comparison
+from asose_jax.data import dataset
+from asose_jax.metrics import comparison, run_record
 from asose_jax.pipeline import single_run
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, paths, process, workdir
@@ -112,11 +114,10 @@ def run_sweep(
       UserError: something that the user can fix.
       Stopped: after SIGTERM or Ctrl-C; the progress of all runs is saved.
     """
-    process.require_platform()
-    if jax.process_count() > 1:
+    if jax.distributed.is_initialized():  # `process_count` would claim the devices
         raise UserError(
-            f'seeds={tuple(config.seeds)}: several searches share the devices of one machine; '
-            f'these are {jax.process_count()} hosts. Start it on one of them, without --multihost.'
+            f'seeds={tuple(config.seeds)}: several searches share the devices of one machine, but '
+            'this process has joined other hosts. Start it on one of them, without --multihost.'
         )
     directory = paths.expand_workdir(directory)
     paths.require_local_fields(flatten(config))
@@ -128,20 +129,52 @@ def run_sweep(
     has_controls = bool(config.random_cells or config.plain_cells)
     if has_controls:
         validate(_retrained(single, 'of a search'), 1)
+    machine = placement.available_slots()
     with interrupt.Interrupt(), workdir.locked(directory):
         require_same_config(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
-        workdir.write_atomically(directory / 'config.json', json.dumps(flat, indent=2) + '\n')
-        machine = placement.available_slots()
+        recorded = json.dumps(fields_to_record(flat, directory), indent=2)
+        workdir.write_atomically(directory / 'config.json', recorded + '\n')
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
+        warned = _warn_of_two_splits(searches, directory)
         run_jobs(searches, machine, directory, console)
         groups = {'searches': searches, 'found': [], 'random': []}
         if has_controls:
             trainings = _trainings(config, single, directory)
-            run_jobs(
-                [job for jobs in trainings.values() for job in jobs], machine, directory, console
-            )
+            jobs = [job for group in trainings.values() for job in group]
+            if not warned:
+                _warn_of_two_splits([*searches, *jobs], directory)
+            run_jobs(jobs, machine, directory, console)
             groups |= trainings
         return _summarize(groups, directory, config.alarm.skip_share)
+
+
+def _warn_of_two_splits(jobs: Sequence[Job], directory: pathlib.Path) -> bool:
+    """Warns if some runs split a folder of pictures by position, and others will by content.
+
+    Args:
+      jobs: the runs that are compared.
+      directory: contains the directory of each job.
+
+    Returns:
+      Whether it warned.
+    """
+    if jobs[0].config.data.name != 'folder':
+        return False
+    old = []
+    for job in jobs:
+        recorded = run_record.read_json_object(directory / job.name / 'run.json')
+        if recorded and dataset.recorded_split(recorded, directory / job.name) == 'position':
+            old.append(job.name)
+    if not old or len(old) == len(jobs):
+        return False
+    logger.warning(
+        '%s: these runs were begun by an older version and have another test split than the '
+        'other runs: %s. So their test accuracies cannot be compared, and pictures that they '
+        'learned from may be in the test split of the others. Start all in another --workdir.',
+        directory,
+        ', '.join(old),
+    )
+    return True
 
 
 def _summarize(

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from asose_jax.config.consistency import (
     differences,
+    fields_to_record,
     flatten,
     frozen_epochs,
     has_exact_start,
@@ -263,6 +264,11 @@ def test_run_begun_before_a_field_existed_goes_on_without_it(tmp_path, caplog):
     assert (found.search.exact_start, found.search.statistics_batches) == (False, 0)
     assert found.search.freeze_epochs == 2
     assert 'goes on with search.exact_start=False, search.statistics_batches=0' in caplog.text
+    require_same_config(flatten(found), tmp_path)
+    kept = fields_to_record(flatten(found), tmp_path)  # as a run writes it when it goes on
+    (tmp_path / 'config.json').write_text(json.dumps(kept))
+    assert flatten(with_original_defaults(config, tmp_path)) == flatten(found)
+    require_same_config(flatten(with_original_defaults(config, tmp_path)), tmp_path)
     (tmp_path / 'config.json').write_text(json.dumps(flatten(config)))
     assert with_original_defaults(config, tmp_path) is config
 

@@ -1,5 +1,7 @@
 """Data sets: splits that hold what they promise, and errors that say what to do."""
 
+import json
+import logging
 import socket
 import types
 import zlib
@@ -256,13 +258,13 @@ def test_one_class_or_one_image_of_a_class_is_an_error(monkeypatch, last, messag
 # --- Splits of a TFDS set
 
 
-def _own(directory, train, test):
+def _own(directory, train, test, **changes):
     """Ten images in `train`, all different, and four in `validation`."""
     if not (directory / 'own').exists():
         pictures = [Image.new('L', (8, 8), 10 * i) for i in range(10)]
         prepared.write(directory, 'own', 1, {'train': pictures, 'validation': pictures[:4]}, 'ab')
     options = {'seed': 0, 'valid_fraction': 0.5, 'image_size': 8, 'data_dir': str(directory)}
-    return dataset.load('own', train_split=train, test_split=test, **options)
+    return dataset.load('own', train_split=train, test_split=test, **options, **changes)
 
 
 @pytest.mark.parametrize(
@@ -303,6 +305,48 @@ def test_splits_without_common_records_are_taken_whatever_they_are_called(tmp_pa
 def test_records_that_are_trained_on_twice_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"names 2 images \('train\[4:6\]'\) twice"):
         _own(tmp_path, 'train[:6]+train[4:]', 'validation')
+
+
+@pytest.mark.parametrize(
+    ('train', 'told'), [('train[:8]', 'share 1 image '), ('train[:3]+train[2:5]', 'names 1 image ')]
+)
+def test_run_that_began_on_splits_that_share_images_keeps_them_and_is_warned(
+    tmp_path, train, told, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    d = _own(tmp_path, train, 'train[7:]', begun=True)
+    assert d.identity.record['train_split'] == train
+    (line,) = caplog.messages
+    assert told in line
+    assert line.endswith('The run began with these splits and keeps them.')
+
+
+@pytest.mark.parametrize(
+    ('train', 'test', 'told'),
+    [
+        ('train[4:]', 'train[:4]', False),
+        ('train[:4]', 'train[4:]', True),
+        ('train[4:]', 'validation', True),
+    ],
+)
+def test_weights_that_may_know_the_test_images_of_a_set_are_told(
+    tmp_path, train, test, told, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    source = _own(tmp_path, 'train[4:]', 'train[:4]')
+    recorded = {'classes': ['a', 'b'], 'data': source.identity.record}
+    (tmp_path / 'run.json').write_text(json.dumps(recorded))
+    dataset.warn_of_other_pictures(_own(tmp_path, train, test), tmp_path)
+    assert any('may be in the test split of this run' in line for line in caplog.messages) == told
+
+
+@pytest.mark.parametrize('url', ['gs://bucket/tfds', 's3://bucket'])
+def test_prepared_sets_at_a_url_are_refused_also_where_the_environment_names_them(monkeypatch, url):
+    monkeypatch.setenv('TFDS_DATA_DIR', url)
+    with pytest.raises(
+        UserError, match=rf'^{url[:2]}:// paths are not supported yet: \$TFDS_DATA_DIR={url!r}'
+    ):
+        dataset.load('cifar10', seed=0, valid_fraction=0.2)
 
 
 def test_another_version_of_a_set_is_another_set(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from helpers.pictures import config_of, picture
 from PIL import Image
 
-from asose_jax.data import dataset
+from asose_jax.data import dataset, fingerprint, image_folder
 from asose_jax.pipeline import single_run
 from asose_jax.runtime.errors import UserError
 
@@ -206,6 +206,39 @@ def test_copies_alone_are_too_few_pictures(tmp_path):
         'each class needs at least 3 different pictures, for train, valid, test; these have '
         "fewer: 'a' (2)." in _error(tmp_path)
     )
+
+
+@pytest.mark.parametrize(
+    ('classes', 'folder'), [(('012', '013', '023', '123'), ''), (('01', '12', '02'), 'train')]
+)
+def test_copies_in_too_many_classes_are_an_error_that_claims_no_more_than_is_known(
+    tmp_path, classes, folder
+):
+    for c, contents in enumerate(classes):
+        for i in contents:
+            picture(tmp_path / folder / str(c) / f'{i}.png', seed=int(i))
+    if folder:
+        picture(tmp_path / 'test' / '0' / 'new.png', seed=9)
+    told = _error(tmp_path, valid_fraction=0.5)
+    assert 'no split was found that gives' in told
+    assert told.endswith('identical pictures are in several classes. Remove the copies.')
+
+
+def test_hash_is_that_of_the_bytes_that_were_decoded(tmp_path, monkeypatch):
+    """Also where a file is replaced at the same moment."""
+    path = tmp_path / 'x.png'
+    picture(path, seed=1)
+    whole, whole_open = path.read_bytes(), Image.open
+
+    def replaced(file):
+        opened = whole_open(file)
+        path.unlink()
+        picture(path, (16, 16), seed=2)
+        return opened
+
+    monkeypatch.setattr(Image, 'open', replaced)
+    found = image_folder._check_picture(str(path))
+    assert found == ((8, 8), False, fingerprint.digest_of_bytes(whole))
 
 
 def test_position_is_how_older_runs_split(pets):
@@ -415,6 +448,7 @@ def test_all_unreadable_pictures_are_named_before_training(pets):
     told = _error(pets, image_size=8, resident_megabytes=0)
     for name in ('cat/page.jpg', 'cat/empty.png', 'dog/3.png', 'dog/cut.jpg'):
         assert f'{pets / name}: ' in told
+    assert 'BytesIO' not in told
     assert told.startswith('these pictures cannot be read; repair or remove them:')
     assert len(told.splitlines()) == 5
 

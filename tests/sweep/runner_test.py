@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 
@@ -89,6 +90,38 @@ def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, a
     assert {job.config.init_from for job in controls} == {None}
 
 
+@pytest.mark.parametrize(
+    ('split_by', 'random_cells', 'told'),
+    [
+        (('position', 'position'), 0, False),
+        (('content', 'content'), 1, False),
+        (('position', 'content'), 0, True),
+        (('position', None), 1, True),  # has not begun
+        (('position', 'position'), 1, True),  # trainings begin now
+    ],
+)
+@pytest.mark.usefixtures('asked')
+def test_runs_that_split_a_folder_in_two_ways_are_told_once(
+    tmp_path, split_by, random_cells, told, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    several_searches.write(tmp_path, seeds=(0, 1))
+    for name in ('config.json', page.NAME):
+        (tmp_path / name).unlink()
+    for seed, how in enumerate(split_by):
+        path = tmp_path / f'seed_{seed}' / 'run.json'
+        content = json.loads(path.read_text())
+        content.pop('data', None)
+        if how == 'content':
+            content['data'] = {'name': 'folder', 'split_by': 'content'}
+        path.write_text(json.dumps(content if how else {}))
+    folder = {'data.name': 'folder', 'data.dir': str(tmp_path)}
+    runner.run_sweep(_config(seeds=(0, 1), random_cells=random_cells, **folder), tmp_path)
+    lines = [line for line in caplog.messages if 'have another test split than the other' in line]
+    assert len(lines) == told
+    assert all('seed_0' in line for line in lines)
+
+
 @pytest.mark.parametrize('mode', ['search', 'retrain'])
 @pytest.mark.parametrize('finished', [True, False])
 def test_sweep_and_single_run_do_not_take_over_the_workdir_of_each_other(tmp_path, mode, finished):
@@ -106,8 +139,8 @@ def test_sweep_and_single_run_do_not_take_over_the_workdir_of_each_other(tmp_pat
 
 
 def test_several_hosts_are_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner.jax, 'process_count', lambda: 2)
-    with pytest.raises(UserError, match=r'seeds=\(0, 1\): .* these are 2 hosts'):
+    monkeypatch.setattr(runner.jax.distributed, 'is_initialized', lambda: True)
+    with pytest.raises(UserError, match=r'seeds=\(0, 1\): .* has joined other hosts'):
         runner.run_sweep(_config(seeds=(0, 1)), tmp_path / 'all')
     assert not (tmp_path / 'all').exists()
 
