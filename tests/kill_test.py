@@ -203,7 +203,7 @@ def test_full_disk_while_logging_is_told_and_nothing_is_lost(root, tmp_path, who
     size = (tmp_path / 'metrics.jsonl').stat().st_size + 100  # the next line is longer
     resource.prlimit(full.process.pid, resource.RLIMIT_FSIZE, (size, size))
     assert full.wait() == 2, full.output
-    assert 'metrics.jsonl: File too large. Fix this' in full.output
+    assert 'metrics.jsonl cannot be written: File too large. Free some space' in full.output
     assert 'Traceback' not in full.output
     again = ForkedRun(root, tmp_path)
     assert again.wait() == 0, again.output

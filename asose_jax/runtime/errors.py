@@ -22,6 +22,7 @@ class Stopped(KeyboardInterrupt):
 _ADVICE = {
     errno.ENOSPC: ('cannot be written', 'Free some space'),
     errno.EDQUOT: ('cannot be written', 'Free some space'),
+    errno.EFBIG: ('cannot be written', 'Free some space, or raise the limit of file sizes'),
     errno.EROFS: ('cannot be written', 'Copy the directory to a disk that can be written'),
     errno.ENAMETOOLONG: ('cannot be used', 'Choose a shorter path'),
     errno.ENOTDIR: ('cannot be used', 'Choose another path: this one is, or goes through, a file'),
