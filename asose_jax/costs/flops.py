@@ -91,9 +91,10 @@ def cost_table(spec: NetSpec, meter: Meter) -> CostTable:
     skips = spec.with_groups(tuple(((FALLBACK, NONE),) * len(group) for group in spec.groups()))
     skip_rows = [np.array([1.0, 0.0])] * len(skips.rows())
     skips = genotype.derive(skips, genotype.genotype_from_indices(skips, skips.choose(skip_rows)))
+    network_cost = meter.network(skips)
     skip_costs = sum(float(row.sum()) for row in _candidate_costs(skips, meter))
     # Measured one by one, operations may take longer than within the network: never below 0.
-    constant = max(0.0, meter.network(skips) - skip_costs)
+    constant = max(0.0, network_cost - skip_costs)
     return CostTable(constant, _candidate_costs(spec, meter))
 
 
