@@ -18,6 +18,18 @@ from asose_jax.train.step_config import StepConfig
 
 TURN_PERIOD = 3  # one alpha step, two weight steps
 _IMAGES = 2048
+_OPTIMIZER = {  # of the preset `seed`
+    'weight_lr': 0.025,
+    'weight_lr_end': 1e-4,
+    'momentum': 0.9,
+    'weight_decay': 3e-4,
+    'clip': 0.0,
+    'arch_lr': 3e-4,
+    'arch_lr_end': 1e-5,
+    'arch_b1': 0.5,
+    'arch_b2': 0.999,
+    'arch_weight_decay': 1e-3,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +63,7 @@ class Network:
       phase: whose program.
       chosen: one operation a block: the derived network.
       slots: steps in a call, at most.
-      turn_period: see `phases.make_plan`; the first step of a period is the one of alpha.
+      turn_period: see `phases.make_schedule`; the first step of a period is the one of alpha.
     """
 
     def __init__(
@@ -70,7 +82,7 @@ class Network:
         schedule = phases.make_schedule(
             epochs, 600, turn_period=turn_period, tau_start=0.8, tau_rate=0.98, tau_floor=0.1
         )
-        tx = optimizer.make_optimizer(schedule)
+        tx = optimizer.make_optimizer(schedule, **_OPTIMIZER)
         model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
         self.step_config = step_config = StepConfig(
             model, tx, schedule, augment.Augmentation(4, True)
