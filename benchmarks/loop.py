@@ -16,7 +16,6 @@ import pathlib
 import tempfile
 import time
 
-from asose_jax.pipeline import builders
 from benchmarks import measure
 
 FIRST = 2  # epochs that do not count: memory is touched, code is linked
@@ -36,7 +35,7 @@ def main() -> None:
 
     import jax
 
-    from asose_jax.pipeline import single_run
+    from asose_jax.pipeline import builders, single_run
     from asose_jax.train import pmap
     from asose_jax.train.phases import Phase
     from benchmarks import ours
