@@ -258,7 +258,8 @@ def test_a_network_with_a_second_head_goes_on_with_it_and_only_with_it(tmp_path)
     alone = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
     headed = {**alone, 'optimize.second_head': 0.4}
     single_run.run(tiny(genotype=str(file), **headed), tmp_path / 'first')
-    with pytest.raises(UserError, match=r'second_head.*: set optimize.second_head as in the other run'):
+    message = r'second_head.*: set optimize.second_head as in the other run'
+    with pytest.raises(UserError, match=message):
         single_run.run(tiny(init_from=str(tmp_path / 'first'), **alone), tmp_path / 'without')
     again = single_run.run(tiny(init_from=str(tmp_path / 'first'), **headed), tmp_path / 'again')
     assert [row['name'] for row in again['phases']] == ['optimize']
