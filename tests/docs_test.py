@@ -1,4 +1,4 @@
-"""What the docs say holds."""
+"""The docs agree with the program."""
 
 import pathlib
 import re

@@ -405,16 +405,13 @@ def with_original_defaults(
       config: of the command.
       workdir: of the run, which may not have begun.
     """
-    try:
-        before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-        missing = {
-            name: field.before
-            for name, field in FIELDS.items()
-            if field.is_new and name not in before
-        }
-    except (OSError, ValueError, TypeError):
-        return config  # no run, or one that `require_same_config` refuses
-    if not missing:
+    before = _recorded(workdir)
+    missing = {
+        name: field.before
+        for name, field in FIELDS.items()
+        if before is not None and field.is_new and name not in before
+    }
+    if before is None or not missing:
         return config
     if config.search.freeze_epochs is None:  # the meaning of None is as new as these fields
         missing.setdefault('search.freeze_epochs', before.get('search.freeze_epochs'))
@@ -435,11 +432,22 @@ def fields_to_record(flat: dict[str, Any], workdir: pathlib.Path) -> dict[str, A
       flat: the config, see `flatten`.
       workdir: of the run, which may not have begun.
     """
-    try:
-        before = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
+    before = _recorded(workdir)
+    if before is None:
         return flat
     return {name: v for name, v in flat.items() if name in before or not FIELDS[name].is_new}
+
+
+def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Returns the fields in config.json; `None` without a run, or if it cannot be read.
+
+    A file that cannot be read is refused by `require_same_config`.
+    """
+    try:
+        fields = json.loads((workdir / 'config.json').read_text(encoding='utf-8'))
+    except (OSError, ValueError):
+        return None
+    return fields if isinstance(fields, dict) else None
 
 
 def require_same_config(

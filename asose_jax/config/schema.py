@@ -14,7 +14,7 @@ _REQUIRED = object()  # stands for a field that every run has had
 
 
 class Rule(NamedTuple):
-    """What a field may hold.
+    """Describes and checks the values of a field.
 
     Attributes:
       describe: returns the allowed values in words.

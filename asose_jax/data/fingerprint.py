@@ -1,4 +1,4 @@
-"""What makes a data set the same one, so that a run never meets other data unnoticed."""
+"""Recognizes a data set, so that a run never meets other data unnoticed."""
 
 import collections
 import dataclasses

@@ -5,6 +5,7 @@
 The first two decide: while they may, the next step waits for them. The others write.
 """
 
+import abc
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from asose_jax.train.phases import Span
 
 
 class Decision(NamedTuple):
-    """What a hook, or several, made of an evaluation.
+    """Says what happens after an evaluation, as a hook or several decide.
 
     Attributes:
       saves: the state is saved before the next step.
@@ -56,14 +57,15 @@ class Evaluation:
     batch: dict[str, np.ndarray]
 
 
-class Hook:
-    """A reaction to evaluations. The methods of this class do nothing."""
+class Hook(abc.ABC):
+    """A reaction to evaluations."""
 
     def may_decide(self, context: RunContext, span: Span) -> bool:
         """Returns whether evaluations of this phase can change what the next step does."""
         del context, span
         return False
 
+    @abc.abstractmethod
     def on_evaluation(
         self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
     ) -> Decision:
@@ -78,9 +80,8 @@ class Hook:
         Returns:
           What this hook decides.
         """
-        raise NotImplementedError
 
-    def on_stop(self) -> None:
+    def on_stop(self) -> None:  # noqa: B027 (most hooks need not react)
         """Reacts to the end of a process that was asked to stop, before the state is on disk."""
 
 

@@ -40,7 +40,7 @@ _MAX_VALUE = 80  # characters of a value in a message
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What a new run starts from.
+    """Describes the start of a new run.
 
     Attributes:
       spec: description of the network.

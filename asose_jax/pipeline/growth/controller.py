@@ -317,7 +317,7 @@ def score_batches(context: RunContext, number: int) -> list[tuple[np.ndarray, np
 
 
 class _GrownNetwork(NamedTuple):
-    """What is recorded of the network after one of the growths that take place together."""
+    """Holds the record of the network after one of the growths that take place together."""
 
     params: int
     network: dict[str, Any]  # JSON of the description
