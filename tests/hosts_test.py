@@ -74,7 +74,7 @@ def test_two_hosts_of_two_devices_do_what_one_of_four_does(alone, together):
     assert genotypes[0] == genotypes[1]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_hosts_stop_together_and_go_on_also_when_one_is_lost_and_with_any_number_of_hosts(
     root, tmp_path, alone, together
 ):
@@ -101,7 +101,7 @@ def test_hosts_stop_together_and_go_on_also_when_one_is_lost_and_with_any_number
     _assert_alike(tmp_path / 'copy', alone)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_hosts_read_their_parts_of_streamed_batches(root, tmp_path, cifar_dir):
     fields = streamed(cifar_dir)
     one = ForkedRun(root, tmp_path / 'one', fields, environment={'JAX_NUM_CPU_DEVICES': '4'})

@@ -196,7 +196,7 @@ def test_full_disk_while_saving_is_told_and_the_checkpoint_before_is_whole(root,
     final_state(tmp_path, tiny(**{**WHOLE, **wide}))  # reads it, checksums and all
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_full_disk_while_logging_is_told_and_nothing_is_lost(root, tmp_path, whole):
     full = ForkedRun(root, tmp_path)
     assert full.wait_for(says('search: 2 epochs'))

@@ -1,5 +1,7 @@
 """Every law of the table is held in the default ring, by tests that are there."""
 
+import runpy
+
 import pytest
 from helpers import laws
 
@@ -20,3 +22,16 @@ def test_every_test_of_the_table_is_there(root):
             (path,) = (root / 'tests').rglob(f'{file}.py')
             text = path.read_text(encoding='utf-8')
             assert f'def {function}(' in text or not function, name
+
+
+def test_every_soak_test_guards_paths_that_are_there(root):
+    """`.ci/soak --changed` runs a file where a path that it guards has changed."""
+    guards = runpy.run_path(str(root / '.ci' / 'soak'))['GUARDS']
+    marked = {
+        str(path.relative_to(root))
+        for path in (root / 'tests').rglob('*_test.py')
+        if 'pytest.mark.soak' in path.read_text(encoding='utf-8') and path.name != 'laws_test.py'
+    }
+    assert marked == {*guards}
+    for file, patterns in guards.items():
+        assert not [pattern for pattern in patterns if not any(root.glob(pattern))], file

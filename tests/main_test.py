@@ -156,7 +156,7 @@ def test_platform_that_is_missing_is_one_line(
     assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_digits_are_searched_to_95_percent_by_the_command_of_the_readme(root, tmp_path):
     done = _main(root, '--config=configs/search.py:digits', f'--workdir={tmp_path}')
     assert done.returncode == 0, done.stderr

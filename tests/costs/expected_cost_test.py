@@ -329,7 +329,7 @@ def test_what_was_measured_is_kept_and_a_resumed_run_ends_bit_for_bit(tmp_path, 
         single_run.run(config, tmp_path / 'halves')
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_table_grows_with_the_network_and_is_kept(tmp_path, monkeypatch, clock):
     fields = {**GROWING, 'model.primitives': CHEAPEST}
     config = _stopped_and_resumed(tmp_path, monkeypatch, clock, 30, fields)

@@ -36,6 +36,11 @@ from asose_jax.train import checkpoint, pmap
 from asose_jax.train.phases import Phase
 from configs.search import get_config
 
+CELL_SPACES = [
+    pytest.param('nasbench201', marks=pytest.mark.slow),
+    pytest.param('darts', marks=pytest.mark.soak),  # compiles for longer
+]
+
 
 @pytest.fixture(scope='session')
 def whole(shared):
@@ -133,8 +138,7 @@ def test_soft_draws_bfloat16_and_train_data_for_alpha_run_through(tmp_path):
         assert line['guard/grad'] == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('space', ['nasbench201', 'darts'])
+@pytest.mark.parametrize('space', CELL_SPACES)
 def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     fields = {
         'model.space': space,
@@ -162,8 +166,7 @@ def test_cell_is_found_in_every_phase_and_trains_from_scratch(space, tmp_path):
     assert (trained['genotype'], trained['params']) == (found['genotype'], found['params'])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('space', ['nasbench201', 'darts'])
+@pytest.mark.parametrize('space', CELL_SPACES)
 def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
     space, tmp_path, caplog
 ):
@@ -196,7 +199,7 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
         assert not (tmp_path / 'two').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_search_that_looks_ahead_is_resumed_bit_for_bit(tmp_path):
     assert_resumed_as_the_whole({**CELLS, **AHEAD}, 10, tmp_path)  # a step of alpha is next
     assert all(line['guard/grad'] == 0 for line in lines_of(tmp_path / 'whole'))

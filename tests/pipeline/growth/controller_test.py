@@ -139,7 +139,7 @@ def test_run_stopped_around_its_growths_and_resumed_ends_bit_for_bit_as_the_whol
     assert_same_end(grown[0].parent / 'stopped', grown[0], tiny(**WHOLE))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_growth_of_several_blocks_stopped_again_and_again_ends_bit_for_bit_as_the_whole_one(
     tmp_path,
 ):
@@ -221,22 +221,29 @@ def test_control_of_nothing_is_an_error(tmp_path):
         single_run.run(config, tmp_path / 'run')
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ('changes', 'kinds'),
     [
-        (
+        pytest.param(
             {'growth.kinds': ('branch',), 'growth.where': 'random', 'growth.max_branches': 3},
             ['branch', 'branch'],
+            id='branch-random',
+            marks=pytest.mark.slow,
         ),
-        ({'growth.where': 'last', 'growth.lead_epochs': 0}, ['depth', 'width', 'depth', 'width']),
-        ({'growth.kinds': ('auto',)}, None),
-        (
+        pytest.param(
+            {'growth.where': 'last', 'growth.lead_epochs': 0},
+            ['depth', 'width', 'depth', 'width'],
+            id='last-at-once',
+            marks=pytest.mark.soak,
+        ),
+        pytest.param({'growth.kinds': ('auto',)}, None, id='auto', marks=pytest.mark.slow),
+        pytest.param(
             {'growth.kinds': ('branch+depth+width',), 'growth.max_branches': 3},
             ['width', 'branch', 'depth'] * 2,
+            id='together',
+            marks=pytest.mark.slow,
         ),
     ],
-    ids=['branch-random', 'last-at-once', 'auto', 'together'],
 )
 @pytest.mark.usefixtures('compiled')
 def test_other_ways_to_grow_run_through(tmp_path, changes, kinds):
