@@ -5,6 +5,7 @@ Example:
   result = asose_jax.search(config, workdir)  # the content of summary.json
   model = asose_jax.load(workdir)
   model.predict(images)  # probabilities of the classes
+  asose_jax.predict(workdir, 'PICTURES')  # the path of a table of classes
 """
 
 import importlib
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from asose_jax.arch.genotype import Genotype
-    from asose_jax.inference import Trained, evaluate, export, load
+    from asose_jax.inference import Trained, evaluate, export, load, predict
     from asose_jax.runtime.errors import Stopped, UserError
     from asose_jax.sweep.runner import search
 
@@ -24,6 +25,7 @@ __all__ = [
     'evaluate',
     'export',
     'load',
+    'predict',
     'search',
 ]
 
@@ -39,5 +41,8 @@ def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that `import asose_jax` alone does not load jax."""
     if name not in __all__:
         raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    module = importlib.import_module(f'{__name__}.{_MODULES.get(name, "inference")}')
+    from asose_jax.runtime import log  # imported here: it loads rich
+
+    with log.root_unchanged():
+        module = importlib.import_module(f'{__name__}.{_MODULES.get(name, "inference")}')
     return getattr(module, name)

@@ -3,7 +3,8 @@
 Where the package is installed: asose --config=PRESET --workdir=DIR, from any folder.
 
 --mode=retrain --config.genotype=FILE trains a chosen network from scratch; --config.seeds="(0, 1)"
-runs several searches. --mode=evaluate, export and report, with --workdir=DIR, need a finished run.
+runs several searches. --mode=evaluate, predict, export and report, with --workdir=DIR, need a
+finished run.
 
 The same command resumes a run that was stopped.
 """
@@ -15,7 +16,6 @@ from typing import Any
 
 import jax
 import rich.console
-import rich.logging
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -23,7 +23,7 @@ from asose_jax import inference
 from asose_jax.config import presets, retrain
 from asose_jax.config.consistency import flatten
 from asose_jax.report import page
-from asose_jax.runtime import paths, process
+from asose_jax.runtime import log, paths, process
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
 from asose_jax.sweep import runner
 
@@ -35,11 +35,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_enum(
     'mode',
     'search',
-    ['search', 'retrain', 'evaluate', 'export', 'report'],
+    ['search', 'retrain', 'evaluate', 'predict', 'export', 'report'],
     'search: runs all phases. retrain: trains the network of --config.genotype from scratch, with '
     'the settings of config.retrain. For a finished run, which --workdir alone names: evaluate: '
-    'reports test accuracy by class and writes confusion.png. export: writes a StableHLO file that '
-    'needs only jax and flatbuffers. report: writes report.html again.',
+    'reports test accuracy by class and writes confusion.png. predict: writes the classes of the '
+    'pictures in --images to predictions.csv. export: writes a StableHLO file that needs only jax '
+    'and flatbuffers. report: writes report.html again.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
@@ -51,7 +52,21 @@ _MULTIHOST = flags.DEFINE_bool(
 _WORKDIR: flags.FlagHolder[Any] = flags.DEFINE_string(
     'workdir', None, 'Directory of checkpoints and results.'
 )
-_FINISHED = ('evaluate', 'export', 'report')  # modes for the workdir of a run, without a config
+_IMAGES: flags.FlagHolder[Any] = flags.DEFINE_string(
+    'images',
+    None,
+    'For --mode=predict: a folder, of which the .png, .jpg and .jpeg files at any depth are taken; '
+    'a picture; a glob; or several of these, with commas between them.',
+)
+_OUT = flags.DEFINE_string(
+    'out', None, 'For --mode=predict: the table to write, in the place of WORKDIR/predictions.csv.'
+)
+_FINISHED = (
+    'evaluate',
+    'predict',
+    'export',
+    'report',
+)  # modes for the workdir of a run, without a config
 _HEARTBEAT_SECONDS = 30  # a host that is silent for longer counts as lost
 
 
@@ -62,11 +77,12 @@ def main(argv: list[str]) -> None:
     if _MODE.value not in _FINISHED:
         _join_hosts()
     console = rich.console.Console(stderr=True)
-    logger = process.set_up(_handler(console))
+    logger = process.set_up(log.handler_for(console))
     try:
         # The public functions translate errors of the system; this is for what is around them.
         with os_errors(f'--mode={_MODE.value}'):
             paths.expand_workdir(_WORKDIR.value)
+            _require_images()
             if _MODE.value in _FINISHED:
                 _run_on_finished(_MODE.value, _WORKDIR.value)
             else:
@@ -82,19 +98,39 @@ def main(argv: list[str]) -> None:
 
 
 def _run_on_finished(mode: str, workdir: str) -> None:
-    """Evaluates, exports or reports the run in a workdir, whose config is that of the run."""
+    """Uses the finished run in a workdir, whose config is that of the run."""
     if overrides := config_flags.get_override_values(flags.FLAGS['config']):
         name = next(iter(overrides))
         raise UserError(
             f'--mode={mode} takes the config of the run in --workdir and would ignore '
             f'--config.{name}={overrides[name]!r}. Leave out --config.{name}.'
         )
+    if mode == 'predict':
+        inference.predict(workdir, _IMAGES.value, _OUT.value)
+        return
     functions = {
         'report': page.rebuild,
         'evaluate': inference.evaluate,
         'export': inference.export,
     }
     functions[mode](workdir)
+
+
+def _require_images() -> None:
+    """Fails unless pictures are named where they are predicted, and nowhere else."""
+    if _MODE.value == 'predict':
+        if _IMAGES.value is None:
+            raise UserError(
+                '--mode=predict needs --images: a folder, a picture, a glob, or several of these '
+                'with commas between them.'
+            )
+        return
+    for flag in (_IMAGES, _OUT):
+        if flag.value is not None:
+            raise UserError(
+                f'--mode={_MODE.value} would ignore --{flag.name}={flag.value!r}, which is for '
+                f'--mode=predict. Leave out --{flag.name}.'
+            )
 
 
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:
@@ -134,15 +170,6 @@ def _join_hosts() -> None:
             'other. Elsewhere, set on every host JAX_COORDINATOR_ADDRESS (HOST:PORT of the first '
             'host), JAX_NUM_PROCESSES, and JAX_PROCESS_ID (counted from 0).'
         )
-
-
-def _handler(console: rich.console.Console) -> logging.Handler:
-    """Returns the handler of the log; in a terminal it keeps the progress bar intact."""
-    if console.is_terminal:
-        return rich.logging.RichHandler(
-            console=console, show_path=False, show_level=False, log_time_format='%H:%M:%S'
-        )
-    return process.plain_handler()
 
 
 def _parse(argv: list[str]) -> list[str]:

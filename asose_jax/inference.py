@@ -1,13 +1,17 @@
 """The trained network of a finished run: prediction, evaluation and export."""
 
+import csv
 import dataclasses
+import errno
 import functools
+import itertools
 import json
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any, cast
 
 import jax
@@ -16,17 +20,19 @@ import ml_collections
 import numpy as np
 import orbax.checkpoint as ocp
 from jax import export as jax_export
+from PIL import Image
 from sklearn import metrics
 
 from asose_jax.arch.genotype import Genotype, NetSpec, to_tuples
 from asose_jax.config.consistency import unflatten
-from asose_jax.data import dataset
+from asose_jax.data import dataset, pictures
 from asose_jax.data.fingerprint import MissingDataError
+from asose_jax.data.pictures import Picture
 from asose_jax.metrics import run_record
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import builders, old_checkpoints
-from asose_jax.runtime import paths, process, workdir
+from asose_jax.runtime import log, paths, process, workdir
 from asose_jax.runtime.errors import UserError, os_errors
 from asose_jax.spaces import registry
 from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
@@ -36,6 +42,8 @@ logger = logging.getLogger('asose_jax')
 
 _PREDICT_BATCH = 128  # images per call of the compiled network
 _EVALUATE_BATCH = 1000  # images that `evaluate` reads at once
+_LISTED_CLASSES = 5  # the most likely ones, in predictions.csv
+_LOGGED_PREDICTIONS = 10
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
@@ -72,32 +80,58 @@ class Trained:
         """Returns the chosen operations, by group and member."""
         return Genotype(to_tuples(self.summary['genotype']))
 
-    def predict(self, images: np.ndarray) -> np.ndarray:
+    def predict(
+        self, images: Picture | np.ndarray | jax.Array | Iterable[Picture | np.ndarray | jax.Array]
+    ) -> np.ndarray:
         """Returns the probability of each class.
 
         Args:
           images: pixel values 0..255 of any dtype, `[N, H, W, C]`, with the H, W and C that the
-            network was trained on.
+            network was trained on; the path of a picture, or a Pillow image, which are brought to
+            that form (see `pictures.pixels`); or a list of these, in which an array may also be a
+            single image `[H, W, C]`.
 
         Returns:
-          Probabilities, float32 `[N, classes]`.
+          Probabilities, float32 `[N, classes]`, in the order of the images.
 
         Raises:
-          ValueError: H, W or C differ.
+          ValueError: H, W or C of an array differ.
+          UserError: pictures cannot be read; they are named.
         """
-        images = np.asarray(images)
-        if images.ndim != 4 or images.shape[1:] != self.spec.image_shape:
+        shape = self.spec.image_shape
+
+        def read(image: Picture | np.ndarray) -> np.ndarray:
+            return image if isinstance(image, np.ndarray) else pictures.pixels(image, shape)
+
+        several = (
+            [images]
+            if isinstance(images, str | os.PathLike | Image.Image | np.ndarray | jax.Array)
+            else images
+        )
+        singles = itertools.chain.from_iterable(map(self._singles, several))
+        parts = [np.zeros((0, len(self.class_names)), np.float32)]
+        with futures.ThreadPoolExecutor() as pool:
+            while chunk := list(itertools.islice(singles, _PREDICT_BATCH)):
+                # Every call has the same shape, so that the network is compiled only once.
+                batch = np.zeros((_PREDICT_BATCH, *shape), np.float32)
+                is_decoded = all(isinstance(image, np.ndarray) for image in chunk)
+                batch[: len(chunk)] = pictures.of_each(read, chunk, map if is_decoded else pool.map)
+                parts.append(np.asarray(self._call(batch))[: len(chunk)])
+        return np.concatenate(parts)
+
+    def _singles(
+        self, images: Picture | np.ndarray | jax.Array
+    ) -> Iterator[Picture] | Iterator[np.ndarray]:
+        """Yields a picture as it is, and the images of an array one by one."""
+        if isinstance(images, str | os.PathLike | Image.Image):
+            return iter([images])
+        array = np.asarray(images)
+        if array.shape[-3:] != self.spec.image_shape or array.ndim not in (3, 4):
             raise ValueError(
-                f'images have shape {images.shape}, but this network takes '
+                f'images have shape {array.shape}, but this network takes '
                 f'{(None, *self.spec.image_shape)}: any number of images (height, width, channels)'
             )
-        count = len(images)
-        calls = -(-count // _PREDICT_BATCH)
-        # Every call has the same shape, so that the network is compiled only once.
-        padded = np.zeros((calls * _PREDICT_BATCH, *images.shape[1:]), np.float32)
-        padded[:count] = images
-        parts = [self._call(part) for part in np.split(padded, calls or 1)]
-        return np.concatenate(parts)[:count]
+        return iter(array.reshape(-1, *self.spec.image_shape))
 
     @functools.cached_property
     def _call(self) -> Callable[[np.ndarray], jax.Array]:
@@ -229,6 +263,7 @@ def _without_second_head(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {name: subtree for name, subtree in tree.items() if name != SECOND_HEAD}
 
 
+@log.shown()
 @os_errors('evaluating a run')
 def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     """Evaluates the network of a finished run on its test split.
@@ -327,6 +362,82 @@ def _scores(truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
     }
 
 
+@log.shown()
+@os_errors('predicting the classes of pictures')
+def predict(
+    directory: str | pathlib.Path,
+    images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+) -> pathlib.Path:
+    """Predicts the classes of pictures by the network of a finished run, into a table.
+
+    The table has a line for each picture, in order: `file`, `class` and `probability`, then
+    `class_2`, `probability_2` and so on for the classes that come next, up to five in all. A
+    picture that cannot be read is named in the log and has no line.
+
+    Args:
+      directory: workdir of a finished run.
+      images: pictures, folders and globs, see `pictures.find`.
+      out: the table, a CSV file in UTF-8; `None` means WORKDIR/predictions.csv.
+
+    Returns:
+      The path of the table.
+
+    Raises:
+      UserError: there is no finished run, no picture is found or can be read, or the table cannot
+        be written.
+    """
+    directory = paths.expand_workdir(directory)
+    target = directory / 'predictions.csv'
+    if out is not None:
+        paths.require_local(out, 'out')
+        target = pathlib.Path(out).expanduser()
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    model = load(directory)
+    files = pictures.find(images)
+    count = min(_LISTED_CLASSES, len(model.class_names))
+    later = [f'{name}_{k}' for k in range(2, count + 1) for name in ('class', 'probability')]
+    read = 0
+    with workdir.written_atomically(target) as file:
+        table = csv.writer(file, lineterminator='\n')
+        table.writerow(['file', 'class', 'probability', *later])
+        for name, row in _predictions(model, files):
+            best = np.argsort(-row, kind='stable')[:count]
+            cells = [(model.class_names[k], f'{row[k]:.6f}') for k in best]
+            table.writerow([pictures.printable(name), *itertools.chain.from_iterable(cells)])
+            read += 1
+            if read <= _LOGGED_PREDICTIONS:
+                logger.info('%s: %s %.1f %%', name, model.class_names[best[0]], 100 * row[best[0]])
+        if not read:
+            raise UserError(
+                f'none of the {len(files)} pictures can be read; the lines above say why. Check '
+                f'images={images!r}.'
+            )
+    unread = f'; {len(files) - read} could not be read' if read < len(files) else ''
+    logger.info('the classes of %d pictures are in %s%s', read, target, unread)
+    return target
+
+
+def _predictions(model: Trained, files: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each picture that can be read and its probabilities, float32 `[classes]`."""
+
+    def read(file: str) -> np.ndarray:
+        return pictures.pixels(file, model.spec.image_shape)
+
+    with futures.ThreadPoolExecutor() as pool:
+        for start in range(0, len(files), _PREDICT_BATCH):
+            part = files[start : start + _PREDICT_BATCH]
+            results = pictures.attempt_each(read, part, pool.map)
+            for file, result in zip(part, results, strict=True):
+                if isinstance(result, Exception):
+                    logger.warning('passed over: %s', pictures.failure(file, result))
+            readable = [not isinstance(result, Exception) for result in results]
+            found = model.predict(itertools.compress(results, readable))
+            yield from zip(itertools.compress(part, readable), found, strict=True)
+
+
+@log.shown()
 @os_errors('exporting the network of a run')
 def export(directory: str | pathlib.Path) -> pathlib.Path:
     """Exports the network of a finished run for use without this package.

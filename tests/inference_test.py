@@ -1,5 +1,6 @@
 """The network of a finished run: predictions, evaluation, export; the package in Python."""
 
+import csv
 import dataclasses
 import errno
 import json
@@ -10,9 +11,11 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from helpers.runs import CHEAPEST, WHOLE, make_whole, tiny
+from PIL import Image
 
 import asose_jax
 from asose_jax import inference
@@ -58,6 +61,102 @@ def test_predictions_are_those_of_the_run(finished):
     assert model.genotype.to_json() == result['genotype']
     np.testing.assert_allclose(model.predict(images[:3]), found[:3], rtol=1e-5)
     assert model.predict(images[:0]).shape == (0, 10)
+
+
+@pytest.fixture
+def digits(tmp_path):
+    """The first five test images, their files, and a damaged file among these."""
+    _, images, _ = _test_images(tiny())
+    images = images[:5]
+    files = [tmp_path / 'pictures' / f'{i}.png' for i in range(5)]
+    files[0].parent.mkdir()
+    for file, image in zip(files, images, strict=True):
+        Image.fromarray(image[..., 0]).save(file)
+    (tmp_path / 'pictures' / '2a.png').write_bytes(files[2].read_bytes()[:40])
+    return images, files
+
+
+def test_array_and_pillow_image_and_file_are_predicted_alike_in_their_order(finished, digits):
+    images, files = digits
+    model = asose_jax.load(finished[0])
+    expected = model.predict(images)
+    assert len(np.unique(expected.argmax(1))) > 1
+    opened = [Image.open(file) for file in files]
+    colour = [image.convert('RGB') for image in opened]
+    mixed = [images[:2], opened[2], str(files[3]), images[4]]
+    for form in (files, list(map(str, files)), opened, colour, list(images), mixed, iter(mixed)):
+        np.testing.assert_array_equal(model.predict(form), expected)
+    for alone in (files[0], str(files[0]), opened[0], images[0], jax.numpy.asarray(images[:1])):
+        np.testing.assert_array_equal(model.predict(alone), expected[:1])
+    assert model.predict([]).shape == (0, 10)
+
+
+def test_batches_change_no_prediction_and_compile_once(finished, digits, monkeypatch):
+    images, files = digits
+    model = asose_jax.load(finished[0])
+    expected = model.predict([*images, *files, *images])
+    monkeypatch.setattr(inference, '_PREDICT_BATCH', 4)
+    small = asose_jax.load(finished[0])
+    for count in (15, 1, 4):
+        found = small.predict([*images, *files, *images][:count])
+        np.testing.assert_allclose(found, expected[:count], rtol=1e-5)
+    assert small._call._cache_size() == 1
+
+
+def test_damaged_picture_is_named(finished, digits):
+    _, files = digits
+    damaged = files[0].with_name('2a.png')
+    with pytest.raises(UserError, match=f'cannot be read; repair or remove them:\n  {damaged}: '):
+        asose_jax.load(finished[0]).predict([files[0], damaged])
+
+
+def _table(path):
+    with open(path, encoding='utf-8', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def test_table_has_a_line_for_each_picture_in_order_and_the_damaged_one_is_named(
+    finished, digits, tmp_path, monkeypatch, caplog
+):
+    images, files = digits
+    monkeypatch.setattr(inference, '_PREDICT_BATCH', 2)  # the damaged one is in the second batch
+    monkeypatch.setattr(inference, '_LOGGED_PREDICTIONS', 3)
+    workdir = shutil.copytree(finished[0], tmp_path / 'run')
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        path = asose_jax.predict(workdir, files[0].parent)
+    assert path == workdir / 'predictions.csv'
+    rows, expected = _table(path), asose_jax.load(workdir).predict(images)
+    assert [row['file'] for row in rows] == list(map(str, files))
+    for row, probabilities in zip(rows, expected, strict=True):
+        best = np.argsort(-probabilities)[:5]
+        assert list(row.values())[1::2] == [str(k) for k in best]  # a digit is its class
+        found = [float(number) for number in list(row.values())[2::2]]
+        np.testing.assert_allclose(found, probabilities[best], atol=2e-6)
+    assert list(rows[0])[:5] == ['file', 'class', 'probability', 'class_2', 'probability_2']
+    told = [line for line in caplog.messages if str(tmp_path) in line]
+    shown = [f'{file}: {row["class"]} ' for file, row in zip(files, rows, strict=True)][:3]
+    assert [any(line.startswith(start) for line in told) for start in shown] == [True] * 3
+    (damaged,) = [line for line in told if '2a.png' in line]
+    assert damaged.startswith(f'passed over: {files[0].with_name("2a.png")}: ')
+    assert told[-1] == f'the classes of 5 pictures are in {path}; 1 could not be read'
+    assert len(told) == 3 + 1 + 1
+    assert not list(workdir.glob('*.tmp'))
+
+
+def test_table_may_be_elsewhere_and_stays_where_no_picture_can_be_read(finished, digits, tmp_path):
+    _, files = digits
+    target = tmp_path / 'table.csv'
+    assert asose_jax.predict(finished[0], f'{files[3]},{files[1]}', target) == target
+    before = _table(target)
+    assert [row['file'] for row in before] == [str(files[3]), str(files[1])]
+    with pytest.raises(UserError, match='none of the 2 pictures can be read'):
+        asose_jax.predict(finished[0], [files[0].with_name('2a.png'), tmp_path / 'gone'], target)
+    assert _table(target) == before
+    assert not list(tmp_path.glob('*.tmp'))
+    with pytest.raises(UserError, match='Is a directory'):
+        asose_jax.predict(finished[0], files, tmp_path)
+    with pytest.raises(UserError, match=r'gone/table.csv cannot be used: No such file'):
+        asose_jax.predict(finished[0], files, tmp_path / 'gone' / 'table.csv')
 
 
 def test_evaluation_counts_what_is_taken_for_what(finished):

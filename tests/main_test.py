@@ -103,6 +103,34 @@ def test_page_of_a_run_is_drawn_again_by_one_command_without_a_config(command, t
     assert (tmp_path / 'run' / 'report.html').read_text().startswith('<!DOCTYPE html>')
 
 
+def test_pictures_and_table_are_those_of_the_command(command, monkeypatch):
+    from asose_jax import cli
+
+    asked = []
+    monkeypatch.setattr(cli.inference, 'predict', lambda *arguments: asked.append(arguments))
+    command('--mode=predict', '--workdir=run', '--images=a,b')
+    command('--mode=predict', '--workdir=run', '--images=a', '--out=c.csv')
+    assert asked == [('run', 'a,b', None), ('run', 'a', 'c.csv')]
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--mode=predict'], '--mode=predict needs --images: a folder'),
+        (['--mode=evaluate', '--images=a'], "--mode=evaluate would ignore --images='a'"),
+        (['--out=a'], "--mode=search would ignore --out='a', which is for --mode=predict. Leave"),
+    ],
+)
+def test_flag_of_pictures_that_is_missing_or_ignored_is_refused(
+    command, caplog, tmp_path, arguments, message
+):
+    with pytest.raises(SystemExit) as stopped:
+        command(DIGITS, f'--workdir={tmp_path / "run"}', *arguments)
+    assert stopped.value.args[0] == 2
+    assert message in caplog.messages[-1]
+    assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize('mode', ['evaluate', 'export', 'report'])
 @pytest.mark.parametrize('field', ['seed=3', 'search.epochs=4', 'genotype=x'])
 def test_field_that_would_be_ignored_is_refused(command, caplog, tmp_path, mode, field):

@@ -1,5 +1,6 @@
 """Own pictures through the whole program, whatever they are called: all that a run leaves."""
 
+import csv
 import html
 import json
 import logging
@@ -128,6 +129,25 @@ def test_renamed_pictures_are_the_same_data_to_all_that_a_run_is_used_for(traine
         use()
     assert json.loads((run / 'evaluation.json').read_text())['accuracy'] == pytest.approx(accuracy)
     assert 'cat/zzz.png' in json.loads((run / 'data.json').read_text())
+
+
+def test_pictures_are_predicted_as_evaluate_counts_them(trained):
+    """Those of the test part, found among all files by their pixels."""
+    folder, run = trained
+    data = builders.load_data(config_of(folder, **SMALL))
+    tested = {image.tobytes() for image in data.images.read(data.test)[0]}
+    asose_jax.predict(run, folder)
+    with open(run / 'predictions.csv', encoding='utf-8', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['file'] for row in rows] == sorted(map(str, folder.glob('*/*.png')))
+    confusion = np.zeros((2, 2), int)
+    for row in rows:
+        assert list(row) == ['file', 'class', 'probability', 'class_2', 'probability_2']
+        if np.asarray(Image.open(row['file'])).tobytes() in tested:
+            truth = os.path.basename(os.path.dirname(row['file']))
+            confusion[data.class_names.index(truth), data.class_names.index(row['class'])] += 1
+    assert confusion.sum() == len(data.test)
+    assert confusion.tolist() == asose_jax.evaluate(run)['confusion']
 
 
 def test_network_is_exported_where_the_data_are_not(trained):

@@ -7,26 +7,23 @@ import dataclasses
 import io
 import logging
 import math
-import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent import futures
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from asose_jax.data import content_split, fingerprint
-from asose_jax.data.fingerprint import MAX_LISTED, Identity, MissingDataError, several
-from asose_jax.data.image_set import ImageSet, center_square
+from asose_jax.data import content_split, fingerprint, pictures
+from asose_jax.data.fingerprint import Identity, MissingDataError, several
+from asose_jax.data.image_set import ImageSet
 from asose_jax.runtime.errors import UserError
 
 logger = logging.getLogger('asose_jax')
 
-_SUFFIXES = ('.png', '.jpg', '.jpeg')
 _VALID = ('val', 'valid', 'validation')  # folders that are trained on like the training folder
 _TEST_FRACTION = 0.2
-_AT_ONCE = 10_000  # pictures that are handed to the threads together
 
 
 class _Listing(NamedTuple):
@@ -87,7 +84,7 @@ def load(
     listing = _list(directory, splits, test_fraction)
     paths = listing.all_paths()
     with futures.ThreadPoolExecutor() as pool:
-        checks = _of_each(_check_picture, paths, pool.map)
+        checks = pictures.of_each(_check_picture, paths, pool.map)
     shape = _shape(paths, [(size, grey) for size, grey, _ in checks], image_size)
     contents = np.array([content for *_, content in checks])
     if split_by == 'content':
@@ -97,11 +94,11 @@ def load(
         listing, contents, test_fraction, split_by
     )
     streamed = (len(learn) + len(test)) * math.prod(shape) > resident_bytes
-    learn_set = _image_set(learn, learn_labels, shape, image_size, streamed)
+    learn_set = _image_set(learn, learn_labels, shape, streamed)
     if split_by == 'content':
         learn_set = dataclasses.replace(learn_set, contents=learn_contents)
-    test_set = _image_set(test, test_labels, shape, image_size, streamed)
-    return learn_set, test_set, found, tuple(_printable(name) for name in listing.names)
+    test_set = _image_set(test, test_labels, shape, streamed)
+    return learn_set, test_set, found, tuple(pictures.printable(name) for name in listing.names)
 
 
 def identify(
@@ -114,7 +111,7 @@ def identify(
     """
     listing = _list(directory, splits, test_fraction)
     with futures.ThreadPoolExecutor() as pool:
-        contents = np.array(_of_each(_content_of, listing.all_paths(), pool.map))
+        contents = np.array(pictures.of_each(_content_of, listing.all_paths(), pool.map))
     if split_by == 'content':
         listing, contents = _without_copies_of_test(listing, contents)
     return _identity(listing, contents, split_by)
@@ -150,10 +147,6 @@ def _list(directory: str, splits: tuple[str, str], test_fraction: float | None) 
         return _Listing(root, names, paths, labels, *_labelled_paths([test_folder], names))
     except OSError as error:
         raise UserError(f'data.dir={directory!r}: {error}') from error
-
-
-def _printable(name: str) -> str:
-    return os.fsencode(name).decode(errors='backslashreplace')
 
 
 # --- Contents and splits
@@ -276,13 +269,8 @@ def _split_folders(
     return [root / name for name in trained_on], root / test if test in inside else None
 
 
-def _visible(folder: pathlib.Path) -> list[os.DirEntry[str]]:
-    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    return [e for e in entries if not e.name.startswith('.') and e.name != '__MACOSX']
-
-
 def _folders(folder: pathlib.Path) -> list[str]:
-    return [entry.name for entry in _visible(folder) if entry.is_dir()]
+    return [entry.name for entry in pictures.visible(folder) if entry.is_dir()]
 
 
 def _labelled_paths(
@@ -303,7 +291,7 @@ def _labelled_paths(
                 'so they cannot be learned. Add one, or remove them.'
             )
         for name in _folders(folder):
-            entries = _visible(folder / name)
+            entries = pictures.visible(folder / name)
             nested = [entry.name for entry in entries if entry.is_dir()]
             if nested:
                 raise UserError(
@@ -312,25 +300,26 @@ def _labelled_paths(
                     'data.train_split and data.test_split; if it is a class, put its pictures '
                     'directly into it.'
                 )
-            pictures = [e.path for e in entries if e.name.lower().endswith(_SUFFIXES)]
-            others += [e.path for e in entries if not e.name.lower().endswith(_SUFFIXES)]
-            paths += pictures
-            labels += [names.index(name)] * len(pictures)
+            here = [e.path for e in entries if e.name.lower().endswith(pictures.SUFFIXES)]
+            others += [e.path for e in entries if not e.name.lower().endswith(pictures.SUFFIXES)]
+            paths += here
+            labels += [names.index(name)] * len(here)
     if others:
         logger.warning(
             '%d files that are not %s are ignored: %s',
             len(others),
-            ', '.join(_SUFFIXES),
+            ', '.join(pictures.SUFFIXES),
             several(others),
         )
     if not paths:
-        raise UserError(f'{folders[0]}: there are no pictures ({", ".join(_SUFFIXES)})')
+        raise UserError(f'{folders[0]}: there are no pictures ({", ".join(pictures.SUFFIXES)})')
     return np.array(paths, object), np.array(labels, np.int32)
 
 
 def _loose_pictures(folder: pathlib.Path) -> list[str]:
     """Returns the paths of pictures directly in a folder of class folders."""
-    return [e.path for e in _visible(folder) if e.is_file() and e.name.lower().endswith(_SUFFIXES)]
+    found = [entry for entry in pictures.visible(folder) if entry.is_file()]
+    return [entry.path for entry in found if entry.name.lower().endswith(pictures.SUFFIXES)]
 
 
 def _warn_of_loose_pictures(folders: set[pathlib.Path]) -> None:
@@ -445,73 +434,17 @@ def _check_picture(path: str) -> tuple[tuple[int, int], bool, str]:
     return size, grey, fingerprint.digest_of_bytes(content)
 
 
-def _pixels(path: str, channels: int, image_size: int | None) -> np.ndarray:
-    """Decodes a picture to uint8 `[H, W, channels]`; transparent pixels are blended with white."""
-    with Image.open(path) as opened:
-        if image_size is not None:
-            # Lets the JPEG decoder scale down, to at least this size.
-            opened.draft(None, (2 * image_size, 2 * image_size))
-        image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith('I'):  # 16 bits, of which `convert` would take the lower ones
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    image = center_square(image.convert('L' if channels == 1 else 'RGB'), image_size)
-    return np.asarray(image).reshape(*image.size[::-1], channels)
-
-
 def _image_set(
-    paths: np.ndarray,
-    labels: np.ndarray,
-    shape: tuple[int, int, int],
-    image_size: int | None,
-    streamed: bool,
+    paths: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int], streamed: bool
 ) -> ImageSet:
     def read_one(path: str) -> np.ndarray:
-        return _pixels(path, shape[-1], image_size)
+        return pictures.pixels(path, shape)
 
     if streamed:
         # No threads here: the callers that read many batches bring their own.
         def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            return np.stack(_of_each(read_one, paths[indices])), labels[indices]
+            return np.stack(pictures.of_each(read_one, paths[indices])), labels[indices]
 
         return ImageSet(len(paths), read, labels)
     with futures.ThreadPoolExecutor() as pool:
-        return ImageSet.from_arrays(np.stack(_of_each(read_one, paths, pool.map)), labels)
-
-
-def _of_each(
-    work: Callable[[str], Any],
-    paths: Sequence[str] | np.ndarray,
-    map_function: Callable[..., Any] = map,
-) -> list[Any]:
-    """Applies `work` to each path and returns the results in order.
-
-    Args:
-      work: reads one picture; it may raise any exception.
-      paths: the pictures.
-      map_function: `map`, or the `map` of a pool of threads.
-
-    Raises:
-      UserError: lists the pictures for which `work` failed.
-    """
-
-    def result_or_error(path: str) -> Any:
-        try:
-            return work(path)
-        except Exception as error:  # decoders raise many types of exceptions
-            return error
-
-    results = []
-    for start in range(0, len(paths), _AT_ONCE):
-        results += map_function(result_or_error, paths[start : start + _AT_ONCE])
-    failed = [(p, r) for p, r in zip(paths, results, strict=True) if isinstance(r, Exception)]
-    if failed:
-        lines = [f'{path}: {type(e).__name__}: {str(e)[:200]}' for path, e in failed[:MAX_LISTED]]
-        if len(failed) > MAX_LISTED:
-            lines.append(f'and {len(failed) - MAX_LISTED} more')
-        raise UserError(
-            'these pictures cannot be read; repair or remove them:\n  ' + '\n  '.join(lines)
-        ) from failed[0][1]
-    return results
+        return ImageSet.from_arrays(np.stack(pictures.of_each(read_one, paths, pool.map)), labels)

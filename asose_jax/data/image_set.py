@@ -56,6 +56,20 @@ class ImageSet:
         return ImageSet(self.size + other.size, read)
 
 
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Returns the central part of `image`, scaled to `size`.
+
+    This equals scaling until both sides have at least this size, and cutting out the centre.
+
+    Args:
+      image: any Pillow image.
+      size: (width, height) in pixels. An image of this size is returned unchanged.
+    """
+    if image.size == size:
+        return image
+    return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+
+
 def center_square(image: Image.Image, size: int | None) -> Image.Image:
     """Returns the central square of `image`, scaled to `size` x `size` pixels.
 
@@ -65,9 +79,7 @@ def center_square(image: Image.Image, size: int | None) -> Image.Image:
       image: any Pillow image.
       size: pixels per side; `None` returns the image unchanged.
     """
-    if size is None or image.size == (size, size):
-        return image
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    return image if size is None else fitted(image, (size, size))
 
 
 def resize_all(images: np.ndarray, size: int | None) -> np.ndarray:

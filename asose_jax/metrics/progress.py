@@ -1,9 +1,10 @@
-"""Shows the progress of one phase: a bar in a terminal, a log line once a minute elsewhere."""
+"""Shows progress: a bar in a terminal or a notebook, a log line once a minute elsewhere."""
 
+import contextlib
 import datetime
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import rich.console
@@ -16,10 +17,51 @@ logger = logging.getLogger('asose_jax')
 _FULL_WIDTH = 100  # columns; a narrower terminal shows no loss beside the bar
 _MAX_ETA_SECONDS = 99 * 24 * 3600  # keeps the width of the remaining time bounded
 _SECONDS_BETWEEN_LINES = 60  # where no bar can be drawn
+_SECONDS_BETWEEN_DRAWINGS = 0.5  # in a notebook
+
+
+def can_draw(console: rich.console.Console) -> bool:
+    """Returns whether a bar can be drawn on the console."""
+    return console.is_terminal or console.is_jupyter
+
+
+@contextlib.contextmanager
+def drawn(bar: rich.progress.Progress) -> Iterator[Callable[[], None]]:
+    """Draws a bar on its console while the context lasts; it stays in its last state.
+
+    Rich itself draws in a notebook only with ipywidgets, and what it draws is lost when the
+    notebook is saved. An output that is updated needs no widgets and stays.
+
+    Args:
+      bar: may be updated meanwhile.
+
+    Yields:
+      A function to call after each update.
+    """
+    if not bar.console.is_jupyter:
+        with bar:
+            yield lambda: None  # a thread of rich redraws it
+        return
+    from IPython import display  # imported here: it is there in a notebook
+
+    output = display.display(bar, display_id=True)
+    assert output is not None
+    last = time.monotonic()
+
+    def redraw() -> None:
+        nonlocal last
+        if time.monotonic() - last > _SECONDS_BETWEEN_DRAWINGS:
+            output.update(bar)
+            last = time.monotonic()
+
+    try:
+        yield redraw
+    finally:
+        output.update(bar)
 
 
 class Progress:
-    """Shows one phase on the screen: a bar in a terminal, a log line once a minute elsewhere.
+    """Shows the progress of one phase; a context manager.
 
     Example:
       with Progress(console, span, first=0, batch_size=128) as progress:
@@ -38,15 +80,17 @@ class Progress:
     def __init__(
         self, console: rich.console.Console, span: Span, first: int, batch_size: int
     ) -> None:
-        """Prepares the bar, if `console` is a terminal; entering the context draws it."""
+        """Prepares the bar, if `console` can have one; entering the context draws it."""
         self._span, self._first, self._batch_size = span, first, batch_size
         self._busy_seconds = 0.0  # since `first`
         self.steps_per_second = 0.0
         self._last_update = self._last_line = time.monotonic()
         self._valid = ''
         self._bar: rich.progress.Progress | None = None
+        self._drawing = contextlib.ExitStack()
+        self._redraw: Callable[[], None] = lambda: None
         self._narrow = console.width < _FULL_WIDTH
-        if console.is_terminal:
+        if can_draw(console):
             self._bar = rich.progress.Progress(
                 rich.progress.TextColumn('{task.description}'),
                 rich.progress.BarColumn(bar_width=10),
@@ -59,13 +103,12 @@ class Progress:
     def __enter__(self) -> 'Progress':
         """Draws the bar, if there is one."""
         if self._bar:
-            self._bar.start()
+            self._redraw = self._drawing.enter_context(drawn(self._bar))
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leaves the bar in its last state and gives the terminal back."""
-        if self._bar:
-            self._bar.stop()
+        self._drawing.close()
 
     @property
     def images_per_second(self) -> float:
@@ -90,6 +133,7 @@ class Progress:
         if self._bar:
             done = step - self._span.start
             self._bar.update(self._task, completed=done, figures=figures)
+            self._redraw()
         elif now - self._last_line > _SECONDS_BETWEEN_LINES:
             logger.info('%s %s', self._span.phase, figures)
             self._last_line = now

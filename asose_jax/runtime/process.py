@@ -7,7 +7,7 @@ import pathlib
 import shlex
 import sys
 import threading
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import jax
 from absl import logging as absl_logging
@@ -57,17 +57,6 @@ def require_platform() -> None:
             f'JAX_PLATFORMS={asked!r}: JAX cannot use this platform here: {reason}. Name another, '
             'such as JAX_PLATFORMS=cpu, or unset the variable.'
         ) from error
-
-
-def plain_handler(stream: TextIO | None = None) -> logging.Handler:
-    """Returns a handler that writes lines with a time stamp.
-
-    Args:
-      stream: where to write; `None` means stderr.
-    """
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
-    return handler
 
 
 def exit_now(status: int) -> NoReturn:

@@ -8,7 +8,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from asose_jax.runtime.errors import UserError, os_errors
 
@@ -115,6 +115,22 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes `text` to `path` in full or not at all, even if the process dies meanwhile."""
     temporary = path.with_name(path.name + '.tmp')
     _write(temporary, 'w', text)
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def written_atomically(path: pathlib.Path) -> Iterator[TextIO]:
+    """Opens a file for text that appears at `path` at the end, unless the body raises."""
+    temporary = path.with_name(path.name + '.tmp')
+    try:
+        with naming(path), open(temporary, 'w', encoding='utf-8', newline='') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     temporary.replace(path)
 
 

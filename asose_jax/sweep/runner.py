@@ -37,10 +37,10 @@ from asose_jax.config.consistency import (
     with_original_defaults,
 )
 from asose_jax.data import dataset
-from asose_jax.metrics import comparison, run_record
+from asose_jax.metrics import comparison, progress, run_record
 from asose_jax.pipeline import single_run
 from asose_jax.report.page import Page
-from asose_jax.runtime import interrupt, paths, process, workdir
+from asose_jax.runtime import interrupt, log, paths, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
 from asose_jax.spaces import registry
 from asose_jax.sweep import placement
@@ -74,7 +74,8 @@ def search(
     Args:
       config: see `configs/search.py`.
       workdir: directory of checkpoints and results.
-      console: where a progress bar may be drawn.
+      console: where a progress bar may be drawn; `None` means stderr, or the notebook. The log is
+        shown there too, unless the caller's program has set up logging, see `log.shown`.
 
     Returns:
       The content of summary.json: see `run_summary.write_summary`, and `comparison.compare` for
@@ -84,9 +85,10 @@ def search(
       UserError: something that the user can fix; nothing is lost.
       Stopped: after SIGTERM or Ctrl-C; all progress is saved.
     """
-    if config.seeds:
-        return run_sweep(config, workdir, console)
-    return single_run.run(config, workdir, console)
+    with log.shown(console) as console:
+        if config.seeds:
+            return run_sweep(config, workdir, console)
+        return single_run.run(config, workdir, console)
 
 
 @os_errors('running a sweep', resumes=True)
@@ -346,11 +348,11 @@ def _require_finished(active: _Running, directory: pathlib.Path) -> None:
 
 
 def _failure(job: Job, directory: pathlib.Path, status: int | None) -> str:
-    log = directory / job.name / 'log.txt'
-    lines = log.read_text(encoding='utf-8', errors='replace').splitlines() if log.exists() else []
+    path = directory / job.name / 'log.txt'
+    lines = path.read_text(encoding='utf-8', errors='replace').splitlines() if path.exists() else []
     end = '\n  '.join(lines[-4:])
     return (
-        f'{job.name} ended with status {status}. The last lines of its log ({log}):\n  {end}\n'
+        f'{job.name} ended with status {status}. The last lines of its log ({path}):\n  {end}\n'
         'Fix this, then run the same command again: it resumes, and does not repeat finished runs.'
     )
 
@@ -363,19 +365,19 @@ def _progress(
     directory: pathlib.Path,
     console: rich.console.Console | None,
 ) -> Iterator[Callable[[], None]]:
-    """Draws a progress bar in a terminal: finished runs, and the state of those that are running.
+    """Draws a progress bar: finished runs, and the state of those that are running.
 
     Args:
       jobs: all jobs.
       waiting: those that have not started; changes meanwhile.
       running: those that are running; changes meanwhile.
       directory: contains the directory of each job.
-      console: where to draw; nothing is drawn without a terminal.
+      console: where to draw; nothing is drawn outside of terminals and notebooks.
 
     Yields:
       A function that redraws the bar.
     """
-    if console is None or not console.is_terminal:
+    if console is None or not progress.can_draw(console):
         yield lambda: None
         return
     columns = [
@@ -384,8 +386,9 @@ def _progress(
         rich.progress.TextColumn('{task.description}'),
         rich.progress.TimeRemainingColumn(),
     ]
-    with rich.progress.Progress(*columns, console=console) as bar:
-        task = bar.add_task('', total=len(jobs))
+    bar = rich.progress.Progress(*columns, console=console)
+    task = bar.add_task('', total=len(jobs))
+    with progress.drawn(bar) as redraw:
 
         def update() -> None:
             states = [
@@ -394,6 +397,7 @@ def _progress(
             ]
             done = len(jobs) - len(waiting) - len(running)
             bar.update(task, completed=done, description='; '.join(states))
+            redraw()
 
         yield update
 
@@ -406,13 +410,13 @@ def _run_job(job: Job, directory: pathlib.Path, place: placement.Slot) -> None:
     if place.core is not None:
         os.sched_setaffinity(0, {place.core})
         cache = cache / 'one_core'  # a program is compiled for the number of cores
-    log = open(directory / 'log.txt', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
-    os.dup2(log.fileno(), sys.stdout.fileno())
-    os.dup2(log.fileno(), sys.stderr.fileno())
-    child_logger = process.set_up(process.plain_handler(log), cache)
+    file = open(directory / 'log.txt', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+    os.dup2(file.fileno(), sys.stdout.fileno())
+    os.dup2(file.fileno(), sys.stderr.fileno())
+    child_logger = process.set_up(log.plain_handler(file), cache)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        single_run.run(job.config, directory, rich.console.Console(file=log))
+        single_run.run(job.config, directory, rich.console.Console(file=file))
     except Stopped as stopped:
         child_logger.info('%s', stopped)
         process.exit_now(1)

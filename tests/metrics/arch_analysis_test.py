@@ -116,6 +116,33 @@ def test_in_a_terminal_there_is_a_bar():
     assert 'tau' not in drawn
 
 
+def test_in_a_notebook_there_is_one_output_that_ends_in_the_last_state(monkeypatch):
+    """At most one drawing each half second, and one at the end."""
+    clock = types.SimpleNamespace(monotonic=itertools.count(0, 0.2).__next__)
+    monkeypatch.setattr(progress, 'time', clock)
+    console, shown = rich.console.Console(force_jupyter=True), []
+
+    def display(bar, display_id):
+        assert display_id
+        output = types.SimpleNamespace(update=lambda bar: shown.append(_text(bar)))
+        output.update(bar)
+        return output
+
+    monkeypatch.setattr('IPython.display.display', display)
+    with Progress(console, Span(Phase.SEARCH, 0, 100, 10), 0, 32) as bar:
+        for step in range(10, 90, 10):
+            bar.update(step, FIGURES)
+        during = len(shown)
+        assert during < 7
+    assert len(shown) == during + 1
+    assert 'search' in shown[0]
+    assert '8/10' in shown[-1]
+
+
+def _text(renderable):
+    return renderable._repr_mimebundle_((), ())['text/plain']
+
+
 def test_all_that_the_bar_says_fits_80_columns(monkeypatch):
     clock = types.SimpleNamespace(monotonic=itertools.count(0, 60).__next__)
     monkeypatch.setattr(progress, 'time', clock)

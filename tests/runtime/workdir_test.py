@@ -53,6 +53,24 @@ def test_full_disk_is_told_with_the_file_and_what_to_do(tmp_path):
         fill()
 
 
+def test_file_that_is_written_in_pieces_appears_at_the_end_or_not_at_all(tmp_path):
+    path = tmp_path / 'table.csv'
+    with workdir.written_atomically(path) as file:
+        file.write('one,')
+        assert not path.exists()
+        file.write('two\n')
+    assert path.read_text() == 'one,two\n'
+
+    def stop(file):
+        file.write('other')
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), workdir.written_atomically(path) as file:
+        stop(file)
+    assert path.read_text() == 'one,two\n'
+    assert [each.name for each in tmp_path.iterdir()] == ['table.csv']
+
+
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / 'summary.json'
     workdir.write_atomically(path, 'old')
