@@ -152,5 +152,6 @@ def final_table(summary: Mapping[str, Any]) -> str:
         times = (f'{row["seconds"]:.1f}', f'{row["compile_seconds"]:.1f}')
         table.add_row(row['name'], str(row['epochs']), *cells, *times)
     page = io.StringIO()
-    rich.console.Console(file=page, width=80, force_terminal=False).print(table)
+    console = rich.console.Console(file=page, width=80, force_terminal=False, force_jupyter=False)
+    console.print(table)
     return '\n'.join(line.rstrip() for line in page.getvalue().splitlines() if line.strip())

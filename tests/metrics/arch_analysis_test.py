@@ -156,7 +156,9 @@ def test_all_that_the_bar_says_fits_80_columns(monkeypatch):
     assert re.search(r'ETA \d+:\d\d:\d\d', drawn)
 
 
-def test_the_last_table_has_every_phase_and_fits_80_columns():
+@pytest.mark.parametrize('in_notebook', [False, True])
+def test_the_last_table_has_every_phase_and_fits_80_columns(monkeypatch, in_notebook):
+    monkeypatch.setattr(rich.console, '_is_jupyter', lambda: in_notebook)
     row = {'seconds': 3000.0, 'compile_seconds': 12.0, 'epochs': 100}
     phases = [
         {**row, 'name': name, 'valid_accuracy_first': 0.25, 'valid_accuracy_last': 0.5}
