@@ -38,9 +38,10 @@ _MODE = flags.DEFINE_enum(
     ['search', 'retrain', 'evaluate', 'predict', 'export', 'report'],
     'search: runs all phases. retrain: trains the network of --config.genotype from scratch, with '
     'the settings of config.retrain. For a finished run, which --workdir alone names: evaluate: '
-    'reports test accuracy by class and writes confusion.png. predict: writes the classes of the '
-    'pictures in --images to predictions.csv. export: writes a StableHLO file that needs only jax '
-    'and flatbuffers. report: writes report.html again.',
+    'reports accuracy, and recall, precision and F1 by class, and writes evaluation.json and '
+    'confusion.png. predict: writes the classes of the pictures in --images to predictions.csv. '
+    'export: writes a StableHLO file that needs only jax and flatbuffers. report: writes '
+    'report.html again.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',

@@ -21,14 +21,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax import export as jax_export
 from PIL import Image
-from sklearn import metrics
 
 from asose_jax.arch.genotype import Genotype, NetSpec, to_tuples
 from asose_jax.config.consistency import unflatten
 from asose_jax.data import dataset, pictures
 from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.data.pictures import Picture
-from asose_jax.metrics import run_record
+from asose_jax.metrics import classification, run_record
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import builders, old_checkpoints
@@ -274,12 +273,12 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
       directory: workdir of a finished run.
 
     Returns:
-      The content of evaluation.json: `accuracy`, `classes` (name, precision, recall and number of
-      images of each) and `confusion` (counts; rows: true class, columns: predicted class).
+      The content of evaluation.json, see `classification.scores`.
 
     Raises:
-      UserError: there is no finished run, its data are missing or have changed, or the workdir
-        cannot be written; the numbers are in the log then.
+      UserError: there is no finished run, its data are missing or have changed, its network returns
+        numbers that are not finite, or the workdir cannot be written; the numbers are in the log
+        then.
     """
     from asose_jax.report import confusion  # imported here: matplotlib takes a second to import
 
@@ -296,18 +295,18 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     for part in np.array_split(data.test, -(-len(data.test) // _EVALUATE_BATCH)):
         pixels, labels = data.images.read(part)
         truths.append(labels)
-        predictions.append(model.predict(pixels).argmax(-1))
-    truth, predicted = np.concatenate(truths), np.concatenate(predictions)
-    result = _scores(truth, predicted, model.class_names)
-    logger.info('test accuracy %.2f %% of %d images', 100 * result['accuracy'], len(truth))
-    for row in result['classes']:
-        logger.info(
-            '%s: recall %.1f %%, precision %.1f %%, %d images',
-            row['name'],
-            100 * row['recall'],
-            100 * row['precision'],
-            row['images'],
+        predictions.append(model.predict(pixels))
+    labels, probabilities = np.concatenate(truths), np.concatenate(predictions)
+    if not np.isfinite(probabilities).all():
+        broken = int((~np.isfinite(probabilities)).any(-1).sum())
+        raise UserError(
+            f'the network in {directory} returns numbers that are not finite for {broken} of '
+            f'{len(labels)} test images, so it cannot be evaluated. Repeat the run in another '
+            "--workdir with a lower weights.lr, or with model.dtype='float32'."
         )
+    result = classification.scores(labels, probabilities, model.class_names)
+    for line in classification.describe(result):
+        logger.info('%s', line)
     # Written last: where the workdir cannot be written, the numbers are in the log.
     workdir.write_atomically(directory / 'evaluation.json', json.dumps(result, indent=2) + '\n')
     picture = confusion.figure(np.array(result['confusion']), list(model.class_names))
@@ -329,37 +328,6 @@ def _require_same_data_if_present(directory: pathlib.Path, model: Trained) -> No
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
     dataset.require_same_identity(identity, model.summary, directory)
-
-
-def _scores(truth: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
-    """Computes the content of evaluation.json.
-
-    Args:
-      truth: labels, `[N]`.
-      predicted: predicted labels, `[N]`.
-      class_names: one name for each label.
-    """
-    numbers = range(len(class_names))
-    by_class: Any = metrics.classification_report(
-        truth,
-        predicted,
-        labels=numbers,
-        output_dict=True,
-        zero_division=0,  # pyright: ignore[reportArgumentType]  # the value if no label is found
-    )
-    return {
-        'accuracy': float((truth == predicted).mean()),
-        'classes': [
-            {
-                'name': name,
-                'precision': by_class[str(k)]['precision'],
-                'recall': by_class[str(k)]['recall'],
-                'images': int(by_class[str(k)]['support']),
-            }
-            for k, name in enumerate(class_names)
-        ],
-        'confusion': metrics.confusion_matrix(truth, predicted, labels=numbers).tolist(),
-    }
 
 
 @log.shown()

@@ -1,1 +1,1 @@
-"""Metrics of a run: logging, progress display, reading back, and comparison of several runs."""
+"""Metrics of a run: logging, progress, reading back, results by class, comparison of runs."""

@@ -1,4 +1,4 @@
-"""The picture of what is taken for what: names stay text, and all of them stay in the picture."""
+"""The confusion matrix: names stay text, and all of them stay in the picture."""
 
 import itertools
 
