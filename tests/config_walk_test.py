@@ -16,6 +16,7 @@ ALLOWED = {
     'seed': (0, 1, 7),
     'batch_size': (32, 62, 64),
     'chunk_steps': (1, 5, 32),
+    'data.class_weights': (None, 'balanced'),
     'data.crop_padding': (0, 1),
     'data.cutout': (0, 2, 4),
     'data.flip': (False, True),

@@ -54,6 +54,7 @@ def test_every_field_that_may_be_none_can_be_set_to_none_and_to_a_value(root, pr
     values = {
         'network_channels': 16,
         'data.test_fraction': 0.1,
+        'data.class_weights': 'balanced',
         'arch.lr': 0.001,
         'search.exact_start': True,
         'search.noise': 'unit',

@@ -72,6 +72,9 @@ def test_two_hosts_of_two_devices_do_what_one_of_four_does(alone, together):
     assert [event['kind'] for line in lines_of(together) for event in line['growth']] == ['depth']
     genotypes = [json.loads((w / 'genotype.json').read_text()) for w in (together, alone)]
     assert genotypes[0] == genotypes[1]
+    both = [json.loads((w / 'summary.json').read_text()) for w in (together, alone)]
+    for key in ('test_accuracy', 'test_balanced_accuracy'):
+        assert both[0][key] == both[1][key], key
 
 
 @pytest.mark.soak

@@ -19,6 +19,7 @@ from PIL import Image
 
 import asose_jax
 from asose_jax import inference
+from asose_jax.metrics import classification
 from asose_jax.pipeline import builders
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
@@ -159,19 +160,36 @@ def test_table_may_be_elsewhere_and_stays_where_no_picture_can_be_read(finished,
         asose_jax.predict(finished[0], files, tmp_path / 'gone' / 'table.csv')
 
 
-def test_evaluation_counts_what_is_taken_for_what(finished):
+def test_evaluation_is_that_of_the_predictions(finished, caplog):
     workdir, result = finished
-    found = asose_jax.evaluate(workdir)
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        found = asose_jax.evaluate(workdir)
     assert found['accuracy'] == pytest.approx(result['test_accuracy'])
-    confusion = np.array(found['confusion'])
-    _, _, labels = _test_images(tiny())
-    np.testing.assert_array_equal(confusion.sum(1), np.bincount(labels))
-    assert np.trace(confusion) / confusion.sum() == pytest.approx(found['accuracy'])
+    assert found['balanced_accuracy'] == pytest.approx(result['test_balanced_accuracy'])
+    data, images, labels = _test_images(tiny())
+    guesses = asose_jax.load(workdir).predict(images).argmax(1)
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (labels, guesses), 1)
+    np.testing.assert_array_equal(found['confusion'], expected)
     for k, row in enumerate(found['classes']):
-        assert row['recall'] == pytest.approx(confusion[k, k] / confusion[k].sum())
-        assert row['images'] == confusion[k].sum()
+        assert row['name'] == data.class_names[k]
+        assert row['recall'] == pytest.approx(expected[k, k] / expected[k].sum())
+        assert row['images'] == expected[k].sum()
     assert json.loads((workdir / 'evaluation.json').read_text()) == found
+    assert set(classification.describe(found)) <= set(caplog.messages)
     assert (workdir / 'confusion.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_network_whose_numbers_are_not_finite_is_not_evaluated(finished, monkeypatch):
+    def broken(model, images):
+        return np.where(np.arange(len(images))[:, None] < 2, np.nan, 0.1) * np.ones(10)
+
+    monkeypatch.setattr(inference.Trained, 'predict', broken)
+    before = (finished[0] / 'summary.json').read_text()
+    with pytest.raises(UserError, match='not finite for 2 of 360 test images') as error:
+        asose_jax.evaluate(finished[0])
+    assert '\n' not in str(error.value)
+    assert (finished[0] / 'summary.json').read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -273,3 +273,55 @@ def test_exported_network_takes_own_pictures_as_they_are(tmp_path, mode):
     exported = jax_export.deserialize((target / 'model.stablehlo').read_bytes())
     np.testing.assert_allclose(exported.call(pixels), model.predict(pixels), atol=1e-5)
     assert asose_jax.evaluate(tmp_path / 'run')['accuracy'] == model.summary['test_accuracy']
+
+
+# --- Classes of very different sizes
+
+
+def _grey_levels(root, counts):
+    """Pictures of one grey each: brighter on average, and far fewer to train on, in `rare`."""
+    random = np.random.default_rng(0)
+    for (part, name), count in counts.items():
+        (root / part / name).mkdir(parents=True)
+        for i, level in enumerate(random.normal(140 if name == 'rare' else 110, 20, count)):
+            pixels = np.full((8, 8), level.clip(0, 255)) + random.uniform(0, 1, (8, 8))
+            Image.fromarray(pixels.astype(np.uint8)).save(root / part / name / f'{i}.png')
+
+
+@pytest.mark.parametrize(
+    ('weights', 'expected'), [(None, None), ('balanced', [352 / (2 * 320), 352 / (2 * 32)])]
+)
+def test_steps_of_a_run_have_the_class_weights_of_its_training_part(
+    tmp_path, monkeypatch, caplog, weights, expected
+):
+    """As they are compiled, in every phase; 0.2 of the pictures are held out."""
+    _grey_levels(tmp_path, {('train', 'common'): 400, ('train', 'rare'): 40, ('test', 'rare'): 1})
+    contexts = []
+    monkeypatch.setattr(single_run, '_run_phases', lambda *both: contexts.append(both))
+    fields = {'data.valid_fraction': 0.2, 'data.class_weights': weights}
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        single_run.run(config_of(tmp_path, **SMALL, **fields), tmp_path / 'run')
+    ((context, origin),) = contexts
+    found = context.step_config(origin.spec).class_weights
+    if expected is None:
+        assert found is None
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    told = 'balanced class weights in the training loss: 0.55 (common) to 5.5 (rare)'
+    assert (told in caplog.messages) == (weights is not None)
+
+
+@pytest.mark.slow
+def test_balanced_weights_raise_the_recall_of_a_rare_class(tmp_path):
+    counts = {('train', 'common'): 320, ('train', 'rare'): 32}
+    _grey_levels(tmp_path / 'set', {**counts, ('test', 'common'): 60, ('test', 'rare'): 60})
+    fields = {**SMALL, 'batch_size': 32, 'data.valid_fraction': 0.25, 'optimize.epochs': 12}
+    found = {}
+    for weights in (None, 'balanced'):
+        config = config_of(tmp_path / 'set', **fields, **{'data.class_weights': weights})
+        result = single_run.run(config, tmp_path / str(weights))
+        evaluation = asose_jax.evaluate(tmp_path / str(weights))
+        assert evaluation['balanced_accuracy'] == pytest.approx(result['test_balanced_accuracy'])
+        found[weights] = {row['name']: row['recall'] for row in evaluation['classes']}
+    assert found['balanced']['rare'] > found[None]['rare'] + 0.2
+    assert found['balanced']['common'] < found[None]['common']

@@ -304,6 +304,16 @@ FIELDS: dict[str, Field] = {
         'side in pixels of a square of zeros at a random place of training images; 0: none',
         '[cutout](https://arxiv.org/abs/1708.04552)',
     ),
+    'data.class_weights': Field(
+        None,
+        _optional(_one_of('balanced')),
+        "weights of the images in the training loss of weights and alpha; 'balanced': n / (classes "
+        '* n_c) for class c with n_c of the n training images, so that rare classes count as much '
+        'as frequent ones; None: all alike',
+        '[scikit-learn](https://scikit-learn.org/stable/modules/generated/'
+        'sklearn.utils.class_weight.compute_class_weight.html)',
+        before=None,
+    ),
     'data.resident_megabytes': Field(
         1024, _integer(0), 'larger data sets are streamed instead of held on the device'
     ),

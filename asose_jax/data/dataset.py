@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 from sklearn import model_selection
+from sklearn.utils import class_weight
 
 from asose_jax.data import content_split, image_folder, image_set, tfds
 from asose_jax.data.fingerprint import Identity
@@ -25,6 +26,7 @@ logger = logging.getLogger('asose_jax')
 _STATISTICS_IMAGES = 10_000  # mean and deviation use about this many training images
 _STATISTICS_PER_READ = 100  # images that a thread reads at once for the statistics
 FILES = 'data.json'  # in a workdir: the hash of each picture of a folder, by its path
+_LABELS_PER_READ = 2000  # records of a streamed set that are read at once for their labels
 _MAX_CHANGES = 5  # changes of the data that one error message lists
 
 
@@ -235,6 +237,26 @@ def _statistics(learn: ImageSet, train: np.ndarray) -> tuple[np.ndarray, np.ndar
     mean = cast(np.ndarray, sum(totals) / sum(pixels))
     std = np.sqrt(np.maximum(sum(squares) / sum(pixels) - mean**2, 1.0))
     return mean.astype(np.float32), std.astype(np.float32)
+
+
+def balanced_class_weights(data: Dataset) -> np.ndarray:
+    """Computes the weight of each class that makes all classes count alike in a loss.
+
+    With n images in `train`, n_c of them of class c, and C classes in it, the weight is
+    n / (C n_c), as in scikit-learn's `compute_class_weight`. So the mean weight of the images is 1.
+
+    Args:
+      data: its part `train` is counted, and no other.
+
+    Returns:
+      Weights by label, float32 `[classes]`; 0 for a class without training images.
+    """
+    parts = np.array_split(data.train, -(-len(data.train) // _LABELS_PER_READ))
+    labels = np.concatenate([data.images.labels_at(part) for part in parts])
+    present = np.unique(labels)
+    weights = np.zeros(len(data.class_names), np.float32)
+    weights[present] = class_weight.compute_class_weight('balanced', classes=present, y=labels)
+    return weights
 
 
 def _digits(image_size: int | None) -> tuple[ImageSet, ImageSet, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -18,6 +19,8 @@ class ImageSet:
       arrays: all (images, labels) of a set that is held in memory, otherwise `None`.
       contents: hash of the bytes of each image's file, str `[size]`, where splits depend on it;
         otherwise `None`.
+      read_labels: maps indices `[n]` to labels int32 `[n]` and decodes no image, where `labels` are
+        not known; `None` leaves it to `read`.
     """
 
     size: int
@@ -25,6 +28,7 @@ class ImageSet:
     labels: np.ndarray | None = None
     arrays: tuple[np.ndarray, np.ndarray] | None = None
     contents: np.ndarray | None = None
+    read_labels: Callable[[np.ndarray], np.ndarray] | None = None
 
     @classmethod
     def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> 'ImageSet':
@@ -36,10 +40,20 @@ class ImageSet:
         """
         return cls(len(images), lambda i: (images[i], labels[i]), labels, (images, labels))
 
+    def labels_at(self, indices: np.ndarray) -> np.ndarray:
+        """Returns the labels of some images, int32 `[n]`; decodes no image if it need not.
+
+        Args:
+          indices: of the images, `[n]`.
+        """
+        if self.labels is not None:
+            return self.labels[indices]
+        return self.read(indices)[1] if self.read_labels is None else self.read_labels(indices)
+
     def concatenate(self, other: 'ImageSet') -> 'ImageSet':
         """Concatenates two sets; the indices of `other` start at the size of this one.
 
-        Unless both sets are held in memory, one call of `read` must not mix indices of both.
+        Unless both sets are held in memory, one call must not mix indices of both.
         """
         if self.arrays is not None and other.arrays is not None:
             (images, labels), (more_images, more_labels) = self.arrays, other.arrays
@@ -47,13 +61,17 @@ class ImageSet:
                 np.concatenate((images, more_images)), np.concatenate((labels, more_labels))
             )
 
-        def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        def of_either(
+            first: Callable[[np.ndarray], Any], second: Callable[[np.ndarray], Any]
+        ) -> Callable[[np.ndarray], Any]:
             # All indices of a batch belong to the same split.
-            if indices.max() < self.size:
-                return self.read(indices)
-            return other.read(indices - self.size)
+            return lambda i: first(i) if i.max() < self.size else second(i - self.size)
 
-        return ImageSet(self.size + other.size, read)
+        return ImageSet(
+            self.size + other.size,
+            of_either(self.read, other.read),
+            read_labels=of_either(self.labels_at, other.labels_at),
+        )
 
 
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:

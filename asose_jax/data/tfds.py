@@ -69,7 +69,12 @@ def load(
     _require_images(features[keys[0]], name, image_size)
     learn, test = (
         _image_set(
-            _source(builder, split, name), features, keys, image_size, f'{name!r}, split {split!r}'
+            _source(builder, split, name),
+            _source(builder, split, name, {keys[0]: tfds.decode.SkipDecoding()}),
+            features,
+            keys,
+            image_size,
+            f'{name!r}, split {split!r}',
         )
         for split in splits
     )
@@ -239,9 +244,11 @@ def _require_images(feature: Any, name: str, image_size: int | None) -> None:
         )
 
 
-def _source(builder: Any, split: str, name: str) -> _Source:
+def _source(
+    builder: Any, split: str, name: str, decoders: Mapping[str, Any] | None = None
+) -> _Source:
     try:
-        return builder.as_data_source(split)
+        return builder.as_data_source(split, decoders=decoders)
     except ValueError as error:
         raise _no_such_split(builder.info, split, name) from error
 
@@ -256,6 +263,7 @@ def _no_such_split(info: Any, split: str, name: str) -> UserError:
 
 def _image_set(
     source: _Source,
+    encoded: _Source,
     features: Mapping[str, Any],
     keys: tuple[str, str],
     image_size: int | None,
@@ -265,6 +273,7 @@ def _image_set(
 
     Args:
       source: the records of one split.
+      encoded: the same without decoding the images, from which labels are read alone.
       features: the features of a record by key.
       keys: keys of image and label.
       image_size: see `image_set.center_square`.
@@ -277,18 +286,17 @@ def _image_set(
     image_key, label_key = keys
     classes = features[label_key].num_classes
 
-    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def records_at(indices: np.ndarray, source: _Source) -> list[Mapping[str, Any]]:
         try:
-            records = source.__getitems__([int(i) for i in indices])
+            return source.__getitems__([int(i) for i in indices])
         except Exception as error:  # array_record, TFDS and the decoder raise different types
             message = (str(error).splitlines() or [''])[0][:200]
             raise UserError(
                 f'{description}: a record between {indices.min()} and {indices.max()} cannot be '
                 f'read ({type(error).__name__}: {message}). Prepare the data set again.'
             ) from error
-        images = np.stack(
-            [image_set.resize_all(r[image_key][None], image_size)[0] for r in records]
-        )
+
+    def labels_of(records: list[Mapping[str, Any]]) -> np.ndarray:
         labels = np.array([r[label_key] for r in records], np.int32)
         invalid = labels[(labels < 0) | (labels >= classes)]
         if len(invalid):
@@ -297,11 +305,21 @@ def _image_set(
                 f'{classes - 1}. If this split has no labels, choose another with '
                 'data.train_split and data.test_split.'
             )
-        return images, labels
+        return labels
+
+    def read(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        records = records_at(indices, source)
+        images = np.stack(
+            [image_set.resize_all(r[image_key][None], image_size)[0] for r in records]
+        )
+        return images, labels_of(records)
+
+    def read_labels(indices: np.ndarray) -> np.ndarray:
+        return labels_of(records_at(indices, encoded))
 
     if not len(source):
         raise UserError(f'{description} is empty; check data.train_split and data.test_split')
-    return ImageSet(len(source), read)
+    return ImageSet(len(source), read, read_labels=read_labels)
 
 
 def _in_memory(images: ImageSet) -> ImageSet:

@@ -4,6 +4,7 @@ import logging
 
 import jax
 import ml_collections
+import numpy as np
 import optax
 
 from asose_jax.arch import genotype, gumbel
@@ -162,6 +163,33 @@ def load_data(
             "side. Set fewer (--config.model.reductions='(1,)') or a larger data.image_size."
         )
     return images
+
+
+def make_class_weights(
+    config: ml_collections.ConfigDict, images: dataset.Dataset
+) -> np.ndarray | None:
+    """Computes the weights of the classes in the training loss, and logs their range.
+
+    Args:
+      config: of the run.
+      images: its data; a set of TFDS that is streamed is read for its labels.
+
+    Returns:
+      Weights by label, float32 `[classes]`; `None` if all images count alike.
+    """
+    if config.data.class_weights is None:
+        return None
+    weights = dataset.balanced_class_weights(images)
+    names, present = np.array(images.class_names), weights > 0
+    least, most = weights[present].argmin(), weights[present].argmax()
+    logger.info(
+        'balanced class weights in the training loss: %.3g (%s) to %.3g (%s)',
+        weights[present][least],
+        names[present][least],
+        weights[present][most],
+        names[present][most],
+    )
+    return weights
 
 
 def identify_data(config: ml_collections.ConfigDict, split_by: str) -> Identity | None:

@@ -16,7 +16,6 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 
 from asose_jax.data import batches
@@ -25,6 +24,7 @@ from asose_jax.pipeline import evaluation, run_context
 from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces.supernet import SuperNet, with_softmax_mixture
 from asose_jax.train import pmap
+from asose_jax.train.gradients import mean_cross_entropy
 from asose_jax.train.phases import Phase, Span
 
 Array = jax.Array
@@ -80,7 +80,13 @@ def largest_eigenvalue(
 
 @functools.partial(jax.jit, static_argnums=0)
 def eigenvalue(
-    net: SuperNet, variables: Any, beta: Array | float, images: Array, labels: Array, key: Array
+    net: SuperNet,
+    variables: Any,
+    beta: Array | float,
+    images: Array,
+    labels: Array,
+    key: Array,
+    class_weights: Array | None = None,
 ) -> Array:
     """Estimates the largest eigenvalue of the Hessian of the loss with respect to alpha.
 
@@ -95,6 +101,7 @@ def eigenvalue(
       images: normalized, float32 `[B, H, W, C]`.
       labels: `[B]` int32.
       key: random key of the vector that the iteration starts from.
+      class_weights: of the loss, `[num_classes]`, see `gradients.mean_cross_entropy`.
 
     Returns:
       The eigenvalue that is largest as a number, not in magnitude, as in the authors' program; a
@@ -113,7 +120,7 @@ def eigenvalue(
             mutable=['batch_stats', 'guard'],
             rngs={'gumbel': key},  # required by the module; a mixture draws nothing
         )
-        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        return mean_cross_entropy(logits, labels, class_weights)
 
     def product(vector: Array) -> Array:
         return jax.jvp(jax.grad(loss), (alpha,), (vector,))[1]
@@ -227,5 +234,6 @@ def _measure_eigenvalue(context: RunContext, current: RunState) -> float:
             context.schedule.beta(current.step),
             *evaluation.normalized_images(context, indices),
             context.key(run_context.CURVATURE),
+            context.class_weights,
         )
     )

@@ -114,6 +114,39 @@ def accuracy(context: RunContext, current: RunState, pool: np.ndarray) -> float:
     return mean_loss_and_accuracy(evaluate(context, current, pool))[1]
 
 
+def accuracies(context: RunContext, current: RunState, pool: np.ndarray) -> tuple[float, float]:
+    """Returns accuracy and balanced accuracy of the current network, from one evaluation.
+
+    Args:
+      context: of the run.
+      current: has the network and its programs.
+      pool: indices of the images, `[N]`.
+
+    Returns:
+      The share of images, and the mean over the classes among them of the share of each, that are
+      classified right; both from 0 to 1.
+    """
+    call, sums, answers = current.programs_in_use.evaluate.call, [], []
+    for chunk in eval_chunks(context, pool):
+        sums.append(call(current.packed, chunk, context.shared))
+        answers.append((_labels(context, chunk), pmap.local_shards(chunk['weight']).astype(int)))
+    images, correct = np.zeros((2, len(context.data.class_names)), np.int32)
+    for part, (labels, counted) in zip(sums, answers, strict=True):
+        right = pmap.local_shards(part['logits']).argmax(-1) == labels
+        np.add.at(images, labels, counted)
+        np.add.at(correct, labels, counted * right)
+    images, correct = pmap.sum_over_hosts(np.stack((images, correct)))
+    tested = images > 0
+    return mean_loss_and_accuracy(sums)[1], float((correct[tested] / images[tested]).mean())
+
+
+def _labels(context: RunContext, chunk: Mapping[str, jax.Array]) -> np.ndarray:
+    """Returns the labels of this host's images in a chunk, `[D, slots, B/D]`."""
+    if 'label' in chunk:
+        return pmap.local_shards(chunk['label'])
+    return context.data.images.labels_at(pmap.local_shards(chunk['index']))
+
+
 def count_parameters(current: RunState) -> int:
     """Counts the numbers in `params` of the current network, see `count_parameters_in`."""
     return count_parameters_in(current.packed.layout.like.params)

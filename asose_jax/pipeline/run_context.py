@@ -68,6 +68,7 @@ class RunContext:
       table: published accuracies of architectures, if the config names such a table.
       is_primary_host: whether this process writes files; of the processes on many hosts, one does.
       budget: price on the cost of the derived network, if there is one.
+      class_weights: weights of the classes in the training loss, see `builders.make_class_weights`.
     """
 
     config: ml_collections.ConfigDict
@@ -82,6 +83,7 @@ class RunContext:
     table: tabular.Table | natsbench.NatsBench | None
     is_primary_host: bool
     budget: expected_cost.Budget | None = None
+    class_weights: np.ndarray | None = None
 
     def key(self, use: int) -> jax.Array:
         """Returns the run's random key for one of its uses, see `key_for`."""
@@ -110,6 +112,7 @@ class RunContext:
             warmup_mode=Mode(self.config.warmup.operations),
             arch_micro_batches=a.micro_batches,
             arch_samples=a.samples,
+            class_weights=self.class_weights,
             penalty=self._penalty(spec),
             second_order=self.config.search.second_order,
         )

@@ -68,10 +68,10 @@ def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
       The summary, as in summary.json.
     """
     compilation.compile_programs(context, current, Phase.OPTIMIZE, batch=None)
-    test_accuracy = evaluation.accuracy(context, current, context.data.test)
+    test_accuracies = evaluation.accuracies(context, current, context.data.test)
     valid_accuracy = evaluation.accuracy(context, current, context.data.valid)
     chosen = genotype.most_likely(current.spec, {})
-    summary = _summary(context, current, chosen, test_accuracy, valid_accuracy)
+    summary = _summary(context, current, chosen, test_accuracies, valid_accuracy)
     files = {'genotype.json': chosen.dumps(current.spec)}
     text = registry.genotype_text(current.spec, chosen)
     if text is not None and context.table is not None:
@@ -92,12 +92,13 @@ def _summary(
     context: RunContext,
     current: RunState,
     chosen: genotype.Genotype,
-    test_accuracy: float,
+    test_accuracies: tuple[float, float],
     valid_accuracy: float,
 ) -> dict[str, Any]:
     """Returns the content of summary.json, without the entry of a benchmark table."""
     summary = {
-        'test_accuracy': test_accuracy,
+        'test_accuracy': test_accuracies[0],
+        'test_balanced_accuracy': test_accuracies[1],
         'valid_accuracy': valid_accuracy,
         'params': evaluation.count_parameters(current),
         'flops_per_image': flops.forward_flops(current.spec),
@@ -119,8 +120,9 @@ def _summary(
 def _log_summary(summary: Mapping[str, Any], chosen: genotype.Genotype) -> None:
     logger.info('\n%s', final_table(summary))
     logger.info(
-        'test accuracy %.2f %%, validation %.2f %%, %d parameters',
+        'test accuracy %.2f %% (balanced %.2f %%), validation %.2f %%, %d parameters',
         100 * summary['test_accuracy'],
+        100 * summary['test_balanced_accuracy'],
         100 * summary['valid_accuracy'],
         summary['params'],
     )

@@ -130,6 +130,7 @@ def run(
                         table=table,
                         is_primary_host=is_primary_host,
                         budget=budget,
+                        class_weights=builders.make_class_weights(config, images),
                     )
                     return _run_phases(context, origin)
             except jax.errors.JaxRuntimeError as error:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -292,7 +293,8 @@ def _loss(
       batch: the images.
 
     Returns:
-      Mean cross-entropy, scalar float32, that of the second head included; and the other outputs.
+      Mean cross-entropy by `mean_cross_entropy`, scalar float32, that of the second head included;
+      and the other outputs.
     """
     step_config, state = inputs.step_config, inputs.state
     logits, changed = step_config.model.apply(
@@ -307,9 +309,9 @@ def _loss(
         mutable=['batch_stats', 'guard', 'second_head'],
         rngs={'gumbel': batch.draw_key, 'drop_path': batch.draw_key},
     )
-    loss = _mean_cross_entropy(logits, batch.labels)
+    loss = mean_cross_entropy(logits, batch.labels, step_config.class_weights)
     for second_logits in jax.tree.leaves(changed.get('second_head', {})):
-        second_loss = _mean_cross_entropy(second_logits, batch.labels)
+        second_loss = mean_cross_entropy(second_logits, batch.labels, step_config.class_weights)
         loss += step_config.model.settings.second_head * second_loss
     correct = (logits.argmax(-1) == batch.labels).sum()
     guarded = jax.tree.leaves(changed.get('guard', {}))
@@ -317,8 +319,29 @@ def _loss(
     return loss, LossOutputs(correct, guarded_rows, changed['batch_stats'])
 
 
-def _mean_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+def mean_cross_entropy(
+    logits: jax.Array, labels: jax.Array, class_weights: jax.Array | np.ndarray | None = None
+) -> jax.Array:
+    """Computes the mean of w_c times cross-entropy over images, c being the class of each.
+
+    The sum is divided by the number of images, and not by the sum of their weights as PyTorch's
+    mean does. So the mean over devices, or over micro-batches, of such means is that of the whole
+    batch, whatever classes each part has. Divided by its own weights, each part would count alike
+    even if it held rare classes only, and a batch without them would count in full. Balanced
+    weights have a mean of 1 over the training images, so learning rates keep their meaning.
+
+    Args:
+      logits: `[B, num_classes]` float32.
+      labels: `[B]` int32.
+      class_weights: `[num_classes]` float32; `None` computes the plain mean.
+
+    Returns:
+      Scalar float32.
+    """
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if class_weights is not None:
+        losses *= jnp.asarray(class_weights)[labels]
+    return losses.mean()
 
 
 def _add_penalty(inputs: StepInputs, arch_grads: Any) -> Any:

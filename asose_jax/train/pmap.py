@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from asose_jax.arch import genotype
 from asose_jax.data.dataset import Dataset
@@ -168,6 +169,13 @@ def fetch_replicated(per_device: Any) -> Any:
 def local_shards(per_device: jax.Array) -> np.ndarray:
     """Copies the rows of this host's devices to the host, `[D, ...]`."""
     return np.concatenate([shard.data for shard in per_device.addressable_shards])
+
+
+def sum_over_hosts(numbers: np.ndarray) -> np.ndarray:
+    """Adds up an array of integers over all hosts, which must all call this."""
+    if jax.process_count() == 1:
+        return numbers
+    return multihost_utils.process_allgather(numbers).sum(0)
 
 
 def compile_train(step_config: StepConfig, phase: Phase, *example: Any) -> Program:

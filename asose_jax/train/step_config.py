@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from asose_jax.data.augment import Augmentation
@@ -32,6 +33,8 @@ class StepConfig:
       arch_samples: number of draws in an alpha step, whose gradients are averaged.
       eval_mixture: whether evaluations use `Mode.DENSE` with the statistics of each batch instead
         of `eval_mode`; the model is then a `supernet.with_softmax_mixture`.
+      class_weights: weight in the training loss of an image of each class, float32
+        `[num_classes]`, see `gradients.mean_cross_entropy`; `None`: all alike.
       penalty: a term of the loss that depends on alpha alone. Alpha steps add its gradient, and
         report the loss without it.
       second_order: whether alpha steps look one weight step ahead, see `second_order.gradient`.
@@ -47,6 +50,7 @@ class StepConfig:
     arch_micro_batches: int = 1
     arch_samples: int = 1
     eval_mixture: bool = False
+    class_weights: np.ndarray | None = None
     penalty: Callable[[Any], jax.Array] | None = None
     second_order: bool = False
 

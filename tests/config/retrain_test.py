@@ -57,6 +57,8 @@ def test_darts_networks_are_trained_as_their_authors_do():
     assert (made.model.channels, made.model.depth, made.model.reductions) == (36, 20, (6, 13))
     assert (made.optimize.drop_path, made.optimize.second_head) == (0.2, 0.4)
     assert config.optimize.epochs == 20  # the other one is a copy
+    config.data.class_weights = 'balanced'
+    assert retrain.retrain_config(config).data.class_weights == 'balanced'
 
 
 def test_a_grown_network_is_taken_as_it_is_and_unset_sizes_are_those_of_model():

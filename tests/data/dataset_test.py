@@ -1,5 +1,6 @@
 """Data sets: splits that hold what they promise, and errors that say what to do."""
 
+import dataclasses
 import json
 import logging
 import socket
@@ -146,6 +147,11 @@ class _Records:
         return [{'image': image, 'label': self.labels[i]} for i in indices]
 
 
+def _set_of(records):
+    features = {'label': types.SimpleNamespace(num_classes=3)}
+    return tfds._image_set(records, records, features, ('image', 'label'), None, WHERE)
+
+
 @pytest.mark.parametrize(
     ('records', 'message'),
     [
@@ -156,20 +162,16 @@ class _Records:
     ],
 )
 def test_bad_records_are_one_clear_error(records, message):
-    classes = types.SimpleNamespace(num_classes=3)
     with pytest.raises(UserError, match=message):
-        tfds._in_memory(
-            tfds._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
-        )
+        tfds._in_memory(_set_of(records))
 
 
 def test_bad_records_of_a_streamed_set_are_an_error_when_they_are_met():
-    classes = types.SimpleNamespace(num_classes=3)
-    records = _Records(labels=(0, 1, 7))
-    images = tfds._image_set(records, {'label': classes}, ('image', 'label'), None, WHERE)
-    images.read(np.array([0, 1]))
-    with pytest.raises(UserError, match='a label is 7'):
-        images.read(np.array([2]))
+    images = _set_of(_Records(labels=(0, 1, 7)))
+    for read in (images.read, images.labels_at):
+        read(np.array([0, 1]))
+        with pytest.raises(UserError, match='a label is 7'):
+            read(np.array([2]))
 
 
 @pytest.mark.parametrize(('mode', 'channels'), [('L', 1), ('RGB', 3)])
@@ -187,6 +189,7 @@ def test_any_tfds_set_is_read_whatever_its_keys_sizes_and_channels(tmp_path, mod
         for part in (d.train, d.valid, d.test):
             images, labels = d.images.read(part)
             np.testing.assert_array_equal(images[:, 3, 3, 0], 255 * labels)
+            np.testing.assert_array_equal(d.images.labels_at(part), labels)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +256,38 @@ def test_one_class_or_one_image_of_a_class_is_an_error(monkeypatch, last, messag
     monkeypatch.setattr(dataset, '_digits', lambda _: (learn, learn, ('a', 'b')))
     with pytest.raises(UserError, match=message):
         _digits()
+
+
+# --- Weights of classes
+
+
+@pytest.mark.parametrize('streamed', [False, True])
+def test_balanced_weights_are_those_by_hand_of_the_training_part_alone(streamed):
+    """Six images of a, two of b, none of c: 8 / (2 * 6) and 8 / (2 * 2)."""
+    labels = np.array([0, 1, 0, 0, 1, 0, 0, 0, 2, 2, 1], np.int32)
+    images = image_set.ImageSet.from_arrays(np.zeros((11, 2, 2, 1), np.uint8), labels)
+    if streamed:
+        images = image_set.ImageSet(11, images.read)
+    data = dataclasses.replace(
+        _digits(),
+        images=images,
+        train=np.arange(8),
+        valid=np.arange(8, 10),
+        test=np.arange(10, 11),
+        class_names=('a', 'b', 'c'),
+    )
+    weights = dataset.balanced_class_weights(data)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, [8 / 12, 8 / 4, 0], rtol=1e-6)
+    assert weights[labels[:8]].mean() == pytest.approx(1)
+
+
+def test_labels_of_a_streamed_set_are_read_without_its_images(tmp_path, monkeypatch):
+    d = _own(tmp_path, 'train', 'validation', resident_megabytes=0)
+    monkeypatch.setattr(image_set, 'resize_all', None)
+    np.testing.assert_allclose(dataset.balanced_class_weights(d)[d.train % 2].mean(), 1)
+    with pytest.raises(TypeError):
+        d.images.read(d.train)
 
 
 # --- Splits of a TFDS set

@@ -99,6 +99,14 @@ def test_eigenvalue_is_that_of_the_whole_hessian_of_the_mixtures_loss():
 
 
 @pytest.mark.slow
+def test_eigenvalue_is_that_of_the_loss_with_class_weights():
+    key = jax.random.key(3)
+    plain = early_stopping.eigenvalue(*_net(), 0.0, IMAGES, LABELS, key)
+    twice = early_stopping.eigenvalue(*_net(), 0.0, IMAGES, LABELS, key, np.full(3, 2, 'f'))
+    np.testing.assert_allclose(twice, 2 * plain, rtol=1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('stride', [1, 2])
 @pytest.mark.parametrize('name', operations.PRIMITIVES)
 def test_gradient_of_every_operation_can_be_differentiated_along_a_vector(name, stride):

@@ -15,12 +15,14 @@ from helpers import networks
 from helpers.search_steps import (
     KEY,
     NAMES,
+    ONE_BLOCK,
     SCHEDULE,
     SHARED,
     SPEC,
     START,
     STEP_CONFIG,
     STILL,
+    TX,
     after_one,
     call,
     data,
@@ -35,7 +37,7 @@ from asose_jax.arch.genotype import Genotype, derive
 from asose_jax.data import batches
 from asose_jax.nn.forward import Mode, SearchSettings
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import phases, pmap, steps
+from asose_jax.train import gradients, phases, pmap, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed
 
@@ -199,6 +201,79 @@ def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their
     after, _ = call(Phase.WARMUP, 1, step_config)(held, chunk, shared)
     np.testing.assert_allclose(after.totals.loss, loss(1.0, True), rtol=1e-5)
     assert abs(loss(1.0, True) - loss(0.0, True)) > 1e-3
+
+
+# --- Weights of classes
+
+WEIGHTS = np.float32([4, 0.5, 0.25])
+WEIGHTED = dataclasses.replace(ONE_BLOCK, class_weights=WEIGHTS)
+
+
+def test_mean_with_class_weights_is_that_by_hand():
+    """Cross-entropies ln 3 and ln 4 of weights 4 and 0.5: their sum is divided by 2, not by 4.5."""
+    logits = np.log(np.float32([[1, 1, 1], [1, 1, 2]]))
+    found = gradients.mean_cross_entropy(logits, np.array([0, 1]), WEIGHTS)
+    np.testing.assert_allclose(found, (4 * np.log(3) + 0.5 * np.log(4)) / 2, rtol=1e-6)
+
+
+def test_without_class_weights_nothing_is_multiplied():
+    def plain(logits, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    example = np.zeros((4, 3), np.float32), np.zeros(4, np.int32)
+    ours, theirs = (
+        str(jax.make_jaxpr(each)(*example)) for each in (gradients.mean_cross_entropy, plain)
+    )
+    assert ours == theirs
+
+
+def test_balanced_weights_raise_the_recall_of_a_rare_class():
+    """Two overlapping classes, 400 and 20 images, and a logistic regression."""
+    random = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [400, 20])
+    x = np.stack([random.normal(labels), np.ones(420)], 1).astype(np.float32)
+
+    def recall_of_the_rare_class(class_weights):
+        def loss(slopes):
+            return gradients.mean_cross_entropy(x @ slopes, labels, class_weights)
+
+        step = jax.jit(lambda slopes: slopes - jax.grad(loss)(slopes))
+        slopes = np.zeros((2, 2), np.float32)
+        for _ in range(200):
+            slopes = step(slopes)
+        return (x @ slopes).argmax(1)[labels == 1].mean()
+
+    balanced = np.float32([420 / (2 * 400), 420 / (2 * 20)])
+    assert recall_of_the_rare_class(None) < 0.1 < 0.6 < recall_of_the_rare_class(balanced)
+
+
+@pytest.mark.parametrize(('step', 'mode'), [(START, Mode.ALPHA), (START + 1, Mode.DRAW)])
+def test_class_weights_enter_the_loss_of_alpha_and_of_weights_on_any_number_of_devices(step, mode):
+    """As one mean of weight times cross-entropy, though devices hold different classes."""
+    before = networks.fresh_state(ONE_BLOCK.model, TX, seed=1).replace(step=np.int32(step))
+    one, many = (run(before, 1, n, step_config=WEIGHTED)[0] for n in (1, MANY))
+    chex.assert_trees_all_close(one, many, atol=1e-5, rtol=1e-4)
+    given = data()
+    images, labels = given.images.read(batches.batch_indices(np.arange(64), 0, 0, step, 16))
+
+    @jax.jit
+    def logits_of(images):
+        return SuperNet(ONE_BLOCK.model.spec).apply(
+            {'params': before.params, 'arch': before.arch, 'batch_stats': before.batch_stats},
+            images,
+            SCHEDULE.tau(step),
+            mode=mode,
+            train=True,
+            mutable=['batch_stats', 'guard'],
+            rngs={'gumbel': jax.random.split(jax.random.fold_in(KEY, step))[0]},
+        )[0]
+
+    logits = logits_of((images - given.mean) / given.std)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    expected = np.mean([WEIGHTS[label] * loss for label, loss in zip(labels, losses, strict=True)])
+    found = one.totals.arch_loss if mode is Mode.ALPHA else one.totals.loss
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert abs(losses.mean() - expected) > 0.01
 
 
 # --- Many devices

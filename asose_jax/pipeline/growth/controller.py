@@ -278,7 +278,9 @@ def _choose(
         }[kind]
         return next((candidate for candidate in candidates if candidate.growth.where == last), None)
     images = score_batches(context, len(current.history.growth))
-    scored = scoring.score_candidates(candidates, spec, search_state, images, key)
+    scored = scoring.score_candidates(
+        candidates, spec, search_state, images, key, context.class_weights
+    )
     for candidate in scored:
         logger.info(
             'growth candidate: %s at %d, score %.2e, %d parameters',

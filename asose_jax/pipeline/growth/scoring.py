@@ -20,7 +20,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from asose_jax.arch import genotype
 from asose_jax.nn import factors, mixed_op, operations
@@ -32,6 +31,7 @@ from asose_jax.spaces import chain
 from asose_jax.spaces.chain import BRANCH, DEPTH, WIDTH, ChainSpec
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import state
+from asose_jax.train.gradients import mean_cross_entropy
 from asose_jax.train.state import SearchState
 
 Array = jax.Array
@@ -229,6 +229,7 @@ def score_candidates(
     current: SearchState,
     batches: Sequence[tuple[np.ndarray, np.ndarray]],
     key: Array,
+    class_weights: np.ndarray | None = None,
 ) -> list[Candidate]:
     """Scores candidates by the gradients of the network that alpha makes most likely.
 
@@ -244,6 +245,7 @@ def score_candidates(
       current: its state.
       batches: validation images, normalized, `[B, H, W, C]`, and labels `[B]`; all of one shape.
       key: random key of the weights of new operations.
+      class_weights: of the loss, `[num_classes]`, see `gradients.mean_cross_entropy`.
 
     Returns:
       The candidates with their scores, in the same order.
@@ -255,7 +257,9 @@ def score_candidates(
     }
     derived = cast(ChainSpec, genotype.keep_chosen(spec, chosen))
     insertions = [c.growth for c in candidates if c.growth.kind != WIDTH]
-    gradient, slopes = _summed_gradients(derived, variables, insertions, batches, key)
+    gradient, slopes = _summed_gradients(
+        derived, variables, insertions, batches, key, class_weights
+    )
 
     def score(growth: Growth) -> float:
         if growth.kind != WIDTH:
@@ -276,6 +280,7 @@ def _summed_gradients(
     insertions: Sequence[Growth],
     batches: Sequence[tuple[np.ndarray, np.ndarray]],
     key: Array,
+    class_weights: np.ndarray | None,
 ) -> tuple[Any, dict[Growth, Any]]:
     """Adds up the gradients of all batches.
 
@@ -285,6 +290,7 @@ def _summed_gradients(
       insertions: growths in depth and by branches.
       batches: see `score_candidates`.
       key: random key of the weights of new operations.
+      class_weights: see `score_candidates`.
 
     Returns:
       The gradient of `params`, on the host; and for each insertion the gradients of the factors of
@@ -293,7 +299,7 @@ def _summed_gradients(
     slopes: dict[Growth, Any] = dict.fromkeys(insertions, 0.0)
     gradient = None
     for images, labels in batches:
-        change, taps, streams, inputs = _backward(derived, variables, images, labels)
+        change, taps, streams, inputs = _backward(derived, variables, images, labels, class_weights)
         change = jax.device_get(change)  # many small arrays, which the host adds faster
         gradient = change if gradient is None else jax.tree.map(np.add, gradient, change)
         for growth in insertions:
@@ -314,7 +320,11 @@ _once = functools.partial(
 
 @_once
 def _backward(
-    derived: ChainSpec, variables: Mapping[str, Any], images: Array, labels: Array
+    derived: ChainSpec,
+    variables: Mapping[str, Any],
+    images: Array,
+    labels: Array,
+    class_weights: Array | None,
 ) -> tuple[Any, dict[int, Array], dict[int, Array], dict[int, Array]]:
     """Computes the gradients at every position where a network could grow.
 
@@ -325,6 +335,7 @@ def _backward(
       variables: its `params` and `batch_stats`.
       images: normalized, `[B, H, W, C]`.
       labels: `[B]`.
+      class_weights: see `score_candidates`.
 
     Returns:
       The gradient of `params`; the gradient of the features at each position, `[B, H, W, C]`; the
@@ -366,7 +377,7 @@ def _backward(
                 train=True,
                 mutable=['batch_stats'],
             )
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        loss = mean_cross_entropy(logits, labels, class_weights)
         return loss, (streams, inputs)
 
     shapes = jax.eval_shape(run, variables['params'], {})[1][0]
