@@ -10,12 +10,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
+import flax.traverse_util
 import numpy as np
 import numpy.typing as npt
 
 SCHEMA = 2  # version of the format of genotype.json
 NONE = 'none'  # the candidate that stands for an edge that is left out
 FALLBACK = 'skip_connect'  # the candidate of guarded rows of alpha, and of warmup if that uses any
+# A logit whose softmax is exactly 0. It is finite, since guards treat infinity as a fault.
+_ZERO_LOGIT = -1e9
 
 
 class Row(NamedTuple):
@@ -239,6 +242,37 @@ def _softmax(logits: npt.ArrayLike, otherwise: np.ndarray) -> np.ndarray:
         scaled = np.exp(logits - logits.max())
         row = scaled / scaled.sum()
     return row if np.isfinite(row).all() else otherwise
+
+
+def one_hot_rows(spec: NetSpec, genotype: Genotype) -> list[np.ndarray]:
+    """Returns rows `[K]`, float32, in the order of `spec.rows()`, that are sure of a genotype."""
+    return [
+        np.eye(len(names), dtype=np.float32)[names.index(genotype.operations[group][member])]
+        for group, member, names in spec.rows()
+    ]
+
+
+def with_row_weights(
+    spec: NetSpec, rows: Sequence[np.ndarray], arch: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns `arch` with alphas whose softmax has the ratios of the rows.
+
+    Args:
+      spec: description of the supernet.
+      rows: weight of each candidate, `[K]` for each of `spec.rows()`; of a weight of 0, the softmax
+        is exactly 0.
+      arch: tree of alpha; what it has beside the rows, such as logits of edges, is taken over.
+
+    Returns:
+      A tree like `arch`, with alpha in float32.
+    """
+    leaves: dict[tuple[str, ...], Any] = dict(flax.traverse_util.flatten_dict(arch))
+    for (group, member, names), row in zip(spec.rows(), rows, strict=True):
+        if len(names) > 1:
+            tiny = np.finfo(row.dtype).tiny
+            logits = np.where(row > 0, np.log(np.maximum(row, tiny)), _ZERO_LOGIT)
+            leaves[*spec.alpha_path(group, member), 'alpha'] = logits.astype(np.float32)
+    return flax.traverse_util.unflatten_dict(leaves)
 
 
 def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:

@@ -11,7 +11,7 @@ import ml_collections
 
 from asose_jax.arch.estimators import ESTIMATORS, Estimator
 from asose_jax.config.schema import FIELDS
-from asose_jax.costs import expected_cost
+from asose_jax.costs import expected_cost, limit
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import natsbench, registry
 
@@ -356,6 +356,7 @@ _CHECKS: tuple[Callable[[Config], list[str]], ...] = (
     _learning_rate_errors,
     _benchmark_errors,
     expected_cost.validation_errors,
+    limit.validation_errors,
     _sweep_errors,
     _start_errors,
 )

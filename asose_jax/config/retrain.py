@@ -57,9 +57,10 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         'arch.anchor': 0.0,
         'cost.kind': None,
         'cost.target': None,
-        'cost.batch_size': None,
         'growth.epochs': 0,
     }
+    if config.cost.limit.latency is None:  # a limit holds for the network that is trained, too
+        changes['cost.batch_size'] = None
     targets = {**_TARGETS, 'channels': 'network_channels'} if grown else _TARGETS
     for name, target in targets.items():
         if config.retrain[name] is not None:

@@ -211,6 +211,7 @@ GROUPS: dict[str, str] = {
     'alarm': 'when to warn',
     'benchmark': 'true accuracies to compare the result with',
     'cost': 'a price on what the derived network costs',
+    'cost.limit': 'what the derived network may cost; None: no limit',
     'checkpoint': 'when to save, and how many checkpoints to keep',
 }
 
@@ -622,11 +623,15 @@ FIELDS: dict[str, Field] = {
     'cost.kind': Field(
         None,
         _optional(_one_name_in('costs.expected_cost', 'UNITS')),
-        "'flops', 'params', 'latency'; None: no price",
+        'what has a price: FLOPs (a multiply-add counts as two), parameters, multiply-adds or '
+        'latency; None: nothing',
         _TUNAS,
     ),
     'cost.target': Field(
-        None, _optional(_POSITIVE), 'FLOPs of an image, parameters, or milliseconds', _TUNAS
+        None,
+        _optional(_POSITIVE),
+        'FLOPs or multiply-adds of an image, parameters, or milliseconds',
+        _TUNAS,
     ),
     'cost.weight': Field(
         0.1,
@@ -636,6 +641,29 @@ FIELDS: dict[str, Field] = {
     ),
     'cost.batch_size': Field(
         None, _optional(_integer(1)), 'images that latency is measured with; None: 1', _TUNAS
+    ),
+    'cost.limit.params': Field(
+        None, _optional(_POSITIVE), 'largest number of parameters', before=None
+    ),
+    'cost.limit.flops': Field(
+        None,
+        _optional(_POSITIVE),
+        'largest number of FLOPs of an image, as `flops_per_image` in summary.json; a multiply-add '
+        'counts as two',
+        before=None,
+    ),
+    'cost.limit.multiply_adds': Field(
+        None,
+        _optional(_POSITIVE),
+        'largest number of multiply-adds of an image, as `multiply_adds` in summary.json; what '
+        'papers call FLOPs',
+        before=None,
+    ),
+    'cost.limit.latency': Field(
+        None,
+        _optional(_POSITIVE),
+        'most milliseconds of a batch of `cost.batch_size` images, summed over measured parts',
+        before=None,
     ),
     'checkpoint.every_seconds': Field(
         60,

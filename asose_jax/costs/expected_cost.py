@@ -32,6 +32,7 @@ logger = logging.getLogger('asose_jax')
 UNITS = {
     'flops': 'floating-point operations of one image, forward; a multiply-add counts as two',
     'params': 'numbers in params',
+    'multiply_adds': 'multiply-adds of convolutions and head for one image, forward',
     'latency': 'milliseconds of one batch of cost.batch_size images (or 1), forward',
 }
 LATENCY_FILE = 'latency.json'  # file in the workdir
@@ -43,18 +44,16 @@ class Budget:
     """Sets the target for the cost of the derived network, and computes the penalty.
 
     Attributes:
-      kind: `'flops'`, `'params'` or `'latency'`; see `UNITS`.
+      kind: A key of `UNITS`.
       target: Desired cost of the whole network, in the unit of its kind.
       weight: Weight of the penalty.
       meter: Determines the costs.
-      latencies: The measured latencies, if `kind` is `'latency'`.
     """
 
     kind: str
     target: float
     weight: float
     meter: Meter
-    latencies: Latencies | None = None
 
     def expected(self, spec: NetSpec, rows: list[Any]) -> Any:
         """Returns the mean cost of networks that are derived at random, see `NetSpec.shares`.
@@ -69,7 +68,7 @@ class Budget:
         return self._table(spec).total(spec.shares(rows))
 
     def _table(self, spec: NetSpec) -> flops.CostTable:
-        return flops.cost_table(_with_all_channels(spec), self.meter)
+        return flops.cost_table(with_all_channels(spec), self.meter)
 
     def penalty(self, spec: NetSpec) -> Callable[[Any], jax.Array]:
         """Returns the penalty as a function of alpha.
@@ -94,17 +93,6 @@ class Budget:
 
         return penalty_of
 
-    def reach(self, spec: NetSpec) -> tuple[float, float]:
-        """Returns the costs of the cheapest and the most expensive network that can be derived."""
-        constant, rows = self._table(spec)
-        top = max(row.max() for row in rows)
-        choices = [spec.choose(scores) for scores in ([top - row for row in rows], rows)]
-        low, high = (
-            constant + sum(float(row[int(k)]) for row, k in zip(rows, chosen, strict=True))
-            for chosen in choices
-        )
-        return low, high
-
     def require_reachable_target(self, spec: NetSpec, grows: bool) -> None:
         """Checks that a network of the space can meet the target.
 
@@ -115,24 +103,16 @@ class Budget:
         Raises:
           UserError: The target is out of reach; the message names the range.
         """
-        low, high = self.reach(spec)
+        low, high = self._table(spec).reach(spec)
         if self.target < low or (self.target > high and not grows):
             raise UserError(
                 f'cost.target={self.target:g}: networks of this space cost from {low:.6g} to '
                 f'{high:.6g} ({UNITS[self.kind]}). Set a target in between.'
             )
 
-    def measure_costs(self, spec: NetSpec, directory: pathlib.Path, is_primary_host: bool) -> None:
-        """Determines the costs of a network and writes them, before they are used.
-
-        The devices must be idle, or measured latencies are wrong.
-
-        Args:
-          spec: Description of the network.
-          directory: The workdir, to which `costs.json` and new latencies are written.
-          is_primary_host: Whether this process writes files.
-        """
-        low, high = self.reach(spec)
+    def log_reach(self, spec: NetSpec) -> None:
+        """Logs the target beside the costs of the networks that can be derived."""
+        low, high = self._table(spec).reach(spec)
         logger.info(
             'cost (%s): networks cost from %.4g to %.4g, target %.4g',
             *(self.kind, low, high, self.target),
@@ -142,65 +122,55 @@ class Budget:
                 'cost.target=%g cannot be reached any more: the grown network costs at least %.4g',
                 *(self.target, low),
             )
-        if is_primary_host and self.latencies is not None:
-            self.latencies.save()
-        if is_primary_host:
-            text = json.dumps(self.table(spec), indent=2) + '\n'
-            workdir.write_atomically(directory / COSTS_FILE, text)
 
-    def table(self, spec: NetSpec) -> dict[str, Any]:
-        """Returns the content of `costs.json`: costs of all candidates and of what is around them.
-
-        Args:
-          spec: Description of the network.
-
-        Returns:
-          A JSON object. Each cost is given as FLOPs, parameters and in the kind of this budget.
-        """
-        meters = {'flops': flops.FLOPS, 'params': flops.PARAMS, self.kind: self.meter}
-        tables = {
-            kind: flops.cost_table(_with_all_channels(spec), meter)
-            for kind, meter in meters.items()
-        }
-        rows = [
-            {
-                'group': group,
-                'member': member,
-                'candidates': {
-                    name: {kind: float(table.rows[i][k]) for kind, table in tables.items()}
-                    for k, name in enumerate(candidates)
-                },
-            }
-            for i, (group, member, candidates) in enumerate(spec.rows())
-        ]
-        constant = {kind: table.constant for kind, table in tables.items()}
-        return {'units': {kind: UNITS[kind] for kind in tables}, 'around': constant, 'rows': rows}
-
-    def summary(self, spec: NetSpec, is_primary_host: bool) -> dict[str, Any]:
+    def summary(self, spec: NetSpec) -> dict[str, Any]:
         """Returns the entry `cost` of `summary.json`.
 
         Args:
           spec: Description of the derived network.
-          is_primary_host: Whether this process writes files; it saves new latencies.
 
         Returns:
           A JSON object with the cost of the network by the table of its parts and as a whole.
         """
-        summary = {
+        return {
             'kind': self.kind,
             'unit': UNITS[self.kind],
             'target': self.target,
             'by_table': float(self.expected(spec, [np.ones(1)] * len(spec.rows()))),
             'as_a_whole': self.meter.network(spec),
         }
-        if is_primary_host and self.latencies is not None:
-            self.latencies.save()
-        return summary
 
 
-def _with_all_channels(spec: NetSpec) -> NetSpec:
+def with_all_channels(spec: NetSpec) -> NetSpec:
     """Returns the network without partial channels, which a derived network does not have."""
     return dataclasses.replace(spec, partial=1)
+
+
+def write_costs(spec: NetSpec, meters: Mapping[str, Meter], directory: pathlib.Path) -> None:
+    """Writes `costs.json`: the costs of all candidates, and of what is around them.
+
+    Args:
+      spec: Description of the network.
+      meters: What determines the costs, by kind.
+      directory: The workdir.
+    """
+    tables = {
+        kind: flops.cost_table(with_all_channels(spec), meter) for kind, meter in meters.items()
+    }
+    rows = [
+        {
+            'group': group,
+            'member': member,
+            'candidates': {
+                name: {kind: float(table.rows[i][k]) for kind, table in tables.items()}
+                for k, name in enumerate(candidates)
+            },
+        }
+        for i, (group, member, candidates) in enumerate(spec.rows())
+    ]
+    constant = {kind: table.constant for kind, table in tables.items()}
+    content = {'units': {kind: UNITS[kind] for kind in tables}, 'around': constant, 'rows': rows}
+    workdir.write_atomically(directory / COSTS_FILE, json.dumps(content, indent=2) + '\n')
 
 
 def validation_errors(config: Mapping[str, Any]) -> list[str]:
@@ -216,9 +186,10 @@ def validation_errors(config: Mapping[str, Any]) -> list[str]:
     kind, target, batch_size = cost['kind'], cost['target'], cost['batch_size']
     if (kind is None) != (target is None):
         messages.append(f'cost.kind={kind!r}, cost.target={target!r}: set both or neither')
-    if batch_size is not None and kind != 'latency':
+    if batch_size is not None and not _measures_latency(cost):
         messages.append(
-            f"cost.batch_size={batch_size}: only cost.kind='latency' measures batches; leave it out"
+            f"cost.batch_size={batch_size}: only cost.kind='latency' and cost.limit.latency "
+            'measure batches; leave it out'
         )
     if kind is not None and not any(config[phase]['epochs'] for phase in ('search', 'growth')):
         messages.append(
@@ -228,10 +199,14 @@ def validation_errors(config: Mapping[str, Any]) -> list[str]:
     return messages
 
 
-def make_budget(
+def _measures_latency(cost: Mapping[str, Any]) -> bool:
+    return cost['kind'] == 'latency' or cost['limit']['latency'] is not None
+
+
+def open_latencies(
     config: ml_collections.ConfigDict, directory: pathlib.Path, started: bool
-) -> Budget | None:
-    """Builds the budget that the group `cost` of a config describes.
+) -> Latencies | None:
+    """Opens the file of measured latencies, if the config has a price or a limit on them.
 
     Args:
       config: The config of the run.
@@ -239,21 +214,21 @@ def make_budget(
       started: Whether the run is being resumed.
 
     Returns:
-      The budget; `None` if `cost.kind` is not set.
+      The latencies; `None` if none is needed.
 
     Raises:
       UserError: Latencies are to be measured on more than one host, or their file cannot be used.
     """
     cost = config.cost
-    if cost.kind is None:
+    if not _measures_latency(cost):
         return None
-    if cost.kind != 'latency':
-        meter = {'flops': flops.FLOPS, 'params': flops.PARAMS}[cost.kind]
-        return Budget(cost.kind, cost.target, cost.weight, meter)
     if jax.process_count() > 1:
+        field = "cost.kind='latency'"
+        if cost.kind != 'latency':
+            field = f'cost.limit.latency={cost.limit.latency:g}'
         raise UserError(
-            "cost.kind='latency': each host would measure different latencies. Search on one host, "
-            "or set cost.kind='flops'."
+            f'{field}: each host would measure different latencies. Search on one host, or set the '
+            "kind 'flops' instead."
         )
     if started and not (directory / LATENCY_FILE).exists():
         logger.warning(
@@ -261,6 +236,27 @@ def make_budget(
             'bit for bit',
             directory / LATENCY_FILE,
         )
-    latencies = Latencies(directory / LATENCY_FILE, cost.batch_size or 1, config.model.dtype)
-    meter = Meter(latencies.operation, latencies.network)
-    return Budget(cost.kind, cost.target, cost.weight, meter, latencies)
+    return Latencies(directory / LATENCY_FILE, cost.batch_size or 1, config.model.dtype)
+
+
+def meters_by_kind(latencies: Latencies | None) -> dict[str, Meter]:
+    """Returns what determines the costs of each kind; without latencies, only what is counted."""
+    if latencies is None:
+        return flops.COUNTED
+    return {**flops.COUNTED, 'latency': Meter(latencies.operation, latencies.network)}
+
+
+def make_budget(config: ml_collections.ConfigDict, latencies: Latencies | None) -> Budget | None:
+    """Builds the budget that the group `cost` of a config describes.
+
+    Args:
+      config: The config of the run.
+      latencies: See `open_latencies`.
+
+    Returns:
+      The budget; `None` if `cost.kind` is not set.
+    """
+    cost = config.cost
+    if cost.kind is None:
+        return None
+    return Budget(cost.kind, cost.target, cost.weight, meters_by_kind(latencies)[cost.kind])

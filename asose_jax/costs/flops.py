@@ -71,6 +71,21 @@ class CostTable(NamedTuple):
         pairs = zip(shares, self.rows, strict=True)
         return self.constant + sum((share * row).sum() for share, row in pairs)
 
+    def reach(self, spec: NetSpec) -> tuple[float, float]:
+        """Returns the costs of the cheapest and the most expensive network that can be derived.
+
+        Args:
+          spec: Description of the network that the table is of.
+        """
+        top = max(row.max() for row in self.rows)
+        choices = [spec.choose(scores) for scores in ([top - row for row in self.rows], self.rows)]
+        low, high = (
+            self.constant
+            + sum(float(row[int(k)]) for row, k in zip(self.rows, chosen, strict=True))
+            for chosen in choices
+        )
+        return low, high
+
 
 @functools.lru_cache(maxsize=16)
 def cost_table(spec: NetSpec, meter: Meter) -> CostTable:
@@ -181,6 +196,7 @@ def training_flops(
     return _TRAINING * drawn_flops * weight_images + alpha_flops * alpha_images
 
 
+@functools.lru_cache(maxsize=16)
 def multiply_adds(spec: NetSpec) -> int:
     """Counts what papers call FLOPs: multiply-adds of convolutions and head, and the head's biases.
 
@@ -193,6 +209,10 @@ def multiply_adds(spec: NetSpec) -> int:
     Returns:
       The number of multiply-adds for one image.
     """
+    return _multiply_adds(network_program(spec)) + spec.num_classes
+
+
+def _multiply_adds(part: 'Part') -> int:
     total = 0
 
     def count(
@@ -209,8 +229,8 @@ def multiply_adds(spec: NetSpec) -> int:
         return y
 
     with nn.intercept_methods(count):
-        _variable_shapes(network_program(spec))
-    return total + spec.num_classes
+        _variable_shapes(part)
+    return total
 
 
 class Part(NamedTuple):
@@ -291,3 +311,9 @@ def _cached_meter(cost: Callable[[Part], float]) -> Meter:
 
 FLOPS = _cached_meter(_flops)  # floating-point operations of the forward pass of one image
 PARAMS = _cached_meter(_params)  # number of trainable parameters
+MULTIPLY_ADDS = Meter(
+    functools.cache(lambda *description: _multiply_adds(operation_program(*description))),
+    multiply_adds,
+)
+# The kinds of cost that are counted, by their names in the config.
+COUNTED = {'flops': FLOPS, 'params': PARAMS, 'multiply_adds': MULTIPLY_ADDS}

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from asose_jax.arch import genotype
-from asose_jax.arch.genotype import NetSpec
+from asose_jax.arch.genotype import Genotype, NetSpec
 from asose_jax.nn import operations
 
 
@@ -18,6 +18,7 @@ def analyze_architecture(
     spec: NetSpec,
     before: list[list[str]] | None = None,
     sampling_temperature: float | None = None,
+    chosen: Genotype | None = None,
 ) -> dict[str, Any]:
     """Computes the architecture metrics of one evaluation.
 
@@ -27,6 +28,7 @@ def analyze_architecture(
       before: genotype of the previous evaluation, for `arch/changed`.
       sampling_temperature: t of softmax(alpha / t), the distribution that operations are drawn
         from; `None` where nothing is drawn.
+      chosen: genotype that would be derived, where that is not the most likely one.
 
     Returns:
       JSON values:
@@ -40,10 +42,10 @@ def analyze_architecture(
       * `arch/counts`: number of times each operation is used;
       * `arch/probabilities`: the rows of softmax(alpha), to four digits;
       * `arch/changed`: indices of the blocks, or of the nodes of cells, whose choice changed;
-      * `genotype`: the most likely genotype.
+      * `genotype`: the genotype that would be derived.
     """
     rows = genotype.probabilities(spec, arch)
-    chosen = genotype.most_likely(spec, arch)
+    chosen = genotype.most_likely(spec, arch) if chosen is None else chosen
     used = spec.used(chosen)
 
     def fraction(names: Collection[str]) -> float:

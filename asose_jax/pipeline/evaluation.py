@@ -8,11 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from asose_jax.arch import genotype
+from asose_jax.arch.genotype import Genotype
 from asose_jax.data import batches
 from asose_jax.nn import factors
 from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import pmap
+from asose_jax.train.state import Packed
 
 # Tag of a stream of training batches; `training_loop` draws from the same images under another tag.
 _STATISTICS_STREAM = 3
@@ -64,8 +67,13 @@ def refresh_statistics(context: RunContext, current: RunState) -> None:
     statistics = current.programs_in_use.statistics
     if statistics is None:
         return
+    before, packed = current.packed, _evaluated(context, current)
+    is_same = packed is before
     for chunk in statistics_chunks(context):
-        current.packed = statistics.call(current.packed, chunk, context.shared)
+        packed = statistics.call(packed, chunk, context.shared)
+    if not is_same:
+        packed = packed.replace(vectors=packed.vectors.replace(arch=before.vectors.arch))
+    current.packed = packed
 
 
 def statistics_chunks(context: RunContext) -> Iterator[dict[str, jax.Array]]:
@@ -84,20 +92,43 @@ def statistics_chunks(context: RunContext) -> Iterator[dict[str, jax.Array]]:
 
 
 def evaluate(
-    context: RunContext, current: RunState, pool: np.ndarray
+    context: RunContext, current: RunState, pool: np.ndarray, chosen: Genotype | None = None
 ) -> list[dict[str, jax.Array]]:
     """Queues an evaluation of the current network, and does not wait for it.
+
+    With a limit on the cost it waits for alpha, whose most likely network within the limit it
+    finds on the host.
 
     Args:
       context: of the run.
       current: has the network and its programs.
       pool: indices of the images, `[N]`.
+      chosen: genotype to evaluate instead of the one that would be derived.
 
     Returns:
       The sums of each chunk, on the devices, for `mean_loss_and_accuracy`.
     """
-    call = current.programs_in_use.evaluate.call
-    return [call(current.packed, chunk, context.shared) for chunk in eval_chunks(context, pool)]
+    call, packed = current.programs_in_use.evaluate.call, _evaluated(context, current, chosen)
+    return [call(packed, chunk, context.shared) for chunk in eval_chunks(context, pool)]
+
+
+def _evaluated(context: RunContext, current: RunState, chosen: Genotype | None = None) -> Packed:
+    """Returns the state to evaluate: with a limit on the cost, alpha is sure of what it allows.
+
+    Args:
+      context: of the run.
+      current: has the state.
+      chosen: genotype to evaluate; by default the one that would be derived.
+    """
+    packed, spec = current.packed, current.spec
+    if spec.is_derived() or (chosen is None and context.limit is None):
+        return packed
+    packing = packed.layout.arch
+    arch = packing.unpack(jax.tree.map(np.asarray, packed.vectors.arch))
+    chosen = context.most_likely(spec, arch) if chosen is None else chosen
+    sure = genotype.with_row_weights(spec, genotype.one_hot_rows(spec, chosen), arch)
+    vectors = packed.vectors.replace(arch=pmap.replicated(packing.pack(sure)))
+    return packed.replace(vectors=vectors)
 
 
 def mean_loss_and_accuracy(sums: Sequence[Mapping[str, jax.Array]]) -> tuple[float, float]:

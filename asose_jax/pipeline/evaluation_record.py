@@ -81,8 +81,9 @@ def build(
     )
     temperature = _sampling_temperature(context, current, span, figures['tau'])
     _count_training_flops(context, current, span, arch, totals, temperature)
+    chosen = context.most_likely(current.spec, arch)
     analysis = arch_analysis.analyze_architecture(
-        arch, current.spec, current.history.genotype, temperature
+        arch, current.spec, current.history.genotype, temperature, chosen
     )
     current.history.genotype = analysis['genotype']
     is_first = current.row['valid_accuracy_first'] is None
@@ -101,6 +102,7 @@ def build(
         'valid/accuracy': accuracy,
         **analysis,
         **_expected_cost(context, current, arch),
+        **_limit_share(context, current, chosen),
         'params': evaluation.count_parameters(current),
         'train_flops': current.history.train_flops,
         'alarms': alarms,
@@ -146,6 +148,14 @@ def _expected_cost(context: RunContext, current: RunState, arch: Any) -> dict[st
         return {}
     rows = genotype.probabilities(current.spec, arch)
     return {'cost/expected': float(context.budget.expected(current.spec, rows))}
+
+
+def _limit_share(
+    context: RunContext, current: RunState, chosen: genotype.Genotype
+) -> dict[str, float]:
+    if context.limit is None:
+        return {}
+    return {'cost/limit_share': context.limit.share(current.spec, chosen)}
 
 
 def _fall_alarm(context: RunContext, current: RunState) -> list[str]:

@@ -103,14 +103,15 @@ class GrowNetwork(Hook):
         )
         grew = bool(record['growth'])
         if grew:
-            record['grown'] = _grown_network(current)
+            record['grown'] = _grown_network(context, current)
         return Decision(saves=grew, stalled=grew)
 
 
-def _grown_network(current: RunState) -> dict[str, Any]:
+def _grown_network(context: RunContext, current: RunState) -> dict[str, Any]:
     """Describes the network after a growth, for the line of metrics."""
     held = current.state
-    analysis = arch_analysis.analyze_architecture(held.arch, current.spec)
+    chosen = context.most_likely(current.spec, held.arch)
+    analysis = arch_analysis.analyze_architecture(held.arch, current.spec, chosen=chosen)
     return {
         'network': current.spec.to_json(),
         'factors': arch_analysis.rounded_factors(factors.factors_by_row(current.spec, held.params)),

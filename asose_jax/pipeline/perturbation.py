@@ -7,10 +7,8 @@ time, whatever alpha says.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import flax.traverse_util
 import jax
 import numpy as np
 
@@ -23,9 +21,6 @@ from asose_jax.train import pmap
 from asose_jax.train.phases import Phase
 
 logger = logging.getLogger('asose_jax')
-
-# A logit whose softmax is exactly 0. It is finite, since guards treat infinity as a fault.
-_ZERO_LOGIT = -1e9
 
 Rows = list[np.ndarray]
 
@@ -154,7 +149,9 @@ def select_by_perturbation(context: RunContext, current: RunState) -> Genotype:
     arch = current.state.arch
 
     def accuracy(rows: Rows) -> float:
-        packed = pmap.replicated(current.packed.put(arch=with_row_weights(spec, rows, arch)))
+        packed = pmap.replicated(
+            current.packed.put(arch=genotype.with_row_weights(spec, rows, arch))
+        )
         chunks = evaluation.eval_chunks(context, context.data.valid)
         return evaluation.mean_loss_and_accuracy(
             [program.call(packed, chunk, context.shared) for chunk in chunks]
@@ -162,24 +159,3 @@ def select_by_perturbation(context: RunContext, current: RunState) -> Genotype:
 
     rows = genotype.probabilities(spec, arch)
     return select(spec, rows, accuracy, context.key(run_context.SELECTION))
-
-
-def with_row_weights(spec: NetSpec, rows: Rows, arch: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns `arch` with alphas whose softmax has the ratios of the rows.
-
-    Args:
-      spec: description of the supernet.
-      rows: weight of each candidate, `[K]` for each of `spec.rows()`; of a weight of 0, the softmax
-        is exactly 0.
-      arch: tree of alpha; what it has beside the rows, such as logits of edges, is taken over.
-
-    Returns:
-      A tree like `arch`, with alpha in float32.
-    """
-    leaves: dict[tuple[str, ...], Any] = dict(flax.traverse_util.flatten_dict(arch))
-    for (group, member, names), row in zip(spec.rows(), rows, strict=True):
-        if len(names) > 1:
-            tiny = np.finfo(row.dtype).tiny
-            logits = np.where(row > 0, np.log(np.maximum(row, tiny)), _ZERO_LOGIT)
-            leaves[*spec.alpha_path(group, member), 'alpha'] = logits.astype(np.float32)
-    return flax.traverse_util.unflatten_dict(leaves)

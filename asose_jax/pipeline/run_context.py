@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -16,6 +16,8 @@ import rich.console
 
 from asose_jax.arch import estimators, genotype
 from asose_jax.costs import expected_cost
+from asose_jax.costs.latency import Latencies
+from asose_jax.costs.limit import CostLimit
 from asose_jax.data import augment
 from asose_jax.data.dataset import Dataset
 from asose_jax.nn.forward import Mode
@@ -68,6 +70,8 @@ class RunContext:
       table: published accuracies of architectures, if the config names such a table.
       is_primary_host: whether this process writes files; of the processes on many hosts, one does.
       budget: price on the cost of the derived network, if there is one.
+      limit: limits on that cost, if there are any.
+      latencies: measured latencies, if the budget or a limit needs them.
       class_weights: weights of the classes in the training loss, see `builders.make_class_weights`.
     """
 
@@ -83,6 +87,8 @@ class RunContext:
     table: tabular.Table | natsbench.NatsBench | None
     is_primary_host: bool
     budget: expected_cost.Budget | None = None
+    limit: CostLimit | None = None
+    latencies: Latencies | None = None
     class_weights: np.ndarray | None = None
 
     def key(self, use: int) -> jax.Array:
@@ -138,13 +144,40 @@ class RunContext:
             * sum(estimators.anchor_distance(genotype.subtree(arch, p)['alpha']) for p in paths)
         )
 
+    def most_likely(self, spec: genotype.NetSpec, arch: Mapping[str, Any]) -> genotype.Genotype:
+        """Returns the genotype that would be derived: the most likely one within `limit`.
+
+        Args:
+          spec: description of the network.
+          arch: its `arch` tree.
+        """
+        if self.limit is None:
+            return genotype.most_likely(spec, arch)
+        return self.limit.most_likely(spec, arch)
+
     def measure_costs(self, spec: genotype.NetSpec) -> None:
-        """Measures the costs that the budget needs for `spec`, if there is a budget.
+        """Determines the costs that budget and limit need for `spec`, and writes costs.json.
 
         The devices must be idle, since latencies may be among the costs.
         """
-        if self.budget is not None and not spec.is_derived():
-            self.budget.measure_costs(spec, self.workdir, self.is_primary_host)
+        kinds = {} if self.limit is None else dict(self.limit.largest)
+        if self.budget is not None:
+            kinds[self.budget.kind] = self.budget.target
+        if not kinds or spec.is_derived():
+            return
+        for part in (self.budget, self.limit):
+            if part is not None:
+                part.log_reach(spec)
+        if self.is_primary_host:
+            self.save_latencies()
+            meters = expected_cost.meters_by_kind(self.latencies)
+            names = dict.fromkeys(['flops', 'params', *kinds])
+            expected_cost.write_costs(spec, {name: meters[name] for name in names}, self.workdir)
+
+    def save_latencies(self) -> None:
+        """Writes new latencies to the workdir, on the primary host."""
+        if self.is_primary_host and self.latencies is not None:
+            self.latencies.save()
 
     def slots(self) -> int:
         """Returns the number of steps that one compiled call has room for."""

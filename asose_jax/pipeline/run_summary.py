@@ -113,7 +113,10 @@ def _summary(
         'selection': current.history.selection,
     }
     if context.budget is not None:
-        summary['cost'] = context.budget.summary(current.spec, context.is_primary_host)
+        summary['cost'] = context.budget.summary(current.spec)
+    if context.limit is not None:
+        summary['cost_limit'] = context.limit.summary(current.spec)
+    context.save_latencies()
     return summary
 
 

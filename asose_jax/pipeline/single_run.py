@@ -24,7 +24,7 @@ from asose_jax.config.consistency import (
     validate,
     with_original_defaults,
 )
-from asose_jax.costs import expected_cost
+from asose_jax.costs import expected_cost, limit
 from asose_jax.data import dataset
 from asose_jax.metrics import arch_analysis, metrics_log, run_record
 from asose_jax.nn import factors
@@ -98,11 +98,15 @@ def run(
         origin = None if resumes else initialization.find_origin(config, images, schedule)
         if origin is not None and origin.directory is not None:
             dataset.warn_of_other_pictures(images, origin.directory.parent)
-        budget = expected_cost.make_budget(config, workdir, resumes)
+        latencies = expected_cost.open_latencies(config, workdir, resumes)
+        budget = expected_cost.make_budget(config, latencies)
+        cost_limit = limit.make_limit(config, latencies)
         if budget is not None and origin is not None:
             budget.require_reachable_target(
                 origin.spec, bool(config.growth.epochs and config.growth.kinds)
             )
+        if cost_limit is not None and origin is not None:
+            cost_limit.require_reachable(origin.spec)
         table = _benchmark_table(config)
         is_primary_host = jax.process_index() == 0
         with locked(workdir, is_primary_host):
@@ -130,6 +134,8 @@ def run(
                         table=table,
                         is_primary_host=is_primary_host,
                         budget=budget,
+                        limit=cost_limit,
+                        latencies=latencies,
                         class_weights=builders.make_class_weights(config, images),
                     )
                     return _run_phases(context, origin)
@@ -243,13 +249,16 @@ def _enter_phase(context: run_context.RunContext, current: run_context.RunState)
         current.packed = pmap.replicated(current.packed.put(arch=arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
         _derive(context, current)
-    analysis = arch_analysis.analyze_architecture(current.state.arch, current.spec)
+    arch = current.state.arch
+    chosen = context.most_likely(current.spec, arch)
+    analysis = arch_analysis.analyze_architecture(arch, current.spec, chosen=chosen)
     logger.info(
-        '%s: %d epochs; alpha: entropy %.3f, confidence %.2f; most likely: %s',
+        '%s: %d epochs; alpha: entropy %.3f, confidence %.2f; most likely%s: %s',
         span.phase,
         span.epochs,
         analysis['arch/entropy'],
         analysis['arch/confidence'],
+        '' if context.limit is None else f' within {context.limit}',
         ', '.join(f'{count} {name}' for name, count in sorted(analysis['arch/counts'].items())),
     )
     current.phase = span.phase
@@ -292,7 +301,10 @@ def _derive(context: run_context.RunContext, current: run_context.RunState) -> N
     if current.history.selection == 'perturbation':
         chosen = perturbation.select_by_perturbation(context, current)
     else:
-        chosen = genotype.most_likely(current.spec, current.state.arch)
+        arch = current.state.arch
+        chosen = context.most_likely(current.spec, arch)
+        if chosen != genotype.most_likely(current.spec, arch):
+            logger.info('the most likely network exceeds %s; another one is derived', context.limit)
     spec, fresh = factors.folded_spec(current.spec, chosen), None
     if current.spec.partial > 1:
         logger.info(
@@ -303,6 +315,8 @@ def _derive(context: run_context.RunContext, current: run_context.RunState) -> N
         fresh = state.init_state(
             context.model(spec), context.tx, context.key(run_context.DERIVATION)
         )
+    if context.limit is not None:
+        context.limit.require_kept(spec)
     derived = state.derive_state(current.state, current.spec, chosen, context.tx, fresh)
     current.spec = spec
     current.state = derived

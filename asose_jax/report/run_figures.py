@@ -30,6 +30,11 @@ _CURVES: list[tuple[str, Mapping[str, str], Mapping[str, Any]]] = [
     ('Parameters', {'params': 'of the network'}, {'low': 0.0}),
     ('Curvature in α', {'arch/eigenvalue': 'largest eigenvalue of the Hessian'}, {'low': 0.0}),
     ('Cost', {'cost/expected': 'expected cost of the network'}, {'low': 0.0}),
+    (
+        'Share of the cost limit',
+        {'cost/limit_share': 'what the genotype takes of the tightest limit'},
+        {'low': 0.0, 'high': 1.0, 'percent': True},
+    ),
 ]
 
 

@@ -74,6 +74,10 @@ def numbers(record: Record) -> list[dict[str, str]]:
         drawn = record.last('arch/draw_entropy')
         note = 'nats' if drawn is None else f'nats; sampling distribution: {plain(drawn)}'
         figures.append(('Entropy of α', plain(entropy), note))
+    limits = summary.get('cost_limit')
+    for kind, entry in limits.items() if isinstance(limits, dict) else ():
+        value, largest = (finite_or_none(entry.get(key)) for key in ('value', 'limit'))
+        figures.append((f'Cost limit, {kind}', plain(value), f'of at most {plain(largest)}'))
     if record.growths:
         figures.append(('Growths', str(len(record.growths)), 'in depth, width or branches'))
     return [{'name': name, 'value': value, 'note': note} for name, value, note in figures]

@@ -43,7 +43,7 @@ def test_presets_are_right(preset):
 
 def test_every_default_is_allowed_and_every_rule_has_wrong_values():
     assert set(flatten(search.get_config())) == set(FIELDS)
-    assert {name.partition('.')[0] for name in FIELDS if '.' in name} == set(GROUPS)
+    assert {name.rpartition('.')[0] for name in FIELDS if '.' in name} == set(GROUPS)
     for name, field in FIELDS.items():
         assert field.rule.holds(field.default), name
         assert field.rule.wrong, name
@@ -159,7 +159,7 @@ def test_missing_field_is_named():
         ({'cost.target': 1.0}, r'cost.kind=None, cost.target=1.0: set both or neither'),
         (
             {'cost.kind': 'params', 'cost.target': 1.0, 'cost.batch_size': 8},
-            r"cost.batch_size=8: only cost.kind='latency' measures",
+            r"cost.batch_size=8: only cost.kind='latency' and cost.limit.latency measure",
         ),
         (
             {
@@ -169,6 +169,18 @@ def test_missing_field_is_named():
                 'growth.epochs': 0,
             },
             r"cost.kind='params': nothing is chosen",
+        ),
+        (
+            {'cost.limit.params': 5e4, 'cost.kind': 'params', 'cost.target': 6e4},
+            r'cost.target=60000: must not exceed cost.limit.params=50000',
+        ),
+        (
+            {'cost.limit.flops': 1e6, 'search.selection': 'perturbation'},
+            r"search.selection='perturbation': .* with cost.limit.flops=1e\+06, set .*=argmax",
+        ),
+        (
+            {'cost.limit.flops': 1e6, 'random_cells': 3, 'seeds': (0,)},
+            r'random_cells=3: such networks are chosen whatever they cost; with cost.limit.flops',
         ),
         ({'arch.anchor': 1e-3}, r'arch.anchor=0.001: .* set search.estimator=drnas'),
         ({'search.second_order': True}, r'needs search.estimator=gumbel or softmax or drnas'),

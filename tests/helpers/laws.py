@@ -47,6 +47,10 @@ LAWS = {
         'supernet_test::test_derived_network_is_the_supernet_under_argmax',
         'registry_test::test_derived_network_is_the_supernet_under_argmax',
     ],
+    'Under a limit on the cost, the derived network is the most likely one that keeps it': [
+        'constrained_test',
+        'limit_test',
+    ],
     'N devices do what one does, and all replicas are equal': [
         'steps_test::test_many_devices_are_one_device_and_all_replicas_are_equal',
         'steps_test::test_laws_of_the_steps_hold_on_eight_devices',

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers.runs import NAMES_OF, Killed, lines_of, summary_of, tiny
 
+from asose_jax.arch import genotype
 from asose_jax.pipeline import evaluation, perturbation, single_run
 from asose_jax.spaces import darts
 from asose_jax.spaces.registry import SPACES
@@ -125,7 +126,7 @@ def test_logits_are_finite_and_their_softmax_has_the_ratios():
     rows = [np.array(row, 'f') for row in ([0.0, 1.0, 0.0], [0.2, 0.0, 0.6], [1e-42, 0.5, 0.5])]
     arch = {f'block_{b}': {'choice_0': {'alpha': np.zeros(3, 'f')}} for b in range(3)}
     arch['edges'] = {'logits': np.arange(2.0)}
-    tree = perturbation.with_row_weights(spec, rows, arch)
+    tree = genotype.with_row_weights(spec, rows, arch)
     assert jax.tree.structure(tree) == jax.tree.structure(arch)
     assert tree['edges']['logits'] is arch['edges']['logits']  # weights of edges stay
     for (group, member, _), row in zip(spec.rows(), rows, strict=True):

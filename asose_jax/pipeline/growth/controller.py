@@ -226,7 +226,7 @@ def _choose_together(
     Returns:
       The growths that are possible, in the order in which they take place.
     """
-    c, chosen = context.config.growth, []
+    c, chosen, spec = context.config.growth, [], cast(ChainSpec, current.spec)
     for kind in sorted(kinds.split('+'), key=_ORDER.index):
         candidates, refused = scoring.list_candidates(
             cast(ChainSpec, current.spec),
@@ -235,6 +235,8 @@ def _choose_together(
             c.width_factor,
             dataclasses.replace(limits, params=_remaining(limits.params, chosen)),
         )
+        candidates, beyond = _within_cost_limit(context, spec, candidates)
+        refused += beyond
         best = None
         if candidates:
             best = _choose(context, current, kind, candidates, search_state, step)
@@ -243,7 +245,34 @@ def _choose_together(
             logger.info('growth (%s) is not possible: %s', kind, reasons)
         else:
             chosen.append(best)
+            spec = transforms.grown_spec(spec, best.growth)
     return chosen
+
+
+def _within_cost_limit(
+    context: RunContext, spec: ChainSpec, candidates: list[Candidate]
+) -> tuple[list[Candidate], list[str]]:
+    """Leaves out growths after which no network could be derived within the limit on its cost.
+
+    Args:
+      context: of the run.
+      spec: description of the network with the growths that are chosen already.
+      candidates: possible growths of it.
+
+    Returns:
+      The candidates that are left, and for each other one a sentence that says why.
+    """
+    if context.limit is None:
+        return candidates, []
+    kept, refused = [], []
+    for candidate in candidates:
+        if context.limit.is_reachable(transforms.grown_spec(spec, candidate.growth)):
+            kept.append(candidate)
+        else:
+            refused.append(
+                f'with {_description(candidate.growth)}, no network would keep {context.limit}'
+            )
+    return kept, refused
 
 
 def _remaining(max_params: int | None, chosen: Sequence[Candidate]) -> int | None:
@@ -278,8 +307,9 @@ def _choose(
         }[kind]
         return next((candidate for candidate in candidates if candidate.growth.where == last), None)
     images = score_batches(context, len(current.history.growth))
+    network = context.most_likely(spec, search_state.arch)
     scored = scoring.score_candidates(
-        candidates, spec, search_state, images, key, context.class_weights
+        candidates, spec, search_state, images, key, network, context.class_weights
     )
     for candidate in scored:
         logger.info(
@@ -349,10 +379,11 @@ def _grow(
     params_before = evaluation.count_parameters(current)
     spec, grown, networks = _grown_state(context, current, pending, fresh_state)
     before = evaluation.evaluate(context, current, context.data.valid)
+    carried = _carried(context, current, pending)
     current.spec, current.state = spec, grown
     current.use(programs)
     current.ahead, current.history.growing.pending = None, None
-    after = evaluation.evaluate(context, current, context.data.valid)
+    after = evaluation.evaluate(context, current, context.data.valid, carried)
     current.history.genotype = networks[-1].genotype
     measured = {
         'valid_accuracy_before': accuracy,
@@ -399,10 +430,26 @@ def _grown_state(
             _GrownNetwork(
                 params=evaluation.count_parameters_in(grown.params),
                 network=spec.to_json(),
-                genotype=genotype.most_likely(spec, grown.arch).to_json(),
+                genotype=context.most_likely(spec, grown.arch).to_json(),
             )
         )
     return spec, grown, networks
+
+
+def _carried(
+    context: RunContext, current: RunState, pending: Mapping[str, Any]
+) -> genotype.Genotype | None:
+    """Returns the genotype of the grown network that computes what is evaluated before the growth.
+
+    Under a limit on the cost, the grown network may have to choose others, which compute something
+    else. `None` without a limit: the most likely genotype is such a one.
+    """
+    if context.limit is None:
+        return None
+    carried = context.most_likely(current.spec, current.state.arch)
+    for growth in _pending_growths(pending):
+        carried = transforms.carried_genotype(carried, growth)
+    return carried
 
 
 def _max_logit_change(

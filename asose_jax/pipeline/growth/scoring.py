@@ -229,9 +229,10 @@ def score_candidates(
     current: SearchState,
     batches: Sequence[tuple[np.ndarray, np.ndarray]],
     key: Array,
+    chosen: genotype.Genotype | None = None,
     class_weights: np.ndarray | None = None,
 ) -> list[Candidate]:
-    """Scores candidates by the gradients of the network that alpha makes most likely.
+    """Scores candidates by the gradients of the network that would be derived.
 
     The gradient of a factor that is 0 is <dL/dy, f(x)>, with y what the block adds to, and f the
     new operation with initial weights. The score of a growth in depth or by a branch is the root
@@ -245,12 +246,13 @@ def score_candidates(
       current: its state.
       batches: validation images, normalized, `[B, H, W, C]`, and labels `[B]`; all of one shape.
       key: random key of the weights of new operations.
+      chosen: genotype of that network; by default the one that alpha makes most likely.
       class_weights: of the loss, `[num_classes]`, see `gradients.mean_cross_entropy`.
 
     Returns:
       The candidates with their scores, in the same order.
     """
-    chosen = genotype.most_likely(spec, current.arch)
+    chosen = genotype.most_likely(spec, current.arch) if chosen is None else chosen
     variables = {
         'params': state.prune(current.params, spec, chosen),
         'batch_stats': state.prune(current.batch_stats, spec, chosen),

@@ -27,6 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from asose_jax.arch.genotype import Genotype
 from asose_jax.nn.operations import FACTOR
 from asose_jax.spaces import chain
 from asose_jax.spaces.chain import DEPTH, WIDTH, BlockSpec, ChainSpec
@@ -98,6 +99,21 @@ def grown_spec(spec: ChainSpec, growth: Growth) -> ChainSpec:
         return _widened(spec, growth.where, growth.channels)
     change = _deepened if growth.kind == DEPTH else _branched
     return change(spec, growth.where, growth.candidates)
+
+
+def carried_genotype(chosen: Genotype, growth: Growth) -> Genotype:
+    """Returns the genotype of the grown network that computes the same as `chosen` did.
+
+    Args:
+      chosen: genotype of the network before the growth.
+      growth: what is added. Its operations have factors of 0, so any of them will do.
+    """
+    blocks, where = list(chosen.operations), growth.where
+    if growth.kind == DEPTH:
+        blocks.insert(where, growth.candidates[:1])
+    elif growth.kind != WIDTH:
+        blocks[where] = (*blocks[where], growth.candidates[0])
+    return Genotype(tuple(blocks))
 
 
 def stages(spec: ChainSpec) -> list[int]:
