@@ -81,7 +81,7 @@ def test_every_place_and_kind_is_a_candidate():
 def test_scores_are_of_the_loss_with_class_weights():
     wider = [c for growth, c in scored().items() if growth.kind == 'width']
     weights = np.full(3, 2, np.float32)
-    twice = scoring.score_candidates(wider, SPEC, start(), BATCHES, KEY, weights)
+    twice = scoring.score_candidates(wider, SPEC, start(), BATCHES, KEY, class_weights=weights)
     expected = [2 * candidate.score for candidate in wider]
     np.testing.assert_allclose([c.score for c in twice], expected, rtol=1e-4)
 
