@@ -234,7 +234,8 @@ def _restored(
         model_of = functools.partial(builders.make_supernet, config)
         if old_checkpoints.has_gates(meta['checksums']):
             return old_checkpoints.restore(checkpoints, step, spec, model_of, tx)
-        like = state.abstract_state(model_of(spec), tx, pmap.replicated_sharding())
+        averages = checkpoint.has_average(meta['checksums'])
+        like = state.abstract_state(model_of(spec), tx, pmap.replicated_sharding(), averages)
         return spec, jax.device_get(checkpoints.restore(step, like))
 
 

@@ -43,5 +43,6 @@ def get_config(workdir: str | None = None) -> ml_collections.ConfigDict:
     config.warmup.epochs = config.search.epochs = config.growth.epochs = 0
     config.search.freeze_epochs, config.search.early_stop = 0, False
     config.search.selection = 'argmax'
+    config.optimize.lr = None  # nothing comes before optimize here
     config.optimize.epochs = max(1, round(summary['train_flops'] / epoch))
     return config

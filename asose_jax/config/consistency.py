@@ -36,9 +36,13 @@ def flatten(config: Config, prefix: str = '') -> dict[str, Any]:
 
 
 def unflatten(flat: Config) -> ml_collections.ConfigDict:
-    """Inverts `flatten`, also after a trip through a JSON file, which makes lists of tuples."""
+    """Inverts `flatten`, also after a trip through a JSON file, which makes lists of tuples.
+
+    Fields that are newer than the run have the values that describe runs begun before them.
+    """
     nested: dict[str, Any] = {}
-    for name, value in flat.items():
+    older = {name: field.before for name, field in FIELDS.items() if field.is_new}
+    for name, value in {**older, **flat}.items():
         *groups, last = name.split('.')
         inner = nested
         for group in groups:
@@ -92,6 +96,12 @@ def _data_errors(config: Config) -> list[str]:
     data, wrong = config['data'], []
     if data['name'] == 'folder' and data['dir'] is None:
         wrong.append("data.dir=None: data.name='folder' needs the folder, --config.data.dir=DIR")
+    chooses = any(config[phase]['epochs'] for phase in _PHASES[:3])
+    if not data['valid_fraction'] and (chooses or config['search']['selection'] != 'argmax'):
+        wrong.append(
+            f'data.valid_fraction={data["valid_fraction"]}: a search decides by validation images; '
+            'take e.g. 0.2, or train a network that is chosen already, as --mode=retrain does'
+        )
     if data['name'] != 'folder' and data['test_fraction'] is not None:
         wrong.append(
             f'data.test_fraction={data["test_fraction"]}: is for folders of pictures; '
@@ -267,12 +277,31 @@ def _search_errors(config: Config) -> list[str]:
 
 
 def _learning_rate_errors(config: Config) -> list[str]:
+    peaks = [('weights', 'weights'), ('arch', 'arch'), ('weights', 'optimize')]
     return [
-        f'{group}.lr_end={config[group]["lr_end"]}: must not exceed '
-        f'{group}.lr={config[group]["lr"]}'
-        for group in ('weights', 'arch')
-        if config[group]['lr'] is not None and config[group]['lr_end'] > config[group]['lr']
+        f'{group}.lr_end={config[group]["lr_end"]}: must not exceed {of}.lr={config[of]["lr"]}'
+        for group, of in peaks
+        if config[of]['lr'] is not None and config[group]['lr_end'] > config[of]['lr']
     ]
+
+
+def _recipe_errors(config: Config) -> list[str]:
+    """Returns the settings of the final training that have nothing to act on."""
+    optimize, weights, wrong = config['optimize'], config['weights'], []
+    if not optimize['epochs']:
+        wrong += [
+            f'optimize.{field}={optimize[field]}: nothing is optimized; set optimize.epochs above 0'
+            for field in ('lr', 'label_smoothing', 'mixup', 'cutmix', 'randaugment', 'ema')
+            if optimize[field]
+        ]
+    if optimize['ema'] and not config['search']['statistics_batches']:
+        wrong.append(
+            f'optimize.ema={optimize["ema"]}: running statistics of BatchNorm do not belong to '
+            'averaged weights; set search.statistics_batches above 0'
+        )
+    if weights['nesterov'] and not weights['momentum']:
+        wrong.append('weights.nesterov=True: there is no momentum; set weights.momentum above 0')
+    return wrong
 
 
 def _benchmark_errors(config: Config) -> list[str]:
@@ -354,6 +383,7 @@ _CHECKS: tuple[Callable[[Config], list[str]], ...] = (
     _estimator_errors,
     _search_errors,
     _learning_rate_errors,
+    _recipe_errors,
     _benchmark_errors,
     expected_cost.validation_errors,
     limit.validation_errors,

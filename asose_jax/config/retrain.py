@@ -15,10 +15,18 @@ _TARGETS = {
     'reductions': 'model.reductions',
     'lr': 'weights.lr',
     'lr_end': 'weights.lr_end',
+    'lr_warmup_steps': 'weights.lr_warmup_steps',
+    'nesterov': 'weights.nesterov',
     'clip': 'weights.clip',
     'cutout': 'data.cutout',
     'drop_path': 'optimize.drop_path',
     'second_head': 'optimize.second_head',
+    'label_smoothing': 'optimize.label_smoothing',
+    'mixup': 'optimize.mixup',
+    'cutmix': 'optimize.cutmix',
+    'randaugment': 'optimize.randaugment',
+    'randaugment_magnitude': 'optimize.randaugment_magnitude',
+    'ema': 'optimize.ema',
 }
 _SIZES = ('channels', 'depth', 'reductions')
 
@@ -58,6 +66,7 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         'cost.kind': None,
         'cost.target': None,
         'growth.epochs': 0,
+        'optimize.lr': None,
     }
     if config.cost.limit.latency is None:  # a limit holds for the network that is trained, too
         changes['cost.batch_size'] = None

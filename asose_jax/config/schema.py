@@ -174,6 +174,7 @@ _FINITE = _number('a finite number', lambda v: True)
 _SHARE = _number('a number in [0, 1)', lambda v: 0 <= v < 1, 1.0, -0.1)
 _INSIDE = _number('a number in (0, 1)', lambda v: 0 < v < 1, 0, 1, -0.1)
 _RATIO = _number('a number in (0, 1]', lambda v: 0 < v <= 1, 0, 1.1)
+_MAGNITUDE = _number('a number in (0, 10]', lambda v: 0 < v <= 10, 0, 10.5)
 _BLOCKS = _rule(
     'a tuple of distinct block numbers, from 0', _are_block_numbers, (1, 1), (-1,), (1.0,), 2
 )
@@ -194,6 +195,10 @@ _CANDIDATES = Rule(
 _DARTS = '[DARTS](https://arxiv.org/abs/1806.09055)'
 _R_DARTS = '[R-DARTS](https://arxiv.org/abs/1909.09656)'
 _GUMBEL = '[Gumbel-Softmax](https://arxiv.org/abs/1611.01144)'
+_SGDR = '[SGDR](https://arxiv.org/abs/1608.03983)'
+_MIXUP = '[mixup](https://arxiv.org/abs/1710.09412)'
+_CUTMIX = '[CutMix](https://arxiv.org/abs/1905.04899)'
+_RANDAUGMENT = '[RandAugment](https://arxiv.org/abs/1909.13719)'
 _TUNAS = '[TuNAS](https://arxiv.org/abs/2008.06120)'
 
 # Groups of fields, with a line for docs/config.md.
@@ -293,7 +298,10 @@ FIELDS: dict[str, Field] = {
         'side in pixels that the middle square of each image is scaled to; None: as it is',
     ),
     'data.valid_fraction': Field(
-        0.2, _INSIDE, 'share of the training split held out to train alpha and to decide'
+        0.2,
+        _SHARE,
+        'share of the training split held out to train alpha and to decide; 0, where nothing is '
+        'searched: none, and all images are trained on',
     ),
     'data.crop_padding': Field(
         4, _integer(0), 'pixels of padding that random crops are taken from; 0: no crops'
@@ -361,7 +369,22 @@ FIELDS: dict[str, Field] = {
         _DARTS,
     ),
     'weights.lr_end': Field(1e-4, _NOT_NEGATIVE, 'learning rate at the end of the cosine'),
+    'weights.lr_warmup_steps': Field(
+        0,
+        _integer(0),
+        'weight updates over which the learning rate rises to its peak, where a run begins and '
+        'where optimize.lr starts anew',
+        '[Goyal et al.](https://arxiv.org/abs/1706.02677)',
+        before=0,
+    ),
     'weights.momentum': Field(0.9, _SHARE, 'momentum of SGD', _DARTS),
+    'weights.nesterov': Field(
+        False,
+        _BOOL,
+        'the gradient counts as if the next step of the momentum were taken already',
+        '[Sutskever et al.](https://proceedings.mlr.press/v28/sutskever13.html)',
+        before=False,
+    ),
     'weights.weight_decay': Field(3e-4, _NOT_NEGATIVE, 'L2, added to the gradient', _DARTS),
     'weights.clip': Field(
         5.0,
@@ -467,8 +490,8 @@ FIELDS: dict[str, Field] = {
     'search.statistics_batches': Field(
         8,
         _integer(0),
-        "training batches from which evaluations of a supernet take BatchNorm's statistics; 0: "
-        'running ones, which are means over draws',
+        "training batches from which evaluations of a supernet take BatchNorm's statistics, and "
+        'those of averaged weights (optimize.ema); 0: running ones, which are means over draws',
         before=0,
     ),
     'search.auxiliary_skip': Field(
@@ -580,6 +603,57 @@ FIELDS: dict[str, Field] = {
         "weight of a second head's loss, in networks trained from scratch; 0: no second head",
         _DARTS,
     ),
+    'optimize.lr': Field(
+        None,
+        _optional(_POSITIVE),
+        'learning rate of a new cosine that begins with optimize; the one before it then ends '
+        'there; None: one cosine over the run',
+        _SGDR,
+        before=None,
+    ),
+    'optimize.label_smoothing': Field(
+        0.0,
+        _SHARE,
+        'share of each label that is spread evenly over all classes',
+        '[Szegedy et al.](https://arxiv.org/abs/1512.00567)',
+        before=0.0,
+    ),
+    'optimize.mixup': Field(
+        0.0,
+        _NOT_NEGATIVE,
+        'a of Beta(a, a), which the share of the first of two mixed images is drawn from; 0: none',
+        _MIXUP,
+        before=0.0,
+    ),
+    'optimize.cutmix': Field(
+        0.0,
+        _NOT_NEGATIVE,
+        'likewise for images that get a rectangle of another one; with mixup, each step draws one '
+        'of the two; 0: none',
+        _CUTMIX,
+        before=0.0,
+    ),
+    'optimize.randaugment': Field(
+        0,
+        _integer(0),
+        'random changes of shape or colour that each training image gets; 0: none',
+        _RANDAUGMENT,
+        before=0,
+    ),
+    'optimize.randaugment_magnitude': Field(
+        5.0,
+        _MAGNITUDE,
+        'how strong these changes are; 10: strongest',
+        _RANDAUGMENT,
+        before=5.0,
+    ),
+    'optimize.ema': Field(
+        0.0,
+        _SHARE,
+        'decay of a moving average of the weights, which is evaluated and kept at the end; 0: none',
+        '[Polyak and Juditsky](https://doi.org/10.1137/0330046)',
+        before=0.0,
+    ),
     'retrain.epochs': Field(600, _integer(1), 'optimize.epochs', _DARTS),
     'retrain.batch_size': Field(96, _integer(1), 'batch_size', _DARTS),
     'retrain.channels': Field(
@@ -591,10 +665,20 @@ FIELDS: dict[str, Field] = {
     ),
     'retrain.lr': Field(0.025, _POSITIVE, 'weights.lr', _DARTS),
     'retrain.lr_end': Field(0.0, _NOT_NEGATIVE, 'weights.lr_end', _DARTS),
+    'retrain.lr_warmup_steps': Field(0, _integer(0), 'weights.lr_warmup_steps', before=0),
+    'retrain.nesterov': Field(False, _BOOL, 'weights.nesterov', before=False),
     'retrain.clip': Field(5.0, _NOT_NEGATIVE, 'weights.clip', _DARTS),
     'retrain.cutout': Field(16, _integer(0), 'data.cutout', _DARTS),
     'retrain.drop_path': Field(0.2, _SHARE, 'optimize.drop_path', _DARTS),
     'retrain.second_head': Field(0.4, _NOT_NEGATIVE, 'optimize.second_head', _DARTS),
+    'retrain.label_smoothing': Field(0.0, _SHARE, 'optimize.label_smoothing', before=0.0),
+    'retrain.mixup': Field(0.0, _NOT_NEGATIVE, 'optimize.mixup', before=0.0),
+    'retrain.cutmix': Field(0.0, _NOT_NEGATIVE, 'optimize.cutmix', before=0.0),
+    'retrain.randaugment': Field(0, _integer(0), 'optimize.randaugment', before=0),
+    'retrain.randaugment_magnitude': Field(
+        5.0, _MAGNITUDE, 'optimize.randaugment_magnitude', before=5.0
+    ),
+    'retrain.ema': Field(0.0, _SHARE, 'optimize.ema', before=0.0),
     'guard.alpha': Field(
         True, _BOOL, 'a row of alpha with NaN or Inf acts as skip_connect; False: NaN spreads'
     ),

@@ -81,7 +81,7 @@ def load(
       name: `'digits'` (comes with scikit-learn), `'folder'` (a folder of pictures, see
         `image_folder.load`), or a TFDS name such as `'cifar10'`.
       seed: seed of the split.
-      valid_fraction: fraction of the training split that is held out as `valid`.
+      valid_fraction: fraction of the training split that is held out as `valid`; 0 holds out none.
       data_dir: the folder of pictures, or the directory of prepared TFDS data; for the latter,
         `None` means $TFDS_DATA_DIR or ~/tensorflow_datasets.
       train_split: TFDS split or folder to train on; TFDS slices such as `'train[:90%]'` work.
@@ -171,6 +171,8 @@ def identify(
 def _split(images: ImageSet, valid_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the sorted indices of `train` and of `valid`, int32."""
     size, labels = images.size, images.labels
+    if not valid_fraction:
+        return np.arange(size, dtype=np.int32), np.arange(0, dtype=np.int32)
     held_out = round(size * valid_fraction)
     classes = 1 if labels is None else len(np.unique(labels))
     if held_out < classes or size - held_out < classes:

@@ -209,6 +209,7 @@ def progress_line(directory: pathlib.Path) -> str:
     try:
         line = (directory / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[-1]
         metrics = json.loads(line)
-        return f'{metrics["phase"]} {metrics["epoch"]}, valid {metrics["valid/accuracy"]:.1%}'
+        part = 'train' if metrics['valid/accuracy'] is None else 'valid'
+        return f'{metrics["phase"]} {metrics["epoch"]}, {part} {metrics[f"{part}/accuracy"]:.1%}'
     except (OSError, ValueError, IndexError, KeyError, TypeError):
         return 'starting'

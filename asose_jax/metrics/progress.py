@@ -151,9 +151,10 @@ class Progress:
 
         Args:
           step: number of steps of the run that are done.
-          metrics: as in `update`, with `valid/accuracy` and `arch/entropy`.
+          metrics: as in `update`, with `valid/accuracy` (or `None`) and `arch/entropy`.
         """
-        self._valid = f' valid {metrics["valid/accuracy"]:.1%}'
+        valid = metrics['valid/accuracy']
+        self._valid = '' if valid is None else f' valid {valid:.1%}'
         entropy = f' entropy {metrics["arch/entropy"]:.3f}' if metrics['arch/entropy'] else ''
         logger.info('%s %s%s', self._span.phase, self._figures(step, metrics), entropy)
         self._last_line = time.monotonic()

@@ -11,12 +11,14 @@ from asose_jax.arch import genotype, gumbel
 from asose_jax.config.consistency import frozen_epochs, has_exact_start
 from asose_jax.data import dataset
 from asose_jax.data.fingerprint import Identity
+from asose_jax.data.mixing import Mixing
+from asose_jax.data.randaugment import RandAugment
 from asose_jax.nn.forward import SearchSettings
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases
 from asose_jax.train.phases import Phase, Schedule
-from asose_jax.train.step_config import AXIS
+from asose_jax.train.step_config import AXIS, Recipe
 
 logger = logging.getLogger('asose_jax')
 
@@ -66,9 +68,12 @@ def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedul
 
     Returns:
       The schedule, see `phases.make_schedule`.
+
+    Raises:
+      UserError: the learning rate would rise through all of its updates.
     """
     s = config.search
-    return phases.make_schedule(
+    schedule = phases.make_schedule(
         {phase: config[phase].epochs for phase in Phase},
         max(1, train_size // config.batch_size),
         turn_period=s.turn_period,
@@ -79,6 +84,23 @@ def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedul
         freeze_epochs=frozen_epochs(config),
         together=s.turns == 'together',
     )
+    _require_short_warmup(config, schedule)
+    return schedule
+
+
+def _require_short_warmup(config: ml_collections.ConfigDict, schedule: Schedule) -> None:
+    """Raises UserError unless each cosine of the weights is longer than the rise in it."""
+    rise, updates = config.weights.lr_warmup_steps, schedule.weight_updates(schedule.steps)
+    cosines = [updates]
+    if config.optimize.lr is not None:
+        before = schedule.weight_updates(schedule.steps_before_optimize)
+        cosines = [number for number in (before, updates - before) if number]
+    if rise and rise >= min(cosines):
+        raise UserError(
+            f'weights.lr_warmup_steps={rise}: with these epochs, data and batch_size, a learning '
+            f'rate has {min(cosines)} weight updates; take fewer (with --mode=retrain: in '
+            'retrain.lr_warmup_steps)'
+        )
 
 
 def make_optimizer(
@@ -107,6 +129,20 @@ def make_optimizer(
         arch_b1=a.b1,
         arch_b2=a.b2,
         arch_weight_decay=a.weight_decay,
+        nesterov=w.nesterov,
+        weight_warmup=w.lr_warmup_steps,
+        optimize_lr=config.optimize.lr,
+    )
+
+
+def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
+    """Builds the recipe of the phase optimize."""
+    o = config.optimize
+    return Recipe(
+        label_smoothing=o.label_smoothing,
+        mixing=Mixing(o.mixup, o.cutmix),
+        randaugment=RandAugment(o.randaugment, o.randaugment_magnitude),
+        ema=o.ema,
     )
 
 

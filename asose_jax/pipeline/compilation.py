@@ -121,18 +121,21 @@ def compile_network(
       batch: an example of a chunk to train on; `None` if there will be no training.
 
     Returns:
-      The programs. `statistics` is there only if evaluations give BatchNorm statistics of its own
-      to the most likely network, see `evaluation.refresh_statistics`.
+      The programs. `statistics` is there only if evaluations compute BatchNorm statistics of their
+      own, see `evaluation.refresh_statistics`.
     """
     flops.forward_flops(spec)  # cached: counted while nobody waits, and known when it is needed
     step_config = context.step_config(spec)
-    like = state.abstract_packed(step_config.model, context.tx, pmap.replicated_sharding())
+    averages = bool(step_config.recipe_in(phase).ema)
+    sharding = pmap.replicated_sharding()
+    like = state.abstract_packed(step_config.model, context.tx, sharding, averages)
     train = None
     if batch is not None:
         train = pmap.compile_train(step_config, phase, like, batch, context.shared)
-    example, statistics = next(evaluation.eval_chunks(context, context.data.valid)), None
+    # Evaluations of all parts of the data have the same shapes, and valid may be empty.
+    example, statistics = next(evaluation.eval_chunks(context, context.data.train)), None
     is_supernet = step_config.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
-    if is_supernet and context.config.search.statistics_batches:
+    if (is_supernet or (averages and train)) and context.config.search.statistics_batches:
         chunk = next(evaluation.statistics_chunks(context))
         statistics = pmap.compile_statistics(step_config, phase, like, chunk, context.shared)
     evaluate = pmap.compile_eval(step_config, phase, like, example, context.shared)

@@ -57,12 +57,13 @@ def normalized_images(context: RunContext, indices: np.ndarray) -> tuple[np.ndar
 
 
 def refresh_statistics(context: RunContext, current: RunState) -> None:
-    """Gives the BatchNorms of the most likely network statistics of its own before an evaluation.
+    """Gives the BatchNorms of the network that is evaluated statistics of its own beforehand.
 
     The running statistics of a supernet are means over the networks that were drawn. The network
     that alpha makes most likely is evaluated with means over `search.statistics_batches` training
     batches instead, the same ones each time. The state keeps them: training does not read them,
-    and a network that is derived from alpha starts with them.
+    and a network that is derived from alpha starts with them. A network whose weights are averaged
+    (`optimize.ema`) gets them as well, since running statistics are those of the trained weights.
     """
     statistics = current.programs_in_use.statistics
     if statistics is None:

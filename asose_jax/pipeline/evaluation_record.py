@@ -75,7 +75,8 @@ def build(
     Returns:
       The line of metrics.jsonl, without what hooks add.
     """
-    loss, accuracy = evaluation.mean_loss_and_accuracy(sums)
+    # With data.valid_fraction=0, nothing was evaluated.
+    loss, accuracy = evaluation.mean_loss_and_accuracy(sums) if sums else (None, None)
     arch, totals, held = pmap.fetch_replicated(
         [metrics[key] for key in ('arch', 'totals', 'factors')]
     )
@@ -86,7 +87,7 @@ def build(
         arch, current.spec, current.history.genotype, temperature, chosen
     )
     current.history.genotype = analysis['genotype']
-    is_first = current.row['valid_accuracy_first'] is None
+    is_first = span.epoch_at(figures['step']) == 1
     if is_first:
         current.row['valid_accuracy_first'] = accuracy
     current.row['valid_accuracy_last'] = accuracy

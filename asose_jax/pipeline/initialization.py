@@ -49,6 +49,7 @@ class Origin:
       step: of the checkpoint there.
       phase: that the other run was in at that step.
       gates: whether the checkpoint is of an older version, see `old_checkpoints`.
+      averages: whether it has an average of the weights, see `state.AveragingState`.
     """
 
     spec: genotype.NetSpec
@@ -56,6 +57,7 @@ class Origin:
     step: int | None = None
     phase: Phase | None = None
     gates: bool = False
+    averages: bool = False
 
 
 def find_origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Schedule) -> Origin:
@@ -167,8 +169,8 @@ def _describe_checkpoint(
             'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
         )
     arrays = [*meta['checksums']]
-    gates = old_checkpoints.has_gates(arrays)
-    return Origin(spec, directory, step, Phase(meta['phase']), gates), arrays
+    gates, averages = old_checkpoints.has_gates(arrays), checkpoint.has_average(arrays)
+    return Origin(spec, directory, step, Phase(meta['phase']), gates, averages), arrays
 
 
 def _require_same_form(spec: genotype.NetSpec, config: ml_collections.ConfigDict) -> None:
@@ -450,7 +452,8 @@ def start(context: RunContext, origin: Origin) -> RunState:
                         checkpoints, origin.step, spec, context.model, context.tx
                     )
                 else:
-                    restored = checkpoints.restore(origin.step, _abstract_state(context, spec))
+                    like = _abstract_state(context, spec, origin.averages)
+                    restored = checkpoints.restore(origin.step, like)
             except checkpoint.DamagedError as error:
                 raise UserError(f'init_from={context.config.init_from!r}: {error}') from error
         start = state.restart(restored)
@@ -496,7 +499,8 @@ def resume(context: RunContext) -> RunState:
                 f'--config.init_from={context.checkpoints.directory / str(step)}'
             )
         spec = registry.spec_from_json(meta['spec'])
-        restored = context.checkpoints.restore(step, _abstract_state(context, spec))
+        like = _abstract_state(context, spec, checkpoint.has_average(meta['checksums']))
+        restored = context.checkpoints.restore(step, like)
         history = RunHistory.from_json(meta['told'])
         return RunState(spec, pack_to_devices(restored), Phase(meta['phase']), history)
 
@@ -506,8 +510,9 @@ def resume(context: RunContext) -> RunState:
     return current
 
 
-def _abstract_state(context: RunContext, spec: genotype.NetSpec) -> SearchState:
-    return state.abstract_state(context.model(spec), context.tx, pmap.replicated_sharding())
+def _abstract_state(context: RunContext, spec: genotype.NetSpec, averages: bool) -> SearchState:
+    sharding = pmap.replicated_sharding()
+    return state.abstract_state(context.model(spec), context.tx, sharding, averages)
 
 
 def log_network(context: RunContext, spec: genotype.NetSpec) -> None:

@@ -121,6 +121,7 @@ class RunContext:
             class_weights=self.class_weights,
             penalty=self._penalty(spec),
             second_order=self.config.search.second_order,
+            recipe=builders.make_recipe(self.config),
         )
 
     def _penalty(self, spec: genotype.NetSpec) -> Callable[[Any], jax.Array] | None:
@@ -240,6 +241,13 @@ class RunState:
     def step(self) -> int:
         """The number of steps that are done, over the whole run."""
         return int(self.packed.vectors.step)
+
+    def adopt_average(self) -> None:
+        """Puts the averaged weights in the place of the weights, if there is an average."""
+        vectors = self.packed.vectors
+        self.packed = self.packed.replace(
+            vectors=vectors.replace(params=vectors.evaluated['params'])
+        )
 
     def meta(self) -> dict[str, Any]:
         """Returns the description that a checkpoint stores beside the arrays, as JSON."""

@@ -69,7 +69,8 @@ def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
     """
     compilation.compile_programs(context, current, Phase.OPTIMIZE, batch=None)
     test_accuracies = evaluation.accuracies(context, current, context.data.test)
-    valid_accuracy = evaluation.accuracy(context, current, context.data.valid)
+    valid = context.data.valid
+    valid_accuracy = evaluation.accuracy(context, current, valid) if len(valid) else None
     chosen = genotype.most_likely(current.spec, {})
     summary = _summary(context, current, chosen, test_accuracies, valid_accuracy)
     files = {'genotype.json': chosen.dumps(current.spec)}
@@ -93,7 +94,7 @@ def _summary(
     current: RunState,
     chosen: genotype.Genotype,
     test_accuracies: tuple[float, float],
-    valid_accuracy: float,
+    valid_accuracy: float | None,
 ) -> dict[str, Any]:
     """Returns the content of summary.json, without the entry of a benchmark table."""
     summary = {
@@ -122,11 +123,12 @@ def _summary(
 
 def _log_summary(summary: Mapping[str, Any], chosen: genotype.Genotype) -> None:
     logger.info('\n%s', final_table(summary))
+    valid = summary['valid_accuracy']
     logger.info(
-        'test accuracy %.2f %% (balanced %.2f %%), validation %.2f %%, %d parameters',
+        'test accuracy %.2f %% (balanced %.2f %%), %s, %d parameters',
         100 * summary['test_accuracy'],
         100 * summary['test_balanced_accuracy'],
-        100 * summary['valid_accuracy'],
+        'no validation' if valid is None else f'validation {100 * valid:.2f} %',
         summary['params'],
     )
     for i, group in enumerate(chosen.operations):

@@ -92,6 +92,12 @@ def run(
         if resumes and config.data.name == 'folder':
             split_by = dataset.recorded_split(recorded, workdir)
         images = builders.load_data(config, split_by, begun=resumes)
+        if not len(images.valid):
+            logger.info(
+                'no validation (data.valid_fraction=0): all %d images are trained on, and accuracy '
+                'is known at the end, on the test split',
+                len(images.train),
+            )
         schedule = builders.make_schedule(config, len(images.train))
         if resumes:
             dataset.require_same_data(images, recorded, workdir)
@@ -249,6 +255,8 @@ def _enter_phase(context: run_context.RunContext, current: run_context.RunState)
         current.packed = pmap.replicated(current.packed.put(arch=arch))
     if span.phase is Phase.OPTIMIZE and not current.spec.is_derived():
         _derive(context, current)
+    if span.phase is Phase.OPTIMIZE and context.config.optimize.ema:
+        current.state = current.state.with_average()
     arch = current.state.arch
     chosen = context.most_likely(current.spec, arch)
     analysis = arch_analysis.analyze_architecture(arch, current.spec, chosen=chosen)

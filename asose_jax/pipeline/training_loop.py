@@ -74,6 +74,8 @@ def train_phase(context: RunContext, current: RunState, hooks: Sequence[Hook]) -
                 saves |= decided.saves or record['step'] == span.stop
                 if decided.stalled:
                     progress.resume()
+            if step == span.stop:
+                current.adopt_average()
             if saves:
                 context.checkpoints.save(step, pmap.replicated(current.state), current.meta())
     if stops and step < context.schedule.steps:

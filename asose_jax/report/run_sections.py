@@ -46,13 +46,18 @@ def numbers(record: Record) -> list[dict[str, str]]:
     params = finite_or_none(summary.get('params')) or record.last('params')
     entropy = next((v for v in reversed(record.series('arch/entropy')) if v), None)
     flops = record.last('train_flops')
+    has_valid = record.config.get('data.valid_fraction') != 0
     figures = [
         (
             'Test accuracy',
             percent(finite_or_none(summary.get('test_accuracy'))),
             'evaluated once, at the end',
         ),
-        ('Validation accuracy', percent(now), f'best {percent(best)}'),
+        (
+            'Validation accuracy',
+            percent(now),
+            f'best {percent(best)}' if has_valid else 'none: all images are trained on',
+        ),
         ('Parameters', plain(params), 'of the network'),
         (
             'Multiply-adds',

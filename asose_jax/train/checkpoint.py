@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -293,6 +293,11 @@ def _checksums(tree: Any) -> dict[str, int]:
     return dict(
         zip(array_paths(tree), map(crc32, jax.tree.leaves(jax.device_get(tree))), strict=True)
     )
+
+
+def has_average(names: Iterable[str]) -> bool:
+    """Returns whether a checkpoint whose arrays have these names has an average of the weights."""
+    return any(name.startswith('.average') for name in names)
 
 
 def has_checkpoint(directory: pathlib.Path) -> bool:

@@ -15,16 +15,30 @@ import numpy as np
 import optax
 from jax import lax
 
-from asose_jax.data import augment
+from asose_jax.data import augment, mixing, randaugment
 from asose_jax.nn.forward import Mode
 from asose_jax.train import optimizer, second_order
 from asose_jax.train.packing import Vectors
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed, SearchState, Totals
-from asose_jax.train.step_config import AXIS, StepConfig
+from asose_jax.train.step_config import AXIS, Recipe, StepConfig
 
 # Fetches normalised images `[B/D, H, W, C]` and labels `[B/D]` of a step.
 Fetch = Callable[[], tuple[jax.Array, jax.Array]]
+# Numbers that are folded into the key of a step; the split of that key uses 0 and 1.
+_RANDAUGMENT, _MIXING = 2, 3
+
+
+class Partners(NamedTuple):
+    """Holds what the images of a batch are mixed with.
+
+    Attributes:
+      labels: class indices of the other images, `[B/D]` int32.
+      share: share of the first label, scalar float32.
+    """
+
+    labels: jax.Array
+    share: jax.Array
 
 
 class Batch(NamedTuple):
@@ -34,11 +48,20 @@ class Batch(NamedTuple):
       draw_key: random key of the draw of operations, the same on all devices.
       images: augmented images, `[B/D, H, W, C]` float32.
       labels: class indices, `[B/D]` int32.
+      partners: of mixed images; `None` if images are as they are.
     """
 
     draw_key: jax.Array
     images: jax.Array
     labels: jax.Array
+    partners: Partners | None = None
+
+    @property
+    def main_labels(self) -> jax.Array:
+        """Returns the label of each image that has the larger share, `[B/D]` int32."""
+        if self.partners is None:
+            return self.labels
+        return jnp.where(self.partners.share >= 0.5, self.labels, self.partners.labels)
 
 
 class Turn(NamedTuple):
@@ -61,7 +84,7 @@ class LossOutputs(NamedTuple):
     """Holds what a forward pass on this device yields beside the loss.
 
     Attributes:
-      correct: number of images classified right, int32.
+      correct: number of images classified right, int32; of mixed ones, as their larger share.
       guarded_rows: number of rows of alpha that the guard replaced, int32.
       batch_stats: updated running statistics of BatchNorm, a tree.
     """
@@ -80,14 +103,19 @@ class StepInputs:
       phase: static phase of the run.
       packed: the state before the step.
       state: the same state as trees; unpacked once, so the program holds one copy of the splits.
-      key: random key of the run.
+      shared: see `pmap.shared_arrays`.
     """
 
     step_config: StepConfig
     phase: Phase
     packed: Packed
     state: SearchState
-    key: jax.Array
+    shared: Mapping[str, jax.Array]
+
+    @property
+    def recipe(self) -> Recipe:
+        """Returns what the images and labels of this phase go through."""
+        return self.step_config.recipe_in(self.phase)
 
 
 def global_positions(count: int) -> jax.Array:
@@ -100,7 +128,10 @@ def global_positions(count: int) -> jax.Array:
 
 
 def prepare(inputs: StepInputs, step: jax.Array, images: jax.Array, labels: jax.Array) -> Batch:
-    """Augments the images of a step, and derives the key of its draw.
+    """Augments and mixes the images of a step, and derives the key of its draw.
+
+    RandAugment comes first, then crop, flip and cutout, as in AutoAugment's program
+    (arXiv:1805.09501). Then the images are mixed.
 
     Args:
       inputs: the inputs of the running step.
@@ -111,10 +142,40 @@ def prepare(inputs: StepInputs, step: jax.Array, images: jax.Array, labels: jax.
     Returns:
       The batch that the turns take.
     """
-    draw_key, image_key = jax.random.split(jax.random.fold_in(inputs.key, step))
+    recipe, shared = inputs.recipe, inputs.shared
+    step_key = jax.random.fold_in(shared['key'], step)
+    draw_key, image_key = jax.random.split(step_key)
     positions = global_positions(len(labels))
+    if recipe.randaugment.operations:
+        key = jax.random.fold_in(step_key, _RANDAUGMENT)
+        images = randaugment.randaugment(
+            images, key, positions, recipe.randaugment, shared['mean'], shared['std']
+        )
     images = augment.augment(images, image_key, positions, inputs.step_config.augmentation)
-    return Batch(draw_key, images, labels)
+    if not any(recipe.mixing):
+        return Batch(draw_key, images, labels)
+    key = jax.random.fold_in(step_key, _MIXING)
+    height, width = images.shape[1:3]
+    shares = mixing.draw_shares(key, height, width, recipe.mixing)
+    others, other_labels = _opposite((images, labels))
+    images = mixing.mix(images, others, shares)
+    return Batch(draw_key, images, labels, Partners(other_labels, shares.mean()))
+
+
+def _opposite(tree: Any) -> Any:
+    """Returns the entries at the opposite places of the batch of all devices: last for first.
+
+    So the partner of an image does not depend on the number of devices.
+
+    Args:
+      tree: arrays of this device, `[B/D, ...]`.
+
+    Returns:
+      A tree like it; each device gets its entries from the one at the other end.
+    """
+    devices = lax.axis_size(AXIS)
+    pairs = [(device, devices - 1 - device) for device in range(devices)]
+    return jax.tree.map(lambda leaf: lax.ppermute(leaf, AXIS, pairs)[::-1], tree)
 
 
 def compute(inputs: StepInputs, batch: Batch, fetch_next: Fetch) -> Turn:
@@ -236,7 +297,7 @@ def _second_order_gradient(
     """
     vectors, layout = inputs.packed.vectors, inputs.packed.layout
 
-    def loss(params: Any, arch: Any, *batch: jax.Array) -> tuple[jax.Array, LossOutputs]:
+    def loss(params: Any, arch: Any, *batch: Any) -> tuple[jax.Array, LossOutputs]:
         return _loss(inputs, {'params': params, 'arch': arch}, Mode.ALPHA, Batch(*batch))
 
     def step_weights(grads: Any) -> Any:
@@ -294,7 +355,7 @@ def _loss(
 
     Returns:
       Mean cross-entropy by `mean_cross_entropy`, scalar float32, that of the second head included;
-      and the other outputs.
+      and the other outputs. In optimize, labels may be smoothed and mixed; alpha's loss never is.
     """
     step_config, state = inputs.step_config, inputs.state
     logits, changed = step_config.model.apply(
@@ -309,18 +370,29 @@ def _loss(
         mutable=['batch_stats', 'guard', 'second_head'],
         rngs={'gumbel': batch.draw_key, 'drop_path': batch.draw_key},
     )
-    loss = mean_cross_entropy(logits, batch.labels, step_config.class_weights)
+    mean_loss = functools.partial(
+        mean_cross_entropy,
+        labels=batch.labels,
+        class_weights=step_config.class_weights,
+        smoothing=inputs.recipe.label_smoothing,
+        partners=batch.partners,
+    )
+    loss = mean_loss(logits)
     for second_logits in jax.tree.leaves(changed.get('second_head', {})):
-        second_loss = mean_cross_entropy(second_logits, batch.labels, step_config.class_weights)
+        second_loss = mean_loss(second_logits)
         loss += step_config.model.settings.second_head * second_loss
-    correct = (logits.argmax(-1) == batch.labels).sum()
+    correct = (logits.argmax(-1) == batch.main_labels).sum()
     guarded = jax.tree.leaves(changed.get('guard', {}))
     guarded_rows = cast(jax.Array, sum(guarded, start=jnp.int32(0)))
     return loss, LossOutputs(correct, guarded_rows, changed['batch_stats'])
 
 
 def mean_cross_entropy(
-    logits: jax.Array, labels: jax.Array, class_weights: jax.Array | np.ndarray | None = None
+    logits: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array | np.ndarray | None = None,
+    smoothing: float = 0.0,
+    partners: Partners | None = None,
 ) -> jax.Array:
     """Computes the mean of w_c times cross-entropy over images, c being the class of each.
 
@@ -330,17 +402,35 @@ def mean_cross_entropy(
     even if it held rare classes only, and a batch without them would count in full. Balanced
     weights have a mean of 1 over the training images, so learning rates keep their meaning.
 
+    A mixed image has the weighted mean of the losses of its two labels (arXiv:1710.09412, section
+    2). Smoothing gives the share `smoothing` of a label to all classes alike (Szegedy et al. 2016,
+    arXiv:1512.00567, section 7), each class with its weight.
+
     Args:
       logits: `[B, num_classes]` float32.
       labels: `[B]` int32.
       class_weights: `[num_classes]` float32; `None` computes the plain mean.
+      smoothing: 0 to 1; 0 leaves labels as they are.
+      partners: what images are mixed with; `None` if they are as they are.
 
     Returns:
       Scalar float32.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    if class_weights is not None:
-        losses *= jnp.asarray(class_weights)[labels]
+
+    # By class indices: one-hot labels would make a label out of range a row of zeros, and the
+    # guard would not see it.
+    def cross_entropy(of: jax.Array) -> jax.Array:
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, of)
+        return losses if class_weights is None else losses * jnp.asarray(class_weights)[of]
+
+    losses = cross_entropy(labels)
+    if partners is not None:
+        losses = partners.share * losses + (1 - partners.share) * cross_entropy(partners.labels)
+    if smoothing:
+        of_all = -jax.nn.log_softmax(logits)
+        if class_weights is not None:
+            of_all *= jnp.asarray(class_weights)
+        losses = (1 - smoothing) * losses + smoothing * of_all.mean(-1)
     return losses.mean()
 
 

@@ -45,12 +45,16 @@ def make_optimizer(
     arch_b1: float,
     arch_b2: float,
     arch_weight_decay: float,
+    nesterov: bool = False,
+    weight_warmup: int = 0,
+    optimize_lr: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Builds one `optax.multi_transform` over `{'params', 'arch'}` (docs/algorithm.md, "Turns").
 
     Outside its turn, the update of a group is zero, and its moments and schedule count stay the
     same to the bit. Each learning rate follows one cosine over the updates that the whole schedule
-    gives its group.
+    gives its group; with `optimize_lr`, that of the weights ends where optimize begins, and another
+    one follows. They count the updates that were made, so steps that are skipped delay them.
 
     Example:
       updates, opt_state = tx.update(grads, opt_state, trainable, step=step)
@@ -70,6 +74,11 @@ def make_optimizer(
       arch_b2: decay of Adam's second moment.
       arch_weight_decay: decoupled weight decay of alpha, scaled by the learning rate only
         (Loshchilov & Hutter 2019, arXiv:1711.05101).
+      nesterov: whether the momentum is Nesterov's (Sutskever et al. 2013, equations 3 and 4).
+      weight_warmup: number of updates in which the learning rate of SGD rises to `weight_lr`, and
+        again to `optimize_lr`.
+      optimize_lr: learning rate of SGD at the start of optimize, where a cosine begins anew, as in
+        SGDR (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5); `None` goes on with the one.
 
     Returns:
       The transformation.
@@ -78,12 +87,29 @@ def make_optimizer(
     def cosine(first: float, last: float, updates: int) -> optax.Schedule:
         return optax.cosine_decay_schedule(first, max(1, updates), alpha=last / first)
 
+    def with_warmup(peak: float, updates: int) -> optax.Schedule:
+        if not weight_warmup:
+            return cosine(peak, weight_lr_end, updates)
+        # No update has a rate of 0: the first of N has 1 / (N + 1) of the peak.
+        return optax.warmup_cosine_decay_schedule(
+            init_value=peak / (weight_warmup + 1),
+            peak_value=peak,
+            warmup_steps=weight_warmup,
+            decay_steps=max(weight_warmup + 1, updates),
+            end_value=weight_lr_end,
+        )
+
+    updates = schedule.weight_updates(schedule.steps)
+    if optimize_lr is None:
+        weight_rates = with_warmup(weight_lr, updates)
+    else:
+        before = schedule.weight_updates(schedule.steps_before_optimize)
+        cosines = [with_warmup(weight_lr, before), with_warmup(optimize_lr, updates - before)]
+        weight_rates = optax.join_schedules(cosines, [before])
     weights = optax.chain(
         optax.clip_by_global_norm(clip) if clip else optax.identity(),
         optax.add_decayed_weights(weight_decay),
-        optax.sgd(
-            cosine(weight_lr, weight_lr_end, schedule.weight_updates(schedule.steps)), momentum
-        ),
+        optax.sgd(weight_rates, momentum, nesterov),
     )
     # Decoupled (AdamW): alpha's gradients are so small that L2 inside Adam, scaled up with them,
     # pulls every row back to uniform faster than the loss can move it.

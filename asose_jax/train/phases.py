@@ -106,6 +106,12 @@ class Schedule:
         """Number of steps of the run."""
         return self.spans[-1].stop
 
+    @property
+    def steps_before_optimize(self) -> int:
+        """Number of steps before optimize; all of them if there is no such phase."""
+        spans = [span for span in self.spans if span.phase is Phase.OPTIMIZE]
+        return spans[0].start if spans else self.steps
+
     def span_at(self, step: int) -> Span:
         """Returns the span of `step`; at the end of the run, the last span."""
         for span in self.spans:
@@ -160,6 +166,11 @@ class Schedule:
         decays = rounds * numerator + rest * numerator // denominator
         t = self.temperature
         return gumbel.anneal_tau(decays, t.start, t.rate, t.floor)
+
+    def steps_of_optimize(self, step: Step) -> Step:
+        """Counts the steps of optimize before `step`."""
+        start = self.steps_before_optimize
+        return _clip(step - start, self.steps - start)
 
     def optimized(self, step: Step) -> float | jax.Array:
         """Returns the fraction of optimize before the epoch of `step`, 0 to 1."""

@@ -3,6 +3,7 @@
 `SearchState` holds trees, as checkpoints do; compiled steps hold the same state as `Packed`.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -99,6 +100,37 @@ class SearchState(flax.struct.PyTreeNode):
         """The tree of weights and alpha that the optimizer takes."""
         return {'params': self.params, 'arch': self.arch}
 
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The tree of weights and alpha that evaluations use."""
+        return self.trainable
+
+    def with_average(self) -> 'AveragingState':
+        """Returns the state with an average of the weights, which begins with the weights."""
+        return AveragingState(**_fields_of(self), average=self.params)
+
+
+class AveragingState(SearchState):
+    """Holds an average of the weights beside them, in an optimize phase with `optimize.ema`.
+
+    A class of its own, so that checkpoints of other states are as they were before it existed.
+
+    Attributes:
+      average: tree of averaged weights, like `params`.
+    """
+
+    average: Any
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The tree of averaged weights and alpha."""
+        return {'params': self.average, 'arch': self.arch}
+
+
+def _fields_of(state: SearchState) -> dict[str, Any]:
+    """Returns the fields that all states have, by name."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(SearchState)}
+
 
 class Layout:
     """Describes how a state is packed: one vector per dtype in the place of each tree of arrays.
@@ -115,6 +147,7 @@ class Layout:
       arch: packing of alpha.
       batch_stats: packing of BatchNorm statistics.
       totals: packing of the totals.
+      average: packing of the averaged weights; `None` in a state without them.
     """
 
     def __init__(self, state: SearchState) -> None:
@@ -123,6 +156,8 @@ class Layout:
         self._key = tuple(jax.tree.leaves(self.like)), jax.tree.structure(self.like)
         self.params, self.arch = Packing(state.params), Packing(state.arch)
         self.batch_stats, self.totals = Packing(state.batch_stats), Packing(state.totals)
+        averages = isinstance(state, AveragingState)
+        self.average = Packing(state.average) if averages else None
 
     def __eq__(self, other: object) -> bool:
         """Whether the other packs the same states."""
@@ -147,7 +182,7 @@ class Layout:
             packing = self._packing_of_moments(like)
             return moments if packing is None else getattr(packing, method)(moments)
 
-        names = ('params', 'arch', 'batch_stats', 'totals')
+        names = ['params', 'arch', 'batch_stats', 'totals', *(['average'] if self.average else [])]
         trees = {name: getattr(getattr(self, name), method)(getattr(state, name)) for name in names}
         opt_state = jax.tree.map(
             convert_moments,
@@ -241,17 +276,32 @@ def _is_below(path: Path, module: str | None) -> bool:
 
 
 def abstract_state(
-    model: SuperNet, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
+    model: SuperNet,
+    tx: optax.GradientTransformation,
+    sharding: jax.sharding.Sharding,
+    averages: bool = False,
 ) -> SearchState:
-    """Returns shapes, dtypes and placement of `init_state`, without its arrays."""
-    return _with_sharding(_shapes(model, tx), sharding)
+    """Returns shapes, dtypes and placement of a state, without its arrays.
+
+    Args:
+      model: the network.
+      tx: its optimizer.
+      sharding: the placement.
+      averages: whether the state has an average of the weights.
+    """
+    shapes = _shapes(model, tx)
+    return _with_sharding(shapes.with_average() if averages else shapes, sharding)
 
 
 def abstract_packed(
-    model: SuperNet, tx: optax.GradientTransformation, sharding: jax.sharding.Sharding
+    model: SuperNet,
+    tx: optax.GradientTransformation,
+    sharding: jax.sharding.Sharding,
+    averages: bool = False,
 ) -> Packed:
-    """Returns shapes, dtypes and placement of a packed `init_state`, without its arrays."""
-    return _with_sharding(jax.eval_shape(Packed.of, _shapes(model, tx)), sharding)
+    """Returns shapes, dtypes and placement of a packed state; see `abstract_state`."""
+    shapes = abstract_state(model, tx, sharding, averages)
+    return _with_sharding(jax.eval_shape(Packed.of, shapes), sharding)
 
 
 @functools.lru_cache(8)
@@ -350,7 +400,8 @@ def restart(old: SearchState) -> SearchState:
 
     Weights, alpha, BatchNorm statistics, momentum and all of Adam's state go on. That includes
     Adam's count, which corrects its moments: without it, alpha would hardly move at first. The
-    step, the counts of the learning rates and the totals are reset.
+    step, the counts of the learning rates and the totals are reset. An average of the weights takes
+    their place.
 
     Args:
       old: the state that another run ended with.
@@ -362,8 +413,9 @@ def restart(old: SearchState) -> SearchState:
     def reset(node: Any) -> Any:
         return node._replace(count=jnp.zeros_like(node.count)) if is_schedule(node) else node
 
-    return old.replace(
+    return SearchState(**_fields_of(old)).replace(
         step=jnp.int32(0),
+        params=old.evaluated['params'],
         opt_state=jax.tree.map(reset, old.opt_state, is_leaf=is_schedule),
         totals=Totals.zeros(),
         streak=jnp.int32(0),

@@ -9,12 +9,31 @@ import numpy as np
 import optax
 
 from asose_jax.data.augment import Augmentation
+from asose_jax.data.mixing import Mixing
+from asose_jax.data.randaugment import RandAugment
 from asose_jax.nn.forward import Mode
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train.phases import Phase, Schedule
 
 # Name of the mapped axis over devices.
 AXIS = 'batch'
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Says how the phase optimize trains, beyond what all phases do (docs/recipes.md).
+
+    Attributes:
+      label_smoothing: share of each label that is spread over all classes; 0 for none.
+      mixing: mixup and CutMix.
+      randaugment: number and strength of its operations.
+      ema: decay of the moving average of the weights; 0 for none.
+    """
+
+    label_smoothing: float = 0.0
+    mixing: Mixing = Mixing()
+    randaugment: RandAugment = RandAugment()
+    ema: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -40,6 +59,7 @@ class StepConfig:
       second_order: whether alpha steps look one weight step ahead, see `second_order.gradient`.
         Chunks then hold one batch more than they have steps, and each micro-batch is paired with
         one of the next batch.
+      recipe: of the phase optimize.
     """
 
     model: SuperNet
@@ -53,6 +73,11 @@ class StepConfig:
     class_weights: np.ndarray | None = None
     penalty: Callable[[Any], jax.Array] | None = None
     second_order: bool = False
+    recipe: Recipe = Recipe()
+
+    def recipe_in(self, phase: Phase) -> Recipe:
+        """Returns the recipe of a phase; before optimize, everything in it is off."""
+        return self.recipe if phase is Phase.OPTIMIZE else Recipe()
 
     def weight_mode(self, phase: Phase) -> Mode:
         """Returns how weight steps of a phase use the candidates."""

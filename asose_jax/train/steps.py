@@ -18,9 +18,9 @@ from asose_jax.nn.batch_norm import BatchNorm
 from asose_jax.nn.forward import Mode
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import gradients
-from asose_jax.train.gradients import Fetch, Turn
-from asose_jax.train.phases import Phase
-from asose_jax.train.state import Packed, SearchState, Totals
+from asose_jax.train.gradients import Fetch, StepInputs, Turn
+from asose_jax.train.phases import Phase, Step
+from asose_jax.train.state import AveragingState, Packed, SearchState, Totals
 from asose_jax.train.step_config import AXIS, StepConfig
 
 Arrays = Mapping[str, jax.Array]
@@ -46,7 +46,7 @@ def train_steps(
     def body(slot: jax.Array, packed: Packed) -> Packed:
         images, labels = _fetch(slot, batch, shared)
         fetch_next = functools.partial(_fetch, slot + 1, batch, shared)
-        return train_step(step_config, phase, packed, images, labels, shared['key'], fetch_next)
+        return train_step(step_config, phase, packed, images, labels, shared, fetch_next)
 
     packed = lax.fori_loop(0, batch['steps'], body, packed)
     state = packed.unpack()
@@ -54,7 +54,7 @@ def train_steps(
         'totals': state.totals,
         'longest_streak': state.longest_streak,
         'arch': state.arch,
-        'factors': factors.factors_by_row(step_config.model.spec, state.params),
+        'factors': factors.factors_by_row(step_config.model.spec, state.evaluated['params']),
     }
     return packed, metrics
 
@@ -65,7 +65,7 @@ def train_step(
     packed: Packed,
     images: jax.Array,
     labels: jax.Array,
-    key: jax.Array,
+    shared: Arrays,
     fetch_next: Fetch,
 ) -> Packed:
     """Updates the weights, alpha, or both where they move together.
@@ -79,33 +79,53 @@ def train_step(
       packed: the state before the step.
       images: this device's images, `[B/D, H, W, C]` float32, normalised.
       labels: `[B/D]` int32.
-      key: random key of the run, the same on all devices, so that all draw the same operations.
+      shared: see `pmap.shared_arrays`. The key is the same on all devices, so that all draw the
+        same operations.
       fetch_next: fetches images and labels of the step after this one; used in second order only.
 
     Returns:
       The state after the step.
     """
-    inputs = gradients.StepInputs(step_config, phase, packed, packed.unpack(), key)
+    inputs = gradients.StepInputs(step_config, phase, packed, packed.unpack(), shared)
     batch = gradients.prepare(inputs, inputs.state.step, images, labels)
     turn = gradients.compute(inputs, batch, fetch_next)
-    updated = _updated(step_config.tx, packed, turn)
+    updated = _updated(inputs, turn)
     skipped = _skipped(packed, turn)
     return _add_counters(packed, _where_finite(turn, updated, skipped))
 
 
-def _updated(tx: optax.GradientTransformationExtraArgs, packed: Packed, turn: Turn) -> SearchState:
+def _updated(inputs: StepInputs, turn: Turn) -> SearchState:
     """Returns the packed state after the optimizer's update, with the totals of this step alone."""
-    vectors = packed.vectors
-    updates, opt_state = tx.update(
+    step_config, vectors = inputs.step_config, inputs.packed.vectors
+    updates, opt_state = step_config.tx.update(
         turn.grads, vectors.opt_state, vectors.trainable, step=vectors.step
     )
+    trainable = cast(dict[str, Any], optax.apply_updates(vectors.trainable, updates))
+    if isinstance(vectors, AveragingState):
+        done = step_config.schedule.steps_of_optimize(vectors.step)
+        share = 1 - average_decay(inputs.recipe.ema, done)
+        average = optax.incremental_update(trainable['params'], vectors.average, share)
+        vectors = vectors.replace(average=average)
     return vectors.replace(
-        **cast(dict[str, Any], optax.apply_updates(vectors.trainable, updates)),
+        **trainable,
         batch_stats=turn.batch_stats,
         opt_state=opt_state,
-        totals=packed.layout.totals.pack(turn.totals),
+        totals=inputs.packed.layout.totals.pack(turn.totals),
         streak=jnp.int32(0),
     )
+
+
+def average_decay(decay: float, done: Step) -> jax.Array:
+    """Returns the decay of the average of the weights: `min(decay, (1 + done) / (10 + done))`.
+
+    It begins low, as in TensorFlow's ExponentialMovingAverage, so that a short training is not
+    averaged with the weights that it began with.
+
+    Args:
+      decay: of a long training.
+      done: number of steps of optimize before this one.
+    """
+    return jnp.minimum(decay, (1 + done) / (10 + done))
 
 
 def _skipped(packed: Packed, turn: Turn) -> SearchState:
@@ -146,8 +166,9 @@ def eval_steps(
 ) -> dict[str, jax.Array]:
     """Evaluates the images of `batch['steps']` batches without noise, with running statistics.
 
-    The network is the most likely one (docs/algorithm.md, "Evaluation"). With
-    `StepConfig.eval_mixture`, it is the mixture of all candidates with statistics of each batch.
+    The network is the most likely one (docs/algorithm.md, "Evaluation"), with averaged weights if
+    the state has them. With `StepConfig.eval_mixture`, it is the mixture of all candidates with
+    statistics of each batch.
 
     Args:
       step_config: static settings of the network's steps.
@@ -162,7 +183,7 @@ def eval_steps(
       `logits` of this device's images, `[slots, B/D, num_classes]` float32.
     """
     state = packed.unpack()
-    variables = {**state.trainable, 'batch_stats': state.batch_stats}
+    variables = {**state.evaluated, 'batch_stats': state.batch_stats}
     beta = step_config.schedule.beta(state.step)
     if step_config.eval_mixture:
         logits_of = functools.partial(
@@ -229,10 +250,12 @@ def _mixture_logits(
 def recompute_batch_stats(
     step_config: StepConfig, packed: Packed, batch: Arrays, shared: Arrays
 ) -> Packed:
-    """Computes the BatchNorm statistics of the network that alpha makes most likely.
+    """Computes the BatchNorm statistics of the network that is evaluated.
 
-    The running statistics of a supernet are means over draws, and fit none of its networks
-    (docs/algorithm.md, "Evaluation").
+    The running statistics of a supernet are means over draws, and fit none of its networks; here
+    they are those of the most likely one (docs/algorithm.md, "Evaluation"). Those of a network with
+    an average of its weights belong to the weights that are trained; here they belong to the
+    average, as in stochastic weight averaging (arXiv:1803.05407, section 3.2).
 
     Args:
       step_config: static settings of the network's steps.
@@ -250,7 +273,7 @@ def recompute_batch_stats(
 
     def body(slot: jax.Array, batch_stats: Any) -> Any:
         images, _ = _fetch(slot, batch, shared)
-        variables = {**state.trainable, 'batch_stats': batch_stats}
+        variables = {**state.evaluated, 'batch_stats': batch_stats}
         _, changed = step_config.model.apply(
             variables,
             images,
@@ -259,7 +282,7 @@ def recompute_batch_stats(
             train=True,
             mutable=['batch_stats', 'guard', 'second_head'],
             positions=gradients.global_positions(len(images)),
-            rngs={'drop_path': shared['key']},  # nothing is dropped before optimize
+            rngs={'drop_path': shared['key']},  # by the default of `optimized`, nothing is dropped
         )
 
         def mean_with_batch(path: tuple[Any, ...], moved: jax.Array, mean: jax.Array) -> jax.Array:

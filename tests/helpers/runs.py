@@ -104,7 +104,8 @@ def final_state(workdir, config):
         spec = registry.spec_from_json(meta['spec'])
         net = supernet.SuperNet(spec, synced_over=steps.AXIS)
         tx = builders.make_optimizer(config, builders.make_schedule(config, 287))
-        like = state.abstract_state(net, tx, pmap.replicated_sharding())
+        averages = checkpoint.has_average(meta['checksums'])
+        like = state.abstract_state(net, tx, pmap.replicated_sharding(), averages)
         return step, spec, jax.device_get(checkpoints.restore(step, like))
 
 
