@@ -13,6 +13,7 @@ from asose_jax.config.consistency import (
     frozen_epochs,
     has_exact_start,
     require_same_config,
+    unflatten,
     validate,
     with_original_defaults,
 )
@@ -192,6 +193,36 @@ def test_missing_field_is_named():
             },
             r'second_order=True: .* and search.arch_data=valid',
         ),
+        *(
+            (
+                {'optimize.epochs': 0, f'optimize.{field}': value},
+                rf'optimize.{field}={value}: nothing is optimized; set optimize.epochs above 0',
+            )
+            for field, value in (
+                *(('lr', 0.1), ('label_smoothing', 0.1), ('mixup', 0.2), ('cutmix', 1.0)),
+                *(('randaugment', 2), ('ema', 0.99)),
+            )
+        ),
+        (
+            {'optimize.ema': 0.9, 'search.statistics_batches': 0},
+            r'optimize.ema=0.9: .* set search.statistics_batches above 0',
+        ),
+        ({'optimize.lr': 1e-5}, r'weights.lr_end=0.0001: must not exceed optimize.lr=1e-05'),
+        (
+            {'weights.nesterov': True, 'weights.momentum': 0.0},
+            r'weights.nesterov=True: there is no momentum',
+        ),
+        *(
+            ({'data.valid_fraction': 0, **changes}, r'data.valid_fraction=0: a search decides by')
+            for changes in (
+                {},
+                {'search.epochs': 0, 'growth.epochs': 0},
+                {
+                    **{'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0},
+                    **{'search.selection': 'perturbation', 'init_from': 'a'},
+                },
+            )
+        ),
         ({'search.turns': 'together'}, r'together: one batch .* set search.arch_data=train'),
         (
             {'search.turns': 'together', 'search.arch_data': 'train', 'arch.samples': 2},
@@ -283,6 +314,18 @@ def test_run_begun_before_a_field_existed_goes_on_without_it(tmp_path, caplog):
     require_same_config(flatten(with_original_defaults(config, tmp_path)), tmp_path)
     (tmp_path / 'config.json').write_text(json.dumps(flatten(config)))
     assert with_original_defaults(config, tmp_path) is config
+
+
+def test_recorded_config_of_an_older_run_has_what_it_was_run_with():
+    config = search.get_config('digits')
+    older = {name: v for name, v in flatten(config).items() if not FIELDS[name].is_new}
+    found = unflatten(json.loads(json.dumps(older)))
+    assert (found.optimize.ema, found.weights.nesterov, found.search.exact_start) == (
+        0,
+        False,
+        False,
+    )
+    assert found.model.reductions == config.model.reductions
 
 
 def test_differences_name_the_fields():

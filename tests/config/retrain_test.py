@@ -13,12 +13,15 @@ from helpers.runs import CHEAP, lines_of, summary_of, tiny
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
 from asose_jax.config.consistency import validate
+from asose_jax.data.mixing import Mixing
+from asose_jax.data.randaugment import RandAugment
 from asose_jax.nn.forward import Mode, SearchSettings
 from asose_jax.pipeline import builders, single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, darts
 from asose_jax.spaces.chain import BlockSpec
 from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
+from asose_jax.train.step_config import Recipe
 from configs.search import get_config
 
 CELL = '|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|avg_pool_3x3~1|nor_conv_3x3~2|'
@@ -56,6 +59,8 @@ def test_darts_networks_are_trained_as_their_authors_do():
     assert (made.weights.lr, made.weights.lr_end) == (0.025, 0.0)
     assert (made.model.channels, made.model.depth, made.model.reductions) == (36, 20, (6, 13))
     assert (made.optimize.drop_path, made.optimize.second_head) == (0.2, 0.4)
+    assert builders.make_recipe(made) == Recipe()  # nothing that they do not have
+    assert (made.weights.nesterov, made.weights.lr_warmup_steps) == (False, 0)
     assert config.optimize.epochs == 20  # the other one is a copy
     config.data.class_weights = 'balanced'
     assert retrain.retrain_config(config).data.class_weights == 'balanced'
@@ -146,6 +151,44 @@ def test_what_a_search_was_like_does_not_stand_in_the_way():
         }
     )
     validate(retrain.retrain_config(config), 1)
+
+
+def test_recipe_of_retrain_is_that_of_optimize_and_no_other():
+    config = get_config('digits')
+    config.genotype = 'found'
+    wanted = {
+        **{'label_smoothing': 0.1, 'mixup': 0.2, 'cutmix': 1.0, 'ema': 0.99},
+        **{'randaugment': 2, 'randaugment_magnitude': 7.0},
+    }
+    for name, value in wanted.items():
+        config.retrain[name] = value
+    config.retrain.nesterov, config.retrain.lr_warmup_steps = True, 20
+    config.optimize.lr = 0.1  # of the search: here, the run begins with optimize
+    made = retrain.retrain_config(config)
+    validate(made, 1)
+    assert {name: made.optimize[name] for name in wanted} == wanted
+    assert (made.weights.nesterov, made.weights.lr_warmup_steps) == (True, 20)
+    assert made.optimize.lr is None
+    assert builders.make_recipe(made) == Recipe(
+        0.1, Mixing(mixup=0.2, cutmix=1.0), RandAugment(2, 7.0), 0.99
+    )
+
+
+@pytest.mark.parametrize(
+    ('fields', 'updates'),
+    [
+        ({'weights.lr_warmup_steps': 4 + 8 + 4 + 4}, 20),  # of all phases
+        ({'weights.lr_warmup_steps': 4, 'optimize.lr': 0.1}, 4),
+    ],
+)
+def test_learning_rate_cannot_rise_through_all_of_its_updates(fields, updates):
+    config = tiny(**fields)
+    with pytest.raises(
+        UserError, match=rf'lr_warmup_steps=.* {updates} weight updates; take fewer'
+    ):
+        builders.make_schedule(config, 287)
+    config.weights.lr_warmup_steps = updates - 1
+    builders.make_schedule(config, 287)
 
 
 def test_without_a_network_it_says_what_to_name():

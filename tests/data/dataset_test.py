@@ -61,6 +61,13 @@ def test_images_can_be_resized():
     assert _digits(image_size=12).image_shape == (12, 12, 1)
 
 
+def test_without_a_validation_part_train_has_all_images():
+    d = _digits(valid_fraction=0)
+    assert (d.train.tolist(), len(d.valid)) == ([*range(1437)], 0)
+    np.testing.assert_array_equal(d.test, _digits().test)
+    assert d.train.dtype == d.valid.dtype == np.int32
+
+
 @pytest.mark.parametrize('fraction', [0.001, 0.999])
 def test_empty_part_is_an_error(fraction):
     with pytest.raises(UserError, match=rf'data.valid_fraction={fraction} splits 1437 .* e.g. 0.2'):

@@ -6,6 +6,7 @@ import pathlib
 import re
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from helpers.runs import (
     assert_resumed_as_the_whole,
     assert_same_end,
     csv_text,
+    final_state,
     lines_of,
     make_whole,
     run_until,
@@ -26,8 +28,11 @@ from helpers.runs import (
     tiny,
 )
 
+from asose_jax import inference
 from asose_jax.arch import genotype
+from asose_jax.data import batches
 from asose_jax.metrics import run_record
+from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import builders, evaluation, single_run
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
@@ -197,6 +202,86 @@ def test_remedies_against_collapse_run_through_and_what_was_chosen_begins_anew(
         with pytest.raises(UserError, match=r"has the weights .*\['auxiliary'\].*this run lacks"):
             single_run.run(tiny(**plain), tmp_path / 'two')
         assert not (tmp_path / 'two').exists()
+
+
+# One block that is trained from scratch, on all images.
+_ALONE = {
+    'genotype': '{"genotype": [["nor_conv_1x1"]]}',
+    'data.valid_fraction': 0,
+    'model.depth': 1,
+    'model.reductions': (),
+    'model.primitives': CHEAPEST,
+    **{'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0, 'optimize.epochs': 2},
+}
+
+
+def _statistics_by_hand(model, data, config):
+    """BatchNorm's, as means over the training batches that evaluations take them from."""
+    net, zeros = supernet.SuperNet(model.spec), jax.tree.map(np.zeros_like, model.variables)
+
+    @jax.jit
+    def of_batch(images):
+        variables = {**model.variables, 'batch_stats': zeros['batch_stats']}
+        _, changed = net.apply(
+            variables, images, mode=Mode.ARGMAX, train=True, mutable=['batch_stats']
+        )
+        return jax.tree.map(lambda leaf: leaf / 0.1, changed['batch_stats'])  # momentum of 0.9
+
+    found = []
+    for number in range(config.search.statistics_batches):
+        picks = batches.batch_indices(data.train, config.seed, 3, number, config.batch_size)
+        found.append(of_batch(np.float32((data.images.read(picks)[0] - data.mean) / data.std)))
+    return jax.tree.map(lambda *leaves: np.mean(leaves, 0), *found)
+
+
+def test_averaged_network_is_evaluated_with_its_own_statistics_kept_and_resumed(tmp_path, caplog):
+    """And no image is held out, which log, lines, summary and page say."""
+    fields = {**_ALONE, 'optimize.ema': 0.9, 'weights.nesterov': True}
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        assert_resumed_as_the_whole(fields, 25, tmp_path)
+    whole, config = tmp_path / 'whole', tiny(**fields)
+    assert 'no validation (data.valid_fraction=0): all 1437 images are trained on' in caplog.text
+    assert [(row['valid/accuracy'], row['valid/loss']) for row in lines_of(whole)] == [
+        (None,) * 2
+    ] * 2
+    summary = json.loads((whole / 'summary.json').read_text())
+    assert summary['valid_accuracy'] is None
+    assert 'none: all images are trained on' in (whole / page.NAME).read_text(encoding='utf-8')
+    _, _, held = final_state(whole, config)
+    chex.assert_trees_all_equal(held.params, held.average)
+    model, data = inference.load(whole), builders.load_data(config)
+    chex.assert_trees_all_equal(model.variables['params'], held.average)
+    chex.assert_trees_all_close(
+        model.variables['batch_stats'],
+        _statistics_by_hand(model, data, config),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    pixels, labels = data.images.read(data.test)
+    right = (model.predict(pixels).argmax(-1) == labels).mean()
+    assert summary['test_accuracy'] == pytest.approx(right, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_average_begins_with_the_derived_network_and_another_run_begins_with_it(tmp_path):
+    fields = {
+        'model.depth': 1,
+        'model.reductions': (),
+        'model.primitives': ('none', *CHEAPEST),
+        **{'growth.epochs': 0, 'optimize.epochs': 2, 'optimize.ema': 0.9, 'optimize.lr': 0.1},
+        **{'optimize.mixup': 0.2, 'optimize.label_smoothing': 0.1, 'optimize.randaugment': 1},
+        **{'checkpoint.every_seconds': 0, 'checkpoint.keep': 100},
+    }
+    assert_resumed_as_the_whole(fields, 21, tmp_path)
+    whole = tmp_path / 'halves'
+    held = whole / 'checkpoints' / '21'
+    with checkpoint.Checkpoints(held.parent) as checkpoints:
+        assert checkpoint.has_average(checkpoints.describe(21)['checksums'])
+        assert not checkpoint.has_average(checkpoints.describe(16)['checksums'])
+    alone = {'warmup.epochs': 0, 'search.epochs': 0, 'optimize.epochs': 1}
+    plain = {**fields, **alone, 'optimize.ema': 0.0, 'optimize.lr': None, 'init_from': str(held)}
+    summary = single_run.run(tiny(**plain), tmp_path / 'on')
+    assert [row['name'] for row in summary['phases']] == ['optimize']
 
 
 @pytest.mark.soak

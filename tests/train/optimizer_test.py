@@ -129,3 +129,47 @@ def test_clip_shortens_the_weights_gradient_before_decay():
     w, g = TRAINABLE['params']['w'], GRADS['params']['w']
     expected = w - 0.1 * (g * 0.1 / jnp.linalg.norm(g) + 3e-4 * w)
     np.testing.assert_allclose(first['params']['w'], expected, rtol=1e-6)
+
+
+def test_nesterov_momentum_looks_one_step_ahead_by_hand():
+    tx = networks.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1, nesterov=True)
+    (first, _), (second, _) = _trajectory(tx, 2)
+    w, g = TRAINABLE['params']['w'], GRADS['params']['w']
+    gradient = g + 3e-4 * w
+    expected = w - 0.1 * (gradient + 0.9 * gradient)
+    np.testing.assert_allclose(first['params']['w'], expected, rtol=1e-6)
+    velocity, gradient = gradient, g + 3e-4 * expected
+    velocity = gradient + 0.9 * velocity
+    expected = expected - 0.1 * (gradient + 0.9 * velocity)
+    np.testing.assert_allclose(second['params']['w'], expected, rtol=1e-6)
+
+
+def _rates(**changes):
+    """The learning rate of each update of the weights: its move, if nothing else moves them."""
+    tx = networks.make_optimizer(SCHEDULE, momentum=0.0, weight_decay=0.0, **changes)
+    seen = [TRAINABLE, *(trainable for trainable, _ in _trajectory(tx, SCHEDULE.steps))]
+    moves = [float((a['params']['w'] - b['params']['w'])[0]) for a, b in itertools.pairwise(seen)]
+    return [move / 0.3 for step, move in enumerate(moves) if SCHEDULE.is_weight_turn(step)]
+
+
+def _cosine(peak, last, updates):
+    steps = np.arange(updates) / updates
+    return last + (peak - last) * (1 + np.cos(np.pi * steps)) / 2
+
+
+def test_learning_rate_rises_to_its_peak_by_hand():
+    found = _rates(weight_lr=0.8, weight_lr_end=0.0, weight_warmup=3)
+    expected = [0.2, 0.4, 0.6, *_cosine(0.8, 0.0, len(found) - 3)]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('rise', [0, 2])
+def test_learning_rate_starts_anew_with_optimize_and_ends_before_it(rise):
+    found = _rates(weight_lr=0.3, weight_lr_end=0.01, optimize_lr=0.9, weight_warmup=rise)
+    assert len(found) == 4 + 2 * 4 + 4  # warmup, search, optimize
+    before, anew = found[:12], found[12:]
+    for rates, peak in ((before, 0.3), (anew, 0.9)):
+        np.testing.assert_allclose(
+            rates[:rise], [peak * (i + 1) / (rise + 1) for i in range(rise)], rtol=1e-4
+        )
+        np.testing.assert_allclose(rates[rise:], _cosine(peak, 0.01, len(rates) - rise), rtol=1e-4)
