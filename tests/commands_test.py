@@ -44,6 +44,7 @@ FIRST = re.compile(r'(workdir=|scratch\.py:)/tmp/digits\b')
 SPECIAL = {
     'seeds': ('seeds=(0,)', 'random_cells=1'),
     'cost.target': ('cost.target=50000',),
+    'lr_warmup_steps': ('retrain.lr_warmup_steps=2',),
     'mode=retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
 }
 
