@@ -91,6 +91,9 @@ def test_where_a_run_is_comes_from_its_last_line(tmp_path):
     line = {'phase': 'search', 'epoch': 3, 'valid/accuracy': 0.417}
     (tmp_path / 'metrics.jsonl').write_text(json.dumps(line) + '\n')
     assert comparison.progress_line(tmp_path) == 'search 3, valid 41.7%'
+    with open(tmp_path / 'metrics.jsonl', 'a') as file:  # of a run without a validation part
+        file.write('{"phase": "a", "epoch": 1, "valid/accuracy": null, "train/accuracy": 0.5}\n')
+    assert comparison.progress_line(tmp_path) == 'a 1, train 50.0%'
     with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write('{"phase": "sea')
     assert comparison.progress_line(tmp_path) == 'starting'
