@@ -7,30 +7,30 @@ runs several searches. --mode=evaluate, predict, export and report, with --workd
 finished run.
 
 The same command resumes a run that was stopped.
+
+What needs JAX is imported once the flags are read, so that a typing error is answered at once.
 """
 
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import rich.console
 from absl import app, flags
 from ml_collections import config_flags
 
-from asose_jax import inference
 from asose_jax.config import presets, retrain
-from asose_jax.config.consistency import flatten
-from asose_jax.report import page
-from asose_jax.runtime import log, paths, process
+from asose_jax.runtime import log, paths
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
-from asose_jax.sweep import runner
 
+# `_parse` adds the default: one that is given here is read at once, with mistakes of its fields.
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
-    presets.__file__,
-    f'Config file, with an optional preset: FILE[:PRESET]; or one of {", ".join(presets.PRESETS)}.',
+    None,
+    f'Config file, with an optional preset: FILE[:PRESET]; or one of {", ".join(presets.PRESETS)}. '
+    'Without it: cifar10.',
 )
 _MODE = flags.DEFINE_enum(
     'mode',
@@ -62,12 +62,14 @@ _IMAGES: flags.FlagHolder[Any] = flags.DEFINE_string(
 _OUT = flags.DEFINE_string(
     'out', None, 'For --mode=predict: the table to write, in the place of WORKDIR/predictions.csv.'
 )
-_FINISHED = (
-    'evaluate',
-    'predict',
-    'export',
-    'report',
-)  # modes for the workdir of a run, without a config
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir',
+    None,
+    'For --mode=evaluate: where the data of the run are now, if they have moved since.',
+)
+# Modes for the workdir of a finished run, without a config.
+_FINISHED = ('evaluate', 'predict', 'export', 'report')
+_CONFIG_FLAGS = ('-config', '--config')
 _HEARTBEAT_SECONDS = 30  # a host that is silent for longer counts as lost
 
 
@@ -75,6 +77,10 @@ def main(argv: list[str]) -> None:
     """Runs the command; errors of the user end the process with one message and no traceback."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
+    import jax
+
+    from asose_jax.runtime import process
+
     if _MODE.value not in _FINISHED:
         _join_hosts()
     console = rich.console.Console(stderr=True)
@@ -83,7 +89,7 @@ def main(argv: list[str]) -> None:
         # The public functions translate errors of the system; this is for what is around them.
         with os_errors(f'--mode={_MODE.value}'):
             paths.expand_workdir(_WORKDIR.value)
-            _require_images()
+            _require_flags_of(_MODE.value)
             if _MODE.value in _FINISHED:
                 _run_on_finished(_MODE.value, _WORKDIR.value)
             else:
@@ -106,36 +112,40 @@ def _run_on_finished(mode: str, workdir: str) -> None:
             f'--mode={mode} takes the config of the run in --workdir and would ignore '
             f'--config.{name}={overrides[name]!r}. Leave out --config.{name}.'
         )
-    if mode == 'predict':
-        inference.predict(workdir, _IMAGES.value, _OUT.value)
-        return
-    functions = {
-        'report': page.rebuild,
-        'evaluate': inference.evaluate,
-        'export': inference.export,
-    }
-    functions[mode](workdir)
+    from asose_jax import inference
+    from asose_jax.report import page
+
+    match mode:
+        case 'predict':
+            inference.predict(workdir, _IMAGES.value, _OUT.value)
+        case 'evaluate':
+            inference.evaluate(workdir, _DATA_DIR.value)
+        case 'export':
+            inference.export(workdir)
+        case 'report':
+            page.rebuild(workdir)
 
 
-def _require_images() -> None:
-    """Fails unless pictures are named where they are predicted, and nowhere else."""
-    if _MODE.value == 'predict':
-        if _IMAGES.value is None:
+def _require_flags_of(mode: str) -> None:
+    """Fails unless the flags that only one mode has are there in that mode, and in no other."""
+    if mode == 'predict' and _IMAGES.value is None:
+        raise UserError(
+            '--mode=predict needs --images: a folder, a picture, a glob, or several of these with '
+            'commas between them.'
+        )
+    for flag, of in ((_IMAGES, 'predict'), (_OUT, 'predict'), (_DATA_DIR, 'evaluate')):
+        if flag.value is not None and mode != of:
             raise UserError(
-                '--mode=predict needs --images: a folder, a picture, a glob, or several of these '
-                'with commas between them.'
-            )
-        return
-    for flag in (_IMAGES, _OUT):
-        if flag.value is not None:
-            raise UserError(
-                f'--mode={_MODE.value} would ignore --{flag.name}={flag.value!r}, which is for '
-                f'--mode=predict. Leave out --{flag.name}.'
+                f'--mode={mode} would ignore --{flag.name}={flag.value!r}, which is for '
+                f'--mode={of}. Leave out --{flag.name}.'
             )
 
 
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:
     """Runs the search, the searches or the training that the config describes."""
+    from asose_jax.config.consistency import flatten
+    from asose_jax.sweep import runner
+
     config = _CONFIG.value
     paths.require_local_fields(flatten(config))
     if _MODE.value == 'retrain':
@@ -146,6 +156,10 @@ def _train(logger: logging.Logger, console: rich.console.Console) -> None:
 
 
 def _log_devices(logger: logging.Logger) -> None:
+    import jax
+
+    from asose_jax.runtime import process
+
     process.require_platform()
     if jax.process_index():
         logger.setLevel(logging.WARNING)  # only the first host logs the progress of the run
@@ -156,6 +170,8 @@ def _log_devices(logger: logging.Logger) -> None:
 
 def _join_hosts() -> None:
     """Joins the hosts of a cluster, if there are several; must precede any use of a device."""
+    import jax
+
     pod = len(os.environ.get('TPU_WORKER_HOSTNAMES', '').split(',')) > 1
     if not (pod if _MULTIHOST.value is None else _MULTIHOST.value):
         return
@@ -182,28 +198,42 @@ def _parse(argv: list[str]) -> list[str]:
     Returns:
       The program name and the arguments that are not flags.
     """
+    files = [argument for argument in argv if argument.split('=')[0] in _CONFIG_FLAGS]
+    if not files:
+        argv = [argv[0], f'--config={presets.__file__}', *argv[1:]]
     try:
         rest = flags.FLAGS(argv)
         if _MODE.value not in _FINISHED:  # in these modes no config is used
             _CONFIG.value.keys()  # a file that could not be loaded raises here
         return rest
     except (flags.Error, KeyError, AttributeError, OSError) as error:
+        _require_config_files(files)
         lines = str(error.args[0]).strip().splitlines()
         message = lines[-1] if any('Traceback' in line for line in lines) else ' '.join(lines)
         sys.exit(f'{message}\ndocs/config.md lists all fields.')
+
+
+def _require_config_files(arguments: Sequence[str]) -> None:
+    """Exits with a message if `--config=FILE[:PRESET]` names no file."""
+    for argument in arguments:
+        value = argument.partition('=')[2]
+        if value and not os.path.exists(value.partition(':')[0]):
+            sys.exit(
+                f'{argument}: No such file, and no preset; there are {", ".join(presets.PRESETS)}.'
+            )
 
 
 def _with_preset_files(arguments: list[str]) -> list[str]:
     """Returns `--config=PRESET` and `--config PRESET` with the file of the presets before it."""
     joined: list[str] = []
     for argument in arguments:
-        if joined and joined[-1] in ('-config', '--config'):
+        if joined and joined[-1] in _CONFIG_FLAGS:
             joined[-1] += f'={argument}'
         else:
             joined.append(argument)
     names = {
         f'{flag}={name}': f'{flag}={presets.__file__}:{name}'
-        for flag in ('-config', '--config')
+        for flag in _CONFIG_FLAGS
         for name in presets.PRESETS
     }
     return [names.get(argument, argument) for argument in joined]
@@ -212,4 +242,14 @@ def _with_preset_files(arguments: list[str]) -> list[str]:
 def run() -> None:
     """Runs the command that `sys.argv` holds, and ends the process."""
     flags.mark_flag_as_required('workdir')
+    for flag in (
+        _CONFIG,
+        _MODE,
+        _MULTIHOST,
+        _WORKDIR,
+        _IMAGES,
+        _OUT,
+        _DATA_DIR,
+    ):  # what --help lists
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     app.run(main, argv=[sys.argv[0], *_with_preset_files(sys.argv[1:])], flags_parser=_parse)

@@ -23,7 +23,7 @@ from jax import export as jax_export
 from PIL import Image
 
 from asose_jax.arch.genotype import Genotype, NetSpec, to_tuples
-from asose_jax.config.consistency import unflatten
+from asose_jax.config.consistency import require_whole, unflatten
 from asose_jax.data import dataset, pictures
 from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.data.pictures import Picture
@@ -195,7 +195,7 @@ def load(directory: str | pathlib.Path) -> Trained:
 
 def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> None:
     """Fails unless the workdir holds one finished run with a complete summary."""
-    workdir.read_config(directory)  # names the file if it is damaged
+    config = workdir.read_config(directory)  # names the file if it is damaged
     if not record.summary or not record.config:
         raise UserError(
             f'{directory} holds no finished run: it has no summary.json. Name the workdir of a '
@@ -207,6 +207,8 @@ def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> Non
             f'{directory} holds several runs; name one of them as --workdir:\n  '
             + '\n  '.join(runs)
         )
+    if config is not None:
+        require_whole(directory / 'config.json', config)
     missing = {'classes', 'mean', 'std', 'genotype', 'images'} - record.summary.keys()
     if missing:
         raise UserError(
@@ -265,13 +267,17 @@ def _without_second_head(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 @log.shown()
 @os_errors('evaluating a run')
-def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
+def evaluate(
+    directory: str | pathlib.Path, data_dir: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
     """Evaluates the network of a finished run on its test split.
 
     Logs the numbers, then writes evaluation.json and confusion.png into the workdir.
 
     Args:
       directory: workdir of a finished run.
+      data_dir: where the data of the run are now; `None` means where they were. They are compared
+        with what the run recorded.
 
     Returns:
       The content of evaluation.json, see `classification.scores`.
@@ -287,7 +293,12 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     model = load(directory)
     try:
         split_by = dataset.recorded_split(model.summary, directory)
-        data = builders.load_data(unflatten(model.config), split_by, begun=True)
+        data = builders.load_data(_data_config(directory, model, data_dir), split_by, begun=True)
+    except MissingDataError as error:
+        raise UserError(
+            f'the data of the run in {directory}: {error}. If they have moved, name their place: '
+            '--data_dir=DIR.'
+        ) from error
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
     recorded = {**model.summary, 'image_shape': list(model.spec.image_shape)}
@@ -316,13 +327,46 @@ def evaluate(directory: str | pathlib.Path) -> dict[str, Any]:
     return result
 
 
+def _data_config(
+    directory: pathlib.Path, model: Trained, data_dir: str | os.PathLike[str] | None = None
+) -> ml_collections.ConfigDict:
+    """Returns the config of a run with the place where its data are now.
+
+    Args:
+      directory: workdir of the run.
+      model: the network of the run.
+      data_dir: the place, if the user names one. Otherwise a relative `data.dir` counts from the
+        directory that the run was started in or, where that has no such folder, from the current.
+    """
+    config = unflatten(model.config)
+    name, folder = config.data.name, config.data.dir
+    if data_dir is not None:
+        if name == 'digits':
+            raise UserError(
+                f'--data_dir={os.fspath(data_dir)}: the digits come with scikit-learn; leave it out'
+            )
+        paths.require_local(data_dir, '--data_dir')
+        if 'data' not in model.summary:
+            logger.warning(
+                'the run was begun by an older version, which recorded no digest of its data: of '
+                '--data_dir only the classes and the number of images are compared'
+            )
+        config.data.dir = os.fspath(data_dir)
+    elif folder is not None:
+        began = run_record.read_json_object(directory / 'run.json').get('directory')
+        there = os.path.join(began if isinstance(began, str) else '', os.path.expanduser(folder))
+        if os.path.isdir(there):
+            config.data.dir = there
+    return config
+
+
 def _require_same_data_if_present(directory: pathlib.Path, model: Trained) -> None:
     """Fails if the data of the run are there and differ from what it was trained on."""
     if 'data' not in model.summary:  # the digits, or a run of an older version
         return
     split_by = dataset.recorded_split(model.summary, directory)
     try:
-        identity = builders.identify_data(unflatten(model.config), split_by)
+        identity = builders.identify_data(_data_config(directory, model), split_by)
     except MissingDataError as error:
         logger.info('the data of the run are not there, so they are not compared: %s', error)
         return

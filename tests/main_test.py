@@ -7,13 +7,16 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 from helpers import recorded
 
+from asose_jax import inference
 from asose_jax.nn import batch_norm, operations
 from asose_jax.pipeline import single_run
+from asose_jax.report import page
 from asose_jax.spaces import chain, registry
 from configs.search import get_config
 
@@ -35,6 +38,7 @@ def _main(root, *arguments):
 def command(root, monkeypatch, caplog):
     """The program, but for its process: a function of its arguments, which gives what is told."""
     from asose_jax import cli
+    from asose_jax.runtime import process
 
     def leave(status):
         raise SystemExit(status)
@@ -46,8 +50,8 @@ def command(root, monkeypatch, caplog):
         return '\n'.join(caplog.messages)
 
     monkeypatch.chdir(root)
-    monkeypatch.setattr(cli.process, 'exit_now', leave)
-    monkeypatch.setattr(cli.process, 'set_up', lambda *_: logging.getLogger('asose_jax'))
+    monkeypatch.setattr(process, 'exit_now', leave)
+    monkeypatch.setattr(process, 'set_up', lambda *_: logging.getLogger('asose_jax'))
     with flagsaver.flagsaver(), caplog.at_level(logging.INFO, 'asose_jax'):
         yield run
 
@@ -88,6 +92,55 @@ def test_wrong_command_ends_its_process_without_a_stack(root, tmp_path):
         assert message in told
     assert 'Traceback' not in told
     assert not workdir.exists()
+
+
+TYPING_ERRORS = [
+    ('--help', 'one of cifar10, digits'),
+    ('--confg=x', "Unknown command line flag 'confg'. Did you mean: config ?"),
+    ('--config.serach.epochs=2', 'Did you mean "search"'),
+    ('--config.seed=x', 'flag --config.seed=x'),
+    ('--mode=serch', 'value should be one of'),
+    ('--config=mnist', 'No such file, and no preset; there are cifar10, digits'),
+    ('extra', "unexpected argument 'extra'"),
+]
+
+
+def test_typing_errors_are_told_before_anything_heavy_is_imported(root):
+    """Each in a fork of one process, since the program can be started once in a process."""
+    code = f"""
+import contextlib, io, os, sys
+
+def tell(argument, message):
+    sys.argv, told = ['main.py', argument, '--workdir=nowhere'], io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        try:
+            from asose_jax import cli
+            cli.run()
+        except SystemExit as end:
+            print(end)
+    assert message in " ".join(told.getvalue().split()), (argument, told.getvalue())
+    heavy = {{'jax', 'flax', 'optax', 'orbax', 'tensorflow_datasets', 'sklearn', 'numpy'}}
+    assert not heavy & sys.modules.keys(), (argument, heavy & sys.modules.keys())
+
+for argument, message in {TYPING_ERRORS!r}:
+    child = os.fork()
+    if not child:
+        tell(argument, message)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, argument
+"""
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('mode', ['search', 'retrain', 'export', 'report'])
+def test_place_of_the_data_is_refused_where_it_would_be_ignored(command, caplog, tmp_path, mode):
+    with pytest.raises(SystemExit) as stopped:
+        command(DIGITS, f'--mode={mode}', f'--workdir={tmp_path / "run"}', '--data_dir=x')
+    assert stopped.value.args[0] == 2
+    assert f'--data_dir=x: is for --mode=evaluate, and --mode={mode}' in caplog.messages[-1]
+    assert not (tmp_path / 'run').exists()
 
 
 def test_missing_workdir_is_asked_for(command):
@@ -144,12 +197,9 @@ def test_field_that_would_be_ignored_is_refused(command, caplog, tmp_path, mode,
 
 @pytest.mark.parametrize('mode', ['evaluate', 'export', 'report'])
 def test_finished_run_is_used_from_any_directory(command, tmp_path, monkeypatch, mode):
-    from asose_jax import cli
-
     asked = []
-    for module, name in ((cli.inference, 'evaluate'), (cli.inference, 'export')):
+    for module, name in ((inference, 'evaluate'), (inference, 'export'), (page, 'rebuild')):
         monkeypatch.setattr(module, name, asked.append)
-    monkeypatch.setattr(cli.page, 'rebuild', asked.append)
     monkeypatch.chdir(tmp_path)  # without configs/search.py
     command(f'--mode={mode}', '--workdir=run')
     assert asked == ['run']
@@ -170,13 +220,11 @@ def test_unusable_workdir_is_one_line_in_every_mode(command, caplog, mode, workd
 def test_platform_that_is_missing_is_one_line(
     command, caplog, tmp_path, monkeypatch, fields, error
 ):
-    from asose_jax import cli
-
     def missing():
         raise error
 
     monkeypatch.setenv('JAX_PLATFORMS', 'cuda')
-    monkeypatch.setattr(cli.process.jax, 'devices', missing)
+    monkeypatch.setattr(jax, 'devices', missing)
     with pytest.raises(SystemExit) as stopped:
         command(DIGITS, f'--workdir={tmp_path / "run"}', *fields)
     assert stopped.value.args[0] == 2
@@ -208,7 +256,6 @@ def _code(root, part):
 
 def test_docs_show_a_primitive_that_works(root, monkeypatch):
     """The code in docs/spaces.md, as it stands there, gives an operation to search."""
-    import jax
     import jax.numpy as jnp
 
     from asose_jax.nn.forward import Mode

@@ -3,8 +3,9 @@
 import copy
 import json
 import logging
+import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -12,13 +13,15 @@ import ml_collections
 from asose_jax.arch.estimators import ESTIMATORS, Estimator
 from asose_jax.config.schema import FIELDS
 from asose_jax.costs import expected_cost, limit
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime import paths
+from asose_jax.runtime.errors import UserError, counted
 from asose_jax.spaces import natsbench, registry
 
 logger = logging.getLogger('asose_jax')
 
 Config = Mapping[str, Any]
 
+_MAX_MISSING = 5  # fields that a config may lack and still be checked one by one
 _PHASES = ('warmup', 'search', 'growth', 'optimize')
 _IGNORED_BY_DIGITS = ('dir', 'train_split', 'test_split')
 _NO_GROWTH = 'set growth.epochs=0 or growth.kinds=()'
@@ -49,6 +52,51 @@ def unflatten(flat: Config) -> ml_collections.ConfigDict:
             inner = inner.setdefault(group, {})
         inner[last] = tuple(value) if isinstance(value, list) else value
     return ml_collections.ConfigDict(nested)
+
+
+def as_config(config: Config) -> ml_collections.ConfigDict:
+    """Returns a config whose values are of the types that the command line has.
+
+    Dictionaries, nested or with dotted names, become a config. NumPy scalars, arrays and
+    `pathlib.Path` become numbers, tuples and strings. A config without such values stays as it is.
+
+    Raises:
+      UserError: it is no config, or it lacks so many fields that it was not made from a preset.
+    """
+    advice = "start from a preset: config = asose_jax.config.presets.get_config('digits')"
+    if not isinstance(config, Mapping | ml_collections.ConfigDict):
+        raise UserError(f'config={config!r} is no config; {advice}')
+    flat = flatten(config)
+    missing = [name for name in FIELDS if name not in flat]
+    if len(missing) > _MAX_MISSING:
+        raise UserError(
+            f'the config lacks {len(missing)} of {len(FIELDS)} fields, such as {missing[0]} and '
+            f'{missing[1]}; {advice}, then config.update_from_flattened_dict({{NAME: VALUE}})'
+        )
+    plain = {name: _plain(value) for name, value in flat.items()}
+    if type(config) is not ml_collections.ConfigDict:
+        return unflatten(plain)
+    foreign = {name: value for name, value in plain.items() if value is not flat[name]}
+    if not foreign:
+        return config
+    changed = copy.deepcopy(config)
+    with changed.ignore_type():
+        changed.update_from_flattened_dict(foreign)
+    return changed
+
+
+def _plain(value: Any) -> Any:
+    """Returns a value of the config without types of NumPy, JAX and pathlib."""
+    if isinstance(value, tuple | list):
+        parts = [*map(_plain, value)]
+        changed = any(one is not other for one, other in zip(parts, value, strict=True))
+        return tuple(parts) if changed else value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, 'tolist'):  # scalars and arrays of NumPy and JAX
+        value = value.tolist()
+        return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 def validate(config: Config, devices: int) -> None:
@@ -259,7 +307,7 @@ def _search_errors(config: Config) -> list[str]:
     if search['early_stop'] and moving < 2 * search['stop_window']:
         wrong.append(
             f'search.stop_window={search["stop_window"]}: search.early_stop compares twice as many '
-            f'evaluations; there are {moving} epochs of search in which alpha moves'
+            f'evaluations; alpha moves in {counted(moving, "epoch")} of the search'
         )
     if search['early_stop'] and config['growth']['epochs']:
         wrong.append('search.early_stop=True: alpha would go on in growth; set growth.epochs=0')
@@ -481,39 +529,76 @@ def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
+def require_whole(path: pathlib.Path, fields: Config) -> None:
+    """Refuses the fields of a run's config.json if some are missing or hold impossible values.
+
+    Args:
+      path: of the file, for the message.
+      fields: its content.
+
+    Raises:
+      UserError: names the first such field.
+    """
+    for name, field in FIELDS.items():
+        if name not in fields and not field.is_new:
+            fault = f'it lacks the field {name}'
+        elif name in fields and not field.rule.holds(fields[name]):
+            fault = f'{name}={fields[name]!r}: must be {field.rule.allowed}'
+        else:
+            continue
+        raise UserError(
+            f'{path} is damaged: {fault}. Restore it from a copy. To resume the run by the command '
+            'that started it, delete the file; otherwise choose another --workdir.'
+        )
+
+
 def require_same_config(
-    flat: dict[str, Any], workdir: pathlib.Path, but: tuple[str, ...] = ()
-) -> None:
+    flat: dict[str, Any],
+    workdir: pathlib.Path,
+    but: Collection[str] = (),
+    movable: Collection[str] = (),
+    base: str | None = None,
+) -> set[str]:
     """Refuses to go on with a run under another config.
 
-    Fields that are `changeable` may differ; a line in the log says so.
+    Fields that are `changeable` may differ; a line in the log says so. Paths are compared as the
+    files that they name, not as they are spelled.
 
     Args:
       flat: the config, see `flatten`.
       workdir: of the run; nothing is checked where none has begun.
       but: more fields that may differ.
+      movable: paths that may differ, since the caller compares what is in the files.
+      base: the directory that the relative paths of the run count from; `None` means the current.
+
+    Returns:
+      The fields in `movable` that differ.
 
     Raises:
       UserError: names the fields that differ.
     """
     path = workdir / 'config.json'
     if not path.exists():
-        return
+        return set()
     try:
         before = json.loads(path.read_text(encoding='utf-8'))
         old = {name: field.before for name, field in FIELDS.items() if field.is_new}
         lines = {line.split(':')[0]: line for line in differences(flat, {**old, **before})}
+        same = [n for n in paths.FIELDS if paths.name_same(flat.get(n), before.get(n), base)]
+        lines = {name: line for name, line in lines.items() if name not in same}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
             f'{path} cannot be read ({type(error).__name__}: {error}). If this command is that of '
             'the run in there, delete the file; otherwise choose another --workdir.'
         ) from error
-    changed = {name for name in lines if name in FIELDS and FIELDS[name].changeable}
+    moved = {name for name in lines if name in movable}
+    changed = moved | {name for name in lines if name in FIELDS and FIELDS[name].changeable}
     if flat.get('data.name') == before.get('data.name') == 'digits':
         # Earlier versions ignored them; now `validate` asks for their removal.
         but = (*but, *(f'data.{field}' for field in _IGNORED_BY_DIGITS))
     differing = [line for name, line in lines.items() if name not in changed and name not in but]
     if differing:
+        require_whole(path, before)
         raise UserError(
             f'{workdir} holds a run with another config:\n  '
             + '\n  '.join(differing)
@@ -524,3 +609,4 @@ def require_same_config(
         logger.info(
             'going on with changed fields: %s', '; '.join(lines[n] for n in sorted(changed))
         )
+    return moved

@@ -703,6 +703,7 @@ FIELDS: dict[str, Field] = {
         None,
         _optional(_TEXT),
         'accuracies to look up the result in: a CSV file, or nats_bench[:DIRECTORY]',
+        changeable=True,
     ),
     'cost.kind': Field(
         None,

@@ -19,7 +19,7 @@ from sklearn.utils import class_weight
 from asose_jax.data import content_split, image_folder, image_set, tfds
 from asose_jax.data.fingerprint import Identity
 from asose_jax.data.image_set import ImageSet
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.errors import UserError, counted
 
 logger = logging.getLogger('asose_jax')
 
@@ -125,8 +125,8 @@ def load(
     present = names if labels is None else np.unique(labels)
     if len(present) < 2:
         raise UserError(
-            f'data.name={name!r} has images of {len(present)} class, but a classifier needs at '
-            'least two. Check data.name and data.train_split.'
+            f'data.name={name!r} has images of {counted(len(present), "class", "classes")}, but a '
+            'classifier needs at least two. Check data.name and data.train_split.'
         )
     train, valid = _split(learn, valid_fraction, seed)
     mean, std = _statistics(learn, train)

@@ -4,7 +4,6 @@ The folder may also hold one such folder for each split: `DIR/train/<class>`, `D
 """
 
 import dataclasses
-import io
 import logging
 import math
 import pathlib
@@ -13,12 +12,11 @@ from concurrent import futures
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
 
-from asose_jax.data import content_split, fingerprint, pictures
+from asose_jax.data import content_split, fingerprint, picture_file, pictures
 from asose_jax.data.fingerprint import Identity, MissingDataError, several
 from asose_jax.data.image_set import ImageSet
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.errors import UserError, counted
 
 logger = logging.getLogger('asose_jax')
 
@@ -84,7 +82,7 @@ def load(
     listing = _list(directory, splits, test_fraction)
     paths = listing.all_paths()
     with futures.ThreadPoolExecutor() as pool:
-        checks = pictures.of_each(_check_picture, paths, pool.map)
+        checks = pictures.of_each(picture_file.check, paths, pool.map)
     shape = _shape(paths, [(size, grey) for size, grey, _ in checks], image_size)
     contents = np.array([content for *_, content in checks])
     if split_by == 'content':
@@ -128,9 +126,9 @@ def _list(directory: str, splits: tuple[str, str], test_fraction: float | None) 
         names = sorted({name for folder in train_folders for name in _folders(folder)})
         if len(names) < 2:
             raise UserError(
-                f'{train_folders[0]} has {len(names)} class folders, but a classifier needs at '
-                'least two classes. Put the pictures into FOLDER/CLASS/, one folder for each '
-                'class, and set data.dir=FOLDER.'
+                f'{train_folders[0]} has {counted(len(names), "class folder")}, but a classifier '
+                'needs at least two classes. Put the pictures into FOLDER/CLASS/, one folder for '
+                'each class, and set data.dir=FOLDER.'
             )
         _warn_of_loose_pictures({root, *train_folders} - {test_folder})
         paths, labels = _labelled_paths(train_folders, names)
@@ -169,8 +167,8 @@ def _without_copies_of_test(listing: _Listing, contents: np.ndarray) -> tuple[_L
     if not copied.any():
         return listing, contents
     logger.warning(
-        '%d pictures are in the test split too and are not trained on: %s',
-        copied.sum(),
+        '%s left out of training, for the test split has the same: %s',
+        counted(int(copied.sum()), 'picture'),
         several(listing.paths[copied].tolist()),
     )
     paths, labels = listing.paths[~copied], listing.labels[~copied]
@@ -306,8 +304,8 @@ def _labelled_paths(
             labels += [names.index(name)] * len(here)
     if others:
         logger.warning(
-            '%d files that are not %s are ignored: %s',
-            len(others),
+            '%s ignored, since only %s are read: %s',
+            counted(len(others), 'file'),
             ', '.join(pictures.SUFFIXES),
             several(others),
         )
@@ -327,8 +325,8 @@ def _warn_of_loose_pictures(folders: set[pathlib.Path]) -> None:
     loose = [path for folder in sorted(folders) for path in _loose_pictures(folder)]
     if loose:
         logger.warning(
-            '%d pictures are ignored, since they are in no class folder: %s',
-            len(loose),
+            '%s ignored, since only pictures in a class folder have a class: %s',
+            counted(len(loose), 'picture'),
             several(loose),
         )
 
@@ -338,9 +336,10 @@ def _require_labelled(test_folder: pathlib.Path) -> None:
     loose = _loose_pictures(test_folder)
     if loose and not _folders(test_folder):
         raise UserError(
-            f'{test_folder} has {len(loose)} pictures but no class folders, so their classes are '
-            f'not known. Put them into {test_folder}/CLASS/, one folder for each class, or move '
-            'the folder elsewhere: then a part of each class is held out as the test split.'
+            f'{test_folder} has {counted(len(loose), "picture")} but no class folders, so their '
+            f'classes are not known. Put them into {test_folder}/CLASS/, one folder for each '
+            'class, or move the folder elsewhere: then a part of each class is held out as the '
+            'test split.'
         )
 
 
@@ -411,27 +410,6 @@ def _shape(
 
 def _content_of(path: str) -> str:
     return fingerprint.digest_of_bytes(pathlib.Path(path).read_bytes())
-
-
-def _check_picture(path: str) -> tuple[tuple[int, int], bool, str]:
-    """Decodes a picture; returns (width, height) after EXIF rotation, whether it is grey, its hash.
-
-    The file is read once, so the hash is that of the bytes that were decoded. A JPEG is decoded at
-    an eighth of its width and height, which is enough to find damage.
-    """
-    content = pathlib.Path(path).read_bytes()
-    try:
-        opened = Image.open(io.BytesIO(content))
-    except UnidentifiedImageError as error:  # the message of Pillow names no file here
-        raise UnidentifiedImageError(f'cannot identify image file {path!r}') from error
-    with opened as image:
-        width, height = image.size
-        image.draft(None, (1, 1))
-        image.load()
-        rotated = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-        size = (height, width) if rotated else (width, height)
-        grey = Image.getmodebase(image.mode) == 'L'
-    return size, grey, fingerprint.digest_of_bytes(content)
 
 
 def _image_set(

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from asose_jax.data import picture_file
 from asose_jax.data.fingerprint import MAX_LISTED, several
 from asose_jax.data.image_set import fitted
 from asose_jax.runtime import paths
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.errors import UserError, counted
 
 logger = logging.getLogger('asose_jax')
 
@@ -43,11 +44,8 @@ def pixels(picture: Picture, shape: tuple[int, int, int]) -> np.ndarray:
     if isinstance(picture, Image.Image):
         image = ImageOps.exif_transpose(picture)
     else:
-        with Image.open(picture) as opened:
-            # Lets the JPEG decoder scale down, to at least this size whatever the orientation is.
-            side = 2 * max(width, height)
-            opened.draft(None, (side, side))
-            image = ImageOps.exif_transpose(opened)
+        side = 2 * max(width, height)  # enough whatever the orientation is
+        image = ImageOps.exif_transpose(picture_file.decode(picture, (side, side)))
     if image.mode.startswith('I'):  # 16 bits, of which `convert` would take the lower ones
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
@@ -101,8 +99,8 @@ def find(images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> l
             others += [file for file in inside if not file.lower().endswith(SUFFIXES)]
     if others:
         logger.warning(
-            '%d files that are not %s are ignored: %s',
-            len(others),
+            '%s ignored, since only %s are read: %s',
+            counted(len(others), 'file'),
             ', '.join(SUFFIXES),
             several(others),
         )

@@ -109,7 +109,13 @@ def _builder(name: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
     if not data_dir:
         data_dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
         paths.require_local(data_dir, '$TFDS_DATA_DIR')
-    root = pathlib.Path(data_dir).expanduser()
+    try:
+        root = pathlib.Path(data_dir).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f'data.name={name!r}: prepared sets are looked for in {data_dir}, but the home '
+            'directory is unknown. Set data.dir, $TFDS_DATA_DIR or $HOME.'
+        ) from error
     return tfds.builder_from_directory(_prepared(tfds, name, root)), root
 
 
@@ -247,10 +253,19 @@ def _require_images(feature: Any, name: str, image_size: int | None) -> None:
 def _source(
     builder: Any, split: str, name: str, decoders: Mapping[str, Any] | None = None
 ) -> _Source:
+    if _split_info(builder.info, split, name).num_examples <= 0:
+        raise UserError(
+            f'{name!r}, split {split!r} is empty: the slice takes no image. The set has '
+            f'{_sizes(builder.info)}; check data.train_split and data.test_split.'
+        )
     try:
         return builder.as_data_source(split, decoders=decoders)
     except ValueError as error:
         raise _no_such_split(builder.info, split, name) from error
+
+
+def _sizes(info: Any) -> str:
+    return ', '.join(f'{name} ({info.splits[name].num_examples})' for name in info.splits)
 
 
 def _no_such_split(info: Any, split: str, name: str) -> UserError:

@@ -12,6 +12,8 @@ from asose_jax.arch.genotype import FALLBACK, NONE, Genotype
 from asose_jax.nn import operations
 from asose_jax.spaces import registry
 
+NOT_EVALUATED = 'starting'  # the progress of a run without an evaluation
+
 
 def compare(
     directory: pathlib.Path, runs: Mapping[str, Sequence[str]], skip_share: float
@@ -205,11 +207,11 @@ def result_line(directory: pathlib.Path) -> str:
 
 
 def progress_line(directory: pathlib.Path) -> str:
-    """Describes the progress of a run by its last evaluation; 'starting' if there is none yet."""
+    """Describes a run by its last evaluation; returns `NOT_EVALUATED` if there is none yet."""
     try:
         line = (directory / 'metrics.jsonl').read_text(encoding='utf-8').splitlines()[-1]
         metrics = json.loads(line)
         part = 'train' if metrics['valid/accuracy'] is None else 'valid'
         return f'{metrics["phase"]} {metrics["epoch"]}, {part} {metrics[f"{part}/accuracy"]:.1%}'
     except (OSError, ValueError, IndexError, KeyError, TypeError):
-        return 'starting'
+        return NOT_EVALUATED

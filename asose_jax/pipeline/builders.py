@@ -14,7 +14,7 @@ from asose_jax.data.fingerprint import Identity
 from asose_jax.data.mixing import Mixing
 from asose_jax.data.randaugment import RandAugment
 from asose_jax.nn.forward import SearchSettings
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.errors import UserError, counted
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases
 from asose_jax.train.phases import Phase, Schedule
@@ -187,9 +187,9 @@ def load_data(
     if len(images.train) < config.batch_size:
         largest = max(1, len(images.train) // jax.device_count()) * jax.device_count()
         raise UserError(
-            f'batch_size={config.batch_size}: there are only {len(images.train)} images to train '
-            f'on. Take at most {largest} (with --mode=retrain: in retrain.batch_size), or add '
-            'images.'
+            f'batch_size={config.batch_size}: there are only {counted(len(images.train), "image")} '
+            f'to train on. Take at most {largest} (with --mode=retrain: in retrain.batch_size), or '
+            'add images.'
         )
     smallest = 2 ** len(config.model.reductions)
     if min(images.image_shape[:2]) < smallest:

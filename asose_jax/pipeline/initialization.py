@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -24,6 +25,7 @@ from asose_jax.pipeline.builders import make_supernet
 from asose_jax.pipeline.run_context import INIT, RunContext, RunState, pack_to_devices
 from asose_jax.pipeline.run_history import RunHistory
 from asose_jax.runtime.errors import UserError, describe_os_error
+from asose_jax.runtime.workdir import checksum, write_atomically
 from asose_jax.spaces import chain, genotype_text, registry
 from asose_jax.spaces.supernet import SECOND_HEAD
 from asose_jax.train import checkpoint, pmap, state
@@ -32,9 +34,12 @@ from asose_jax.train.state import SearchState
 
 logger = logging.getLogger('asose_jax')
 
+# Fields that say what a run begins with, in the place of a new supernet.
+START_FIELDS = ('network', 'genotype', 'init_from')
 # Values of `genotype` and `network` that are no paths: JSON, the texts of DARTS, NAS-Bench-201.
 _TEXT = re.compile(r'^\s*\ufeff?\s*\{|\bGenotype\s*\(|[|¦]\w+~\d[|¦]')
 _BOM = '\ufeff'
+_MAX_MODULES = 10  # of a network that the log lists; network.txt has them all
 _MAX_VALUE = 80  # characters of a value in a message
 
 
@@ -50,6 +55,7 @@ class Origin:
       phase: that the other run was in at that step.
       gates: whether the checkpoint is of an older version, see `old_checkpoints`.
       averages: whether it has an average of the weights, see `state.AveragingState`.
+      checksums: of the arrays in the checkpoint.
     """
 
     spec: genotype.NetSpec
@@ -58,6 +64,11 @@ class Origin:
     phase: Phase | None = None
     gates: bool = False
     averages: bool = False
+    checksums: Mapping[str, int] | None = None
+
+    def digest(self) -> int:
+        """Returns a number by which a run knows its origin again, wherever the files are."""
+        return checksum([self.spec.to_json(), self.checksums])
 
 
 def find_origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Schedule) -> Origin:
@@ -91,6 +102,42 @@ def find_origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Sc
     chosen = _chosen_network(config.genotype, spec)
     _warn_if_chosen_on_other_pictures(config.genotype, images)
     return Origin(chosen)
+
+
+def require_same_origin(
+    config: ml_collections.ConfigDict,
+    images: Dataset,
+    schedule: Schedule,
+    recorded: Mapping[str, Any],
+    moved: Collection[str],
+) -> None:
+    """Refuses to go on with a run that began with another network or checkpoint than `config` says.
+
+    Args:
+      config: of the command.
+      images: the data set.
+      schedule: of the run.
+      recorded: run.json of the run; older versions wrote no `origin`, and nothing is compared.
+      moved: fields with another path than before. Where the path is the same, a missing file is no
+        mistake, and a run that `init_from` names may have gone on.
+
+    Raises:
+      UserError: the origin differs, or it has moved and cannot be read.
+    """
+    field = next((name for name in START_FIELDS if config[name] is not None), None)
+    if field is None or 'origin' not in recorded or (field == 'init_from' and field not in moved):
+        return
+    try:
+        origin = find_origin(config, images, schedule)
+    except UserError:
+        if field in moved:
+            raise
+        return
+    if origin.digest() != recorded['origin']:
+        raise UserError(
+            f'{field}={_quoted(config[field])} is not what the run in the workdir began with. '
+            'Restore it, or choose another --workdir.'
+        )
 
 
 def _configured_supernet(config: ml_collections.ConfigDict, images: Dataset) -> genotype.NetSpec:
@@ -170,7 +217,8 @@ def _describe_checkpoint(
         )
     arrays = [*meta['checksums']]
     gates, averages = old_checkpoints.has_gates(arrays), checkpoint.has_average(arrays)
-    return Origin(spec, directory, step, Phase(meta['phase']), gates, averages), arrays
+    phase = Phase(meta['phase'])
+    return Origin(spec, directory, step, phase, gates, averages, meta['checksums']), arrays
 
 
 def _require_same_form(spec: genotype.NetSpec, config: ml_collections.ConfigDict) -> None:
@@ -515,8 +563,15 @@ def _abstract_state(context: RunContext, spec: genotype.NetSpec, averages: bool)
     return state.abstract_state(context.model(spec), context.tx, sharding, averages)
 
 
+def _place(module: str) -> tuple[int, str, int]:
+    """Returns where a module of a network stands among the others, by its name."""
+    rank = 0 if module.startswith('stem') else 2 if module.endswith('head') else 1
+    name, _, number = module.rpartition('_')
+    return (rank, name, int(number)) if number.isdigit() else (rank, module, 0)
+
+
 def log_network(context: RunContext, spec: genotype.NetSpec) -> None:
-    """Logs a table of the modules of a network: shapes, parameters, sizes."""
+    """Logs the parameters of each module of a network; writes the table of all to network.txt."""
     image = jnp.zeros((1, *spec.image_shape), jnp.float32)
     keys: dict[str, jax.Array] = dict.fromkeys(('params', 'arch'), context.key(INIT))
     table = nn.summary.tabulate(
@@ -526,4 +581,20 @@ def log_network(context: RunContext, spec: genotype.NetSpec) -> None:
         console_kwargs={'width': 90, 'force_terminal': False},
         column_kwargs={'justify': 'left'},
     )
-    logger.info('network:\n%s', table(image, mode=Mode.SKIP, train=False))
+    path = context.workdir / 'network.txt'
+    if context.is_primary_host:
+        write_atomically(path, table(image, mode=Mode.SKIP, train=False).strip('\n') + '\n')
+    like = state.abstract_state(context.model(spec), context.tx, pmap.replicated_sharding())
+    sizes = {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like.params[name]))
+        for name in sorted(like.params, key=_place)
+    }
+    lines = [f'{name:12} {size:>12,}' for name, size in sizes.items()]
+    if len(lines) > _MAX_MODULES:
+        half = _MAX_MODULES // 2
+        left = sum([*sizes.values()][half:-half])
+        lines[half:-half] = [f'{f"{len(lines) - 2 * half} more":12} {left:>12,}']
+    logger.info(
+        'network of %s parameters (%s has all modules):\n  %s',
+        *(f'{sum(sizes.values()):,}', path, '\n  '.join(lines)),
+    )

@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import os
 import platform
 from collections.abc import Mapping
 from typing import Any
@@ -45,13 +46,22 @@ def environment(context: RunContext) -> dict[str, Any]:
     }
 
 
-def write_environment(context: RunContext) -> None:
-    """Writes run.json and, for a folder of pictures, data.json with the hash of each file."""
+def write_environment(context: RunContext, origin: int | None = None) -> None:
+    """Writes run.json and, for a folder of pictures, data.json with the hash of each file.
+
+    Args:
+      context: of the run.
+      origin: what the run began with, see `initialization.Origin.digest`; `None` if it is no file.
+    """
     identity = context.data.identity
     if identity is not None and identity.files is not None:
         files = json.dumps(identity.files, indent=0)
         workdir.write_atomically(context.workdir / dataset.FILES, files + '\n')
-    text = json.dumps(environment(context), indent=2) + '\n'
+    # Relative paths of the config count from the directory.
+    content = {**environment(context), 'directory': os.getcwd()}
+    if origin is not None:
+        content['origin'] = origin
+    text = json.dumps(content, indent=2) + '\n'
     workdir.write_atomically(context.workdir / 'run.json', text)
 
 

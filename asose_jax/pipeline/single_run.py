@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ import rich.console
 
 from asose_jax.arch import genotype
 from asose_jax.config.consistency import (
+    as_config,
     fields_to_record,
     flatten,
     require_same_config,
@@ -45,7 +46,7 @@ from asose_jax.pipeline.hooks import (
 )
 from asose_jax.report import page, tensorboard
 from asose_jax.runtime import malloc, paths, process
-from asose_jax.runtime.errors import UserError, os_errors
+from asose_jax.runtime.errors import UserError, counted, os_errors
 from asose_jax.runtime.interrupt import Interrupt
 from asose_jax.runtime.workdir import locked, require_kind, write_atomically
 from asose_jax.spaces import natsbench, registry, tabular
@@ -75,22 +76,28 @@ def run(
       UserError: something that the user can put right; nothing was lost.
       Stopped: SIGTERM or Ctrl-C; all that was done is saved.
     """
+    config = as_config(config)
     workdir = paths.expand_workdir(workdir)
     paths.require_local_fields(flatten(config))
     process.require_platform()
+    process.require_32_bits()
     validate(config, jax.device_count())
     require_kind(workdir, config.seeds)
     if jax.default_backend() == 'cpu':
         malloc.keep_freed_memory()
     config = with_original_defaults(config, workdir)
     fields = flatten(config)
-    require_same_config(fields, workdir)
+    recorded = run_record.read_json_object(workdir / 'run.json')
+    moved = require_same_config(
+        fields, workdir, movable=_movable(recorded), base=recorded.get('directory')
+    )
     with Interrupt(at_once=jax.process_count() == 1) as interrupt:
         resumes = checkpoint.has_checkpoint(workdir / 'checkpoints')
-        recorded = run_record.read_json_object(workdir / 'run.json') if resumes else {}
         split_by = 'content'
         if resumes and config.data.name == 'folder':
             split_by = dataset.recorded_split(recorded, workdir)
+        elif config.data.name == 'folder':
+            paths.require_outside(workdir, config.data.dir)
         images = builders.load_data(config, split_by, begun=resumes)
         if not len(images.valid):
             logger.info(
@@ -101,6 +108,7 @@ def run(
         schedule = builders.make_schedule(config, len(images.train))
         if resumes:
             dataset.require_same_data(images, recorded, workdir)
+            initialization.require_same_origin(config, images, schedule, recorded, moved)
         origin = None if resumes else initialization.find_origin(config, images, schedule)
         if origin is not None and origin.directory is not None:
             dataset.warn_of_other_pictures(images, origin.directory.parent)
@@ -144,12 +152,28 @@ def run(
                         latencies=latencies,
                         class_weights=builders.make_class_weights(config, images),
                     )
-                    return _run_phases(context, origin)
+                    begun_with = recorded.get('origin')
+                    if origin is not None:
+                        starts = [config[name] for name in initialization.START_FIELDS]
+                        begun_with = origin.digest() if any(starts) else None
+                    return _run_phases(context, origin, begun_with)
             except jax.errors.JaxRuntimeError as error:
                 advice = _device_error_advice(error)
                 if advice is None:
                     raise
                 raise advice from error
+
+
+def _movable(recorded: Mapping[str, Any]) -> Collection[str]:
+    """Returns the paths of the config that may change, since what is in them is compared.
+
+    Args:
+      recorded: run.json of the run in the workdir; empty if nothing is known about it.
+    """
+    if not recorded:
+        return paths.FIELDS
+    starts = initialization.START_FIELDS if 'origin' in recorded else ()
+    return (*(('data.dir',) if isinstance(recorded.get('data'), dict) else ()), *starts)
 
 
 def _benchmark_table(
@@ -196,13 +220,16 @@ def _device_error_advice(error: Exception) -> UserError | None:
 
 
 def _run_phases(
-    context: run_context.RunContext, origin: initialization.Origin | None
+    context: run_context.RunContext,
+    origin: initialization.Origin | None,
+    begun_with: int | None,
 ) -> dict[str, Any]:
     """Goes through all phases that are left, derives the network, and writes the summary.
 
     Args:
       context: of the run.
       origin: what a new run starts from; `None` continues from the newest checkpoint.
+      begun_with: what run.json says of it, see `Origin.digest`.
 
     Returns:
       The summary, as in summary.json.
@@ -215,7 +242,7 @@ def _run_phases(
     workdir, is_primary_host = context.workdir, context.is_primary_host
     log = metrics_log.MetricsLog(workdir / 'metrics.jsonl', current.step, is_primary_host)
     if is_primary_host:
-        run_summary.write_environment(context)
+        run_summary.write_environment(context, begun_with)
     report = page.Page(workdir, is_primary_host)
     report.draw()
     with contextlib.closing(tensorboard.Events(workdir, current.step, is_primary_host)) as events:
@@ -261,9 +288,9 @@ def _enter_phase(context: run_context.RunContext, current: run_context.RunState)
     chosen = context.most_likely(current.spec, arch)
     analysis = arch_analysis.analyze_architecture(arch, current.spec, chosen=chosen)
     logger.info(
-        '%s: %d epochs; alpha: entropy %.3f, confidence %.2f; most likely%s: %s',
+        '%s: %s; alpha: entropy %.3f, confidence %.2f; most likely%s: %s',
         span.phase,
-        span.epochs,
+        counted(span.epochs, 'epoch'),
         analysis['arch/entropy'],
         analysis['arch/confidence'],
         '' if context.limit is None else f' within {context.limit}',

@@ -18,6 +18,17 @@ class Stopped(KeyboardInterrupt):
     """
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns a number with its noun: 'no pictures', '1 picture', '2 pictures'.
+
+    Args:
+      number: how many there are.
+      noun: the noun for one of them.
+      plural: for any other number; `None` adds an s.
+    """
+    return f'{number or "no"} {noun if number == 1 else plural or f"{noun}s"}'
+
+
 # Number of the error -> what failed, and what to do.
 _ADVICE = {
     errno.ENOSPC: ('cannot be written', 'Free some space'),

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: a run that receives one saves its state before it ends."""
+"""SIGTERM, SIGHUP and Ctrl-C: a run that receives one saves its state before it ends."""
 
 import contextlib
 import logging
@@ -14,16 +14,17 @@ from asose_jax.runtime.errors import Stopped
 
 logger = logging.getLogger('asose_jax')
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP comes when the terminal is closed.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupt:
-    """Turns SIGTERM and SIGINT into a request to stop, for as long as this context is active.
+    """Turns these signals into a request to stop, for as long as this context is active.
 
     Inside `held()` a signal only sets `requested`, so that the caller can save first. Outside there
     is nothing to save, and `Stopped` is raised at once. A second signal ends the process as if this
     context did not exist. In any thread but the main one, which alone receives signals, the context
-    does nothing.
+    does nothing. Under nohup, SIGHUP stays ignored.
 
     Python reports an exception that is raised in a callback, such as jax's callback of the garbage
     collector, to `sys.unraisablehook` and then drops it. A `Stopped` lost that way is raised again.
@@ -55,7 +56,9 @@ class Interrupt:
         """Installs the signal handlers, in the main thread only."""
         if threading.current_thread() is threading.main_thread():
             self._previous_handlers = {
-                number: signal.signal(number, self._on_signal) for number in _SIGNALS
+                number: signal.signal(number, self._on_signal)
+                for number in _SIGNALS
+                if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
             }
             self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
         return self

@@ -48,6 +48,41 @@ def require_local_fields(flat: dict[str, object]) -> None:
             require_local(value, name)
 
 
+def name_same(one: object, other: object, base: str | None = None) -> bool:
+    """Returns whether two paths name the same file, however they are spelled.
+
+    Args:
+      one: a path as the user gave it; anything that is no text names nothing.
+      other: likewise.
+      base: directory from which `other` counts if it is relative; `None` means the current one.
+    """
+    if not (isinstance(one, str) and isinstance(other, str)):
+        return False
+    theirs = os.path.join(base or '', os.path.expanduser(other))
+    return os.path.realpath(os.path.expanduser(one)) == os.path.realpath(theirs)
+
+
+def require_outside(workdir: pathlib.Path, folder: str) -> None:
+    """Refuses a workdir inside the folder of pictures, where its files would be taken for a class.
+
+    Folders whose names begin with a dot are never read, so there it may be.
+
+    Args:
+      workdir: of a run that has not begun.
+      folder: of the pictures.
+
+    Raises:
+      UserError: the workdir is the folder or in it; nothing was written.
+    """
+    home = os.path.realpath(os.path.expanduser(folder))
+    inside = pathlib.PurePath(os.path.relpath(os.path.realpath(workdir), home)).parts
+    if inside[:1] != ('..',) and not any(part.startswith('.') for part in inside):
+        raise UserError(
+            f'workdir={str(workdir)!r} is inside data.dir={folder!r}, so the files of the run '
+            'would be taken for pictures of a class. Choose a workdir beside that folder.'
+        )
+
+
 def expand_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the workdir as a path, with `~` expanded.
 

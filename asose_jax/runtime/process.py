@@ -59,6 +59,19 @@ def require_platform() -> None:
         ) from error
 
 
+def require_32_bits() -> None:
+    """Refuses to train where JAX computes in 64 bits: the state of a run has types of 32 bits.
+
+    Raises:
+      UserError: JAX_ENABLE_X64 is set, or the script has switched it on.
+    """
+    if jax.config.jax_enable_x64:  # pyright: ignore[reportAttributeAccessIssue]
+        raise UserError(
+            'JAX computes in 64 bits here (JAX_ENABLE_X64=1, or jax_enable_x64 in the script), but '
+            'runs are trained in 32 bits or less. Start with JAX_ENABLE_X64=0.'
+        )
+
+
 def exit_now(status: int) -> NoReturn:
     """Ends the process at once with exit status `status`, after flushing log and stdout.
 

@@ -71,6 +71,8 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
         config = json.loads(path.read_text(encoding='utf-8'))
         if not isinstance(config, dict):
             raise ValueError(f'it holds no object, but {type(config).__name__}')
+        if not isinstance(config.get('seeds', []), list):
+            raise ValueError(f'seeds is {config["seeds"]!r}')
     except ValueError as error:
         raise UserError(
             f'{path} cannot be read ({type(error).__name__}: {error}): it is damaged. Restore it '

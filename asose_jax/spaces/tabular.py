@@ -4,17 +4,45 @@ The cell that a search chose is looked up when the run is over, and its accuracy
 reported. The table never influences what is chosen.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from asose_jax.runtime.errors import UserError, describe_os_error
 
 ARCH_COLUMN = 'arch'  # column with the texts of the cells, as the space writes them
+
+
+@contextlib.contextmanager
+def _naming_line(number: int) -> Iterator[None]:
+    """Puts the number of a line of the file in front of a `ValueError` of the body."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f'line {number}: {error}') from error
+
+
+def _add_row(
+    columns: dict[str, dict[str, float]], row: dict[Any, Any], normalize: Callable[[str], str]
+) -> None:
+    """Adds a row of the file to the columns of accuracies."""
+    if None in row or None in row.values():
+        raise ValueError('it has more or fewer fields than there are columns')
+    arch = normalize(row[ARCH_COLUMN])
+    for name, accuracies in columns.items():
+        if arch in accuracies:
+            raise ValueError(f'it repeats the cell {arch}')
+        try:
+            accuracies[arch] = float(row[name].strip().removesuffix('%'))
+        except ValueError:
+            raise ValueError(f'{name} is {row[name]!r}, not a number') from None
+        if not math.isfinite(accuracies[arch]):
+            raise ValueError(f'{name} is {accuracies[arch]}, not a finite number')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +79,8 @@ class Table:
                     raise ValueError(f'its columns are {reader.fieldnames}')
                 columns = {name: {} for name in names}
                 for row in reader:
-                    line, arch = f'line {reader.line_num}', normalize(row[ARCH_COLUMN] or '')
-                    if None in row or None in row.values():
-                        raise ValueError(f'{line} has more or fewer fields than there are columns')
-                    if arch in columns[names[0]]:
-                        raise ValueError(f'{line} repeats the cell {arch}')
-                    for name in names:
-                        columns[name][arch] = accuracy = float(row[name])
-                        if not math.isfinite(accuracy):
-                            raise ValueError(f'{line}: {name} is {accuracy}, not a finite number')
+                    with _naming_line(reader.line_num):
+                        _add_row(columns, row, normalize)
         except OSError as error:
             raise UserError(
                 f'benchmark.table={path!r} cannot be read: {describe_os_error(error)}'

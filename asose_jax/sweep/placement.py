@@ -1,12 +1,14 @@
 """Devices, or CPU cores, that the runs of a sweep share."""
 
 import concurrent.futures
+import concurrent.futures.process
 import dataclasses
 import os
 
 import jax
 
 from asose_jax.runtime import process
+from asose_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +29,21 @@ def available_slots() -> list[Slot]:
 
     A child process counts the devices, since a process that looks at the devices claims them.
 
+    Raises:
+      UserError: no process can be started, or JAX can use no device.
+
     Searches share a machine as processes and not by `jax.vmap`: a switch under vmap computes all of
     its branches, and two seeds took six times as long as one after another (nasbench201_small).
     """
-    with concurrent.futures.ProcessPoolExecutor(1, mp_context=process.SPAWN_CONTEXT) as pool:
-        platform, chips = pool.submit(_devices).result()
+    try:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=process.SPAWN_CONTEXT) as pool:
+            platform, chips = pool.submit(_devices).result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise UserError(
+            'the process that looks for the devices ended at once. Each search is a process of its '
+            'own, which imports the script that started it: the script has to be a file, and the '
+            "call of asose_jax.search in it has to stand under if __name__ == '__main__':"
+        ) from error
     if platform == 'cpu' and hasattr(os, 'sched_getaffinity'):
         return [Slot({}, core) for core in sorted(os.sched_getaffinity(0))]
     if platform == 'cpu':  # other systems than Linux cannot pin: one run at a time, on all cores

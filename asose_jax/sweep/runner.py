@@ -30,6 +30,7 @@ import rich.progress
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
 from asose_jax.config.consistency import (
+    as_config,
     fields_to_record,
     flatten,
     require_same_config,
@@ -37,8 +38,9 @@ from asose_jax.config.consistency import (
     with_original_defaults,
 )
 from asose_jax.data import dataset
+from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.metrics import comparison, progress, run_record
-from asose_jax.pipeline import single_run
+from asose_jax.pipeline import builders, single_run
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, log, paths, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
@@ -85,7 +87,9 @@ def search(
       UserError: something that the user can fix; nothing is lost.
       Stopped: after SIGTERM or Ctrl-C; all progress is saved.
     """
+    _leave_if_imported_again()
     with log.shown(console) as console:
+        config = as_config(config)
         if config.seeds:
             return run_sweep(config, workdir, console)
         return single_run.run(config, workdir, console)
@@ -121,8 +125,11 @@ def run_sweep(
             f'seeds={tuple(config.seeds)}: several searches share the devices of one machine, but '
             'this process has joined other hosts. Start it on one of them, without --multihost.'
         )
+    _leave_if_imported_again()
+    config = as_config(config)
     directory = paths.expand_workdir(directory)
     paths.require_local_fields(flatten(config))
+    process.require_32_bits()
     workdir.require_kind(directory, config.seeds)
     config = with_original_defaults(config, directory)
     flat = flatten(config)
@@ -131,9 +138,19 @@ def run_sweep(
     has_controls = bool(config.random_cells or config.plain_cells)
     if has_controls:
         validate(_retrained(single, 'of a search'), 1)
+    begun = _recorded_runs(directory)
+    if config.data.name == 'folder' and not begun:
+        paths.require_outside(directory, config.data.dir)
     machine = placement.available_slots()
     with interrupt.Interrupt(), workdir.locked(directory):
-        require_same_config(flat, directory, but=('seeds', 'random_cells', 'plain_cells'))
+        require_same_config(
+            flat,
+            directory,
+            but=('seeds', 'random_cells', 'plain_cells'),
+            movable=() if begun and not _with_data(begun) else ('data.dir',),
+            base=next((run.get('directory') for run in begun.values()), None),
+        )
+        _require_same_data(config, _with_data(begun))
         recorded = json.dumps(fields_to_record(flat, directory), indent=2)
         workdir.write_atomically(directory / 'config.json', recorded + '\n')
         searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
@@ -148,6 +165,51 @@ def run_sweep(
             run_jobs(jobs, machine, directory, console)
             groups |= trainings
         return _summarize(groups, directory, config.alarm.skip_share)
+
+
+def _leave_if_imported_again() -> None:
+    """Ends a process of a sweep that imports the script which started it, and searches once more.
+
+    The script then lacks `if __name__ == '__main__':`, which `placement.available_slots` says.
+    """
+    # The standard library sets it while a process that was spawned imports the main module.
+    if getattr(multiprocessing.current_process(), '_inheriting', False):
+        process.exit_now(1)
+
+
+def _recorded_runs(directory: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+    """Returns run.json of each search of a sweep that has begun, by the search's directory."""
+    files = sorted(directory.glob('seed_*/run.json'))
+    records = {file.parent: run_record.read_json_object(file) for file in files}
+    return {workdir: record for workdir, record in records.items() if record}
+
+
+def _with_data(
+    begun: Mapping[pathlib.Path, dict[str, Any]],
+) -> dict[pathlib.Path, dict[str, Any]]:
+    """Returns those of `_recorded_runs` that say which data they were trained on."""
+    return {workdir: run for workdir, run in begun.items() if isinstance(run.get('data'), dict)}
+
+
+def _require_same_data(
+    config: ml_collections.ConfigDict, begun: Mapping[pathlib.Path, dict[str, Any]]
+) -> None:
+    """Refuses data that are not those of the searches before: their results would be compared.
+
+    A run that goes on compares its data itself; those that are finished or new do not.
+
+    Args:
+      config: of the sweep.
+      begun: run.json of searches that recorded their data, by directory.
+    """
+    for workdir_of_run, recorded in begun.items():
+        split_by = dataset.recorded_split(recorded, workdir_of_run)
+        try:
+            identity = builders.identify_data(config, split_by)
+        except MissingDataError:  # which finished runs do not need, and others report
+            return
+        dataset.require_same_identity(identity, recorded, workdir_of_run)
+        return
 
 
 def _warn_of_two_splits(jobs: Sequence[Job], directory: pathlib.Path) -> bool:
@@ -336,6 +398,7 @@ def _started(job: Job, place: placement.Slot, directory: pathlib.Path) -> _Runni
     (directory / job.name / 'log.txt').touch()  # fails here, and not in the process of the run
     child = process.SPAWN_CONTEXT.Process(target=_run_job, args=(job, directory / job.name, place))
     child.start()
+    logger.info('%s: started; its log is %s', job.name, directory / job.name / 'log.txt')
     return _Running(job, place, child)
 
 
@@ -367,6 +430,8 @@ def _progress(
 ) -> Iterator[Callable[[], None]]:
     """Draws a progress bar: finished runs, and the state of those that are running.
 
+    Elsewhere, it logs a line whenever a run has been evaluated, which is once in an epoch.
+
     Args:
       jobs: all jobs.
       waiting: those that have not started; changes meanwhile.
@@ -375,10 +440,20 @@ def _progress(
       console: where to draw; nothing is drawn outside of terminals and notebooks.
 
     Yields:
-      A function that redraws the bar.
+      A function that redraws the bar, or logs the lines.
     """
     if console is None or not progress.can_draw(console):
-        yield lambda: None
+        shown: dict[str, str] = {}
+
+        def log_news() -> None:
+            for active in running.values():
+                name = active.job.name
+                line = comparison.progress_line(directory / name)
+                if line != shown.setdefault(name, comparison.NOT_EVALUATED):
+                    logger.info('%s: %s', name, line)
+                    shown[name] = line
+
+        yield log_news
         return
     columns = [
         rich.progress.TextColumn('{task.completed}/{task.total} runs'),

@@ -255,7 +255,7 @@ def test_missing_field_is_named():
         ({'search.early_stop': True}, r'alpha would go on in growth; set growth.epochs=0'),
         (
             {'search.early_stop': True, 'growth.epochs': 0, 'search.freeze_epochs': 21},
-            r'search.stop_window=5: .* there are 9 epochs of search in which alpha moves',
+            r'search.stop_window=5: .* alpha moves in 9 epochs of the search',
         ),
         (
             {'search.selection': 'perturbation', 'genotype': 'a'},

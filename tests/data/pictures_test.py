@@ -113,7 +113,7 @@ def test_links_are_followed_once(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
     assert [path for path in pictures.find('.') if 'link' in path] == ['link/linked.png']
     (told,) = caplog.messages
-    assert told == "1 files that are not .png, .jpg, .jpeg are ignored: 'notes.txt'"
+    assert told == "1 file ignored, since only .png, .jpg, .jpeg are read: 'notes.txt'"
 
 
 @pytest.mark.parametrize('images', ['', ' , ', '.', []])

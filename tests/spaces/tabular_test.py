@@ -43,16 +43,31 @@ def test_a_table_is_written_as_it_is_read(table):
         ('', 'columns are None'),
         ('cell,cifar10\na,1\n', r"columns are \['cell', 'cifar10'\]"),
         ('arch\na\n', 'columns are'),
-        ('arch,cifar10\na,good\n', "could not convert string to float: 'good'"),
-        ('arch,cifar10\na\n', 'line 2 has more or fewer fields'),
-        ('arch,cifar10\na,1,2\n', 'line 2 has more or fewer fields'),
-        ('arch,cifar10\na,1\na,2\n', 'line 3 repeats the cell a'),
+        ('arch,cifar10\na,good\n', "line 2: cifar10 is 'good', not a number"),
+        ('arch,cifar10\na,1\nb,\n', "line 3: cifar10 is '', not a number"),
+        ('arch,cifar10\na\n', 'line 2: it has more or fewer fields'),
+        ('arch,cifar10\na,1,2\n', 'line 2: it has more or fewer fields'),
+        ('arch,cifar10\na,1\na,2\n', 'line 3: it repeats the cell a'),
         ('arch,cifar10\na,nan\n', 'line 2: cifar10 is nan, not a finite number'),
     ],
 )
 def test_a_table_of_another_kind_is_one_clear_error(table, text, message):
     with pytest.raises(UserError, match=message):
         Table.read(table(text), str)
+
+
+def test_cell_that_cannot_be_read_is_named_with_its_line(table):
+    def refuse(text):
+        raise ValueError(f'{text} is no cell')
+
+    with pytest.raises(UserError, match='line 2: a is no cell'):
+        Table.read(table('arch,cifar10\na,1\n'), refuse)
+
+
+@pytest.mark.parametrize('accuracy', ['88.1%', ' 88.1 ', '88.1 %', '8.81e1'])
+def test_accuracy_is_read_as_people_write_it(table, accuracy):
+    known = Table.read(table(f'arch,cifar10\na,{accuracy}\n'), str)
+    assert known.lookup('a')['cifar10']['accuracy'] == 88.1
 
 
 def test_a_missing_table_is_one_clear_error(tmp_path):
