@@ -2,17 +2,21 @@
 
 import json
 import logging
+import pathlib
 
+import numpy as np
 import pytest
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from asose_jax.config.consistency import (
+    as_config,
     differences,
     fields_to_record,
     flatten,
     frozen_epochs,
     has_exact_start,
     require_same_config,
+    require_whole,
     unflatten,
     validate,
     with_original_defaults,
@@ -355,3 +359,125 @@ def test_run_on_the_digits_goes_on_without_the_fields_that_they_ignored(tmp_path
     require_same_config(fields, tmp_path)
     with pytest.raises(UserError, match=r'another config:\n  data.valid_fraction: 0.2 -> 0.3\nGo'):
         require_same_config({**fields, 'data.valid_fraction': 0.3}, tmp_path)
+
+
+# --- Configs of the API
+
+
+PLAIN = flatten(search.get_config('digits'))
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        search.get_config('digits'),
+        search.get_config('digits').to_dict(),
+        PLAIN,
+        FrozenConfigDict(search.get_config('digits')),
+        {**PLAIN, 'seed': np.int64(0), 'weights.lr': np.float64(PLAIN['weights.lr'])},
+        {**PLAIN, 'batch_size': np.array(64), 'data.flip': np.bool_(False)},
+        {**PLAIN, 'model.reductions': np.array([1, 2])},
+        {**PLAIN, 'model.reductions': tuple(np.arange(1, 3))},
+    ],
+    ids=[
+        *('preset', 'nested', 'dotted', 'frozen', 'scalars', 'array of no axis', 'array'),
+        'tuple of scalars',
+    ],
+)
+def test_config_is_read_as_python_has_it(config):
+    found = as_config(config)
+    assert type(found) is ConfigDict
+    assert flatten(found) == PLAIN
+    types = {name: type(value) for name, value in PLAIN.items()}
+    assert {name: type(value) for name, value in flatten(found).items()} == types
+    validate(found, devices=1)
+    json.dumps(flatten(found))
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'expected'),
+    [
+        ('data.dir', pathlib.Path('a') / 'b', 'a/b'),
+        ('genotype', pathlib.Path('g.json'), 'g.json'),
+        ('seeds', np.arange(3), (0, 1, 2)),
+        ('arch.lr', np.float32(0.5), 0.5),
+        ('search.exact_start', np.bool_(True), True),
+    ],
+)
+def test_value_of_another_library_becomes_one_of_python(field, value, expected):
+    config = search.get_config('digits')
+    with config.ignore_type():
+        config.update_from_flattened_dict({field: value})
+    found = flatten(as_config(config))[field]
+    assert (found, type(found)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ('digits', "^config='digits' is no config; start from a preset"),
+        (None, '^config=None is no config'),
+        ({}, r'^the config lacks \d+ of \d+ fields, such as seed and seeds; start from a preset'),
+        ({'search': {'epochs': 3}}, 'the config lacks'),
+        ({'search.epochs': 3}, 'the config lacks'),
+        ([('seed', 1)], r"config=\[\('seed', 1\)\] is no config"),
+    ],
+)
+def test_what_is_no_config_is_one_line(config, message):
+    with pytest.raises(UserError, match=message) as told:
+        as_config(config)
+    assert '\n' not in str(told.value)
+
+
+# --- config.json of a run
+
+
+@pytest.mark.parametrize(
+    ('damage', 'fault'),
+    [
+        ({'batch_size': None}, 'batch_size=None: must be'),
+        ({'model.channels': 'x'}, "model.channels='x': must be"),
+        ({'seeds': 3}, 'seeds=3: must be'),
+        ({'model.space': 'nowhere'}, "model.space='nowhere': must be"),
+        (None, 'it lacks the field seed'),
+    ],
+)
+def test_damaged_config_of_a_run_is_named_as_that(tmp_path, damage, fault):
+    fields = {'data.name': 'digits'} if damage is None else {**PLAIN, **damage}
+    (tmp_path / 'config.json').write_text(json.dumps(fields))
+    for check in (
+        lambda: require_whole(tmp_path / 'config.json', fields),
+        lambda: require_same_config(PLAIN, tmp_path),
+    ):
+        with pytest.raises(UserError, match=f'is damaged: {fault}.* Restore it') as told:
+            check()
+        assert '\n' not in str(told.value)
+
+
+def test_config_of_an_older_run_is_whole(tmp_path):
+    """Without the fields that came later."""
+    old = {name: value for name, value in PLAIN.items() if not FIELDS[name].is_new}
+    assert len(old) < len(PLAIN)
+    require_whole(tmp_path / 'config.json', json.loads(json.dumps(old)))
+
+
+@pytest.mark.parametrize(
+    ('field', 'before', 'now', 'moved'),
+    [
+        ('data.dir', 'pics', './pics/', set()),
+        ('init_from', 'runs/a', 'runs/../runs/a', set()),
+        ('benchmark.table', 'table.csv', './table.csv', set()),
+        ('data.dir', 'pics', 'other', {'data.dir'}),
+        ('genotype', 'g.json', 'other.json', {'genotype'}),
+    ],
+)
+def test_path_is_compared_as_what_it_names(tmp_path, caplog, field, before, now, moved):
+    begun = {**PLAIN, 'data.name': 'folder', 'data.dir': 'pics', field: before}
+    (tmp_path / 'config.json').write_text(json.dumps(begun))
+    ours = {**begun, field: now}
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        assert require_same_config(ours, tmp_path, movable=(field,)) == moved
+    assert (f'{field}: {before!r} -> {now!r}' in caplog.text) == bool(moved)
+    if moved:
+        with pytest.raises(UserError, match='another config'):
+            require_same_config(ours, tmp_path)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C are heard, held back while needed, and never swallowed."""
+"""SIGTERM, SIGHUP and Ctrl-C are heard, held back while needed, and never swallowed."""
 
 import gc
 import os
@@ -13,7 +13,7 @@ from asose_jax.runtime import interrupt
 from asose_jax.runtime.errors import Stopped
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_stops_at_once_where_there_is_nothing_to_save(number):
     with interrupt.Interrupt(), pytest.raises(Stopped, match=signal.Signals(number).name):
         os.kill(os.getpid(), number)
@@ -26,6 +26,17 @@ def test_signal_only_asks_while_something_is_held():
             os.kill(os.getpid(), signal.SIGTERM)
             assert asked.requested
         assert asked.requested
+
+
+def test_closed_terminal_stays_ignored_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interrupt.Interrupt() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_where_hosts_have_to_agree_a_signal_only_asks():

@@ -63,3 +63,53 @@ def test_workdir_that_cannot_be_one_is_one_line_of_every_function(tmp_path, name
 @pytest.mark.parametrize('name', ['run', 'gs:', 'a:b', 'gs:run'])
 def test_other_names_are_paths(name):
     assert paths.expand_workdir(name) == pathlib.Path(name)
+
+
+@pytest.mark.parametrize(
+    ('one', 'other', 'base', 'same'),
+    [
+        ('runs/m', './runs/m/', None, True),
+        ('{here}/runs/m', 'runs/m', None, True),
+        ('link/m', 'runs/m', None, True),
+        ('runs/m', 'm', '{here}/runs', True),
+        ('runs/m', 'm', None, False),
+        ('pics', 'pics2', None, False),
+        ('|a~0|', '|a~0|', None, True),  # the text of a genotype
+        ('pics', None, None, False),
+        (None, None, None, False),
+    ],
+)
+def test_paths_are_compared_as_the_files_that_they_name(
+    tmp_path, monkeypatch, one, other, base, same
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'runs' / 'm').mkdir(parents=True)
+    (tmp_path / 'link').symlink_to('runs')
+    one, other, base = (text and text.format(here=tmp_path) for text in (one, other, base))
+    assert paths.name_same(one, other, base) == same
+
+
+@pytest.mark.parametrize(
+    ('workdir', 'refused'),
+    [
+        ('pics', True),
+        ('pics/run', True),
+        ('pics/cat/deep/run', True),
+        ('link/run', True),
+        ('pics/.runs/a', False),  # hidden folders are not read
+        ('pics2', False),
+        ('run', False),
+        ('.', False),
+    ],
+)
+@pytest.mark.parametrize('seeds', [(), (0, 1)])
+def test_workdir_among_the_pictures_is_refused(tmp_path, monkeypatch, workdir, refused, seeds):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'pics').mkdir()
+    (tmp_path / 'link').symlink_to('pics')
+    config = tiny(**{'data.name': 'folder', 'data.dir': './pics/', 'seeds': seeds})
+    message = 'is inside data.dir=' if refused else 'has no class folders'
+    if refused or not seeds:
+        with pytest.raises(UserError, match=message):
+            asose_jax.search(config, workdir)
+    assert list((tmp_path / 'pics').rglob('*')) == []

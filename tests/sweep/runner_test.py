@@ -1,22 +1,32 @@
 """Several searches in one command: real processes."""
 
+import concurrent.futures
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import types
 
 import pytest
 from helpers import recorded, several_searches
 from helpers.command import Run, wait_until_free
 from helpers.pages import SHORT, Parsed
+from helpers.pictures import config_of, picture
 from helpers.runs import lines_of
 
+import asose_jax
 from asose_jax.config import retrain
-from asose_jax.config.consistency import flatten
+from asose_jax.config.consistency import flatten, require_same_config
+from asose_jax.data import dataset
+from asose_jax.pipeline import builders, initialization
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
-from asose_jax.sweep import runner
+from asose_jax.sweep import placement, runner
 from configs.search import get_config
 
 FIELDS = {
@@ -115,11 +125,183 @@ def test_runs_that_split_a_folder_in_two_ways_are_told_once(
         if how == 'content':
             content['data'] = {'name': 'folder', 'split_by': 'content'}
         path.write_text(json.dumps(content if how else {}))
-    folder = {'data.name': 'folder', 'data.dir': str(tmp_path)}
+    folder = {'data.name': 'folder', 'data.dir': str(tmp_path / 'gone')}  # needed by no run here
     runner.run_sweep(_config(seeds=(0, 1), random_cells=random_cells, **folder), tmp_path)
     lines = [line for line in caplog.messages if 'have another test split than the other' in line]
     assert len(lines) == told
     assert all('seed_0' in line for line in lines)
+
+
+# --- Paths
+
+
+@pytest.mark.parametrize(
+    ('spelled', 'moved'),
+    [('./runs/m/', False), ('{here}/runs/m', False), ('link/m', False), ('renamed', True)],
+)
+def test_controls_know_the_networks_of_the_searches_wherever_the_workdir_is(
+    tmp_path, monkeypatch, asked, spelled, moved
+):
+    monkeypatch.chdir(tmp_path)
+    several_searches.write(tmp_path / 'runs' / 'm', seeds=(0,))
+    config = _config(seeds=(0,), random_cells=1, plain_cells=('skip_connect',))
+    for name in ('config.json', page.NAME):
+        (tmp_path / 'runs' / 'm' / name).unlink()
+    runner.run_sweep(config, 'runs/m')
+    for job in asked[-1]:
+        begun = tmp_path / 'runs' / 'm' / job.name
+        begun.mkdir(parents=True, exist_ok=True)
+        (begun / 'config.json').write_text(json.dumps(flatten(job.config)))
+    if moved:
+        shutil.move('runs/m', 'renamed')
+    (tmp_path / 'link').symlink_to('runs')
+    spelled = spelled.format(here=tmp_path)
+    runner.run_sweep(config, spelled)
+    assert {job.name.split('/')[0] for job in asked[-1]} == {'found', 'random', 'plain'}
+    for job in asked[-1]:
+        how = {'movable': initialization.START_FIELDS} if moved else {}
+        changed = require_same_config(flatten(job.config), tmp_path / spelled / job.name, **how)
+        assert changed == ({'genotype'} if moved else set())
+
+
+def _of_pictures(tmp_path):
+    """A finished search on a folder of pictures, and the config of a sweep with one more."""
+    for k, name in enumerate(('cat', 'dog')):
+        for i in range(4):
+            picture(tmp_path / 'pics' / name / f'{i}.png', seed=10 * k + i)
+    several_searches.write(tmp_path / 'm', seeds=(0,), controls=False)
+    config = config_of('pics', seeds=(0, 1), **{'search.epochs': 1})
+    (tmp_path / 'm' / 'config.json').write_text(json.dumps(flatten(config)))
+    identity = builders.identify_data(config, 'content')
+    path = tmp_path / 'm' / 'seed_0' / 'run.json'
+    content = {**json.loads(path.read_text()), 'data': identity.record}
+    path.write_text(json.dumps(content))
+    (tmp_path / 'm' / 'seed_0' / dataset.FILES).write_text(json.dumps(identity.files))
+    several_searches.write(tmp_path / 'n', seeds=(1,), controls=False)
+    shutil.move(tmp_path / 'n' / 'seed_1', tmp_path / 'm' / 'seed_1')  # so that all are finished
+    return config
+
+
+@pytest.mark.parametrize('place', ['pics/', '{here}/pics', 'moved'])
+def test_sweep_goes_on_with_the_same_pictures_wherever_they_are(
+    tmp_path, monkeypatch, asked, place
+):
+    monkeypatch.chdir(tmp_path)
+    config = _of_pictures(tmp_path)
+    if place == 'moved':
+        shutil.move('pics', 'moved')
+    config.data.dir = place.format(here=tmp_path)
+    runner.run_sweep(config, 'm')
+    assert [job.config.data.dir for job in asked[-1]] == [config.data.dir] * 2
+
+
+@pytest.mark.parametrize('place', ['pics', 'other'])
+@pytest.mark.usefixtures('asked')
+def test_sweep_does_not_go_on_with_other_pictures(tmp_path, monkeypatch, place):
+    """A finished search would be compared with searches on other pictures."""
+    monkeypatch.chdir(tmp_path)
+    config = _of_pictures(tmp_path)
+    if place == 'other':
+        shutil.copytree('pics', 'other')
+    picture(tmp_path / place / 'cat' / 'new.png', seed=99)
+    config.data.dir = place
+    with pytest.raises(UserError, match=r"differ from .*seed_0: 1 picture is new: 'cat/new.png'"):
+        runner.run_sweep(config, 'm')
+
+
+# --- Scripts and pipes
+
+
+@pytest.mark.parametrize('seeds', [(), (0, 1)])
+@pytest.mark.parametrize('function', [asose_jax.search, runner.run_sweep])
+def test_process_that_imports_its_script_again_searches_nothing(
+    tmp_path, monkeypatch, function, seeds
+):
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setattr(multiprocessing.current_process(), '_inheriting', True, raising=False)
+    monkeypatch.setattr(runner.process, 'exit_now', leave)
+    with pytest.raises(SystemExit, match='1'):
+        function(_config(seeds=seeds), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def test_process_that_ends_before_it_has_counted_devices_is_one_line(monkeypatch):
+    class Broken(concurrent.futures.ThreadPoolExecutor):
+        def __init__(self, workers, mp_context):
+            super().__init__(workers)
+
+        def submit(self, *_):
+            raise concurrent.futures.process.BrokenProcessPool('a process ended')
+
+    monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Broken)
+    with pytest.raises(UserError, match=r"under if __name__ == '__main__':") as told:
+        placement.available_slots()
+    assert '\n' not in str(told.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('way', ['file', 'standard input'])
+def test_script_without_a_guard_is_told_of_it(root, tmp_path, way):
+    (tmp_path / 'script.py').write_text(
+        'import asose_jax\n'
+        'from asose_jax.config import presets\n'
+        "config = presets.get_config('digits')\n"
+        'config.seeds = (0, 1)\n'
+        "asose_jax.search(config, 'run')\n"
+    )
+    arguments = ['script.py'] if way == 'file' else ['-']
+    with (tmp_path / 'script.py').open() as script:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=tmp_path,
+            env={**os.environ, 'PYTHONPATH': str(root), 'JAX_PLATFORMS': 'cpu'},
+            stdin=script,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert "under if __name__ == '__main__':" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / 'run').exists()
+
+
+def test_runs_are_followed_in_a_pipe_line_by_line(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    running = {k: types.SimpleNamespace(job=runner.Job(f'seed_{k}', _config())) for k in range(2)}
+    for k in running:
+        (tmp_path / f'seed_{k}').mkdir()
+
+    def told():
+        caplog.clear()
+        update()
+        return caplog.messages
+
+    def evaluated(k, epoch):
+        line = {'phase': 'search', 'epoch': epoch, 'valid/accuracy': 0.5}
+        with (tmp_path / f'seed_{k}' / 'metrics.jsonl').open('a') as file:
+            file.write(json.dumps(line) + '\n')
+
+    caplog.set_level(logging.INFO, 'asose_jax')
+    with runner._progress([], [], running, tmp_path, None) as update:
+        assert told() == []  # before the first evaluation
+        evaluated(0, 1)
+        assert told() == ['seed_0: search 1, valid 50.0%']
+        assert told() == []
+        evaluated(0, 2)
+        evaluated(1, 1)
+        assert told() == ['seed_0: search 2, valid 50.0%', 'seed_1: search 1, valid 50.0%']
+
+
+def test_log_of_each_run_is_named_when_it_starts(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    child = types.SimpleNamespace(start=lambda: None)
+    context = types.SimpleNamespace(Process=lambda **_: child)
+    monkeypatch.setattr(runner.process, 'SPAWN_CONTEXT', context)
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        for name in ('seed_0', 'found/seed_0', 'random/3'):
+            runner._started(runner.Job(name, _config()), placement.Slot({}), tmp_path)
+            assert caplog.messages[-1] == f'{name}: started; its log is {tmp_path / name}/log.txt'
 
 
 @pytest.mark.parametrize('mode', ['search', 'retrain'])
