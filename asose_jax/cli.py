@@ -242,14 +242,7 @@ def _with_preset_files(arguments: list[str]) -> list[str]:
 def run() -> None:
     """Runs the command that `sys.argv` holds, and ends the process."""
     flags.mark_flag_as_required('workdir')
-    for flag in (
-        _CONFIG,
-        _MODE,
-        _MULTIHOST,
-        _WORKDIR,
-        _IMAGES,
-        _OUT,
-        _DATA_DIR,
-    ):  # what --help lists
+    shown = (_CONFIG, _MODE, _MULTIHOST, _WORKDIR, _IMAGES, _OUT, _DATA_DIR)
+    for flag in shown:  # by --help
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     app.run(main, argv=[sys.argv[0], *_with_preset_files(sys.argv[1:])], flags_parser=_parse)
