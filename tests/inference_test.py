@@ -73,7 +73,7 @@ def digits(tmp_path):
     files[0].parent.mkdir()
     for file, image in zip(files, images, strict=True):
         Image.fromarray(image[..., 0]).save(file)
-    (tmp_path / 'pictures' / '2a.png').write_bytes(files[2].read_bytes()[:40])
+    (tmp_path / 'pictures' / '1a.png').write_bytes(files[2].read_bytes()[:40])
     return images, files
 
 
@@ -106,7 +106,7 @@ def test_batches_change_no_prediction_and_compile_once(finished, digits, monkeyp
 
 def test_damaged_picture_is_named(finished, digits):
     _, files = digits
-    damaged = files[0].with_name('2a.png')
+    damaged = files[0].with_name('1a.png')
     with pytest.raises(UserError, match=f'cannot be read; repair or remove them:\n  {damaged}: '):
         asose_jax.load(finished[0]).predict([files[0], damaged])
 
@@ -120,7 +120,7 @@ def test_table_has_a_line_for_each_picture_in_order_and_the_damaged_one_is_named
     finished, digits, tmp_path, monkeypatch, caplog
 ):
     images, files = digits
-    monkeypatch.setattr(inference, '_PREDICT_BATCH', 2)  # the damaged one is in the second batch
+    monkeypatch.setattr(inference, '_PREDICT_BATCH', 2)  # the damaged one begins the second batch
     monkeypatch.setattr(inference, '_LOGGED_PREDICTIONS', 3)
     workdir = shutil.copytree(finished[0], tmp_path / 'run')
     with caplog.at_level(logging.INFO, 'asose_jax'):
@@ -137,8 +137,8 @@ def test_table_has_a_line_for_each_picture_in_order_and_the_damaged_one_is_named
     told = [line for line in caplog.messages if str(tmp_path) in line]
     shown = [f'{file}: {row["class"]} ' for file, row in zip(files, rows, strict=True)][:3]
     assert [any(line.startswith(start) for line in told) for start in shown] == [True] * 3
-    (damaged,) = [line for line in told if '2a.png' in line]
-    assert damaged.startswith(f'passed over: {files[0].with_name("2a.png")}: ')
+    (damaged,) = [line for line in told if '1a.png' in line]
+    assert damaged.startswith(f'passed over: {files[0].with_name("1a.png")}: ')
     assert told[-1] == f'the classes of 5 pictures are in {path}; 1 could not be read'
     assert len(told) == 3 + 1 + 1
     assert not list(workdir.glob('*.tmp'))
@@ -151,7 +151,7 @@ def test_table_may_be_elsewhere_and_stays_where_no_picture_can_be_read(finished,
     before = _table(target)
     assert [row['file'] for row in before] == [str(files[3]), str(files[1])]
     with pytest.raises(UserError, match='none of the 2 pictures can be read'):
-        asose_jax.predict(finished[0], [files[0].with_name('2a.png'), tmp_path / 'gone'], target)
+        asose_jax.predict(finished[0], [files[0].with_name('1a.png'), tmp_path / 'gone'], target)
     assert _table(target) == before
     assert not list(tmp_path.glob('*.tmp'))
     with pytest.raises(UserError, match='Is a directory'):
