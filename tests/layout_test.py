@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import asose_jax
+
 # A folder imports itself and those before it; files beside the folders import any of them.
 FOLDERS = (
     'runtime',
@@ -20,6 +22,7 @@ FOLDERS = (
     'report',
     'pipeline',
     'sweep',
+    'exports',
 )
 
 
@@ -47,6 +50,11 @@ def _modules(root):
 def test_every_folder_has_its_level(root):
     found = {path.parent.name for path in (root / 'asose_jax').glob('*/__init__.py')}
     assert found == {*FOLDERS}
+
+
+def test_no_folder_has_the_name_of_a_public_function():
+    """Python would put the folder in the place of the function once anything in it is imported."""
+    assert not {*FOLDERS} & {*asose_jax.__all__}
 
 
 @pytest.mark.parametrize('folder', FOLDERS)
