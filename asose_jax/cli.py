@@ -40,8 +40,14 @@ _MODE = flags.DEFINE_enum(
     'the settings of config.retrain. For a finished run, which --workdir alone names: evaluate: '
     'reports accuracy, and recall, precision and F1 by class, and writes evaluation.json and '
     'confusion.png. predict: writes the classes of the pictures in --images to predictions.csv. '
-    'export: writes a StableHLO file that needs only jax and flatbuffers. report: writes '
+    'export: writes a file that runs without this package, see --export. report: writes '
     'report.html again.',
+)
+_EXPORT = flags.DEFINE_list(
+    'export',
+    ['stablehlo'],
+    'What --mode=export writes, separated by commas. stablehlo: a file that needs jax and '
+    'flatbuffers. onnx: model.onnx. int8: that, and model_int8.onnx, quantised to 8-bit integers.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
@@ -121,7 +127,7 @@ def _run_on_finished(mode: str, workdir: str) -> None:
         case 'evaluate':
             inference.evaluate(workdir, _DATA_DIR.value)
         case 'export':
-            inference.export(workdir)
+            inference.export(workdir, *_EXPORT.value)
         case 'report':
             page.rebuild(workdir)
 
@@ -133,12 +139,14 @@ def _require_flags_of(mode: str) -> None:
             '--mode=predict needs --images: a folder, a picture, a glob, or several of these with '
             'commas between them.'
         )
-    for flag, of in ((_IMAGES, 'predict'), (_OUT, 'predict'), (_DATA_DIR, 'evaluate')):
-        if flag.value is not None and mode != of:
-            raise UserError(
-                f'--mode={mode} would ignore --{flag.name}={flag.value!r}, which is for '
-                f'--mode={of}. Leave out --{flag.name}.'
-            )
+    flags_of = {'predict': (_IMAGES, _OUT), 'evaluate': (_DATA_DIR,), 'export': (_EXPORT,)}
+    for its_mode, holders in flags_of.items():
+        for flag in holders:
+            if flag.present and mode != its_mode:
+                raise UserError(
+                    f'--mode={mode} would ignore --{flag.name}={flag.value!r}, which is for '
+                    f'--mode={its_mode}. Leave out --{flag.name}.'
+                )
 
 
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:
@@ -242,7 +250,7 @@ def _with_preset_files(arguments: list[str]) -> list[str]:
 def run() -> None:
     """Runs the command that `sys.argv` holds, and ends the process."""
     flags.mark_flag_as_required('workdir')
-    shown = (_CONFIG, _MODE, _MULTIHOST, _WORKDIR, _IMAGES, _OUT, _DATA_DIR)
+    shown = (_CONFIG, _MODE, _MULTIHOST, _WORKDIR, _IMAGES, _OUT, _DATA_DIR, _EXPORT)
     for flag in shown:  # by --help
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
     app.run(main, argv=[sys.argv[0], *_with_preset_files(sys.argv[1:])], flags_parser=_parse)

@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, cast
@@ -18,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import orbax.checkpoint as ocp
-from jax import export as jax_export
 from PIL import Image
 
 from asose_jax.arch.genotype import Genotype, NetSpec, to_tuples
@@ -27,6 +24,7 @@ from asose_jax.config.consistency import require_whole, unflatten
 from asose_jax.data import dataset, pictures
 from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.data.pictures import Picture
+from asose_jax.exports import packages, stablehlo
 from asose_jax.metrics import classification, run_record
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
@@ -43,7 +41,8 @@ _PREDICT_BATCH = 128  # images per call of the compiled network
 _EVALUATE_BATCH = 1000  # images that `evaluate` reads at once
 _LISTED_CLASSES = 5  # the most likely ones, in predictions.csv
 _LOGGED_PREDICTIONS = 10
-PLATFORMS = ('cpu', 'cuda', 'tpu')
+# Exports, and the packages that they need beside those of this one.
+EXPORTS = {'stablehlo': (), 'onnx': ('onnx',), 'int8': ('onnx', 'onnxruntime')}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +54,7 @@ class Trained:
       names = [model.class_names[k] for k in model.predict(images).argmax(-1)]
 
     Attributes:
+      directory: workdir of the run.
       spec: description of the network; every operation is chosen.
       class_names: one name for each output.
       variables: the collections `params` and `batch_stats`.
@@ -65,6 +65,7 @@ class Trained:
       config: fields of the config by name, as in config.json.
     """
 
+    directory: pathlib.Path
     spec: NetSpec
     class_names: tuple[str, ...]
     variables: dict[str, Any]
@@ -145,11 +146,59 @@ class Trained:
         Returns:
           Probabilities, float32 `[N, classes]`.
         """
+        return jax.nn.softmax(self.logits(images))
+
+    def logits(self, images: jax.Array) -> jax.Array:
+        """Computes the logits, whose softmax are the probabilities; JAX can trace it.
+
+        Args:
+          images: pixel values 0..255 of any dtype, `[N, H, W, C]`.
+
+        Returns:
+          Logits, float32 `[N, classes]`.
+        """
         mean, std = (np.reshape(values, (1, 1, 1, -1)) for values in (self.mean, self.std))
         normalised = (images.astype(jnp.float32) - mean) / std
         net = SuperNet(self.spec, dtype=self.dtype)
         logits = net.apply(self.variables, normalised, mode=Mode.ARGMAX, train=False)
-        return jax.nn.softmax(cast(jax.Array, logits))
+        return cast(jax.Array, logits)
+
+    @os_errors('exporting the network of a run')
+    def export(self, *formats: str) -> pathlib.Path:
+        """Exports the network, as the function `export` does with the workdir of its run."""
+        formats = formats or ('stablehlo',)
+        _require_exports(formats)
+        data = None
+        if 'int8' in formats:
+            data = _load_data(self)
+        else:
+            _require_same_data_if_present(self.directory, self)
+        target = self.directory / 'export'
+        target.mkdir(exist_ok=True)
+        if 'stablehlo' in formats:
+            stablehlo.write(target / 'model.stablehlo', self.probabilities, self.spec.image_shape)
+        content = {
+            'classes': list(self.class_names),
+            'image_shape': list(self.spec.image_shape),
+            'mean': self.mean.tolist(),
+            'std': self.std.tolist(),
+            'genotype': self.genotype.to_json(),
+            'network': self.spec.to_json(),
+            'test_accuracy': self.summary['test_accuracy'],
+            'versions': self.summary['versions'],
+            'platforms': list(stablehlo.PLATFORMS),
+        }
+        workdir.write_atomically(target / 'model.json', json.dumps(content, indent=2) + '\n')
+        if 'stablehlo' in formats:
+            stablehlo.save_parameters((target / 'parameters').absolute(), self.variables)
+        if {'onnx', 'int8'} & {*formats}:
+            _write_onnx(self, target / 'model.onnx')
+        if data is not None:
+            from asose_jax.exports import int8  # imported here: it needs onnxruntime
+
+            int8.write(target / 'model.onnx', target / 'model_int8.onnx', data)
+        logger.info('exported to %s', target)
+        return target
 
 
 @os_errors('loading the network of a run')
@@ -179,6 +228,7 @@ def load(directory: str | pathlib.Path) -> Trained:
     if not spec.is_derived():  # without the phase optimize, a run ends with the supernet's weights
         spec, params, stats = _derived(directory, spec, summary, params, stats)
     return Trained(
+        directory=directory,
         spec=spec,
         class_names=tuple(summary['classes']),
         variables={
@@ -291,18 +341,7 @@ def evaluate(
 
     directory = paths.expand_workdir(directory)
     model = load(directory)
-    try:
-        split_by = dataset.recorded_split(model.summary, directory)
-        data = builders.load_data(_data_config(directory, model, data_dir), split_by, begun=True)
-    except MissingDataError as error:
-        raise UserError(
-            f'the data of the run in {directory}: {error}. If they have moved, name their place: '
-            '--data_dir=DIR.'
-        ) from error
-    except UserError as error:
-        raise UserError(f'the data of the run in {directory}: {error}') from error
-    recorded = {**model.summary, 'image_shape': list(model.spec.image_shape)}
-    dataset.require_same_data(data, recorded, directory)
+    data = _load_data(model, data_dir)
     truths, predictions = [], []
     for part in np.array_split(data.test, -(-len(data.test) // _EVALUATE_BATCH)):
         pixels, labels = data.images.read(part)
@@ -325,6 +364,29 @@ def evaluate(
     with workdir.naming(directory / 'confusion.png'):
         picture.savefig(directory / 'confusion.png', dpi=confusion.DPI)
     return result
+
+
+def _load_data(model: Trained, data_dir: str | os.PathLike[str] | None = None) -> dataset.Dataset:
+    """Loads the data of the run; fails if they are gone or have changed.
+
+    Args:
+      model: the network of the run.
+      data_dir: see `_data_config`.
+    """
+    directory = model.directory
+    try:
+        split_by = dataset.recorded_split(model.summary, directory)
+        data = builders.load_data(_data_config(directory, model, data_dir), split_by, begun=True)
+    except MissingDataError as error:
+        raise UserError(
+            f'the data of the run in {directory}: {error}. If they have moved, name their place: '
+            '--mode=evaluate --data_dir=DIR.'
+        ) from error
+    except UserError as error:
+        raise UserError(f'the data of the run in {directory}: {error}') from error
+    recorded = {**model.summary, 'image_shape': list(model.spec.image_shape)}
+    dataset.require_same_data(data, recorded, directory)
+    return data
 
 
 def _data_config(
@@ -452,64 +514,60 @@ def _predictions(model: Trained, files: Sequence[str]) -> Iterator[tuple[str, np
 
 @log.shown()
 @os_errors('exporting the network of a run')
-def export(directory: str | pathlib.Path) -> pathlib.Path:
+def export(directory: str | pathlib.Path, *formats: str) -> pathlib.Path:
     """Exports the network of a finished run for use without this package.
 
-    Writes three things into WORKDIR/export:
-      * `model.stablehlo`: the network from pixel values uint8 `[N, H, W, C]`, for any N, to
-        probabilities float32 `[N, classes]`. It runs on CPU, CUDA and TPU by
-        `jax.export.deserialize(...).call(images)`.
-      * `model.json`: class names, sizes, normalisation and genotype.
-      * `parameters`: an Orbax checkpoint of the variables.
+    Every export takes pixel values uint8 `[N, H, W, C]`, for any N, and writes `model.json` into
+    WORKDIR/export: class names, sizes, normalisation and genotype. Beside it:
+
+      * `'stablehlo'` writes `model.stablehlo`, which returns probabilities float32 `[N, classes]`
+        and runs on CPU, CUDA and TPU by `jax.export.deserialize(...).call(images)`; and
+        `parameters`, an Orbax checkpoint of the variables.
+      * `'onnx'` writes `model.onnx`, with the outputs `probabilities` and `logits`. If onnxruntime
+        is installed, the file is run and compared with the network.
+      * `'int8'` writes `model.onnx` and, quantised to integers, `model_int8.onnx`, with
+        `model_int8.json`: accuracy and size of both.
 
     Args:
       directory: workdir of a finished run.
+      *formats: of `EXPORTS`; `'stablehlo'` if there is none.
 
     Returns:
       The folder WORKDIR/export.
 
     Raises:
-      UserError: there is no finished run, its data have changed, or WORKDIR/export cannot be
-        written. Data that are not there are not compared.
+      UserError: there is no finished run, its data have changed, WORKDIR/export cannot be written,
+        a format is unknown, or a package that it needs is missing. Data that are not there are not
+        compared; only `'int8'` needs them.
     """
-    directory = paths.expand_workdir(directory)
-    model = load(directory)
-    _require_same_data_if_present(directory, model)
-    target = directory / 'export'
-    target.mkdir(exist_ok=True)
-    (count,) = jax_export.symbolic_shape('n')
-    images = jax.ShapeDtypeStruct((count, *model.spec.image_shape), np.uint8)
-    exported = jax_export.export(jax.jit(model.probabilities), platforms=PLATFORMS)(images)
-    with workdir.naming(target / 'model.stablehlo'):
-        (target / 'model.stablehlo').write_bytes(exported.serialize())
-    content = {
-        'classes': list(model.class_names),
-        'image_shape': list(model.spec.image_shape),
+    _require_exports(formats)
+    return load(directory).export(*formats)
+
+
+def _require_exports(formats: Sequence[str]) -> None:
+    """Fails if an export is unknown, or a package that it needs is not installed."""
+    for name in formats:
+        if name not in EXPORTS:
+            raise UserError(f'there is no export {name!r}. Choose from {", ".join(EXPORTS)}.')
+        packages.require(name, *EXPORTS[name])
+
+
+def _write_onnx(model: Trained, path: pathlib.Path) -> None:
+    """Writes an ONNX file of the network, in float32 whatever the run computed in."""
+    from asose_jax.exports import onnx_file, onnx_network  # imported here: they need onnx
+
+    plain = dataclasses.replace(model, dtype='float32')
+    about = {
+        'class_names': list(model.class_names),
         'mean': model.mean.tolist(),
         'std': model.std.tolist(),
+        'space': model.spec.SPACE,
         'genotype': model.genotype.to_json(),
-        'network': model.spec.to_json(),
+        'trained_dtype': model.dtype,
         'test_accuracy': model.summary['test_accuracy'],
         'versions': model.summary['versions'],
-        'platforms': list(PLATFORMS),
     }
-    workdir.write_atomically(target / 'model.json', json.dumps(content, indent=2) + '\n')
-    _save_parameters((target / 'parameters').absolute(), model.variables)
-    logger.info('exported to %s', target)
-    return target
-
-
-def _save_parameters(path: pathlib.Path, variables: Mapping[str, Any]) -> None:
-    """Saves an Orbax checkpoint.
-
-    Raises:
-      OSError: it cannot be written; it names the path.
-    """
-    try:
-        with workdir.naming(path), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(path, variables, force=True)
-    except ValueError as error:  # tensorstore tells of the disk in words
-        number = re.search(r'OS error (\d+)', str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    graph = onnx_network.build(model.spec, model.variables, mean=model.mean, std=model.std)
+    # Accelerators multiply float32 in fewer bits unless told otherwise.
+    with jax.default_matmul_precision('highest'):
+        onnx_file.write(path, graph, about, jax.jit(plain.logits))

@@ -186,7 +186,7 @@ def test_first_commands_of_the_documents_run_one_after_another(tmp_path):
     """The README's search, the same network from scratch, and all uses of a finished run."""
     lines = [line for name in DOCUMENTS for line in lines_of(name) if _is_run(line)]
     lines = [*dict.fromkeys(_plain(line) for line in lines if FIRST.search(line))]
-    assert len(lines) == 6
+    assert len(lines) == 8
     assert lines[0] == _plain(next(filter(_is_run, lines_of('README.md'))))
     _run(lines, [], tmp_path)
 

@@ -13,6 +13,7 @@ import sys
 
 import jax
 import numpy as np
+import onnx
 import pytest
 from helpers.runs import CHEAPEST, WHOLE, make_whole, tiny
 from PIL import Image
@@ -24,6 +25,19 @@ from asose_jax.pipeline import builders
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 
+_ONNX_ALONE = """
+import json
+import sys
+import numpy as np
+import onnxruntime
+
+target, images, found = sys.argv[1:]
+session = onnxruntime.InferenceSession(target, providers=['CPUExecutionProvider'])
+assert len(json.loads(session.get_modelmeta().custom_metadata_map['class_names'])) == 10
+(logits,) = session.run(['logits'], {'images': np.load(images)})
+np.save(found, logits)
+assert not {'jax', 'flax', 'asose_jax', 'onnx'} & sys.modules.keys()
+"""
 _ALONE = """
 import sys
 import numpy as np
@@ -279,6 +293,51 @@ def test_exported_network_says_the_same_in_a_process_without_this_package(finish
     assert told['platforms'] == ['cpu', 'cuda', 'tpu']
     assert (target / 'parameters').is_dir()
     asose_jax.export(workdir)  # a second time, over the first
+
+
+def test_onnx_file_says_the_same_in_a_process_with_onnxruntime_alone(finished, tmp_path):
+    model, images = asose_jax.load(finished[0]), _test_images(tiny())[1]
+    target = model.export('onnx')
+    np.save(tmp_path / 'images.npy', images)
+    arguments = [target / 'model.onnx', tmp_path / 'images.npy', tmp_path / 'found.npy']
+    code = [sys.executable, '-c', _ONNX_ALONE, *map(str, arguments)]
+    subprocess.run(code, check=True, cwd=tmp_path)
+    found, ours = np.load(tmp_path / 'found.npy'), np.asarray(model.logits(images))
+    np.testing.assert_allclose(found, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
+    right = (found.argmax(-1) == model.predict(images).argmax(-1)).mean()
+    assert right > 0.99  # all but ties
+    assert json.loads((target / 'model.json').read_text())['classes'] == list(model.class_names)
+
+
+def test_bfloat16_is_exported_as_float32(finished, tmp_path, caplog):
+    workdir = shutil.copytree(finished[0], tmp_path / 'run')
+    model = dataclasses.replace(asose_jax.load(workdir), dtype='bfloat16')
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        file = model.export('onnx') / 'model.onnx'
+    asose_jax.export(finished[0], 'onnx')
+    written, plain = (onnx.load(path) for path in (file, finished[0] / 'export' / 'model.onnx'))
+    assert written.graph == plain.graph
+    told = {each.key: each.value for each in written.metadata_props}
+    assert (told['dtype'], told['trained_dtype']) == ('float32', 'bfloat16')
+    assert 'computes something else' not in caplog.text
+
+
+@pytest.mark.parametrize('names', [('tflite',), ('onnx', 'torch')])
+def test_unknown_export_is_refused_with_what_there_is(finished, names):
+    message = f'there is no export {names[-1]!r}. Choose from stablehlo, onnx, int8'
+    with pytest.raises(UserError, match=message):
+        asose_jax.export(finished[0], *names)
+
+
+@pytest.mark.parametrize(
+    ('name', 'package'), [('onnx', 'onnx'), ('int8', 'onnx'), ('int8', 'onnxruntime')]
+)
+def test_package_that_an_export_needs_is_named_with_its_command(
+    finished, monkeypatch, tmp_path, name, package
+):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"the export '{name}' .* pip install {package}$"):
+        asose_jax.export(finished[0], 'stablehlo', name)
 
 
 @pytest.mark.slow

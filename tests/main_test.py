@@ -139,7 +139,9 @@ def test_place_of_the_data_is_refused_where_it_would_be_ignored(command, caplog,
     with pytest.raises(SystemExit) as stopped:
         command(DIGITS, f'--mode={mode}', f'--workdir={tmp_path / "run"}', '--data_dir=x')
     assert stopped.value.args[0] == 2
-    assert f'--data_dir=x: is for --mode=evaluate, and --mode={mode}' in caplog.messages[-1]
+    assert (
+        f"--mode={mode} would ignore --data_dir='x', which is for --mode=ev" in caplog.messages[-1]
+    )
     assert not (tmp_path / 'run').exists()
 
 
@@ -172,11 +174,11 @@ def test_pictures_and_table_are_those_of_the_command(command, monkeypatch):
         (['--mode=predict'], '--mode=predict needs --images: a folder'),
         (['--mode=evaluate', '--images=a'], "--mode=evaluate would ignore --images='a'"),
         (['--out=a'], "--mode=search would ignore --out='a', which is for --mode=predict. Leave"),
+        (['--mode=evaluate', '--export=onnx'], "ignore --export=['onnx'], which is for --mode=ex"),
+        (['--export=onnx'], "--mode=search would ignore --export=['onnx']"),
     ],
 )
-def test_flag_of_pictures_that_is_missing_or_ignored_is_refused(
-    command, caplog, tmp_path, arguments, message
-):
+def test_flag_that_is_missing_or_ignored_is_refused(command, caplog, tmp_path, arguments, message):
     with pytest.raises(SystemExit) as stopped:
         command(DIGITS, f'--workdir={tmp_path / "run"}', *arguments)
     assert stopped.value.args[0] == 2
@@ -199,10 +201,18 @@ def test_field_that_would_be_ignored_is_refused(command, caplog, tmp_path, mode,
 def test_finished_run_is_used_from_any_directory(command, tmp_path, monkeypatch, mode):
     asked = []
     for module, name in ((inference, 'evaluate'), (inference, 'export'), (page, 'rebuild')):
-        monkeypatch.setattr(module, name, asked.append)
+        monkeypatch.setattr(module, name, lambda workdir, *_: asked.append(workdir))
     monkeypatch.chdir(tmp_path)  # without configs/search.py
     command(f'--mode={mode}', '--workdir=run')
     assert asked == ['run']
+
+
+def test_exports_are_named_by_one_flag(command, monkeypatch):
+    asked = []
+    monkeypatch.setattr(inference, 'export', lambda *arguments: asked.append(arguments))
+    command('--mode=export', '--workdir=run')
+    command('--mode=export', '--workdir=run', '--export=onnx,stablehlo')
+    assert asked == [('run', 'stablehlo'), ('run', 'onnx', 'stablehlo')]
 
 
 @pytest.mark.parametrize('mode', ['search', 'retrain', 'evaluate', 'export', 'report'])

@@ -1,0 +1,33 @@
+"""Packages that only some exports need; nothing else of this package needs them."""
+
+import importlib
+
+from asose_jax.runtime.errors import UserError
+
+
+def is_installed(name: str) -> bool:
+    """Returns whether a package can be imported."""
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # it is there, but broken
+            raise
+        return False
+    return True
+
+
+def require(export: str, *names: str) -> None:
+    """Fails unless packages are installed.
+
+    Args:
+      export: what needs them, for the message.
+      *names: of the packages.
+
+    Raises:
+      UserError: some are missing; it says how to install them.
+    """
+    missing = [name for name in names if not is_installed(name)]
+    if missing:
+        raise UserError(
+            f'the export {export!r} needs what is not installed: pip install {" ".join(missing)}'
+        )
