@@ -139,9 +139,7 @@ def test_place_of_the_data_is_refused_where_it_would_be_ignored(command, caplog,
     with pytest.raises(SystemExit) as stopped:
         command(DIGITS, f'--mode={mode}', f'--workdir={tmp_path / "run"}', '--data_dir=x')
     assert stopped.value.args[0] == 2
-    assert (
-        f"--mode={mode} would ignore --data_dir='x', which is for --mode=ev" in caplog.messages[-1]
-    )
+    assert f'--mode={mode} would ignore --data_dir=' in caplog.messages[-1]
     assert not (tmp_path / 'run').exists()
 
 
