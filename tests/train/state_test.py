@@ -135,3 +135,12 @@ def test_trainable_is_the_tree_of_the_optimizer():
     update = jax.jit(TX.update)
     updates, _ = update(zeros, trained().opt_state, trained().trainable, step=np.int32(0))
     assert jax.tree.structure(updates) == jax.tree.structure(trained().trainable)
+
+
+def test_state_without_an_average_has_the_fields_of_earlier_checkpoints():
+    """Orbax reads no checkpoint into a state that has one more, not even an empty one."""
+    names = 'step params arch batch_stats opt_state totals streak longest_streak'.split()
+    assert [field.name for field in dataclasses.fields(trained())] == names
+    averaging = trained().with_average()
+    assert [field.name for field in dataclasses.fields(averaging)] == [*names, 'average']
+    assert [field.name for field in dataclasses.fields(state.restart(averaging))] == names
