@@ -1,8 +1,8 @@
 """RandAugment on the device: random changes of shape and colour (arXiv:1909.13719).
 
 Each image gets a few operations in a row, each drawn evenly from `OPERATIONS`, all of one strength.
-They are those of the paper without equalize and sharpness: a histogram and a blur of every image
-would cost more than all others together. Pixels that come from outside are filled with the mean of
+They are those of the paper without equalize and sharpness, which need a histogram and a blur of
+every image. Pixels that come from outside are filled with the mean of
 the channel, as those of random crops are.
 """
 

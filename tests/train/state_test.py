@@ -139,7 +139,16 @@ def test_trainable_is_the_tree_of_the_optimizer():
 
 def test_state_without_an_average_has_the_fields_of_earlier_checkpoints():
     """Orbax reads no checkpoint into a state that has one more, not even an empty one."""
-    names = 'step params arch batch_stats opt_state totals streak longest_streak'.split()
+    names = [
+        'step',
+        'params',
+        'arch',
+        'batch_stats',
+        'opt_state',
+        'totals',
+        'streak',
+        'longest_streak',
+    ]
     assert [field.name for field in dataclasses.fields(trained())] == names
     averaging = trained().with_average()
     assert [field.name for field in dataclasses.fields(averaging)] == [*names, 'average']
