@@ -263,15 +263,16 @@ def test_growth_that_leaves_no_network_within_the_limit_is_not_made():
     candidates = [Candidate(growth, 1) for growth in growths]
     after = [_reach(transforms.grown_spec(spec, growth), 'params')[0] for growth in growths]
     assert after[0] > after[1] == after[2] == _reach(spec, 'params')[0]
-    context = types.SimpleNamespace(limit=_limit(params=after[0] - 1))
-    kept, refused = controller._within_cost_limit(context, spec, candidates)
+    tight, loose = (_limit(params=after[0] - margin) for margin in (1, 0))
+    kept, refused = controller._within_cost_limit(tight, spec, [], candidates)
     assert kept == candidates[1:]
     assert len(refused) == 1
     assert refused[0].startswith('with stage 1 with 16 channels, no network would keep cost.limit')
-    context.limit = _limit(params=after[0])
-    assert controller._within_cost_limit(context, spec, candidates) == (candidates, [])
-    context.limit = None
-    assert controller._within_cost_limit(context, spec, candidates) == (candidates, [])
+    assert controller._within_cost_limit(loose, spec, [], candidates) == (candidates, [])
+    # Behind a growth in width that just fits, a second one does not.
+    second = [Candidate(Growth('width', 0, channels=8), 1), candidates[1]]
+    kept, _ = controller._within_cost_limit(loose, spec, candidates[:1], second)
+    assert kept == second[1:]
 
 
 def test_genotype_goes_through_a_growth_with_the_network():

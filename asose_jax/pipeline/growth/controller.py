@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from asose_jax.arch import genotype
+from asose_jax.costs.limit import CostLimit
 from asose_jax.data import batches
 from asose_jax.pipeline import compilation, evaluation, run_context
 from asose_jax.pipeline.growth import scoring, transforms
@@ -226,7 +227,7 @@ def _choose_together(
     Returns:
       The growths that are possible, in the order in which they take place.
     """
-    c, chosen, spec = context.config.growth, [], cast(ChainSpec, current.spec)
+    c, chosen = context.config.growth, []
     for kind in sorted(kinds.split('+'), key=_ORDER.index):
         candidates, refused = scoring.list_candidates(
             cast(ChainSpec, current.spec),
@@ -235,8 +236,11 @@ def _choose_together(
             c.width_factor,
             dataclasses.replace(limits, params=_remaining(limits.params, chosen)),
         )
-        candidates, beyond = _within_cost_limit(context, spec, candidates)
-        refused += beyond
+        if context.limit is not None:
+            candidates, beyond = _within_cost_limit(
+                context.limit, cast(ChainSpec, current.spec), chosen, candidates
+            )
+            refused += beyond
         best = None
         if candidates:
             best = _choose(context, current, kind, candidates, search_state, step)
@@ -245,33 +249,31 @@ def _choose_together(
             logger.info('growth (%s) is not possible: %s', kind, reasons)
         else:
             chosen.append(best)
-            spec = transforms.grown_spec(spec, best.growth)
     return chosen
 
 
 def _within_cost_limit(
-    context: RunContext, spec: ChainSpec, candidates: list[Candidate]
+    limit: CostLimit, spec: ChainSpec, chosen: Sequence[Candidate], candidates: Sequence[Candidate]
 ) -> tuple[list[Candidate], list[str]]:
     """Leaves out growths after which no network could be derived within the limit on its cost.
 
     Args:
-      context: of the run.
-      spec: description of the network with the growths that are chosen already.
-      candidates: possible growths of it.
+      limit: on the cost of the derived network.
+      spec: description of the network.
+      chosen: growths that will take place before.
+      candidates: possible growths.
 
     Returns:
       The candidates that are left, and for each other one a sentence that says why.
     """
-    if context.limit is None:
-        return candidates, []
+    for candidate in chosen:
+        spec = transforms.grown_spec(spec, candidate.growth)
     kept, refused = [], []
     for candidate in candidates:
-        if context.limit.is_reachable(transforms.grown_spec(spec, candidate.growth)):
+        if limit.is_reachable(transforms.grown_spec(spec, candidate.growth)):
             kept.append(candidate)
         else:
-            refused.append(
-                f'with {_description(candidate.growth)}, no network would keep {context.limit}'
-            )
+            refused.append(f'with {_description(candidate.growth)}, no network would keep {limit}')
     return kept, refused
 
 

@@ -277,7 +277,7 @@ def test_growths_that_take_place_together_are_the_best_of_each_kind_a_new_block_
         lambda _, __, kind, candidates, *rest: max(candidates, key=lambda c: c.score),
     )
     config = tiny()
-    context = types.SimpleNamespace(config=config)
+    context = types.SimpleNamespace(config=config, limit=None)
     current = types.SimpleNamespace(spec=None)
     held = types.SimpleNamespace(params=None)
     limit = Limits(9, 99, 9, 25)
