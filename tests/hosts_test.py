@@ -7,6 +7,7 @@ import signal
 import socket
 import types
 
+import jax
 import numpy as np
 import pytest
 from helpers.command import ForkedRun, says
@@ -145,7 +146,7 @@ def test_hosts_of_a_pod_join_by_themselves(monkeypatch, flag, workers, joins):
 
     calls = []
     monkeypatch.setattr(cli, '_MULTIHOST', types.SimpleNamespace(value=flag))
-    monkeypatch.setattr(cli.jax.distributed, 'initialize', lambda **given: calls.append(given))
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda **given: calls.append(given))
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', workers)
     monkeypatch.setenv('JAX_PROCESS_ID', '1')
     cli._join_hosts()
@@ -163,7 +164,7 @@ def test_hosts_that_cannot_find_each_other_are_told_what_to_set(monkeypatch):
         raise ValueError('coordinator_address should be defined.')
 
     monkeypatch.setattr(cli, '_MULTIHOST', types.SimpleNamespace(value=True))
-    monkeypatch.setattr(cli.jax.distributed, 'initialize', lost)
+    monkeypatch.setattr(jax.distributed, 'initialize', lost)
     with pytest.raises(SystemExit, match=r'(?s)coordinator_address.*JAX_COORDINATOR_ADDRESS'):
         cli._join_hosts()
 

@@ -157,10 +157,9 @@ def test_page_of_a_run_is_drawn_again_by_one_command_without_a_config(command, t
 
 
 def test_pictures_and_table_are_those_of_the_command(command, monkeypatch):
-    from asose_jax import cli
 
     asked = []
-    monkeypatch.setattr(cli.inference, 'predict', lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(inference, 'predict', lambda *arguments: asked.append(arguments))
     command('--mode=predict', '--workdir=run', '--images=a,b')
     command('--mode=predict', '--workdir=run', '--images=a', '--out=c.csv')
     assert asked == [('run', 'a,b', None), ('run', 'a', 'c.csv')]
