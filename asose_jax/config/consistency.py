@@ -342,7 +342,8 @@ def _recipe_errors(config: Config) -> list[str]:
             for field in ('lr', 'label_smoothing', 'mixup', 'cutmix', 'randaugment', 'ema')
             if optimize[field]
         ]
-    if optimize['ema'] and not config['search']['statistics_batches']:
+    moves_average = optimize['ema'] and not optimize['frozen']
+    if moves_average and not config['search']['statistics_batches']:
         wrong.append(
             f'optimize.ema={optimize["ema"]}: running statistics of BatchNorm do not belong to '
             'averaged weights; set search.statistics_batches above 0'
@@ -422,6 +423,25 @@ def _start_errors(config: Config) -> list[str]:
     return wrong
 
 
+def _frozen_errors(config: Config) -> list[str]:
+    """Returns what a network of which only the head is trained has no use for."""
+    optimize = config['optimize']
+    if not optimize['frozen']:
+        return []
+    wrong = [
+        f'optimize.{field}={optimize[field]}: acts on weights that optimize.frozen=True does not '
+        f'train; set optimize.{field}=0'
+        for field in ('drop_path', 'second_head')
+        if optimize[field]
+    ]
+    if config['init_from'] is None or not optimize['epochs']:
+        wrong.append(
+            'optimize.frozen=True: trains the head of a network that has learned before; set '
+            'init_from to its workdir, and optimize.epochs above 0'
+        )
+    return wrong
+
+
 _CHECKS: tuple[Callable[[Config], list[str]], ...] = (
     _data_errors,
     _digits_errors,
@@ -437,6 +457,7 @@ _CHECKS: tuple[Callable[[Config], list[str]], ...] = (
     limit.validation_errors,
     _sweep_errors,
     _start_errors,
+    _frozen_errors,
 )
 
 

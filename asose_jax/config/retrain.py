@@ -1,4 +1,4 @@
-"""The recipe by which a network that was found is trained from scratch: `--mode=retrain`."""
+"""The recipe of `--mode=retrain`: a found network from scratch, or a trained one fine-tuned."""
 
 import copy
 
@@ -32,24 +32,27 @@ _SIZES = ('channels', 'depth', 'reductions')
 
 
 def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """A copy of `config` that trains the network of `genotype` from scratch and does nothing else.
+    """Returns a copy of `config` that trains one network by the recipe and does nothing else.
 
     Args:
       config: as for a search; `genotype`, or `network`, says what was found, `retrain` how it is
         trained. In the space `chain` the network is that of genotype.json, since it has grown:
-        `retrain.channels` makes all of it wider, and its blocks are what they are.
+        `retrain.channels` makes all of it wider, and its blocks are what they are. With
+        `init_from`, the network of another run is trained further (docs/fine_tuning.md): its
+        sizes are fixed, and it gets no second head.
 
     Raises:
       UserError: nothing is named that could be trained, or sizes that the network cannot have.
     """
-    if config.genotype is None and config.network is None:
+    goes_on = config.init_from is not None
+    if not goes_on and config.genotype is None and config.network is None:
         raise UserError(
             '--mode=retrain trains a network that was found: name it by --config.genotype=FILE, a '
-            'genotype.json, the text of the space, or the workdir of a finished run'
+            'genotype.json, the text of the space, or the workdir of a finished run; or, to keep '
+            'its weights, by --config.init_from=WORKDIR'
         )
-    grown = config.model.space == 'chain'
-    described = grown or config.network is not None
-    if described:
+    grown = config.model.space == 'chain' and not goes_on
+    if grown or goes_on or config.network is not None:
         _require_sizes(config, free=('channels',) if grown else ())
     made = copy.deepcopy(config)
     changes = {
@@ -58,9 +61,6 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         'search.freeze_epochs': 0,
         'search.early_stop': False,
         'search.selection': 'argmax',
-        'search.auxiliary_skip': False,
-        'search.exact_start': None,
-        'search.partial_channels': 1,
         'search.second_order': False,
         'arch.anchor': 0.0,
         'cost.kind': None,
@@ -70,10 +70,20 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     }
     if config.cost.limit.latency is None:  # a limit holds for the network that is trained, too
         changes['cost.batch_size'] = None
+    if not goes_on:  # otherwise they describe the network that goes on
+        changes |= {
+            'search.auxiliary_skip': False,
+            'search.exact_start': None,
+            'search.partial_channels': 1,
+        }
     targets = {**_TARGETS, 'channels': 'network_channels'} if grown else _TARGETS
     for name, target in targets.items():
         if config.retrain[name] is not None:
             changes[target] = config.retrain[name]
+    if goes_on:
+        changes['optimize.second_head'] = 0.0
+    if config.optimize.frozen:
+        changes['optimize.drop_path'] = 0.0
     if grown and config.network is None:
         changes.update(network=config.genotype, genotype=None)
     made.update_from_flattened_dict(changes)
@@ -81,14 +91,15 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
 
 
 def _require_sizes(config: ml_collections.ConfigDict, free: tuple[str, ...]) -> None:
-    """Of a network that is described, only the sizes in `free` may be set."""
-    file, given = config.network or config.genotype, config.retrain
+    """Refuses sizes of a network that is described, but for those in `free`."""
+    file, given = config.init_from or config.network or config.genotype, config.retrain
     fixed = [name for name in _SIZES if given[name] is not None and name not in free]
     if fixed:
+        named = ', '.join(f'retrain.{name}={given[name]!r}' for name in fixed)
+        pronoun = 'it' if len(fixed) == 1 else 'them'
         instead = '; retrain.channels scales all of them' if free else ''
         raise UserError(
-            f'retrain.{fixed[0]}={given[fixed[0]]!r}: the sizes are those of the network in '
-            f'{file}; leave it out{instead}'
+            f'{named}: the sizes are those of the network in {file}; set {pronoun} to None{instead}'
         )
     if given.channels is not None and given.channels % 8:
         down = given.channels // 8 * 8

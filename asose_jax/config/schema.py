@@ -211,7 +211,7 @@ GROUPS: dict[str, str] = {
     'search': 'the second phase: weights and alpha in turn',
     'growth': 'the third phase: search goes on, and the network gets deeper and wider',
     'optimize': 'the last phase: the derived network',
-    'retrain': 'the recipe that --mode=retrain trains a found network with',
+    'retrain': 'the recipe that --mode=retrain trains or fine-tunes a found network with',
     'guard': 'against numbers that are not finite',
     'alarm': 'when to warn',
     'benchmark': 'true accuracies to compare the result with',
@@ -251,7 +251,7 @@ FIELDS: dict[str, Field] = {
         None,
         _optional(_TEXT),
         'workdir (or WORKDIR/checkpoints/STEP) whose weights, alpha and optimizer state a run '
-        'begins with',
+        'begins with; the head is fresh if the classes differ',
     ),
     'network': Field(
         None,
@@ -654,6 +654,13 @@ FIELDS: dict[str, Field] = {
         '[Polyak and Juditsky](https://doi.org/10.1137/0330046)',
         before=0.0,
     ),
+    'optimize.frozen': Field(
+        False,
+        _BOOL,
+        'train the head only: other weights, their momentum and BatchNorm statistics stay those of '
+        'init_from, to the bit',
+        before=False,
+    ),
     'retrain.epochs': Field(600, _integer(1), 'optimize.epochs', _DARTS),
     'retrain.batch_size': Field(96, _integer(1), 'batch_size', _DARTS),
     'retrain.channels': Field(
@@ -669,8 +676,10 @@ FIELDS: dict[str, Field] = {
     'retrain.nesterov': Field(False, _BOOL, 'weights.nesterov', before=False),
     'retrain.clip': Field(5.0, _NOT_NEGATIVE, 'weights.clip', _DARTS),
     'retrain.cutout': Field(16, _integer(0), 'data.cutout', _DARTS),
-    'retrain.drop_path': Field(0.2, _SHARE, 'optimize.drop_path', _DARTS),
-    'retrain.second_head': Field(0.4, _NOT_NEGATIVE, 'optimize.second_head', _DARTS),
+    'retrain.drop_path': Field(0.2, _SHARE, 'optimize.drop_path; not with optimize.frozen', _DARTS),
+    'retrain.second_head': Field(
+        0.4, _NOT_NEGATIVE, 'optimize.second_head; not with init_from', _DARTS
+    ),
     'retrain.label_smoothing': Field(0.0, _SHARE, 'optimize.label_smoothing', before=0.0),
     'retrain.mixup': Field(0.0, _NOT_NEGATIVE, 'optimize.mixup', before=0.0),
     'retrain.cutmix': Field(0.0, _NOT_NEGATIVE, 'optimize.cutmix', before=0.0),

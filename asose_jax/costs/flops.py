@@ -157,6 +157,7 @@ def training_flops(
     alpha_images: int,
     second_order: bool = False,
     together: bool = False,
+    frozen: bool = False,
 ) -> float:
     """Counts the floating-point operations of training, in the mean over draws.
 
@@ -176,6 +177,7 @@ def training_flops(
         many training images in addition.
       together: Whether alpha steps are weight steps as well, so that their images are among
         `weight_images`.
+      frozen: whether weight steps train the head only; its gradient is not counted.
 
     Returns:
       The number of operations.
@@ -193,7 +195,8 @@ def training_flops(
     alpha_flops += -drawn_flops if together else _INPUT_GRADIENT * drawn_flops
     if second_order:
         alpha_flops = _SECOND_ORDER * all_flops
-    return _TRAINING * drawn_flops * weight_images + alpha_flops * alpha_images
+    weight_flops = drawn_flops if frozen else _TRAINING * drawn_flops
+    return weight_flops * weight_images + alpha_flops * alpha_images
 
 
 @functools.lru_cache(maxsize=16)

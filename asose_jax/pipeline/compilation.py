@@ -135,7 +135,9 @@ def compile_network(
     # Evaluations of all parts of the data have the same shapes, and valid may be empty.
     example, statistics = next(evaluation.eval_chunks(context, context.data.train)), None
     is_supernet = step_config.eval_mode(phase) is Mode.ARGMAX and not spec.is_derived()
-    if (is_supernet or (averages and train)) and context.config.search.statistics_batches:
+    # Frozen weights are their own average, and their statistics stay as they are.
+    moves_average = averages and train and not step_config.is_frozen(phase)
+    if (is_supernet or moves_average) and context.config.search.statistics_batches:
         chunk = next(evaluation.statistics_chunks(context))
         statistics = pmap.compile_statistics(step_config, phase, like, chunk, context.shared)
     evaluate = pmap.compile_eval(step_config, phase, like, example, context.shared)

@@ -131,16 +131,17 @@ def _count_training_flops(
     temperature: float | None,
 ) -> None:
     """Adds the FLOPs of the steps since the last evaluation to those of the run."""
-    c = context.config
+    c, step_config = context.config, context.step_config(current.spec)
     current.history.train_flops += flops.training_flops(
         current.spec,
-        context.step_config(current.spec).weight_mode(span.phase),
+        step_config.weight_mode(span.phase),
         ESTIMATORS[c.search.estimator],
         genotype.probabilities(current.spec, arch, temperature or 1.0),
         int(totals.images),
         int(totals.arch_steps) * c.batch_size * c.arch.samples,
         c.search.second_order,
         context.schedule.together,
+        step_config.is_frozen(span.phase),
     )
 
 

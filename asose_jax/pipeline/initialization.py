@@ -18,6 +18,7 @@ import optax
 from asose_jax.arch import genotype
 from asose_jax.config.consistency import has_exact_start
 from asose_jax.data.dataset import Dataset, warn_of_other_pictures
+from asose_jax.metrics import run_record
 from asose_jax.nn import factors, operations
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import old_checkpoints
@@ -27,7 +28,7 @@ from asose_jax.pipeline.run_history import RunHistory
 from asose_jax.runtime.errors import UserError, describe_os_error
 from asose_jax.runtime.workdir import checksum, write_atomically
 from asose_jax.spaces import chain, genotype_text, registry
-from asose_jax.spaces.supernet import SECOND_HEAD
+from asose_jax.spaces.supernet import HEAD, SECOND_HEAD, SuperNet
 from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase, Schedule
 from asose_jax.train.state import SearchState
@@ -41,6 +42,7 @@ _TEXT = re.compile(r'^\s*\ufeff?\s*\{|\bGenotype\s*\(|[|¦]\w+~\d[|¦]')
 _BOM = '\ufeff'
 _MAX_MODULES = 10  # of a network that the log lists; network.txt has them all
 _MAX_VALUE = 80  # characters of a value in a message
+_MAX_NAMES = 5  # names of classes in a message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,9 @@ class Origin:
       gates: whether the checkpoint is of an older version, see `old_checkpoints`.
       averages: whether it has an average of the weights, see `state.AveragingState`.
       checksums: of the arrays in the checkpoint.
+      classes: number of classes that the network in the checkpoint tells apart.
+      with_head: whether the head is taken over, too; otherwise its weights start fresh.
+      drops_second_head: whether the checkpoint has a second head that this run does not train.
     """
 
     spec: genotype.NetSpec
@@ -65,6 +70,9 @@ class Origin:
     gates: bool = False
     averages: bool = False
     checksums: Mapping[str, int] | None = None
+    classes: int = 0
+    with_head: bool = True
+    drops_second_head: bool = False
 
     def digest(self) -> int:
         """Returns a number by which a run knows its origin again, wherever the files are."""
@@ -181,7 +189,10 @@ def _checkpoint_origin(
     if not source.spec.is_derived():
         _require_same_form(source.spec, config)
     _require_same_weights(source.spec, arrays, config)
-    return source
+    has_second_head = any(name.startswith(f".params['{SECOND_HEAD}']") for name in arrays)
+    return dataclasses.replace(
+        source, drops_second_head=has_second_head and not config.optimize.second_head
+    )
 
 
 def _describe_checkpoint(
@@ -208,7 +219,7 @@ def _describe_checkpoint(
             raise UserError(f'init_from={path!r}: no finished checkpoint in {directory}')
         meta = checkpoints.describe(step)
     spec = registry.spec_from_json(meta['spec'])
-    _require_same_images(images, spec, f'init_from={path!r} was trained on')
+    _require_same_shape(images, spec, f'init_from={path!r} was trained on')
     if spec.is_derived() and schedule.spans[0].phase is not Phase.OPTIMIZE:
         raise UserError(
             f'init_from={path!r} holds a derived network, which can only be optimized '
@@ -216,9 +227,20 @@ def _describe_checkpoint(
             'checkpoint from the end of an earlier phase (WORKDIR/checkpoints/STEP).'
         )
     arrays = [*meta['checksums']]
-    gates, averages = old_checkpoints.has_gates(arrays), checkpoint.has_average(arrays)
-    phase = Phase(meta['phase'])
-    return Origin(spec, directory, step, phase, gates, averages, meta['checksums']), arrays
+    ours = [*images.class_names]
+    names = run_record.read_json_object(directory.parent / 'run.json').get('classes', ours)
+    origin = Origin(
+        spec=dataclasses.replace(spec, num_classes=len(ours)),
+        directory=directory,
+        step=step,
+        phase=Phase(meta['phase']),
+        gates=old_checkpoints.has_gates(arrays),
+        averages=checkpoint.has_average(arrays),
+        checksums=meta['checksums'],
+        classes=spec.num_classes,
+        with_head=spec.num_classes == len(ours) and names == ours,
+    )
+    return origin, arrays
 
 
 def _require_same_form(spec: genotype.NetSpec, config: ml_collections.ConfigDict) -> None:
@@ -246,7 +268,7 @@ def _require_same_weights(
     """Compares the names of the weights in a checkpoint with those that this run trains.
 
     They may differ in weights beside the candidates (second head, auxiliary skips), which the
-    description of a network does not mention.
+    description of a network does not mention. A second head there may be left out here.
 
     Args:
       spec: description of the network in the checkpoint.
@@ -262,6 +284,8 @@ def _require_same_weights(
         {name for name in names if name.startswith('.params') and not old_checkpoints.is_gate(name)}
         for names in (arrays, checkpoint.array_paths(like))
     )
+    if not config.optimize.second_head:
+        theirs = {name for name in theirs if SECOND_HEAD not in name}
     if theirs != ours:
         name = min(theirs ^ ours)
         field = 'optimize.second_head' if SECOND_HEAD in name else 'search.auxiliary_skip'
@@ -458,7 +482,7 @@ def _read_network(value: str, images: Dataset) -> genotype.NetSpec:
 
 
 def _require_same_images(images: Dataset, spec: genotype.NetSpec, source: str) -> None:
-    """Raises UserError unless a network takes the images of the data set.
+    """Raises UserError unless a network takes the images of the data set, and knows their classes.
 
     Args:
       images: the data set of this run.
@@ -473,6 +497,25 @@ def _require_same_images(images: Dataset, spec: genotype.NetSpec, source: str) -
         )
 
 
+def _require_same_shape(images: Dataset, spec: genotype.NetSpec, source: str) -> None:
+    """Raises UserError unless a network takes images of this shape, see `_require_same_images`."""
+    ours, theirs = images.image_shape, spec.image_shape
+    if ours == theirs:
+        return
+    advice = []
+    if ours[:2] != theirs[:2]:
+        is_square = theirs[0] == theirs[1]
+        advice.append(
+            f'set data.image_size={theirs[0]}' if is_square else 'take images of its size'
+        )
+    if ours[2] != theirs[2]:
+        advice.append(f'save the images with {theirs[2]} channels instead of {ours[2]}')
+    raise UserError(
+        f'{source} images {theirs} (height, width, channels); the images of data.name are {ours}: '
+        f'{" and ".join(advice)}.'
+    )
+
+
 # --- The state
 
 
@@ -482,7 +525,8 @@ def start(context: RunContext, origin: Origin) -> RunState:
     Args:
       context: of the run.
       origin: what it starts from. Of a checkpoint of another run, weights, alpha, BatchNorm
-        statistics and the optimizer's moments are taken over, see `state.restart`.
+        statistics and the optimizer's moments are taken over, see `state.restart`; but not those
+        of the head where the classes are others.
 
     Raises:
       UserError: the checkpoint is damaged, or the disk is too full for checkpoints.
@@ -492,25 +536,75 @@ def start(context: RunContext, origin: Origin) -> RunState:
     if origin.directory is None:
         start = state.init_state(context.model(origin.spec), context.tx, context.key(INIT))
     else:
-        assert origin.step is not None, 'an origin in a directory is one of its checkpoints'
-        with checkpoint.Checkpoints(origin.directory) as checkpoints:
-            try:
-                if origin.gates:
-                    spec, restored = old_checkpoints.restore(
-                        checkpoints, origin.step, spec, context.model, context.tx
-                    )
-                else:
-                    like = _abstract_state(context, spec, origin.averages)
-                    restored = checkpoints.restore(origin.step, like)
-            except checkpoint.DamagedError as error:
-                raise UserError(f'init_from={context.config.init_from!r}: {error}') from error
-        start = state.restart(restored)
-        _warn_of_trained_candidates(context, restored)
+        spec, start = _restore_origin(context, origin)
+        _warn_of_trained_candidates(context, start)
         logger.info(
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
+        _log_heads(context, origin)
     checkpoint.require_disk_space(context.workdir, start)
     return RunState(spec, pack_to_devices(start), origin.phase)
+
+
+def _restore_origin(
+    context: RunContext, origin: Origin
+) -> tuple[genotype.NetSpec, state.SearchState]:
+    """Restores the checkpoint of another run, with the heads that this run trains.
+
+    Args:
+      context: of the run.
+      origin: a checkpoint.
+
+    Returns:
+      Description and state of the network of this run, at step 0. An average of the weights has
+      taken their place already, and a fresh head takes the place of both.
+
+    Raises:
+      UserError: the checkpoint is damaged.
+    """
+    assert origin.directory is not None
+    assert origin.step is not None
+
+    def model_of(spec: genotype.NetSpec) -> SuperNet:
+        net = context.model(spec)
+        if not origin.drops_second_head:
+            return net
+        return net.clone(settings=dataclasses.replace(net.settings, second_head=1.0))
+
+    saved = dataclasses.replace(origin.spec, num_classes=origin.classes)
+    with checkpoint.Checkpoints(origin.directory) as checkpoints:
+        try:
+            if origin.gates:
+                saved, restored = old_checkpoints.restore(
+                    checkpoints, origin.step, saved, model_of, context.tx
+                )
+            else:
+                sharding = pmap.replicated_sharding()
+                like = state.abstract_state(model_of(saved), context.tx, sharding, origin.averages)
+                restored = checkpoints.restore(origin.step, like)
+        except checkpoint.DamagedError as error:
+            raise UserError(f'init_from={context.config.init_from!r}: {error}') from error
+    begun = state.restart(restored)
+    if origin.with_head and not origin.drops_second_head:
+        return saved, begun
+    spec = dataclasses.replace(saved, num_classes=origin.spec.num_classes)
+    fresh = state.init_state(context.model(spec), context.tx, context.key(INIT), below=HEAD)
+    return spec, state.inherit(fresh, begun, origin.with_head)
+
+
+def _log_heads(context: RunContext, origin: Origin) -> None:
+    """Logs which heads of another run are not taken over."""
+    if not origin.with_head:
+        names = context.data.class_names
+        shown = ', '.join(names[:_MAX_NAMES]) + (', ...' if len(names) > _MAX_NAMES else '')
+        logger.info(
+            'the head starts from fresh weights: this run has %d classes (%s), that one had %s',
+            len(names),
+            shown,
+            'others' if origin.classes == len(names) else origin.classes,
+        )
+    if origin.drops_second_head:
+        logger.info('the second head of that run is left out: optimize.second_head=0')
 
 
 def _warn_of_trained_candidates(context: RunContext, restored: SearchState) -> None:

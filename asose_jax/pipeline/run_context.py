@@ -122,6 +122,7 @@ class RunContext:
             penalty=self._penalty(spec),
             second_order=self.config.search.second_order,
             recipe=builders.make_recipe(self.config),
+            frozen=self.config.optimize.frozen,
         )
 
     def _penalty(self, spec: genotype.NetSpec) -> Callable[[Any], jax.Array] | None:

@@ -31,6 +31,7 @@ from asose_jax.metrics import arch_analysis, metrics_log, run_record
 from asose_jax.nn import factors
 from asose_jax.pipeline import (
     builders,
+    evaluation,
     initialization,
     perturbation,
     run_context,
@@ -50,6 +51,7 @@ from asose_jax.runtime.errors import UserError, counted, os_errors
 from asose_jax.runtime.interrupt import Interrupt
 from asose_jax.runtime.workdir import locked, require_kind, write_atomically
 from asose_jax.spaces import natsbench, registry, tabular
+from asose_jax.spaces.supernet import HEAD
 from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase, Schedule
 
@@ -296,6 +298,13 @@ def _enter_phase(context: run_context.RunContext, current: run_context.RunState)
         '' if context.limit is None else f' within {context.limit}',
         ', '.join(f'{count} {name}' for name, count in sorted(analysis['arch/counts'].items())),
     )
+    if context.step_config(current.spec).is_frozen(span.phase):
+        trained = sum(leaf.size for leaf in jax.tree.leaves(current.state.params[HEAD]))
+        logger.info(
+            'only the head is trained, %d of %d parameters',
+            trained,
+            evaluation.count_parameters(current),
+        )
     current.phase = span.phase
     current.history.phases.append(
         {

@@ -21,6 +21,7 @@ from asose_jax.spaces import registry
 
 Array = jax.Array
 
+HEAD = 'head'  # name in `params` of the linear layer behind the global average
 SECOND_HEAD = 'second_head'  # its name in `params`; left out when a trained network is loaded
 
 
@@ -93,7 +94,7 @@ class SuperNet(nn.Module):
             if train:
                 self.sow('second_head', 'logits', logits)
         x = features[-1].astype(jnp.float32).mean((1, 2))
-        return nn.Dense(self.spec.num_classes, name='head')(x)
+        return nn.Dense(self.spec.num_classes, name=HEAD)(x)
 
 
 class SecondHead(nn.Module):
@@ -119,7 +120,7 @@ class SecondHead(nn.Module):
         kernel = tuple(min(2, size) for size in x.shape[1:3])
         x = nn.Conv(768, kernel, padding='VALID', use_bias=False, dtype=x.dtype, name='conv_1')(x)
         x = nn.relu(self.norm(use_running_average=not train, name='norm_1')(x))
-        return nn.Dense(self.num_classes, name='head')(x.astype(jnp.float32).mean((1, 2)))
+        return nn.Dense(self.num_classes, name=HEAD)(x.astype(jnp.float32).mean((1, 2)))
 
 
 def with_softmax_mixture(net: SuperNet) -> SuperNet:

@@ -287,7 +287,8 @@ def _retrained(
     config: ml_collections.ConfigDict, source: str | pathlib.Path, **fields: Any
 ) -> ml_collections.ConfigDict:
     """Returns the config that trains the network of a genotype file or workdir from scratch."""
-    return retrain.retrain_config(_with(config, init_from=None, genotype=str(source), **fields))
+    fields |= {'init_from': None, 'optimize.frozen': False, 'genotype': str(source)}
+    return retrain.retrain_config(_with(config, **fields))
 
 
 def _searched_job(config: ml_collections.ConfigDict, directory: pathlib.Path, seed: int) -> Job:

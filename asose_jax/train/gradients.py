@@ -17,6 +17,7 @@ from jax import lax
 
 from asose_jax.data import augment, mixing, randaugment
 from asose_jax.nn.forward import Mode
+from asose_jax.spaces.supernet import HEAD
 from asose_jax.train import optimizer, second_order
 from asose_jax.train.packing import Vectors
 from asose_jax.train.phases import Phase
@@ -358,13 +359,16 @@ def _loss(
       and the other outputs. In optimize, labels may be smoothed and mixed; alpha's loss never is.
     """
     step_config, state = inputs.step_config, inputs.state
+    is_frozen = step_config.is_frozen(inputs.phase)
+    if is_frozen:
+        trainable = {**trainable, 'params': _with_gradient_of_head(trainable['params'])}
     logits, changed = step_config.model.apply(
         {**trainable, 'batch_stats': state.batch_stats},
         batch.images,
         step_config.schedule.tau(state.step),
         beta=step_config.schedule.beta(state.step),
         mode=mode,
-        train=True,
+        train=not is_frozen,
         optimized=step_config.schedule.optimized(state.step),
         positions=global_positions(len(batch.labels)),
         mutable=['batch_stats', 'guard', 'second_head'],
@@ -432,6 +436,13 @@ def mean_cross_entropy(
             of_all *= jnp.asarray(class_weights)
         losses = (1 - smoothing) * losses + smoothing * of_all.mean(-1)
     return losses.mean()
+
+
+def _with_gradient_of_head(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the same weights; the gradient of all but the head's is 0, and is not computed."""
+    return {
+        name: tree if name == HEAD else lax.stop_gradient(tree) for name, tree in params.items()
+    }
 
 
 def _add_penalty(inputs: StepInputs, arch_grads: Any) -> Any:

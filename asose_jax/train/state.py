@@ -18,7 +18,7 @@ from asose_jax.arch.genotype import Genotype, NetSpec
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
 from asose_jax.nn.mixed_op import AUXILIARY
-from asose_jax.spaces.supernet import SuperNet
+from asose_jax.spaces.supernet import HEAD, SuperNet
 from asose_jax.train.packing import Packing
 
 # A path to a leaf, as `jax.tree.map_with_path` passes it.
@@ -420,6 +420,25 @@ def restart(old: SearchState) -> SearchState:
         totals=Totals.zeros(),
         streak=jnp.int32(0),
         longest_streak=jnp.int32(0),
+    )
+
+
+def inherit(fresh: SearchState, old: SearchState, with_head: bool) -> SearchState:
+    """Returns `old` as the state of a network with another head.
+
+    Args:
+      fresh: `init_state` of the network, of which only what is below `HEAD` is used.
+      old: a state that has all leaves of `fresh`, and may have a second head beside them.
+      with_head: whether the head goes on, too; else its weights are fresh, and its momentum is 0.
+
+    Returns:
+      A state like `fresh`.
+    """
+    inherited = match_leaves(fresh, old)
+    if with_head:
+        return inherited
+    return jax.tree.map_with_path(
+        lambda path, new, kept: new if _is_below(path, HEAD) else kept, fresh, inherited
     )
 
 

@@ -60,6 +60,7 @@ class StepConfig:
         Chunks then hold one batch more than they have steps, and each micro-batch is paired with
         one of the next batch.
       recipe: of the phase optimize.
+      frozen: whether only the head is trained in optimize.
     """
 
     model: SuperNet
@@ -74,10 +75,18 @@ class StepConfig:
     penalty: Callable[[Any], jax.Array] | None = None
     second_order: bool = False
     recipe: Recipe = Recipe()
+    frozen: bool = False
 
     def recipe_in(self, phase: Phase) -> Recipe:
         """Returns the recipe of a phase; before optimize, everything in it is off."""
         return self.recipe if phase is Phase.OPTIMIZE else Recipe()
+
+    def is_frozen(self, phase: Phase) -> bool:
+        """Returns whether weight steps of a phase train the head only.
+
+        The network in front of it then computes what it computes in an evaluation.
+        """
+        return self.frozen and phase is Phase.OPTIMIZE
 
     def weight_mode(self, phase: Phase) -> Mode:
         """Returns how weight steps of a phase use the candidates."""

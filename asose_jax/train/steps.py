@@ -5,6 +5,7 @@ prepare the next batch. `gradients` computes the gradients of a training step.
 """
 
 import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -16,14 +17,16 @@ from jax import lax
 from asose_jax.nn import factors
 from asose_jax.nn.batch_norm import BatchNorm
 from asose_jax.nn.forward import Mode
-from asose_jax.spaces.supernet import SuperNet
+from asose_jax.spaces.supernet import HEAD, SuperNet
 from asose_jax.train import gradients
 from asose_jax.train.gradients import Fetch, StepInputs, Turn
 from asose_jax.train.phases import Phase, Step
-from asose_jax.train.state import AveragingState, Packed, SearchState, Totals
+from asose_jax.train.state import AveragingState, Packed, Path, SearchState, Totals
 from asose_jax.train.step_config import AXIS, StepConfig
 
 Arrays = Mapping[str, jax.Array]
+# Names of the trees in a state that have a module of the network below them, as `params` has.
+_OF_WEIGHTS = ('params', 'average')
 
 
 def train_steps(
@@ -90,6 +93,8 @@ def train_step(
     batch = gradients.prepare(inputs, inputs.state.step, images, labels)
     turn = gradients.compute(inputs, batch, fetch_next)
     updated = _updated(inputs, turn)
+    if step_config.is_frozen(phase):
+        updated = _with_frozen(packed, updated)
     skipped = _skipped(packed, turn)
     return _add_counters(packed, _where_finite(turn, updated, skipped))
 
@@ -126,6 +131,26 @@ def average_decay(decay: float, done: Step) -> jax.Array:
       done: number of steps of optimize before this one.
     """
     return jnp.minimum(decay, (1 + done) / (10 + done))
+
+
+def _with_frozen(packed: Packed, updated: SearchState) -> SearchState:
+    """Returns `updated` with all weights and momentum of before, but for those of the head.
+
+    Frozen weights have a gradient of 0, but weight decay and momentum would still move them, and
+    rounding would move their average.
+    """
+
+    def is_frozen(path: Path) -> bool:
+        names = [getattr(part, 'name', getattr(part, 'key', None)) for part in path]
+        modules = [name for tree, name in itertools.pairwise(names) if tree in _OF_WEIGHTS]
+        return bool(modules) and modules[0] != HEAD
+
+    kept = jax.tree.map_with_path(
+        lambda path, old, new: old if is_frozen(path) else new,
+        packed.unpack(),
+        packed.replace(vectors=updated).unpack(),
+    )
+    return Packed.of(kept).vectors
 
 
 def _skipped(packed: Packed, turn: Turn) -> SearchState:

@@ -111,6 +111,18 @@ def test_missing_field_is_named():
             r"plain_cells: cells of the space 'darts' never choose 'none'",
         ),
         ({'network': 'a', 'init_from': 'b'}, r'network, init_from: set one of them'),
+        ({'optimize.frozen': True}, r'optimize.frozen=True: .* set init_from to its workdir'),
+        (
+            {'optimize.frozen': True, 'init_from': 'a', 'optimize.epochs': 0},
+            r'optimize.frozen=True: .* and optimize.epochs above 0',
+        ),
+        *(
+            (
+                {'optimize.frozen': True, 'init_from': 'a', f'optimize.{field}': 0.2},
+                rf'optimize.{field}=0.2: acts on weights that .* set optimize.{field}=0',
+            )
+            for field in ('drop_path', 'second_head')
+        ),
         ({'model.space': 'nasbench201'}, r"networks of the space 'nasbench201' do not grow"),
         (
             {'model.space': 'darts', 'model.primitives': ('skip_connect', 'max_pool_3x3')},
@@ -275,6 +287,17 @@ def test_missing_field_is_named():
 def test_contradictions_are_named(fields, message):
     with pytest.raises(UserError, match=message):
         validate(_with(**fields), devices=8)
+
+
+def test_average_of_a_network_whose_statistics_are_frozen_needs_no_others():
+    config = search.get_config('digits')
+    config.update_from_flattened_dict(
+        {'optimize.ema': 0.9, 'search.statistics_batches': 0, 'init_from': 'a'}
+    )
+    with pytest.raises(UserError, match=r'set search.statistics_batches above 0'):
+        validate(config, 1)
+    config.optimize.frozen = True
+    validate(config, 1)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_grown_network_may_be_wider_and_nothing_else():
     for field, value in (('depth', 8), ('reductions', (1,))):
         config = get_config('digits')
         config.genotype, config.retrain[field] = 'found', value
-        told = rf'retrain.{field}=.*network in found; leave it out; retrain.channels scales'
+        told = rf'retrain.{field}=.*network in found; set it to None; retrain.channels scales'
         with pytest.raises(UserError, match=told):
             retrain.retrain_config(config)
 
@@ -101,7 +101,9 @@ def test_a_grown_network_has_widths_in_multiples_of_eight(channels, near):
 def test_sizes_of_a_cell_network_that_is_described_are_not_asked_for_again():
     config = get_config('darts')
     config.network = 'found'
-    with pytest.raises(UserError, match=r'retrain.channels=36: .* network in found; leave it out$'):
+    with pytest.raises(
+        UserError, match=r'retrain.channels=36, .* network in found; set them to None$'
+    ):
         retrain.retrain_config(config)
 
 
@@ -192,8 +194,44 @@ def test_learning_rate_cannot_rise_through_all_of_its_updates(fields, updates):
 
 
 def test_without_a_network_it_says_what_to_name():
-    with pytest.raises(UserError, match=r'--config.genotype=FILE'):
+    with pytest.raises(UserError, match=r'--config.genotype=FILE.*--config.init_from=WORKDIR'):
         retrain.retrain_config(get_config('darts'))
+
+
+@pytest.mark.parametrize(('frozen', 'drop_path'), [(False, 0.2), (True, 0.0)])
+def test_a_trained_network_goes_on_by_the_recipe_without_second_head(frozen, drop_path):
+    config = get_config('folder')
+    config.init_from, config.optimize.frozen, config.data.dir = 'trained', frozen, 'pictures'
+    made = retrain.retrain_config(config)
+    validate(made, 1)
+    assert (made.init_from, made.network, made.genotype) == ('trained', None, None)
+    assert [made[phase].epochs for phase in ('warmup', 'search', 'growth', 'optimize')] == [
+        *(0, 0, 0),
+        100,
+    ]
+    assert (made.optimize.second_head, made.optimize.drop_path) == (0.0, drop_path)
+    assert made.weights.lr == config.retrain.lr
+
+
+def test_a_trained_network_keeps_its_sizes():
+    config = get_config('darts')
+    config.init_from = 'trained'
+    sizes = r'retrain.channels=36, retrain.depth=20, retrain.reductions=\(6, 13\)'
+    with pytest.raises(UserError, match=rf'{sizes}: .* network in trained; set them to None'):
+        retrain.retrain_config(config)
+    for name in ('channels', 'depth', 'reductions'):
+        config.retrain[name] = None
+    assert retrain.retrain_config(config).model == config.model
+
+
+def test_what_describes_a_supernet_goes_on_with_it():
+    config = get_config('darts')
+    config.init_from = 'searched'
+    fields = {'search.partial_channels': 4, 'search.auxiliary_skip': True}
+    sizes = {f'retrain.{name}': None for name in ('channels', 'depth', 'reductions')}
+    config.update_from_flattened_dict({**fields, **sizes})
+    made = retrain.retrain_config(config)
+    assert (made.search.partial_channels, made.search.auxiliary_skip) == (4, True)
 
 
 @pytest.mark.slow
@@ -297,14 +335,16 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_network_with_a_second_head_goes_on_with_it_and_only_with_it(tmp_path):
+def test_a_network_with_a_second_head_goes_on_with_it_or_without_and_gets_none(tmp_path):
     file = tmp_path / 'genotype.json'
     file.write_text('{"genotype": [["sep_conv_3x3"], ["skip_connect"]]}')
     alone = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
     headed = {**alone, 'optimize.second_head': 0.4}
     single_run.run(tiny(genotype=str(file), **headed), tmp_path / 'first')
-    message = r'second_head.*: set optimize.second_head as in the other run'
-    with pytest.raises(UserError, match=message):
-        single_run.run(tiny(init_from=str(tmp_path / 'first'), **alone), tmp_path / 'without')
     again = single_run.run(tiny(init_from=str(tmp_path / 'first'), **headed), tmp_path / 'again')
     assert [row['name'] for row in again['phases']] == ['optimize']
+    without = tiny(init_from=str(tmp_path / 'first'), **alone)
+    assert single_run.run(without, tmp_path / 'without')['params'] == again['params']
+    message = r'lacks the weights .*second_head.*: set optimize.second_head as in the other run'
+    with pytest.raises(UserError, match=message):
+        single_run.run(tiny(init_from=str(tmp_path / 'without'), **headed), tmp_path / 'third')

@@ -71,6 +71,8 @@ def test_training_counts_each_kind_of_step(estimator, weights, alpha):
         assert told == pytest.approx(10 * (3 + 3 + 3 * 2) * passes[1])
     skip = flops.forward_flops(spec, [np.eye(4)[1]] * 2)
     assert flops.training_flops(spec, Mode.SKIP, row, rows, 20, 0) == pytest.approx(60 * skip)
+    told = flops.training_flops(spec, Mode.SKIP, row, rows, 20, 0, frozen=True)
+    assert told == pytest.approx(20 * skip)
     told = flops.training_flops(spec, Mode.UNIFORM, row, [np.eye(4)[2]] * 2, 20, 0)
     assert told == pytest.approx(60 * passes[0])
 

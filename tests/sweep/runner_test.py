@@ -94,10 +94,10 @@ def test_random_cells_keep_their_seed_and_network_when_seeds_are_added(tmp_path,
 def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, asked):
     several_searches.write(tmp_path, seeds=(0,))
     (tmp_path / 'config.json').unlink()
-    runner.run_sweep(_config(seeds=(0,), random_cells=1, init_from='/warm'), tmp_path)
-    searches, controls = asked
-    assert [job.config.init_from for job in searches] == ['/warm']
-    assert {job.config.init_from for job in controls} == {None}
+    fields = {'init_from': '/warm', 'optimize.frozen': True}
+    runner.run_sweep(_config(seeds=(0,), random_cells=1, **fields), tmp_path)
+    begun = [[(job.config.init_from, job.config.optimize.frozen) for job in jobs] for jobs in asked]
+    assert (begun[0], {*begun[1]}) == ([('/warm', True)], {(None, False)})
 
 
 @pytest.mark.parametrize(
