@@ -1,5 +1,6 @@
 """The docs agree with the program."""
 
+import importlib
 import pathlib
 import re
 import shlex
@@ -10,6 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+import asose_jax
 from asose_jax.config.consistency import flatten, validate
 from asose_jax.config.schema import FIELDS
 from configs import search
@@ -202,6 +204,28 @@ def test_every_page_of_the_docs_is_in_the_navigation_of_the_site_once():
     nav = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8').split('\nnav:\n')[1]
     named = re.findall(r': (\S+\.md)$', nav, re.MULTILINE)
     assert sorted(f'docs/{name}' for name in named) == [n for n in PAGES if n.startswith('docs/')]
+
+
+def test_every_name_on_the_pages_of_the_package_is_there():
+    """`mkdocs build` leaves out members that do not exist."""
+    found = 0
+    for page in (ROOT / 'docs' / 'api').glob('*.md'):
+        text = page.read_text(encoding='utf-8')
+        for path, members in re.findall(
+            r'^::: (\S+)(?:\n    options:\n      members: \[(.*)\])?$', text, re.MULTILINE
+        ):
+            head, _, last = path.rpartition('.')
+            owner = importlib.import_module(path if members else head)
+            names = members.split(', ') if members else [last]
+            found += len(names)
+            for name in names:
+                assert getattr(owner, name).__doc__, f'{path}: {name}'
+    assert found > 40
+
+
+def test_all_public_names_are_on_the_page_of_the_package():
+    text = (ROOT / 'docs' / 'api' / 'public.md').read_text(encoding='utf-8')
+    assert {*re.findall(r'^::: asose_jax\.(\w+)$', text, re.MULTILINE)} == {*asose_jax.__all__}
 
 
 def test_layout_names_every_folder_of_the_package_and_none_else():
