@@ -94,7 +94,7 @@ def test_hooks_run_commands_of_the_environment_on_files_that_there_are():
             assert (ROOT / f'{module}.py').is_file()
         else:
             assert hook['entry'].split()[0] in {'ruff', 'basedpyright'}
-        assert 'types_or' in hook or any(re.search(hook['files'], name) for name in names)
+        assert any(re.search(hook['files'], name) for name in names)
 
 
 @pytest.mark.parametrize('path', FORMS, ids=lambda path: path.name)
