@@ -1,9 +1,12 @@
 """The docs agree with the program."""
 
 import importlib
+import os
 import pathlib
 import re
 import shlex
+import subprocess
+import sys
 import unicodedata
 import warnings
 
@@ -204,6 +207,29 @@ def test_every_page_of_the_docs_is_in_the_navigation_of_the_site_once():
     nav = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8').split('\nnav:\n')[1]
     named = re.findall(r': (\S+\.md)$', nav, re.MULTILINE)
     assert sorted(f'docs/{name}' for name in named) == [n for n in PAGES if n.startswith('docs/')]
+
+
+# The right edge of what must not be cut off; wide tables and code scroll by themselves.
+EDGE = """() => Math.max(
+  document.documentElement.scrollWidth,
+  ...[...document.querySelectorAll('article :is(img, p, h1)')].map(
+    e => Math.floor(e.getBoundingClientRect().right)))"""
+
+
+@pytest.mark.slow
+def test_site_is_built_without_a_warning_and_no_page_is_wider_than_a_phone(tmp_path, browser):
+    pytest.importorskip('mkdocstrings', reason="no mkdocs here: pip install -e '.[docs]'")
+    command = [sys.executable, '-m', 'mkdocs', 'build', '-q', '--strict', '-d', str(tmp_path)]
+    environment = {**os.environ, 'NO_MKDOCS_2_WARNING': '1'}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
+    opened = browser.new_page(viewport={'width': 390, 'height': 844})
+    opened.route(lambda url: not url.startswith('file:'), lambda route: route.abort())
+    pages = sorted(tmp_path.rglob('index.html'))
+    assert len(pages) > 20
+    for page in pages:
+        opened.goto(page.as_uri(), wait_until='domcontentloaded')
+        assert opened.evaluate(EDGE) <= 390, page
+    opened.close()
 
 
 def test_every_name_on_the_pages_of_the_package_is_there():
