@@ -90,7 +90,7 @@ def _away(project):
 
 def test_pictures_that_have_moved_are_named_to_evaluate(project):
     moved = _away(project)
-    with pytest.raises(UserError, match=r'no such folder in .* name their place: --mode=evaluate --data_dir=DIR'):
+    with pytest.raises(UserError, match=r'no such folder in .* name their place: --mode=eval'):
         asose_jax.evaluate('runs/first')
     for place in (moved, project / moved, os.path.join('runs', '..', moved)):
         assert asose_jax.evaluate('runs/first', place)['accuracy'] == _accuracy('runs/first')

@@ -51,6 +51,9 @@ LAWS = {
         'constrained_test',
         'limit_test',
     ],
+    'A frozen network stays the same to the bit, and other classes get a fresh head': [
+        'initialization_test'
+    ],
     'N devices do what one does, and all replicas are equal': [
         'steps_test::test_many_devices_are_one_device_and_all_replicas_are_equal',
         'steps_test::test_laws_of_the_steps_hold_on_eight_devices',
