@@ -13,6 +13,7 @@ What needs JAX is imported once the flags are read, so that a typing error is an
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -83,7 +84,10 @@ def main(argv: list[str]) -> None:
     """Runs the command; errors of the user end the process with one message and no traceback."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
-    import jax
+    try:
+        import jax
+    except ValueError as error:  # of a variable such as JAX_NUM_CPU_DEVICES
+        sys.exit(f'JAX cannot be imported: {error}. Correct or unset this environment variable.')
 
     from asose_jax.runtime import process
 
@@ -118,6 +122,8 @@ def _run_on_finished(mode: str, workdir: str) -> None:
             f'--mode={mode} takes the config of the run in --workdir and would ignore '
             f'--config.{name}={overrides[name]!r}. Leave out --config.{name}.'
         )
+    if _MULTIHOST.value:
+        raise UserError(f'--multihost: --mode={mode} runs on one host and would ignore it')
     from asose_jax import inference
     from asose_jax.report import page
 
@@ -151,13 +157,16 @@ def _require_flags_of(mode: str) -> None:
 
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:
     """Runs the search, the searches or the training that the config describes."""
-    from asose_jax.config.consistency import flatten
+    from asose_jax.config.consistency import flatten, ignored_fields
     from asose_jax.sweep import runner
 
-    config = _CONFIG.value
+    config, retrains = _CONFIG.value, _MODE.value == 'retrain'
     paths.require_local_fields(flatten(config))
-    if _MODE.value == 'retrain':
+    if retrains:
         config = retrain.retrain_config(config)
+    chosen = config_flags.get_override_values(flags.FLAGS['config'])
+    if ignored := ignored_fields(chosen, config, retrains):
+        logger.warning('these fields change nothing here: %s', '; '.join(ignored))
     if not config.seeds:  # several searches leave the devices to their own processes
         _log_devices(logger)
     runner.search(config, _WORKDIR.value, console)
@@ -218,6 +227,8 @@ def _parse(argv: list[str]) -> list[str]:
         _require_config_files(files)
         lines = str(error.args[0]).strip().splitlines()
         message = lines[-1] if any('Traceback' in line for line in lines) else ' '.join(lines)
+        if 'Non-boolean argument' in message:  # absl shows a tuple here
+            message = f'{message.partition(": ")[0]}: must be true or false'
         sys.exit(f'{message}\ndocs/config.md lists all fields.')
 
 
@@ -249,6 +260,9 @@ def _with_preset_files(arguments: list[str]) -> list[str]:
 
 def run() -> None:
     """Runs the command that `sys.argv` holds, and ends the process."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until a run holds something to save, Ctrl-C ends the process, and shows no stack.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     flags.mark_flag_as_required('workdir')
     shown = (_CONFIG, _MODE, _MULTIHOST, _WORKDIR, _IMAGES, _OUT, _DATA_DIR, _EXPORT)
     for flag in shown:  # by --help

@@ -95,7 +95,7 @@ class Trained:
           Probabilities, float32 `[N, classes]`, in the order of the images.
 
         Raises:
-          ValueError: H, W or C of an array differ.
+          ValueError: H, W or C of an array differ, or its pixels are not finite.
           UserError: pictures cannot be read; they are named.
         """
         shape = self.spec.image_shape
@@ -131,6 +131,7 @@ class Trained:
                 f'images have shape {array.shape}, but this network takes '
                 f'{(None, *self.spec.image_shape)}: any number of images (height, width, channels)'
             )
+        _check_pixel_values(array)
         return iter(array.reshape(-1, *self.spec.image_shape))
 
     @functools.cached_property
@@ -201,6 +202,20 @@ class Trained:
         return target
 
 
+def _check_pixel_values(images: np.ndarray) -> None:
+    """Refuses pixels that are not finite; warns if they seem to lie in 0..1, not in 0..255."""
+    if images.dtype.kind != 'f' or not images.size:
+        return
+    if not np.isfinite(images).all():
+        raise ValueError('images have pixels that are NaN or infinite')
+    if images.max() <= 1:
+        logger.warning(
+            'all pixels are at most %g, but the network takes pixel values 0..255: if yours are '
+            '0..1, multiply them by 255',
+            images.max(),
+        )
+
+
 @os_errors('loading the network of a run')
 def load(directory: str | pathlib.Path) -> Trained:
     """Loads the network of the finished run in a workdir.
@@ -224,6 +239,11 @@ def load(directory: str | pathlib.Path) -> Trained:
         spec, restored = _restored(directory, config, summary)
     except checkpoint.DamagedError as error:
         raise UserError(str(error)) from error
+    if len(summary['classes']) != spec.num_classes:
+        raise UserError(
+            f'{directory / "summary.json"} is damaged: it names {len(summary["classes"])} classes, '
+            f'but the network has {spec.num_classes}. Restore it from a copy.'
+        )
     params, stats = restored.params, restored.batch_stats
     if not spec.is_derived():  # without the phase optimize, a run ends with the supernet's weights
         spec, params, stats = _derived(directory, spec, summary, params, stats)
@@ -246,6 +266,12 @@ def load(directory: str | pathlib.Path) -> Trained:
 def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> None:
     """Fails unless the workdir holds one finished run with a complete summary."""
     config = workdir.read_config(directory)  # names the file if it is damaged
+    summary = directory / 'summary.json'
+    if summary.exists() and not record.summary:
+        raise UserError(
+            f'{summary} cannot be read: it is damaged. Restore it from a copy, or delete it and '
+            'run the command of the run again: it goes on from the last checkpoint.'
+        )
     if not record.summary or not record.config:
         raise UserError(
             f'{directory} holds no finished run: it has no summary.json. Name the workdir of a '

@@ -352,6 +352,52 @@ def test_run_without_optimize_leaves_what_its_supernet_had_learned(tmp_path):
     assert right == pytest.approx(result['test_accuracy'])
 
 
+@pytest.mark.parametrize('use', [asose_jax.load, asose_jax.evaluate, asose_jax.export])
+@pytest.mark.parametrize(
+    ('file', 'content', 'message'),
+    [
+        ('summary.json', '{', 'summary.json cannot be read: it is damaged'),
+        ('summary.json', '[]', 'summary.json cannot be read: it is damaged'),
+        ('config.json', '{"seed": 3}', 'config.json is damaged: it lacks the field seeds'),
+        ('config.json', 'x', 'config.json cannot be read .* damaged'),
+        ('checkpoints', 'x', 'checkpoints cannot be used: Not a directory'),
+    ],
+)
+def test_damaged_file_of_a_run_is_named(finished, tmp_path, use, file, content, message):
+    workdir = tmp_path / 'run'
+    workdir.mkdir()
+    for name in ('summary.json', 'config.json', 'run.json'):
+        shutil.copy(finished[0] / name, workdir)
+    (workdir / file).write_text(content)
+    with pytest.raises(UserError, match=message) as told:
+        use(workdir)
+    assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_not_finite_are_refused(finished, value):
+    images = np.full((1, 8, 8, 1), 9, np.float32)
+    images[0, 3, 3, 0] = value
+    with pytest.raises(ValueError, match='NaN or infinite'):
+        asose_jax.load(finished[0]).predict(images)
+
+
+@pytest.mark.parametrize(
+    ('images', 'told'),
+    [
+        (np.full((2, 8, 8, 1), 0.7), True),
+        (np.zeros((2, 8, 8, 1), np.float32), True),
+        (np.full((2, 8, 8, 1), 7.0), False),
+        (np.ones((2, 8, 8, 1), np.uint8), False),
+        (np.zeros((0, 8, 8, 1)), False),
+    ],
+)
+def test_pixels_between_0_and_1_are_warned_of(finished, caplog, images, told):
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        asose_jax.load(finished[0]).predict(images)
+    assert any('takes pixel values 0..255' in line for line in caplog.messages) == told
+
+
 def test_images_of_another_size_are_refused(finished):
     model = asose_jax.load(finished[0])
     with pytest.raises(ValueError, match=r'this network takes \(None, 8, 8, 1\)'):

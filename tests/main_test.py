@@ -143,6 +143,21 @@ def test_place_of_the_data_is_refused_where_it_would_be_ignored(command, caplog,
     assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('mode', ['evaluate', 'export', 'report'])
+def test_several_hosts_are_refused_where_they_would_be_ignored(command, caplog, tmp_path, mode):
+    with pytest.raises(SystemExit) as stopped:
+        command(f'--mode={mode}', f'--workdir={tmp_path}', '--multihost')
+    assert stopped.value.args[0] == 2
+    assert caplog.messages[-1].startswith(f'--multihost: --mode={mode} runs on one host')
+
+
+def test_field_that_changes_nothing_is_told_and_stops_nothing(command, caplog, tmp_path):
+    arguments = (DIGITS, f'--workdir={tmp_path / "run"}', '--config.retrain.lr=0.5')
+    with pytest.raises(SystemExit):
+        command(*arguments, '--config.batch_size=0')  # so that nothing is trained
+    assert any('these fields change nothing here: retrain.lr=0.5' in m for m in caplog.messages)
+
+
 def test_missing_workdir_is_asked_for(command):
     flags.mark_flag_as_required('workdir')  # as the program does when it is started
     with pytest.raises(SystemExit, match='--workdir'):

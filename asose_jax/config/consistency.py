@@ -461,6 +461,49 @@ _CHECKS: tuple[Callable[[Config], list[str]], ...] = (
 )
 
 
+# Beginning of the names of fields, when they change nothing, and what they need.
+_IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
+    (
+        'retrain.',
+        lambda c: not (c['random_cells'] or c['plain_cells']),
+        'is for --mode=retrain, and for controls (random_cells, plain_cells)',
+    ),
+    ('cost.', lambda c: c['cost']['kind'] is None, 'needs cost.kind and cost.target'),
+    (
+        'growth.',
+        lambda c: not (c['growth']['epochs'] and c['growth']['kinds']),
+        'needs growth.epochs above 0 and growth.kinds',
+    ),
+    ('search.stop_', lambda c: not c['search']['early_stop'], 'needs search.early_stop=True'),
+    ('arch.travel', lambda c: c['arch']['lr'] is not None, 'arch.lr takes its place'),
+)
+_SWITCHES = ('growth.epochs', 'growth.kinds', 'cost.kind')  # are idle on purpose
+_RENAMED = ('genotype', 'network')  # --mode=retrain moves one to the other
+
+
+def ignored_fields(chosen: Config, config: Config, retrains: bool) -> list[str]:
+    """Lists the fields that the user has set and that change nothing beside the others.
+
+    Args:
+      chosen: the fields that the command sets, by name, with their values.
+      config: of the run.
+      retrains: whether it is that of --mode=retrain, which sets fields of its own.
+
+    Returns:
+      A line for each such field, with what it needs.
+    """
+    flat, lines = flatten(config), []
+    for name, value in chosen.items():
+        if retrains and name not in _RENAMED and _as_list(flat.get(name)) != _as_list(value):
+            lines.append(f'{name}={value!r} (--mode=retrain sets {name}={flat.get(name)!r})')
+            continue
+        for prefix, is_idle, needs in _IDLE:
+            applies = name.startswith(prefix) and name not in _SWITCHES
+            if applies and not (retrains and prefix == 'retrain.') and is_idle(config):
+                lines.append(f'{name}={value!r} ({needs})')
+    return lines
+
+
 def has_exact_start(config: Config) -> bool:
     """Returns whether search begins with the function that warmup ended with.
 

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import warnings
 from collections.abc import Sequence
 from concurrent import futures
 from typing import NamedTuple
@@ -79,12 +80,15 @@ def load(
       UserError: the folder is missing, has no such splits or fewer than two classes, a class has
         too few pictures, or pictures cannot be read or differ in size.
     """
+    # Such a picture is read as it lies; a line of the library for each would bury the log.
+    warnings.filterwarnings('ignore', message='Corrupt EXIF data')
     listing = _list(directory, splits, test_fraction)
     paths = listing.all_paths()
     with futures.ThreadPoolExecutor() as pool:
         checks = pictures.of_each(picture_file.check, paths, pool.map)
     shape = _shape(paths, [(size, grey) for size, grey, _ in checks], image_size)
     contents = np.array([content for *_, content in checks])
+    _warn_of_several_classes(listing, contents)
     if split_by == 'content':
         listing, contents = _without_copies_of_test(listing, contents)
     found = _identity(listing, contents, split_by)
@@ -118,6 +122,11 @@ def identify(
 def _list(directory: str, splits: tuple[str, str], test_fraction: float | None) -> _Listing:
     """Finds the pictures of a folder, sorted by name; reads none of them."""
     root = pathlib.Path(directory).expanduser()
+    if root.is_file():
+        raise MissingDataError(
+            f'data.dir={directory!r} is a file, not a folder of pictures. Unpack it if it is an '
+            'archive, and name the folder that holds one folder for each class.'
+        )
     if not root.is_dir():
         where = '' if root.is_absolute() else f' in {pathlib.Path.cwd()}'
         raise MissingDataError(f'data.dir={directory!r}: there is no such folder{where}')
@@ -148,6 +157,23 @@ def _list(directory: str, splits: tuple[str, str], test_fraction: float | None) 
 
 
 # --- Contents and splits
+
+
+def _warn_of_several_classes(listing: _Listing, contents: np.ndarray) -> None:
+    """Names pictures whose bytes are in more than one class, which no network can tell apart."""
+    labels = listing.labels
+    if listing.test_labels is not None:
+        labels = np.concatenate([labels, listing.test_labels])
+    pairs = np.unique(np.stack([contents, labels.astype(str)]), axis=1)
+    values, counts = np.unique(pairs[0], return_counts=True)
+    several_classes = np.isin(contents, values[counts > 1])
+    if several_classes.any():
+        paths = np.array(listing.all_paths(), object)[several_classes]
+        logger.warning(
+            '%s in several classes at once, which no network can tell apart: %s',
+            counted(len(paths), 'picture'),
+            several(paths.tolist()),
+        )
 
 
 def _without_copies_of_test(listing: _Listing, contents: np.ndarray) -> tuple[_Listing, np.ndarray]:
@@ -409,7 +435,7 @@ def _shape(
 
 
 def _content_of(path: str) -> str:
-    return fingerprint.digest_of_bytes(pathlib.Path(path).read_bytes())
+    return fingerprint.digest_of_bytes(picture_file.read(path))
 
 
 def _image_set(

@@ -14,6 +14,18 @@ _PNG, _JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff'  # first bytes of such files
 _TEXTS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')  # chunks of a PNG without pixels
 
 
+def read(path: str | os.PathLike[str]) -> bytes:
+    """Returns the bytes of a file.
+
+    Raises:
+      OSError: it cannot be read, or is a pipe or a device, from which nothing may ever come.
+    """
+    file = pathlib.Path(path)
+    if file.exists() and not file.is_file():
+        raise OSError('it is no file, but a pipe or a device')
+    return file.read_bytes()
+
+
 def check(path: str) -> tuple[tuple[int, int], bool, str]:
     """Decodes a picture; returns (width, height) after EXIF rotation, whether it is grey, its hash.
 
@@ -23,7 +35,7 @@ def check(path: str) -> tuple[tuple[int, int], bool, str]:
     Raises:
       Exception: it cannot be decoded; decoders raise many types.
     """
-    content = pathlib.Path(path).read_bytes()
+    content = read(path)
     image, (width, height) = _decoded(content, path, (1, 1))
     rotated = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     size = (height, width) if rotated else (width, height)
@@ -40,7 +52,7 @@ def decode(path: str | os.PathLike[str], least: tuple[int, int]) -> Image.Image:
     Raises:
       Exception: it cannot be decoded; decoders raise many types.
     """
-    image, _ = _decoded(pathlib.Path(path).read_bytes(), os.fspath(path), least)
+    image, _ = _decoded(read(path), os.fspath(path), least)
     return image
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from asose_jax.arch import genotype
 from asose_jax.arch.genotype import FALLBACK, NONE, Genotype
 from asose_jax.nn import operations
+from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import registry
 
 NOT_EVALUATED = 'starting'  # the progress of a run without an evaluation
@@ -81,7 +82,17 @@ def _add_retrained(
 
 
 def _summary(directory: pathlib.Path) -> dict[str, Any]:
-    return json.loads((directory / 'summary.json').read_text(encoding='utf-8'))
+    path = directory / 'summary.json'
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+        content['test_accuracy']
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path} cannot be read ({type(error).__name__}: {error}): it is damaged. Restore it '
+            'from a copy, or delete it and run the same command again: the run goes on from its '
+            'last checkpoint.'
+        ) from error
+    return content
 
 
 def search_row(directory: pathlib.Path, name: str, skip_share: float) -> dict[str, Any]:

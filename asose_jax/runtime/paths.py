@@ -87,14 +87,21 @@ def expand_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the workdir as a path, with `~` expanded.
 
     Raises:
-      UserError: it is empty, or has a scheme; nothing was written.
+      UserError: it is empty, no path or has a scheme, or the current directory is gone; nothing
+        was written.
       OSError: it exists and is no directory, or may not be looked at.
     """
+    if not isinstance(workdir, str | os.PathLike):
+        raise UserError(f'workdir={workdir!r} is no path. Name a directory.')
     if not os.fspath(workdir).strip():
         raise UserError(
             f'workdir={os.fspath(workdir)!r} is empty. Name a directory: --workdir=DIR.'
         )
     require_local(workdir, 'workdir')
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise UserError('the current directory was deleted: cd to one that is there.') from error
     path = pathlib.Path(workdir).expanduser()
     with contextlib.suppress(FileNotFoundError):  # of a run that has not begun
         if not stat.S_ISDIR(path.stat().st_mode):

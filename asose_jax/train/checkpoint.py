@@ -7,6 +7,7 @@ the one before it is used.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -301,7 +302,13 @@ def has_average(names: Iterable[str]) -> bool:
 
 
 def has_checkpoint(directory: pathlib.Path) -> bool:
-    """Returns whether the directory has a finished checkpoint, damaged or not."""
+    """Returns whether the directory has a finished checkpoint, damaged or not.
+
+    Raises:
+      NotADirectoryError: it is a file, so that no checkpoint could be written there.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory))
     return directory.is_dir() and any(path.name.isdigit() for path in directory.iterdir())
 
 

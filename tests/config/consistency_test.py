@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from asose_jax.config import retrain
 from asose_jax.config.consistency import (
     as_config,
     differences,
@@ -15,6 +16,7 @@ from asose_jax.config.consistency import (
     flatten,
     frozen_epochs,
     has_exact_start,
+    ignored_fields,
     require_same_config,
     require_whole,
     unflatten,
@@ -450,6 +452,50 @@ def test_what_is_no_config_is_one_line(config, message):
     with pytest.raises(UserError, match=message) as told:
         as_config(config)
     assert '\n' not in str(told.value)
+
+
+# --- Fields that change nothing
+
+
+@pytest.mark.parametrize(
+    ('chosen', 'beside', 'ignored'),
+    [
+        ({'retrain.lr': 0.5}, {}, True),
+        ({'retrain.lr': 0.5}, {'seeds': (0,), 'random_cells': 1}, False),
+        ({'cost.weight': 3.0}, {}, True),
+        ({'cost.weight': 3.0}, {'cost.kind': 'params', 'cost.target': 9.0}, False),
+        ({'growth.patience': 9}, {'growth.epochs': 0}, True),
+        ({'growth.patience': 9}, {}, False),
+        ({'growth.epochs': 0}, {}, False),
+        ({'search.stop_window': 2}, {}, True),
+        ({'search.stop_window': 2}, {'search.early_stop': True}, False),
+        ({'arch.travel': 2.0}, {'arch.lr': 0.1}, True),
+        ({'search.epochs': 9}, {}, False),
+    ],
+)
+def test_chosen_field_that_changes_nothing_is_told(chosen, beside, ignored):
+    config = _with(**chosen, **beside)
+    lines = ignored_fields({**chosen, **beside}, config, retrains=False)
+    assert len(lines) == ignored
+    assert all(line.startswith(f'{next(iter(chosen))}=') for line in lines)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value', 'told'),
+    [
+        ('batch_size', 4, r'--mode=retrain sets batch_size=64'),
+        ('search.epochs', 9, r'--mode=retrain sets search.epochs=0'),
+        ('model.channels', 8, None),
+        ('retrain.lr', 0.5, None),
+        ('genotype', 'found', None),
+        ('seed', 3, None),
+    ],
+)
+def test_chosen_field_that_the_recipe_of_training_sets_is_told(name, value, told):
+    config = retrain.retrain_config(_with(**{'genotype': 'found', name: value}))
+    lines = ignored_fields({name: value}, config, retrains=True)
+    assert len(lines) == (told is not None)
+    assert told is None or told in lines[0]
 
 
 # --- config.json of a run

@@ -2,7 +2,9 @@
 
 import itertools
 import logging
+import os
 import pathlib
+import shutil
 
 import chex
 import numpy as np
@@ -193,7 +195,7 @@ def test_copies_of_the_test_folder_are_not_trained_on_and_told(pets, caplog, mon
     train, valid, test = map(set, _contents(d))
     assert (len(train | valid), len(test)) == (28, 2)
     assert not (train | valid) & test
-    (told,) = caplog.messages
+    *_, told = caplog.messages  # the first: they are in another class there
     assert told.startswith('2 pictures left out of training, for the test split has the same: ')
     assert f"'{pets / 'train' / 'cat' / '0.png'}'" in told
 
@@ -285,6 +287,42 @@ def test_other_pictures_are_another_set_and_named(pets, change, expected):
         split_by='content',
     )
     assert light == after
+
+
+def _linked(pets):
+    (pets / 'tac').symlink_to('cat')
+    return 20
+
+
+def _copied(pets):
+    for name in ('3', '4'):
+        shutil.copy(pets / 'cat' / f'{name}.png', pets / 'dog' / f'copy_{name}.png')
+    return 4
+
+
+def _copied_to_test(pets):
+    for name in ('cat', 'dog'):
+        shutil.copytree(pets / name, pets / 'train' / name)
+        shutil.rmtree(pets / name)
+    picture(pets / 'test' / 'dog' / '0.png', seed=999)
+    shutil.copy(pets / 'train' / 'cat' / '1.png', pets / 'test' / 'dog' / '1.png')
+    return 2
+
+
+@pytest.mark.parametrize('copy', [_linked, _copied, _copied_to_test])
+def test_pictures_in_several_classes_are_told(pets, caplog, monkeypatch, copy):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    count = copy(pets)
+    _load(pets)
+    assert caplog.messages[0].startswith(f'{count} pictures in several classes at once, which no')
+    assert f'{pets.name}/' in caplog.messages[0]
+
+
+def test_copies_within_a_class_are_told_by_nobody(pets, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    shutil.copy(pets / 'cat' / '3.png', pets / 'cat' / 'copy.png')
+    _load(pets)
+    assert caplog.messages == []
 
 
 def test_loose_pictures_are_told(pets, caplog, monkeypatch):
@@ -436,6 +474,40 @@ def test_all_unreadable_pictures_are_named_before_training(pets):
     assert 'BytesIO' not in told
     assert told.startswith('these pictures cannot be read; repair or remove them:')
     assert len(told.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    'exif', [b'II*\0\x08\0\0\0\xff\xff\x12\x01', b'II*\0\x08\0\0\0\1\0\x12', b'']
+)
+def test_damaged_exif_is_no_reason_to_stop_or_to_warn(pets, exif):
+    """All warnings are errors here."""
+    for i in range(3):
+        file = pets / 'cat' / f'{i}.jpg'
+        Image.new('RGB', (8, 8), (i, 0, 0)).save(file, exif=b'Exif\0\0' + exif)
+    assert len(_load(pets).images.read(np.arange(33))[0]) == 33
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'reason'),
+    [
+        (os.mkfifo, 'it is no file, but a pipe or a device'),
+        (lambda path: path.symlink_to('nowhere.png'), 'No such file'),
+        (lambda path: path.symlink_to('/dev/zero'), 'it is no file, but a pipe or a device'),
+        (lambda path: path.symlink_to(path.name), 'Too many levels of symbolic links'),
+    ],
+    ids=['pipe', 'broken link', 'device', 'link to itself'],
+)
+def test_what_only_looks_like_a_picture_is_named_and_never_waited_for(pets, spoil, reason):
+    spoil(pets / 'cat' / 'x.png')
+    told = _error(pets)
+    assert str(pets / 'cat' / 'x.png') in told
+    assert reason in told
+
+
+@pytest.mark.parametrize('name', ['pets.zip', 'pets.tar.gz', '0.png'])
+def test_archive_in_the_place_of_a_folder_is_told(tmp_path, name):
+    (tmp_path / name).write_bytes(b'PK')
+    assert f"data.dir='{tmp_path / name}' is a file, not a folder" in _error(tmp_path / name)
 
 
 def test_many_unreadable_pictures_are_counted(pets):

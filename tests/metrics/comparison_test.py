@@ -6,6 +6,7 @@ import pytest
 
 from asose_jax.arch import genotype
 from asose_jax.metrics import comparison
+from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import nasbench201
 
 CONVS = '|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_1x1~2|'
@@ -26,6 +27,17 @@ def _finished(directory, accuracy, text=CONVS):
         'phases': [{'seconds': 2.0}, {'seconds': 3.0}],
     }
     (directory / 'summary.json').write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize('content', ['{', '', '[]', '{"params": 7}', '3'])
+@pytest.mark.parametrize('name', ['seed_0', 'found/seed_0'])
+def test_damaged_summary_of_a_run_is_named(tmp_path, name, content):
+    for each in ('seed_0', 'found/seed_0'):
+        _finished(tmp_path / each, 0.5)
+    (tmp_path / name / 'summary.json').write_text(content)
+    with pytest.raises(UserError, match=f'{name}/summary.json cannot be read .* damaged') as told:
+        comparison.compare(tmp_path, {'searches': ['seed_0'], 'found': ['found/seed_0']}, 0.8)
+    assert '\n' not in str(told.value)
 
 
 def test_searches_are_ranked_among_random_cells_and_collapse_is_counted(tmp_path):

@@ -60,7 +60,7 @@ def test_workdir_holds_what_was_promised(whole):
     assert names == {
         'checkpoints',
         *('config.json', 'events', 'genotype.json', 'metrics.jsonl', 'report.html', 'run.json'),
-        'summary.json',
+        *('network.txt', 'summary.json'),
     }
     promised = {'test_accuracy', 'valid_accuracy', 'params', 'genotype', 'seed', 'versions'}
     assert promised | {'command', 'phases'} <= set(summary)

@@ -40,6 +40,14 @@ def test_workdir_at_a_url_is_refused_by_every_function(tmp_path, monkeypatch, ur
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize('workdir', [None, 3, b'run'])
+def test_workdir_that_is_no_path_is_refused_by_every_function(workdir):
+    calls = [(function, ()) for function in ON_FINISHED]
+    for function, before in [*calls, (asose_jax.search, (tiny(),))]:
+        with pytest.raises(UserError, match=r'is no path. Name a directory'):
+            function(*before, workdir)
+
+
 @pytest.mark.parametrize('workdir', ['', ' ', '\t'])
 def test_empty_workdir_is_refused_by_every_function(tmp_path, monkeypatch, workdir):
     monkeypatch.chdir(tmp_path)
