@@ -51,6 +51,7 @@ class Interrupt:
         self._previous_handlers: dict[signal.Signals, Any] = {}
         self._previous_hook: Callable[[sys.UnraisableHookArgs], Any] = sys.unraisablehook
         self._number = signal.SIGTERM
+        self._terminals: list[int] = []  # the descriptors of stdout and stderr that are one
 
     def __enter__(self) -> 'Interrupt':
         """Installs the signal handlers, in the main thread only."""
@@ -61,6 +62,7 @@ class Interrupt:
                 if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
             }
             self._previous_hook, sys.unraisablehook = sys.unraisablehook, self._on_unraisable
+            self._terminals = [number for number in (1, 2) if os.isatty(number)]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,12 +87,21 @@ class Interrupt:
             os.kill(os.getpid(), number)
         self.requested = True
         self._number = signal.Signals(number)
+        self._drop_closed_terminals()
         if self._at_once and not self._held:
             raise Stopped(f'stopped by {self._number.name}')
         logger.info(
             '%s: stopping as soon as the state is saved; send it again to stop at once',
             self._number.name,
         )
+
+    def _drop_closed_terminals(self) -> None:
+        """Sends what is written to a closed terminal nowhere; each line would raise an error."""
+        for descriptor in self._terminals:
+            if not os.isatty(descriptor):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
 
     def _on_unraisable(self, unraisable: 'sys.UnraisableHookArgs') -> None:
         if not isinstance(unraisable.exc_value, Stopped):

@@ -39,6 +39,31 @@ def test_closed_terminal_stays_ignored_under_nohup():
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.parametrize('stream', ['stdout', 'stderr'])
+def test_run_whose_terminal_is_closed_saves_although_it_writes_there(root, tmp_path, stream):
+    code = (
+        'import fcntl, pathlib, sys, termios, time\n'
+        'from asose_jax.runtime.interrupt import Interrupt\n'
+        'fcntl.ioctl(0, termios.TIOCSCTTY, 0)\n'
+        'with Interrupt() as asked, asked.held():\n'
+        '    print("held", flush=True)\n'
+        '    while not asked.requested:\n'
+        '        time.sleep(0.01)\n'
+        f'    print("stopping", file=sys.{stream}, flush=True)\n'
+        '    pathlib.Path(sys.argv[1]).write_text("saved")\n'
+    )
+    ours, theirs = os.openpty()
+    command = [sys.executable, '-c', code, str(tmp_path / 'state')]
+    started = subprocess.Popen(
+        command, cwd=root, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    assert b'held' in os.read(ours, 100)
+    os.close(ours)
+    assert started.wait() == 0
+    assert (tmp_path / 'state').read_text() == 'saved'
+
+
 def test_where_hosts_have_to_agree_a_signal_only_asks():
     with interrupt.Interrupt(at_once=False) as asked:
         os.kill(os.getpid(), signal.SIGINT)
