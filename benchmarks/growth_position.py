@@ -70,6 +70,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         interrupt=None,
         table=None,
         is_primary_host=False,
+        platform=pmap.platform(),
     )
     config.init_from = str(checkpoint)
     found = initialization.start(context, initialization.find_origin(config, images, schedule))

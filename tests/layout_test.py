@@ -98,3 +98,9 @@ def test_package_by_itself_does_not_start_jax(root):
 def test_only_one_module_maps_over_devices(root):
     users = [name for name, path in _modules(root).items() if 'jax.pmap' in path.read_text()]
     assert users == ['asose_jax.train.pmap']
+
+
+def test_no_module_asks_which_backend_is_the_default(root):
+    """A program is made for the platform that it is lowered for, see tests/accelerators_test.py."""
+    users = [name for name, path in _modules(root).items() if 'default_backend' in path.read_text()]
+    assert users == []

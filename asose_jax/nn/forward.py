@@ -102,6 +102,7 @@ class Forward:
       mode: how mixed operations use their candidates.
       train: whether BatchNorm uses and updates the statistics of the batch.
       partial: K; one of K channels goes through the candidates.
+      outlined: whether mixed operations stay computations of their own, see `SuperNet`.
       tau: temperature of the draws.
       beta: weight of the auxiliary skips.
       optimized: fraction of the optimize phase that is done; `drop_path` rises with it.
@@ -114,6 +115,7 @@ class Forward:
     mode: Mode
     train: bool
     partial: int = 1
+    outlined: bool = True
     tau: Array | float = 1.0
     beta: Array | float = 0.0
     optimized: Array | float = 0.0

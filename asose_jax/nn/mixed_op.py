@@ -252,7 +252,8 @@ class MixedOp(nn.Module):
             names = (FALLBACK,)
         collections = [self.variables.get(name, {}) for name in ('params', 'batch_stats')]
         params, stats = ([tree.get(name, {}) for name in names] for tree in collections)
-        call = _program(names, self.width, self.stride, norm, settings, mode, train)
+        outlined = self.forward.outlined
+        call = _program(names, self.width, self.stride, norm, settings, mode, train, outlined)
         y, stats = call(params, stats, x, weights)
         if train and self.is_mutable_collection('batch_stats'):
             for name, tree in zip(names, stats, strict=True):
@@ -276,6 +277,7 @@ def _program(
     settings: SearchSettings,
     mode: Mode,
     train: bool,
+    outlined: bool,
 ) -> _Program:
     """Returns the compiled function of a mixed operation; equal ones share one trace.
 
@@ -287,6 +289,7 @@ def _program(
       settings: of alpha and its draws.
       mode: how the candidates are used.
       train: whether BatchNorm uses and updates the statistics of the batch.
+      outlined: whether the function stays a computation of its own, see `conv.outlined_jit`.
 
     Returns:
       `f(params, stats, x, weights) -> (y, stats)`; `params` and `stats` are lists, one tree for
@@ -299,14 +302,15 @@ def _program(
     ]
     if len(names) == 1:
         return jax.jit(_single_program(functions))
+    compiled = conv.outlined_jit if outlined else jax.jit
     if mode is Mode.DENSE or (mode is Mode.ALPHA and not estimator.one_hot):
-        return conv.outlined_jit(_dense_program(functions))
+        return compiled(_dense_program(functions))
     if mode is Mode.ALPHA:
-        return conv.outlined_jit(_alpha_program(functions, stride, estimator.dense))
+        return compiled(_alpha_program(functions, stride, estimator.dense))
     if mode is Mode.DRAW and not estimator.one_hot:
         fallback = names.index(FALLBACK)
-        return conv.outlined_jit(_mixture_program(functions, stride, settings.thresholds, fallback))
-    return conv.outlined_jit(_drawn_program(functions))
+        return compiled(_mixture_program(functions, stride, settings.thresholds, fallback))
+    return compiled(_drawn_program(functions))
 
 
 def _run_candidate(

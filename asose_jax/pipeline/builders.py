@@ -27,6 +27,7 @@ def make_supernet(
     config: ml_collections.ConfigDict,
     spec: genotype.NetSpec,
     start: ml_collections.ConfigDict | None = None,
+    platform: str = 'cpu',
 ) -> SuperNet:
     """Builds the network of a description, as a run with this config trains it.
 
@@ -35,6 +36,7 @@ def make_supernet(
       spec: description of the network.
       start: has the initial biases of alpha, `none_bias` and `skip_bias`: `config.arch` (also with
         `None`), or `config.growth` for the mixed operations that a growth adds.
+      platform: of the devices that will run it, see `pmap.platform`. It changes no result.
 
     Returns:
       The module; its BatchNorms pool their statistics over the axis `AXIS`.
@@ -55,7 +57,7 @@ def make_supernet(
         exact_start=has_exact_start(c),
         auxiliary_skip=c.search.auxiliary_skip,
     )
-    return SuperNet(spec, settings, c.model.dtype, synced_over=AXIS)
+    return SuperNet(spec, settings, c.model.dtype, synced_over=AXIS, outlined=platform == 'cpu')
 
 
 def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedule:

@@ -69,6 +69,7 @@ class RunContext:
       interrupt: says whether a signal has asked the run to stop.
       table: published accuracies of architectures, if the config names such a table.
       is_primary_host: whether this process writes files; of the processes on many hosts, one does.
+      platform: of the devices that run the programs, see `pmap.platform`.
       budget: price on the cost of the derived network, if there is one.
       limit: limits on that cost, if there are any.
       latencies: measured latencies, if the budget or a limit needs them.
@@ -86,6 +87,7 @@ class RunContext:
     interrupt: interrupt.Interrupt
     table: tabular.Table | natsbench.NatsBench | None
     is_primary_host: bool
+    platform: str
     budget: expected_cost.Budget | None = None
     limit: CostLimit | None = None
     latencies: Latencies | None = None
@@ -105,7 +107,7 @@ class RunContext:
           start: has the initial biases of alpha, `none_bias` and `skip_bias`; `None` means
             `config.arch`.
         """
-        return builders.make_supernet(self.config, spec, start)
+        return builders.make_supernet(self.config, spec, start, self.platform)
 
     def step_config(self, spec: genotype.NetSpec) -> StepConfig:
         """Returns what is compiled into the training and evaluation steps of a network."""

@@ -85,7 +85,8 @@ def run(
     process.require_32_bits()
     validate(config, jax.device_count())
     require_kind(workdir, config.seeds)
-    if jax.default_backend() == 'cpu':
+    platform = pmap.platform()
+    if platform == 'cpu':
         malloc.keep_freed_memory()
     config = with_original_defaults(config, workdir)
     fields = flatten(config)
@@ -149,6 +150,7 @@ def run(
                         interrupt=interrupt,
                         table=table,
                         is_primary_host=is_primary_host,
+                        platform=platform,
                         budget=budget,
                         limit=cost_limit,
                         latencies=latencies,

@@ -34,12 +34,15 @@ class SuperNet(nn.Module):
       dtype: Dtype of activations, `'float32'` or `'bfloat16'`. Parameters, BatchNorm statistics,
         alpha, the draw and the logits are float32 in either case.
       synced_over: Name of the mapped axis over which BatchNorm pools its statistics, if any.
+      outlined: Whether each choice of several candidates stays a computation of its own when it is
+        compiled, which only XLA's CPU backend needs, see `conv.outlined_jit`. It changes no result.
     """
 
     spec: NetSpec
     settings: SearchSettings = SearchSettings()
     dtype: str = 'float32'
     synced_over: str | None = None
+    outlined: bool = True
 
     if TYPE_CHECKING:
 
@@ -81,6 +84,7 @@ class SuperNet(nn.Module):
             mode,
             train,
             self.spec.partial,
+            self.outlined,
             tau=tau,
             beta=beta,
             optimized=optimized,

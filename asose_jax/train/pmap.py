@@ -38,6 +38,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def platform() -> str:
+    """Returns the platform of the devices that run the programs: 'cpu', 'gpu' or 'tpu'."""
+    return jax.devices()[0].platform
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
     """Holds a compiled program and its costs.
@@ -205,11 +210,16 @@ def compile_eval(step_config: StepConfig, phase: Phase, *example: Any) -> Progra
     return _compile(functools.partial(steps.eval_steps, step_config, phase), example, out_axes=0)
 
 
+def mapped(function: Callable[..., Any], **pmap_options: Any) -> Any:
+    """Maps `function(packed, batch, shared)` over all devices."""
+    return jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, None), **pmap_options)
+
+
 def _compile(
     function: Callable[..., Any], example: tuple[Any, ...], **pmap_options: Any
 ) -> Program:
     """Compiles `function(packed, batch, shared)` over all devices."""
-    call = jax.pmap(function, axis_name=AXIS, in_axes=(None, 0, None), **pmap_options)
+    call = mapped(function, **pmap_options)
     start = time.perf_counter()
     if jax.process_count() > 1:
         example = jax.tree.map(_concrete, example)
@@ -219,7 +229,7 @@ def _compile(
 
 def compile_lowered(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
     """Compiles a lowered program with the options of long-running programs on this platform."""
-    return lowered.compile(compiler_options=_OPTIONS.get(jax.default_backend()))
+    return lowered.compile(compiler_options=_OPTIONS.get(platform()))
 
 
 def _concrete(leaf: Any) -> Any:

@@ -77,10 +77,13 @@ def _mean_forward(x: jax.Array, stride: int, shape: tuple[int, ...]) -> tuple[ja
 
 
 def _mean_backward(stride: int, shape: tuple[int, ...], _: None, g: jax.Array) -> tuple[jax.Array]:
-    # A sum over neighbours is its own transpose. It is a computation of its own, because XLA would
-    # otherwise divide g nine times.
+    # A sum over neighbours is its own transpose. On the CPU it is a computation of its own, because
+    # XLA would otherwise divide g nine times.
+    spread = upsample_with_zeros(g / _count(shape, stride, g.dtype), shape, stride)
     return (
-        _total_alone(upsample_with_zeros(g / _count(shape, stride, g.dtype), shape, stride), 1),
+        lax.platform_dependent(
+            spread, cpu=lambda g: _total_alone(g, 1), default=lambda g: _total(g, 1)
+        ),
     )
 
 
