@@ -48,9 +48,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument('--out', type=pathlib.Path, default=DOCS, help='folder for JSON and PNG')
     made.add_argument('--json', type=pathlib.Path, help='of another name than in --out')
     made.add_argument('--png', type=pathlib.Path, help='of another name than in --out')
-    made.add_argument(
-        '--quick', action='store_true', help='tiny sizes: only to see that it runs; not into docs'
-    )
+    made.add_argument('--quick', action='store_true', help='tiny sizes, only to see that it runs')
     return made
 
 

@@ -47,7 +47,8 @@ def main() -> None:
 
     shape = (options.batch, options.side, options.side, options.channels)
     x = jax.random.normal(jax.random.key(0), shape)
-    gflops, gbytes = _limits(options)
+    side, length = (256, 2**20) if options.quick else (2048, 2**24)
+    gflops, gbytes = limits(side, length, options.repeats)
     print(f'limits: {gflops:.1f} GFLOP/s, {gbytes:.1f} GB/s')
     rows, table = [], {}
     for name, case in _cases(options.channels, x).items():
@@ -241,12 +242,11 @@ def _timed(function, params, x, loop=True):
     return run
 
 
-def _limits(options):
+def limits(side: int, length: int, rounds: int) -> tuple[float, float]:
     """GFLOP/s of a matrix product and GB/s of a sum, the best of some rounds."""
     import jax
     import jax.numpy as jnp
 
-    side, length = (256, 2**20) if options.quick else (2048, 2**24)
     a, v, w = jnp.ones((side, side)), jnp.ones(length), jnp.zeros(length)
     product, total = jax.jit(lambda a: a @ a), jax.jit(lambda v, w: 2 * v + w)
     taken = measure.interleaved(
@@ -254,7 +254,7 @@ def _limits(options):
             'product': lambda: jax.block_until_ready(product(a)),
             'sum': lambda: jax.block_until_ready(total(v, w)),
         },
-        max(3, options.repeats),
+        max(3, rounds),
     )
     return 2 * side**3 / min(taken['product']) / 1e6, 3 * v.nbytes / min(taken['sum']) / 1e6
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,15 @@ from asose_jax.train.phases import Phase
 from asose_jax.train.step_config import StepConfig
 
 TURN_PERIOD = 3  # one alpha step, two weight steps
+# Of activations the dtype, of products JAX's default precision: on GPUs, JAX without any setting
+# takes TF32 for float32.
+PRECISIONS = {
+    'float32': ('float32', 'float32'),
+    'tf32': ('float32', 'tensorfloat32'),
+    'bfloat16': ('bfloat16', None),
+}
 _IMAGES = 2048
-_OPTIMIZER = {  # of the preset `seed`
+OPTIMIZER = {  # of the preset `seed`
     'weight_lr': 0.025,
     'weight_lr_end': 1e-4,
     'momentum': 0.9,
@@ -42,6 +50,7 @@ class Size:
     image: tuple[int, int, int] = (32, 32, 3)
     reductions: tuple[int, ...] = (1, 3)
     primitives: tuple[str, ...] = tuple(chain.PRIMITIVES)
+    dtype: str = 'float32'
 
     def spec(self) -> genotype.NetSpec:
         return chain.build(
@@ -64,6 +73,8 @@ class Network:
       chosen: one operation a block: the derived network.
       slots: steps in a call, at most.
       turn_period: see `phases.make_schedule`; the first step of a period is the one of alpha.
+      frozen: whether alpha rests in the first half of the ten epochs, up to step `first_alpha`, so
+        that one program has steps of the weights alone and cycles.
     """
 
     def __init__(
@@ -73,6 +84,7 @@ class Network:
         chosen: tuple[str, ...] | None = None,
         slots: int = 6,
         turn_period: int = TURN_PERIOD,
+        frozen: bool = False,
     ):
         self.spec, self.slots, self.size, self.phase = size.spec(), slots, size, phase
         if chosen:
@@ -80,10 +92,18 @@ class Network:
             self.spec = genotype.derive(self.spec, picked)
         epochs = dict.fromkeys(Phase, 0) | {phase: 10}
         schedule = phases.make_schedule(
-            epochs, 600, turn_period=turn_period, tau_start=0.8, tau_rate=0.98, tau_floor=0.1
+            epochs,
+            600,
+            turn_period=turn_period,
+            tau_start=0.8,
+            tau_rate=0.98,
+            tau_floor=0.1,
+            freeze_epochs=5 * frozen,
         )
-        tx = optimizer.make_optimizer(schedule, **_OPTIMIZER)
-        model = SuperNet(self.spec, SearchSettings(), synced_over=steps.AXIS)
+        self.first_alpha = schedule.frozen_steps
+        tx = optimizer.make_optimizer(schedule, **OPTIMIZER)
+        outlined = pmap.platform() == 'cpu'
+        model = SuperNet(self.spec, SearchSettings(), size.dtype, steps.AXIS, outlined)
         self.step_config = step_config = StepConfig(
             model, tx, schedule, augment.Augmentation(4, True)
         )
@@ -133,12 +153,13 @@ class Network:
         }
         self.packed = pmap.replicated(self.packed.put(arch=arch))
 
-    def run(self, count: int = 1, start: int = 0) -> None:
-        """`count` steps of the run, the first of them with number `start`."""
+    def run(self, count: int = 1, start: int = 0) -> dict[str, Any]:
+        """`count` steps of the run, the first of them with number `start`; their metrics."""
         vectors = self.packed.vectors.replace(step=pmap.replicated(jnp.int32(start)))
         packed = self.packed.replace(vectors=vectors)
-        self.packed, _ = self.program.call(packed, self.chunk(count), self.shared)
+        self.packed, metrics = self.program.call(packed, self.chunk(count), self.shared)
         jax.block_until_ready(self.packed)
+        return metrics
 
 
 def draws(primitives: tuple[str, ...], depth: int) -> list[list[str]]:

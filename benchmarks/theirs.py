@@ -1,4 +1,4 @@
-"""The same networks in eager PyTorch, written as its users would, for comparison only."""
+"""The same networks in PyTorch, written as its users would, for comparison only."""
 
 import torch
 from torch import nn
@@ -63,7 +63,7 @@ class _StraightThrough(torch.autograd.Function):
         # A dot product in the layout of g makes no copy and no product image.
         line = _contiguous_line if g.is_contiguous() else _channels_last_line
         products = [torch.dot(line(g), line(y)) for y in context.saved_tensors]
-        return (g, torch.stack(products), *(None for _ in products))
+        return (g, torch.stack(products).float(), *(None for _ in products))
 
 
 def _contiguous_line(x):
@@ -102,9 +102,20 @@ class Net(nn.Module):
       size: as ours.
       layout: `torch.contiguous_format` or `torch.channels_last`.
       chosen: one operation a block: the derived network.
+      device: where it is, with its images.
+      autocast: dtype of the activations, if other than float32.
+      compiled: whether `torch.compile` compiles the network, for each draw anew.
     """
 
-    def __init__(self, size: Size, layout: torch.memory_format, chosen: tuple | None = None):
+    def __init__(
+        self,
+        size: Size,
+        layout: torch.memory_format,
+        chosen: tuple | None = None,
+        device: str = 'cpu',
+        autocast: torch.dtype | None = None,
+        compiled: bool = False,
+    ):
         super().__init__()
         torch.manual_seed(0)
         self.size, self.layout = size, layout
@@ -122,14 +133,17 @@ class Net(nn.Module):
             channels *= wider
         self.head = nn.Linear(channels, 10)
         self.alpha = nn.Parameter(torch.zeros(size.depth, len(size.primitives)))
-        self.to(memory_format=layout)
+        self.to(device, memory_format=layout)
+        self.device, self.autocast = device, autocast
+        self.network = torch.compile(self.forward) if compiled else self.forward
         weights = [p for p in self.parameters() if p is not self.alpha]
         self.weights = weights
         self.sgd = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
         self.adam = torch.optim.AdamW([self.alpha], 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
         height, width, depth = size.image
-        self.images = torch.randint(0, 256, (2048, depth, height, width), dtype=torch.uint8)
-        self.labels = torch.randint(0, 10, (2048,))
+        images = torch.randint(0, 256, (2048, depth, height, width), dtype=torch.uint8)
+        self.images, self.labels = images.to(device), torch.randint(0, 10, (2048,)).to(device)
+        self.loss = torch.zeros(())
 
     def forward(self, x: torch.Tensor, drawn: list[int], weights=None) -> torch.Tensor:
         x = self.stem(x)
@@ -139,40 +153,48 @@ class Net(nn.Module):
 
     def _batch(self):
         """Random crops and flips by one gather, twice as fast as slicing image after image."""
-        index = torch.randint(0, 2048, (self.size.batch,))
+        device = self.device
+        index = torch.randint(0, 2048, (self.size.batch,), device=device)
         images = (self.images[index].float() - 128) / 64
         height, width, depth = self.size.image
         padded = functional.pad(images, (4, 4, 4, 4)).flatten(2)
-        corners = torch.randint(0, 9, (len(index), 2, 1))
-        rows, columns = corners[:, 0] + torch.arange(height), torch.arange(width)
-        mirrored = torch.rand(len(index), 1) < 0.5
+        corners = torch.randint(0, 9, (len(index), 2, 1), device=device)
+        rows = corners[:, 0] + torch.arange(height, device=device)
+        columns = torch.arange(width, device=device)
+        mirrored = torch.rand(len(index), 1, device=device) < 0.5
         columns = corners[:, 1] + torch.where(mirrored, columns.flip(0), columns)
         places = (rows[:, :, None] * (width + 8) + columns[:, None]).flatten(1)
         cut = padded.gather(2, places[:, None].expand(-1, depth, -1))
         cut = cut.view(len(index), depth, height, width)
         return cut.contiguous(memory_format=self.layout), self.labels[index]
 
+    def _loss(self, drawn, weights=None):
+        images, labels = self._batch()
+        with torch.autocast(self.device, self.autocast, enabled=self.autocast is not None):
+            loss = functional.cross_entropy(self.network(images, drawn, weights), labels)
+        self.loss = loss.detach()
+        return loss
+
+    def wait(self) -> float:
+        """The loss of the last step, once it is done."""
+        return self.loss.item()
+
     def weight_step(self, drawn: list[int], update: bool = True) -> None:
         """Forward, both gradients of the drawn operations, SGD."""
-        images, labels = self._batch()
         self.sgd.zero_grad(set_to_none=True)
-        loss = functional.cross_entropy(self(images, drawn), labels)
-        loss.backward()
+        self._loss(drawn).backward()
         if update:
             self.sgd.step()
-            loss.item()
 
     def alpha_step(self, drawn: list[int]) -> None:
         """All operations forward, the gradient of alpha and of nothing else, AdamW."""
-        images, labels = self._batch()
         for weight in self.weights:
             weight.requires_grad_(False)
         self.adam.zero_grad(set_to_none=True)
         soft = torch.softmax(self.alpha, -1)
-        hard = functional.one_hot(torch.tensor(drawn), soft.shape[-1]).float()
-        loss = functional.cross_entropy(self(images, drawn, hard + soft - soft.detach()), labels)
-        loss.backward()
+        index = torch.tensor(drawn, device=self.device)
+        hard = functional.one_hot(index, soft.shape[-1]).float()
+        self._loss(drawn, hard + soft - soft.detach()).backward()
         self.adam.step()
-        loss.item()
         for weight in self.weights:
             weight.requires_grad_(True)

@@ -1,8 +1,12 @@
 """Benchmarks run, at tiny sizes; what they measure is read by people."""
 
+import argparse
 import json
+import os
+import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -10,7 +14,7 @@ import pytest
 from helpers.benchmarks import NAMES
 
 import asose_jax
-from benchmarks import ablation, measure
+from benchmarks import ablation, accelerator, measure, ours
 from configs.search import get_config
 
 
@@ -87,3 +91,71 @@ def test_ablation_writes_its_table_with_every_run_and_repeats_none(root, tmp_pat
     known = ablation.earlier(tmp_path / 'ablation.json', size)
     assert ablation.finished(tmp_path / 'runs', known) == told['rows'] == known
     assert not ablation.earlier(tmp_path / 'ablation.json', ablation.SIZE)
+
+
+def _accelerator(root, tmp_path, *options):
+    command = [sys.executable, '-m', 'benchmarks.accelerator', '--quick', '--out', str(tmp_path)]
+    subprocess.run([*command, *options], cwd=root, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((tmp_path / 'accelerator.json').read_text())['parts']
+
+
+def test_parts_for_which_there_is_no_time_are_listed_as_left_out(root, tmp_path):
+    parts = _accelerator(root, tmp_path, '--minutes', '0.05')
+    assert list(parts) == list(accelerator.PARTS)
+    for name, part in parts.items():
+        assert (part['ended'], part['rows'], list(part['left_out'])) == ('left out', {}, [name])
+
+
+def test_a_row_for_which_there_is_no_time_is_listed_and_the_rest_is_kept(tmp_path):
+    report = accelerator.Report(tmp_path / 'part.json', seconds=60)
+    report.add('fast', ratio=measure.Ratio(1.5, 1.0, 2.0))
+    assert report.has_time('short', 30)
+    assert not report.has_time('long', 90)
+    content = json.loads(report.path.read_text())
+    assert content['rows'] == {'fast': {'ratio': {'median': 1.5, 'low': 1.0, 'high': 2.0}}}
+    assert list(content['left_out']) == ['long']
+
+
+def test_a_part_that_takes_too_long_is_ended_and_its_rows_are_kept(tmp_path, monkeypatch):
+    content = {'rows': {'row': {'number': 1}}, 'left_out': {}}
+    begun = []
+
+    class Slow(subprocess.Popen):
+        """A part that writes a row, and then does not come to its end."""
+
+        def __init__(self, command, **options):
+            path = command[command.index('--json') + 1]
+            pathlib.Path(path).write_text(json.dumps(content))
+            code = 'import time; time.sleep(600)'
+            super().__init__([sys.executable, '-c', code], **options)
+            begun.append(self)
+
+        def wait(self, timeout=None):
+            if timeout is None:
+                return super().wait()
+            raise subprocess.TimeoutExpired('part', timeout)
+
+    monkeypatch.setattr(accelerator.subprocess, 'Popen', Slow)
+    options = argparse.Namespace(quick=True, data_dir=None)
+    part = accelerator.one_part(options, 'steps', 600, 60, tmp_path, {**os.environ})
+    assert part | content == part
+    assert part['ended'] == 'ended, since it took too long'
+    assert begun[0].returncode == -signal.SIGKILL
+
+
+@pytest.mark.soak
+def test_accelerator_tries_all_of_its_parts_on_the_cpu(root, tmp_path):
+    parts = _accelerator(root, tmp_path, '--minutes', '60')
+    assert {part['ended'] for part in parts.values()} == {'done'}
+    left_out = {name: part['left_out'] for name, part in parts.items() if part['left_out']}
+    assert left_out.keys() <= {'torch'}
+    numbers = parts['numbers']['rows']
+    assert [numbers[f'primitives in {name}']['passes'] for name in ours.PRECISIONS] == 3 * [True]
+    assert numbers['20 steps against the CPU']['weights_after_20'] < 1e-5
+    assert parts['digits']['rows']['digits']['finished']
+    for row in ('two runs', 'stopped and resumed'):
+        assert parts['resume']['rows'][row]['same_bits']
+    for row in ('cifar10', 'nasbench201'):
+        assert parts['presets']['rows'][row]['hours_extrapolated'] > 0
+    steps = parts['steps']['rows']['C=4 batch=8 bfloat16']
+    assert steps['limit_ms'].keys() < steps['ms'].keys()

@@ -301,7 +301,7 @@ def test_steps_of_a_run_have_the_class_weights_of_its_training_part(
     fields = {'data.valid_fraction': 0.2, 'data.class_weights': weights}
     with caplog.at_level(logging.INFO, 'asose_jax'):
         single_run.run(config_of(tmp_path, **SMALL, **fields), tmp_path / 'run')
-    ((context, origin),) = contexts
+    ((context, origin, _),) = contexts
     found = context.step_config(origin.spec).class_weights
     if expected is None:
         assert found is None

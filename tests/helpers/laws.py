@@ -59,6 +59,9 @@ LAWS = {
         'steps_test::test_laws_of_the_steps_hold_on_eight_devices',
     ],
     'A run that is stopped, anywhere, ends bit for bit as a whole one': ['kill_test'],
+    'Programs for GPU and TPU hold nothing that is for a CPU, and exchange no more than is named': [
+        'accelerators_test'
+    ],
     'One compilation for each network and phase': [
         'steps_test::test_each_program_is_traced_once_and_refuses_to_be_retraced',
         'controller_test::test_each_grown_network_is_compiled_once',
