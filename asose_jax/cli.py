@@ -2,8 +2,9 @@
 
 Where the package is installed: asose --config=PRESET --workdir=DIR, from any folder.
 
---mode=retrain --config.genotype=FILE trains a chosen network from scratch; --config.seeds="(0, 1)"
-runs several searches. --mode=evaluate, predict, export and report, with --workdir=DIR, need a
+--mode=retrain --config.genotype=FILE trains a chosen network from scratch, with
+--config.init_from=RUN it fine-tunes a trained one; --config.seeds="(0, 1)" runs several searches.
+--mode=evaluate, predict, export and report, with --workdir=DIR, need a
 finished run.
 
 The same command resumes a run that was stopped.
@@ -37,8 +38,8 @@ _MODE = flags.DEFINE_enum(
     'mode',
     'search',
     ['search', 'retrain', 'evaluate', 'predict', 'export', 'report'],
-    'search: runs all phases. retrain: trains the network of --config.genotype from scratch, with '
-    'the settings of config.retrain. For a finished run, which --workdir alone names: evaluate: '
+    'search: runs all phases. retrain: trains the network of --config.genotype from scratch, or '
+    'fine-tunes that of --config.init_from, with the settings of config.retrain. For a finished run, which --workdir alone names: evaluate: '
     'reports accuracy, and recall, precision and F1 by class, and writes evaluation.json and '
     'confusion.png. predict: writes the classes of the pictures in --images to predictions.csv. '
     'export: writes a file that runs without this package, see --export. report: writes '

@@ -10,7 +10,8 @@ _HEAD = """# Config reference
 Written by `python -m tools.config_page`. Defaults are those of the preset `cifar10`;
 `asose_jax/config/presets.py` has the others. Set any field on the command line, with Python's
 literals: `--config.search.epochs=2`, `--config.data.image_size=None`. A run that goes on must have
-the config that it was begun with, but for fields marked *.
+the config that it was begun with, but for fields marked *, and paths that lead to
+[the same content](files.md).
 """
 
 

@@ -245,7 +245,7 @@ def _softmax(logits: npt.ArrayLike, otherwise: np.ndarray) -> np.ndarray:
 
 
 def one_hot_rows(spec: NetSpec, genotype: Genotype) -> list[np.ndarray]:
-    """Returns rows `[K]`, float32, in the order of `spec.rows()`, that are sure of a genotype."""
+    """Returns the one-hot rows `[K]`, float32, of a genotype, in the order of `spec.rows()`."""
     return [
         np.eye(len(names), dtype=np.float32)[names.index(genotype.operations[group][member])]
         for group, member, names in spec.rows()

@@ -424,7 +424,7 @@ def _start_errors(config: Config) -> list[str]:
 
 
 def _frozen_errors(config: Config) -> list[str]:
-    """Returns what a network of which only the head is trained has no use for."""
+    """Returns the settings that contradict `optimize.frozen`."""
     optimize = config['optimize']
     if not optimize['frozen']:
         return []

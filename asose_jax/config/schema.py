@@ -381,7 +381,7 @@ FIELDS: dict[str, Field] = {
     'weights.nesterov': Field(
         False,
         _BOOL,
-        'the gradient counts as if the next step of the momentum were taken already',
+        'Nesterov momentum instead of plain momentum',
         '[Sutskever et al.](https://proceedings.mlr.press/v28/sutskever13.html)',
         before=False,
     ),
@@ -628,8 +628,8 @@ FIELDS: dict[str, Field] = {
     'optimize.cutmix': Field(
         0.0,
         _NOT_NEGATIVE,
-        'likewise for images that get a rectangle of another one; with mixup, each step draws one '
-        'of the two; 0: none',
+        'a of Beta(a, a) for the share that the first image keeps where a rectangle of it comes '
+        'from a second one; with mixup, each step draws one of the two; 0: none',
         _CUTMIX,
         before=0.0,
     ),

@@ -2,8 +2,8 @@
 
 Each image gets a few operations in a row, each drawn evenly from `OPERATIONS`, all of one strength.
 They are those of the paper without equalize and sharpness, which need a histogram and a blur of
-every image. Pixels that come from outside are filled with the mean of
-the channel, as those of random crops are.
+every image. Pixels that come from outside are filled with the mean of the channel, as those of
+random crops are.
 """
 
 import functools

@@ -33,12 +33,12 @@ def write(
     about: Mapping[str, Any],
     logits: Callable[[np.ndarray], Any],
 ) -> None:
-    """Checks and writes a model, runs it if onnxruntime is installed, and logs how far it is off.
+    """Checks and writes a model, runs it if onnxruntime is installed, and logs its error.
 
     Args:
       path: of the file.
       model: result of `onnx_network.build`.
-      about: what `metadata_props` tells of the network; JSON-compatible values by name.
+      about: entries of `metadata_props`; JSON-compatible values by name.
       logits: maps images uint8 `[N, H, W, C]` to the logits of the network, `[N, classes]`.
 
     Raises:

@@ -29,5 +29,5 @@ def require(export: str, *names: str) -> None:
     missing = [name for name in names if not is_installed(name)]
     if missing:
         raise UserError(
-            f'the export {export!r} needs what is not installed: pip install {" ".join(missing)}'
+            f'the export {export!r} needs packages that are not installed: pip install {" ".join(missing)}'
         )

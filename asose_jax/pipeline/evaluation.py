@@ -114,7 +114,9 @@ def evaluate(
 
 
 def _evaluated(context: RunContext, current: RunState, chosen: Genotype | None = None) -> Packed:
-    """Returns the state to evaluate: with a limit on the cost, alpha is sure of what it allows.
+    """Returns the state to evaluate.
+
+    Under a limit on the cost, one-hot rows of the network that would be derived replace alpha.
 
     Args:
       context: of the run.
@@ -127,8 +129,8 @@ def _evaluated(context: RunContext, current: RunState, chosen: Genotype | None =
     packing = packed.layout.arch
     arch = packing.unpack(jax.tree.map(np.asarray, packed.vectors.arch))
     chosen = context.most_likely(spec, arch) if chosen is None else chosen
-    sure = genotype.with_row_weights(spec, genotype.one_hot_rows(spec, chosen), arch)
-    vectors = packed.vectors.replace(arch=pmap.replicated(packing.pack(sure)))
+    one_hot_arch = genotype.with_row_weights(spec, genotype.one_hot_rows(spec, chosen), arch)
+    vectors = packed.vectors.replace(arch=pmap.replicated(packing.pack(one_hot_arch)))
     return packed.replace(vectors=vectors)
 
 

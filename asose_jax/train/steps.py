@@ -26,7 +26,7 @@ from asose_jax.train.step_config import AXIS, StepConfig
 
 Arrays = Mapping[str, jax.Array]
 # Names of the trees in a state that have a module of the network below them, as `params` has.
-_OF_WEIGHTS = ('params', 'average')
+_WEIGHT_TREES = ('params', 'average')
 
 
 def train_steps(
@@ -142,7 +142,7 @@ def _with_frozen(packed: Packed, updated: SearchState) -> SearchState:
 
     def is_frozen(path: Path) -> bool:
         names = [getattr(part, 'name', getattr(part, 'key', None)) for part in path]
-        modules = [name for tree, name in itertools.pairwise(names) if tree in _OF_WEIGHTS]
+        modules = [name for tree, name in itertools.pairwise(names) if tree in _WEIGHT_TREES]
         return bool(modules) and modules[0] != HEAD
 
     kept = jax.tree.map_with_path(
@@ -286,9 +286,8 @@ def recompute_batch_stats(
       step_config: static settings of the network's steps.
       packed: the state; its buffers are donated.
       batch: this device's part of `batches.stack_batches`, with training images. They are not
-        augmented,
-        as the images of an evaluation are not. `batch['done']` is the number of batches in earlier
-        calls.
+        augmented, as the images of an evaluation are not. `batch['done']` is the number of batches
+        in earlier calls.
       shared: see `pmap.shared_arrays`.
 
     Returns:
