@@ -39,10 +39,11 @@ _MODE = flags.DEFINE_enum(
     'search',
     ['search', 'retrain', 'evaluate', 'predict', 'export', 'report'],
     'search: runs all phases. retrain: trains the network of --config.genotype from scratch, or '
-    'fine-tunes that of --config.init_from, with the settings of config.retrain. For a finished run, which --workdir alone names: evaluate: '
-    'reports accuracy, and recall, precision and F1 by class, and writes evaluation.json and '
-    'confusion.png. predict: writes the classes of the pictures in --images to predictions.csv. '
-    'export: writes a file that runs without this package, see --export. report: writes '
+    'fine-tunes that of --config.init_from, with the settings of config.retrain. For a finished '
+    'run, which --workdir alone names: evaluate: reports accuracy, and recall, precision and F1 by '
+    'class, and writes evaluation.json and confusion.png. predict: writes the classes of the '
+    'pictures in --images to predictions.csv. export: writes a file that runs without this '
+    'package, see --export. report: writes '
     'report.html again.',
 )
 _EXPORT = flags.DEFINE_list(

@@ -29,5 +29,6 @@ def require(export: str, *names: str) -> None:
     missing = [name for name in names if not is_installed(name)]
     if missing:
         raise UserError(
-            f'the export {export!r} needs packages that are not installed: pip install {" ".join(missing)}'
+            f'the export {export!r} needs packages that are not installed: '
+            f'pip install {" ".join(missing)}'
         )
