@@ -74,7 +74,8 @@ _OUT = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     'data_dir',
     None,
-    'For --mode=evaluate: where the data of the run are now, if they have moved since.',
+    'For --mode=evaluate and --mode=export: where the data of the run are now, if they have moved '
+    'since.',
 )
 # Modes for the workdir of a finished run, without a config.
 _FINISHED = ('evaluate', 'predict', 'export', 'report')
@@ -114,6 +115,8 @@ def main(argv: list[str]) -> None:
     except UserError as error:
         logger.error('%s', error)
         process.exit_now(2)
+    except KeyboardInterrupt:
+        process.exit_now(128 + signal.SIGINT)
 
 
 def _run_on_finished(mode: str, workdir: str) -> None:
@@ -129,32 +132,40 @@ def _run_on_finished(mode: str, workdir: str) -> None:
     from asose_jax import inference
     from asose_jax.report import page
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by `run`
+        # Files that are half written are removed while the exception passes.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     match mode:
         case 'predict':
             inference.predict(workdir, _IMAGES.value, _OUT.value)
         case 'evaluate':
             inference.evaluate(workdir, _DATA_DIR.value)
         case 'export':
-            inference.export(workdir, *_EXPORT.value)
+            inference.export(workdir, *_EXPORT.value, data_dir=_DATA_DIR.value)
         case 'report':
             page.rebuild(workdir)
 
 
 def _require_flags_of(mode: str) -> None:
-    """Fails unless the flags that only one mode has are there in that mode, and in no other."""
+    """Fails unless the flags that only some modes have are there in these, and in no other."""
     if mode == 'predict' and _IMAGES.value is None:
         raise UserError(
             '--mode=predict needs --images: a folder, a picture, a glob, or several of these with '
             'commas between them.'
         )
-    flags_of = {'predict': (_IMAGES, _OUT), 'evaluate': (_DATA_DIR,), 'export': (_EXPORT,)}
-    for its_mode, holders in flags_of.items():
-        for flag in holders:
-            if flag.present and mode != its_mode:
-                raise UserError(
-                    f'--mode={mode} would ignore --{flag.name}={flag.value!r}, which is for '
-                    f'--mode={its_mode}. Leave out --{flag.name}.'
-                )
+    modes_of: tuple[tuple[flags.FlagHolder[Any], tuple[str, ...]], ...] = (
+        (_IMAGES, ('predict',)),
+        (_OUT, ('predict',)),
+        (_DATA_DIR, ('evaluate', 'export')),
+        (_EXPORT, ('export',)),
+    )
+    for flag, modes in modes_of:
+        if flag.present and mode not in modes:
+            its_modes = ' and '.join(f'--mode={name}' for name in modes)
+            raise UserError(
+                f'--mode={mode} would ignore --{flag.name}={flag.value!r}, which is for '
+                f'{its_modes}. Leave out --{flag.name}.'
+            )
 
 
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:

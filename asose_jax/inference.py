@@ -109,6 +109,7 @@ class Trained:
             else images
         )
         singles = itertools.chain.from_iterable(map(self._singles, several))
+        has_floats, largest = False, -np.inf
         parts = [np.zeros((0, len(self.class_names)), np.float32)]
         with futures.ThreadPoolExecutor() as pool:
             while chunk := list(itertools.islice(singles, _PREDICT_BATCH)):
@@ -117,6 +118,14 @@ class Trained:
                 is_decoded = all(isinstance(image, np.ndarray) for image in chunk)
                 batch[: len(chunk)] = pictures.of_each(read, chunk, map if is_decoded else pool.map)
                 parts.append(np.asarray(self._call(batch))[: len(chunk)])
+                has_floats |= any(_is_float(image) for image in chunk)
+                largest = max(largest, batch[: len(chunk)].max())
+        if has_floats and largest <= 1:
+            logger.warning(
+                'all pixels are at most %g, but the network takes pixel values 0..255: if yours '
+                'are 0..1, multiply them by 255',
+                largest,
+            )
         return np.concatenate(parts)
 
     def _singles(
@@ -131,7 +140,8 @@ class Trained:
                 f'images have shape {array.shape}, but this network takes '
                 f'{(None, *self.spec.image_shape)}: any number of images (height, width, channels)'
             )
-        _check_pixel_values(array)
+        if _is_float(array) and not np.isfinite(array).all():
+            raise ValueError('images have pixels that are NaN or infinite')
         return iter(array.reshape(-1, *self.spec.image_shape))
 
     @functools.cached_property
@@ -165,13 +175,13 @@ class Trained:
         return cast(jax.Array, logits)
 
     @os_errors('exporting the network of a run')
-    def export(self, *formats: str) -> pathlib.Path:
+    def export(self, *formats: str, data_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
         """Exports the network, as the function `export` does with the workdir of its run."""
         formats = formats or ('stablehlo',)
         _require_exports(formats)
         data = None
-        if 'int8' in formats:
-            data = _load_data(self)
+        if 'int8' in formats or data_dir is not None:
+            data = _load_data(self, data_dir)
         else:
             _require_same_data_if_present(self.directory, self)
         target = self.directory / 'export'
@@ -187,14 +197,16 @@ class Trained:
             'network': self.spec.to_json(),
             'test_accuracy': self.summary['test_accuracy'],
             'versions': self.summary['versions'],
-            'platforms': list(stablehlo.PLATFORMS),
         }
+        if (target / 'model.stablehlo').exists():
+            content['platforms'] = list(stablehlo.PLATFORMS)
         workdir.write_atomically(target / 'model.json', json.dumps(content, indent=2) + '\n')
         if 'stablehlo' in formats:
             stablehlo.save_parameters((target / 'parameters').absolute(), self.variables)
         if {'onnx', 'int8'} & {*formats}:
             _write_onnx(self, target / 'model.onnx')
-        if data is not None:
+        if 'int8' in formats:
+            assert data is not None
             from asose_jax.exports import int8  # imported here: it needs onnxruntime
 
             int8.write(target / 'model.onnx', target / 'model_int8.onnx', data)
@@ -202,18 +214,8 @@ class Trained:
         return target
 
 
-def _check_pixel_values(images: np.ndarray) -> None:
-    """Refuses pixels that are not finite; warns if they seem to lie in 0..1, not in 0..255."""
-    if images.dtype.kind != 'f' or not images.size:
-        return
-    if not np.isfinite(images).all():
-        raise ValueError('images have pixels that are NaN or infinite')
-    if images.max() <= 1:
-        logger.warning(
-            'all pixels are at most %g, but the network takes pixel values 0..255: if yours are '
-            '0..1, multiply them by 255',
-            images.max(),
-        )
+def _is_float(image: Picture | np.ndarray) -> bool:
+    return isinstance(image, np.ndarray) and image.dtype.kind == 'f'
 
 
 @os_errors('loading the network of a run')
@@ -406,7 +408,7 @@ def _load_data(model: Trained, data_dir: str | os.PathLike[str] | None = None) -
     except MissingDataError as error:
         raise UserError(
             f'the data of the run in {directory}: {error}. If they have moved, name their place: '
-            '--mode=evaluate --data_dir=DIR.'
+            '--data_dir=DIR.'
         ) from error
     except UserError as error:
         raise UserError(f'the data of the run in {directory}: {error}') from error
@@ -506,10 +508,11 @@ def predict(
         for name, row in _predictions(model, files):
             best = np.argsort(-row, kind='stable')[:count]
             cells = [(model.class_names[k], f'{row[k]:.6f}') for k in best]
-            table.writerow([pictures.printable(name), *itertools.chain.from_iterable(cells)])
+            shown = pictures.printable(name)
+            table.writerow([shown, *itertools.chain.from_iterable(cells)])
             read += 1
             if read <= _LOGGED_PREDICTIONS:
-                logger.info('%s: %s %.1f %%', name, model.class_names[best[0]], 100 * row[best[0]])
+                logger.info('%s: %s %.1f %%', shown, model.class_names[best[0]], 100 * row[best[0]])
         if not read:
             raise UserError(
                 f'none of the {len(files)} pictures can be read; the lines above say why. Check '
@@ -540,7 +543,9 @@ def _predictions(model: Trained, files: Sequence[str]) -> Iterator[tuple[str, np
 
 @log.shown()
 @os_errors('exporting the network of a run')
-def export(directory: str | pathlib.Path, *formats: str) -> pathlib.Path:
+def export(
+    directory: str | pathlib.Path, *formats: str, data_dir: str | os.PathLike[str] | None = None
+) -> pathlib.Path:
     """Exports the network of a finished run for use without this package.
 
     Every export takes pixel values uint8 `[N, H, W, C]`, for any N, and writes `model.json` into
@@ -557,6 +562,7 @@ def export(directory: str | pathlib.Path, *formats: str) -> pathlib.Path:
     Args:
       directory: workdir of a finished run.
       *formats: of `EXPORTS`; `'stablehlo'` if there is none.
+      data_dir: where the data of the run are now; `None` means where they were.
 
     Returns:
       The folder WORKDIR/export.
@@ -564,10 +570,10 @@ def export(directory: str | pathlib.Path, *formats: str) -> pathlib.Path:
     Raises:
       UserError: there is no finished run, its data have changed, WORKDIR/export cannot be written,
         a format is unknown, or a package that it needs is missing. Data that are not there are not
-        compared; only `'int8'` needs them.
+        compared; only `'int8'` and `data_dir` need them.
     """
     _require_exports(formats)
-    return load(directory).export(*formats)
+    return load(directory).export(*formats, data_dir=data_dir)
 
 
 def _require_exports(formats: Sequence[str]) -> None:

@@ -390,12 +390,15 @@ def test_pixels_that_are_not_finite_are_refused(finished, value):
         (np.full((2, 8, 8, 1), 7.0), False),
         (np.ones((2, 8, 8, 1), np.uint8), False),
         (np.zeros((0, 8, 8, 1)), False),
+        ([np.full((8, 8, 1), 0.7)] * 3, True),
+        ([np.zeros((8, 8, 1)), np.full((8, 8, 1), 7.0)], False),
+        ([np.full((8, 8, 1), 0.7), np.full((8, 8, 1), 7, np.uint8)], False),
     ],
 )
 def test_pixels_between_0_and_1_are_warned_of(finished, caplog, images, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
         asose_jax.load(finished[0]).predict(images)
-    assert any('takes pixel values 0..255' in line for line in caplog.messages) == told
+    assert sum('takes pixel values 0..255' in line for line in caplog.messages) == told
 
 
 def test_images_of_another_size_are_refused(finished):

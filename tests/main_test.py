@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -134,12 +135,14 @@ for argument, message in {TYPING_ERRORS!r}:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize('mode', ['search', 'retrain', 'export', 'report'])
+@pytest.mark.parametrize('mode', ['search', 'retrain', 'predict', 'report'])
 def test_place_of_the_data_is_refused_where_it_would_be_ignored(command, caplog, tmp_path, mode):
+    needed = ['--images=a'] if mode == 'predict' else []
     with pytest.raises(SystemExit) as stopped:
-        command(DIGITS, f'--mode={mode}', f'--workdir={tmp_path / "run"}', '--data_dir=x')
+        command(DIGITS, f'--mode={mode}', f'--workdir={tmp_path / "run"}', '--data_dir=x', *needed)
     assert stopped.value.args[0] == 2
     assert f'--mode={mode} would ignore --data_dir=' in caplog.messages[-1]
+    assert 'for --mode=evaluate and --mode=export.' in caplog.messages[-1]
     assert not (tmp_path / 'run').exists()
 
 
@@ -213,7 +216,7 @@ def test_field_that_would_be_ignored_is_refused(command, caplog, tmp_path, mode,
 def test_finished_run_is_used_from_any_directory(command, tmp_path, monkeypatch, mode):
     asked = []
     for module, name in ((inference, 'evaluate'), (inference, 'export'), (page, 'rebuild')):
-        monkeypatch.setattr(module, name, lambda workdir, *_: asked.append(workdir))
+        monkeypatch.setattr(module, name, lambda workdir, *_, **__: asked.append(workdir))
     monkeypatch.chdir(tmp_path)  # without configs/search.py
     command(f'--mode={mode}', '--workdir=run')
     assert asked == ['run']
@@ -221,10 +224,27 @@ def test_finished_run_is_used_from_any_directory(command, tmp_path, monkeypatch,
 
 def test_exports_are_named_by_one_flag(command, monkeypatch):
     asked = []
-    monkeypatch.setattr(inference, 'export', lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(
+        inference, 'export', lambda *names, data_dir: asked.append((*names, data_dir))
+    )
     command('--mode=export', '--workdir=run')
-    command('--mode=export', '--workdir=run', '--export=onnx,stablehlo')
-    assert asked == [('run', 'stablehlo'), ('run', 'onnx', 'stablehlo')]
+    command('--mode=export', '--workdir=run', '--export=onnx,stablehlo', '--data_dir=x')
+    assert asked == [('run', 'stablehlo', None), ('run', 'onnx', 'stablehlo', 'x')]
+
+
+def test_interrupted_use_of_a_run_cleans_up_and_ends_as_shells_expect(command, monkeypatch):
+    def interrupted(*_):
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, 'predict', interrupted)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `cli.run` sets it
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            command('--mode=predict', '--workdir=run', '--images=a')
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stopped.value.args[0] == 130
 
 
 @pytest.mark.parametrize('mode', ['search', 'retrain', 'evaluate', 'export', 'report'])

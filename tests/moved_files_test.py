@@ -10,6 +10,7 @@ from helpers.pictures import config_of, picture
 from helpers.runs import CHEAPEST
 
 import asose_jax
+from asose_jax.exports import int8
 from asose_jax.pipeline import single_run
 from asose_jax.runtime.errors import UserError
 
@@ -90,10 +91,26 @@ def _away(project):
 
 def test_pictures_that_have_moved_are_named_to_evaluate(project):
     moved = _away(project)
-    with pytest.raises(UserError, match=r'no such folder in .* name their place: --mode=eval'):
+    with pytest.raises(UserError, match=r'no such folder in .* name their place: --data_dir=DIR'):
         asose_jax.evaluate('runs/first')
     for place in (moved, project / moved, os.path.join('runs', '..', moved)):
         assert asose_jax.evaluate('runs/first', place)['accuracy'] == _accuracy('runs/first')
+
+
+def test_pictures_that_have_moved_are_named_to_export(project, monkeypatch):
+    moved, read = _away(project), []
+    monkeypatch.setattr(int8, 'write', lambda _, target, data: read.append(data))
+    with pytest.raises(UserError, match=r'no such folder in .* name their place: --data_dir=DIR'):
+        asose_jax.export('runs/first', 'int8')
+    assert not (project / 'runs' / 'first' / 'export').exists()
+    asose_jax.export('runs/first', 'int8', data_dir=moved)
+    assert len(read[0].train)
+    about = project / 'runs' / 'first' / 'export' / 'model.json'
+    assert 'platforms' not in json.loads(about.read_text())  # those of model.stablehlo
+    for place, message in ((moved, '1 picture is new'), ('gone', 'no such folder')):
+        picture(project / moved / 'cat' / 'x.png', seed=500)
+        with pytest.raises(UserError, match=message):
+            asose_jax.export('runs/first', data_dir=place)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +171,19 @@ def test_run_of_an_older_version_is_held_to_its_paths(project):
         del content[key]
     record.write_text(json.dumps(content))
     shutil.copytree('pics', 'moved')
+    _refuse_other_paths()
+
+
+def _refuse_other_paths():
     for changed in ({'network': 'runs/again'}, {'data.dir': 'moved', 'network': 'runs/first'}):
         with pytest.raises(UserError, match='holds a run with another config'):
             single_run.run(_network(**changed), 'runs/again')
+
+
+@pytest.mark.parametrize('content', [None, '{'])
+def test_run_whose_record_is_lost_is_held_to_its_paths(project, content):
+    """Another network would otherwise pass, since there is nothing to compare it with."""
+    record = project / 'runs' / 'again' / 'run.json'
+    record.unlink() if content is None else record.write_text(content)
+    shutil.copytree('pics', 'moved')
+    _refuse_other_paths()

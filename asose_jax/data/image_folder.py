@@ -7,7 +7,6 @@ import dataclasses
 import logging
 import math
 import pathlib
-import warnings
 from collections.abc import Sequence
 from concurrent import futures
 from typing import NamedTuple
@@ -80,8 +79,6 @@ def load(
       UserError: the folder is missing, has no such splits or fewer than two classes, a class has
         too few pictures, or pictures cannot be read or differ in size.
     """
-    # Such a picture is read as it lies; a line of the library for each would bury the log.
-    warnings.filterwarnings('ignore', message='Corrupt EXIF data')
     listing = _list(directory, splits, test_fraction)
     paths = listing.all_paths()
     with futures.ThreadPoolExecutor() as pool:

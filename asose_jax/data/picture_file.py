@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import struct
+import warnings
 
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
@@ -12,6 +13,9 @@ from asose_jax.data import fingerprint
 MAX_PIXELS = 180_000_000  # of a picture; half a gigabyte in colour
 _PNG, _JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff'  # first bytes of such files
 _TEXTS = (b'tEXt', b'zTXt', b'iTXt', b'iCCP')  # chunks of a PNG without pixels
+
+# Such a picture is read as it lies; a line of the library for each would bury the log.
+warnings.filterwarnings('ignore', message='Corrupt EXIF data', module=r'PIL\.')
 
 
 def read(path: str | os.PathLike[str]) -> bytes:

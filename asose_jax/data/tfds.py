@@ -1,11 +1,12 @@
 """Image classification sets of TensorFlow Datasets, read without TensorFlow."""
 
 import difflib
+import functools
 import itertools
 import logging
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -70,7 +71,7 @@ def load(
     learn, test = (
         _image_set(
             _source(builder, split, name),
-            _source(builder, split, name, {keys[0]: tfds.decode.SkipDecoding()}),
+            functools.partial(_source, builder, split, name, {keys[0]: tfds.decode.SkipDecoding()}),
             features,
             keys,
             image_size,
@@ -278,7 +279,7 @@ def _no_such_split(info: Any, split: str, name: str) -> UserError:
 
 def _image_set(
     source: _Source,
-    encoded: _Source,
+    open_encoded: Callable[[], _Source],
     features: Mapping[str, Any],
     keys: tuple[str, str],
     image_size: int | None,
@@ -288,22 +289,22 @@ def _image_set(
 
     Args:
       source: the records of one split.
-      encoded: the same without decoding the images, from which labels are read alone.
+      open_encoded: opens the same without decoding the images, from which labels are read alone.
       features: the features of a record by key.
       keys: keys of image and label.
       image_size: see `image_set.center_square`.
       description: names the set and the split in error messages.
 
-    Raises:
-      UserError: the split is empty. `read` of the returned set raises it for a damaged record or a
-        label out of range.
+    `read` of the returned set raises UserError for a damaged record or a label out of range.
     """
     image_key, label_key = keys
     classes = features[label_key].num_classes
 
-    def records_at(indices: np.ndarray, source: _Source) -> list[Mapping[str, Any]]:
+    opened = functools.cache(open_encoded)
+
+    def records_at(indices: np.ndarray, records: _Source) -> list[Mapping[str, Any]]:
         try:
-            return source.__getitems__([int(i) for i in indices])
+            return records.__getitems__([int(i) for i in indices])
         except Exception as error:  # array_record, TFDS and the decoder raise different types
             message = (str(error).splitlines() or [''])[0][:200]
             raise UserError(
@@ -330,10 +331,8 @@ def _image_set(
         return images, labels_of(records)
 
     def read_labels(indices: np.ndarray) -> np.ndarray:
-        return labels_of(records_at(indices, encoded))
+        return labels_of(records_at(indices, opened()))
 
-    if not len(source):
-        raise UserError(f'{description} is empty; check data.train_split and data.test_split')
     return ImageSet(len(source), read, read_labels=read_labels)
 
 

@@ -542,7 +542,8 @@ def start(context: RunContext, origin: Origin) -> RunState:
             'starting from %s, end of step %d (%s)', origin.directory, origin.step, origin.phase
         )
         _log_heads(context, origin)
-    checkpoint.require_disk_space(context.workdir, start)
+    largest = start.with_average() if context.config.optimize.ema else start
+    checkpoint.require_disk_space(context.workdir, largest)
     return RunState(spec, pack_to_devices(start), origin.phase)
 
 

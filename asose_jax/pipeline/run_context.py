@@ -167,13 +167,11 @@ class RunContext:
         kinds = {} if self.limit is None else dict(self.limit.largest)
         if self.budget is not None:
             kinds[self.budget.kind] = self.budget.target
-        if not kinds or spec.is_derived():
-            return
         for part in (self.budget, self.limit):
-            if part is not None:
+            if part is not None and not spec.is_derived():
                 part.log_reach(spec)
-        if self.is_primary_host:
-            self.save_latencies()
+        self.save_latencies()
+        if kinds and not spec.is_derived() and self.is_primary_host:
             meters = expected_cost.meters_by_kind(self.latencies)
             names = dict.fromkeys(['flops', 'params', *kinds])
             expected_cost.write_costs(spec, {name: meters[name] for name in names}, self.workdir)

@@ -91,11 +91,11 @@ def run(
     config = with_original_defaults(config, workdir)
     fields = flatten(config)
     recorded = run_record.read_json_object(workdir / 'run.json')
+    resumes = checkpoint.has_checkpoint(workdir / 'checkpoints')
     moved = require_same_config(
-        fields, workdir, movable=_movable(recorded), base=recorded.get('directory')
+        fields, workdir, movable=_movable(recorded, resumes), base=recorded.get('directory')
     )
     with Interrupt(at_once=jax.process_count() == 1) as interrupt:
-        resumes = checkpoint.has_checkpoint(workdir / 'checkpoints')
         split_by = 'content'
         if resumes and config.data.name == 'folder':
             split_by = dataset.recorded_split(recorded, workdir)
@@ -168,13 +168,14 @@ def run(
                 raise advice from error
 
 
-def _movable(recorded: Mapping[str, Any]) -> Collection[str]:
+def _movable(recorded: Mapping[str, Any], resumes: bool) -> Collection[str]:
     """Returns the paths of the config that may change, since what is in them is compared.
 
     Args:
       recorded: run.json of the run in the workdir; empty if nothing is known about it.
+      resumes: whether the run has checkpoints. Without a record, it is held to its paths then.
     """
-    if not recorded:
+    if not recorded and not resumes:
         return paths.FIELDS
     starts = initialization.START_FIELDS if 'origin' in recorded else ()
     return (*(('data.dir',) if isinstance(recorded.get('data'), dict) else ()), *starts)

@@ -125,8 +125,6 @@ def run_sweep(
             f'seeds={tuple(config.seeds)}: several searches share the devices of one machine, but '
             'this process has joined other hosts. Start it on one of them, without --multihost.'
         )
-    _leave_if_imported_again()
-    config = as_config(config)
     directory = paths.expand_workdir(directory)
     paths.require_local_fields(flatten(config))
     process.require_32_bits()

@@ -138,6 +138,11 @@ def test_unknown_split_is_an_error_that_names_the_known_ones(cifar_dir):
         _cifar(cifar_dir, test_split='validation')
 
 
+def test_empty_slice_is_an_error_that_names_the_sizes(cifar_dir):
+    with pytest.raises(UserError, match=r"split 'test\[:0\]' is empty: .* has train \("):
+        _cifar(cifar_dir, test_split='test[:0]')
+
+
 class _Records:
     """Prepared records, as TFDS hands them over."""
 
@@ -156,13 +161,12 @@ class _Records:
 
 def _set_of(records):
     features = {'label': types.SimpleNamespace(num_classes=3)}
-    return tfds._image_set(records, records, features, ('image', 'label'), None, WHERE)
+    return tfds._image_set(records, lambda: records, features, ('image', 'label'), None, WHERE)
 
 
 @pytest.mark.parametrize(
     ('records', 'message'),
     [
-        (_Records(labels=()), r"'set', split 'train' is empty"),
         (_Records(labels=(0, 3, 1)), r'a label is 3, but 3 classes have labels 0 to 2'),
         (_Records(labels=(0, -1, -1)), r'a label is -1, .* If this split has no labels'),
         (_Records(broken=True), r'between 0 and 2 cannot be read \(ValueError: crc .* match\)'),

@@ -5,6 +5,8 @@ import logging
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import chex
 import numpy as np
@@ -479,12 +481,28 @@ def test_all_unreadable_pictures_are_named_before_training(pets):
 @pytest.mark.parametrize(
     'exif', [b'II*\0\x08\0\0\0\xff\xff\x12\x01', b'II*\0\x08\0\0\0\1\0\x12', b'']
 )
-def test_damaged_exif_is_no_reason_to_stop_or_to_warn(pets, exif):
-    """All warnings are errors here."""
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF data')
+def test_damaged_exif_is_no_reason_to_stop(pets, exif):
     for i in range(3):
         file = pets / 'cat' / f'{i}.jpg'
         Image.new('RGB', (8, 8), (i, 0, 0)).save(file, exif=b'Exif\0\0' + exif)
     assert len(_load(pets).images.read(np.arange(33))[0]) == 33
+
+
+def test_damaged_exif_is_warned_of_to_others_alone(pets):
+    """In a process of its own: pytest sets filters of warnings that precede ours."""
+    file = pets / 'cat' / 'x.jpg'
+    Image.new('RGB', (8, 8)).save(file, exif=b'Exif\0\0II*\0\x08\0\0\0\1\0\x12')
+    code = (
+        'import sys, warnings; from asose_jax.data import picture_file, pictures\n'
+        'picture_file.check(sys.argv[1]); pictures.pixels(sys.argv[1], (8, 8, 3))\n'
+        'print("read", file=sys.stderr); warnings.warn("Corrupt EXIF data of the caller")'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code, file], capture_output=True, text=True, check=True
+    )
+    assert done.stderr.startswith('read')
+    assert 'of the caller' in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,17 @@ def test_frozen_network_gets_a_new_head_and_keeps_all_else_to_the_bit(averages, 
     assert inference.load(tmp_path / 'run').class_names == ('left', 'right', 'up')
 
 
+def test_disk_must_have_room_for_the_average_of_the_weights(source, tmp_path, monkeypatch):
+    def refuse(_, largest):
+        assert isinstance(largest, state.AveragingState)
+        raise UserError('no room')
+
+    monkeypatch.setattr(checkpoint, 'require_disk_space', refuse)
+    config = _tuned(source, _pictures(tmp_path / 'pictures', [*'abcd']), **{'retrain.ema': 0.9})
+    with pytest.raises(UserError, match='no room'):
+        single_run.run(config, tmp_path / 'run')
+
+
 @pytest.mark.slow
 def test_whole_network_goes_on_and_stops_and_resumes_bit_for_bit(source, tmp_path):
     pictures = _pictures(tmp_path / 'pictures', ('left', 'right', 'up'))

@@ -213,17 +213,14 @@ def test_sweep_does_not_go_on_with_other_pictures(tmp_path, monkeypatch, place):
 
 
 @pytest.mark.parametrize('seeds', [(), (0, 1)])
-@pytest.mark.parametrize('function', [asose_jax.search, runner.run_sweep])
-def test_process_that_imports_its_script_again_searches_nothing(
-    tmp_path, monkeypatch, function, seeds
-):
+def test_process_that_imports_its_script_again_searches_nothing(tmp_path, monkeypatch, seeds):
     def leave(status):
         raise SystemExit(status)
 
     monkeypatch.setattr(multiprocessing.current_process(), '_inheriting', True, raising=False)
     monkeypatch.setattr(runner.process, 'exit_now', leave)
     with pytest.raises(SystemExit, match='1'):
-        function(_config(seeds=seeds), tmp_path / 'run')
+        asose_jax.search(_config(seeds=seeds), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
 

@@ -196,6 +196,7 @@ def _decide_growths(
         kinds = c.kinds[progress.turn % len(c.kinds)]
         progress.turn += 1
         chosen = _choose_together(context, current, kinds, search_state, step, limits)
+        context.save_latencies()  # a run that is resumed decides by the same ones
         if chosen:
             return {
                 'growth': [candidate.growth.to_json() for candidate in chosen],
