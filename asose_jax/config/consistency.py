@@ -490,18 +490,24 @@ def ignored_fields(chosen: Config, config: Config, retrains: bool) -> list[str]:
       retrains: whether it is that of --mode=retrain, which sets fields of its own.
 
     Returns:
-      A line for each such field, with what it needs.
+      Such fields, joined where they need the same, with what they need.
     """
-    flat, lines = flatten(config), []
+    flat = flatten(config)
+    by_reason: dict[str, list[str]] = {}
     for name, value in chosen.items():
+        reasons = [
+            needs
+            for prefix, is_idle, needs in _IDLE
+            if name.startswith(prefix)
+            and name not in _SWITCHES
+            and not (retrains and prefix == 'retrain.')
+            and is_idle(config)
+        ]
         if retrains and name not in _RENAMED and _as_list(flat.get(name)) != _as_list(value):
-            lines.append(f'{name}={value!r} (--mode=retrain sets {name}={flat.get(name)!r})')
-            continue
-        for prefix, is_idle, needs in _IDLE:
-            applies = name.startswith(prefix) and name not in _SWITCHES
-            if applies and not (retrains and prefix == 'retrain.') and is_idle(config):
-                lines.append(f'{name}={value!r} ({needs})')
-    return lines
+            reasons = [f'--mode=retrain sets {name}={flat.get(name)!r}']
+        for reason in reasons:
+            by_reason.setdefault(reason, []).append(f'{name}={value!r}')
+    return [f'{", ".join(names)} ({reason})' for reason, names in by_reason.items()]
 
 
 def has_exact_start(config: Config) -> bool:

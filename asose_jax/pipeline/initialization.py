@@ -658,11 +658,12 @@ def _abstract_state(context: RunContext, spec: genotype.NetSpec, averages: bool)
     return state.abstract_state(context.model(spec), context.tx, sharding, averages)
 
 
-def _place(module: str) -> tuple[int, str, int]:
+def _place(module: str) -> tuple[int, int, str]:
     """Returns where a module of a network stands among the others, by its name."""
-    rank = 0 if module.startswith('stem') else 2 if module.endswith('head') else 1
-    name, _, number = module.rpartition('_')
-    return (rank, name, int(number)) if number.isdigit() else (rank, module, 0)
+    number = module.rpartition('_')[2]
+    if number.isdigit():
+        return 1, int(number), module
+    return 0 if module.startswith('stem') else 3 if module.endswith('head') else 2, 0, module
 
 
 def log_network(context: RunContext, spec: genotype.NetSpec) -> None:

@@ -59,8 +59,8 @@ def test_workdir_holds_what_was_promised(whole):
     names = {path.name for path in workdir.iterdir()}
     assert names == {
         'checkpoints',
-        *('config.json', 'events', 'genotype.json', 'metrics.jsonl', 'report.html', 'run.json'),
-        *('network.txt', 'summary.json'),
+        *('config.json', 'events', 'genotype.json', 'metrics.jsonl', 'network.txt', 'report.html'),
+        *('run.json', 'summary.json'),
     }
     promised = {'test_accuracy', 'valid_accuracy', 'params', 'genotype', 'seed', 'versions'}
     assert promised | {'command', 'phases'} <= set(summary)
