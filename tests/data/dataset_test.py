@@ -138,9 +138,26 @@ def test_unknown_split_is_an_error_that_names_the_known_ones(cifar_dir):
         _cifar(cifar_dir, test_split='validation')
 
 
-def test_empty_slice_is_an_error_that_names_the_sizes(cifar_dir):
-    with pytest.raises(UserError, match=r"split 'test\[:0\]' is empty: .* has train \("):
-        _cifar(cifar_dir, test_split='test[:0]')
+@pytest.mark.parametrize('field', ['train_split', 'test_split'])
+@pytest.mark.parametrize(
+    'split', ['train[:0]', 'train[5:5]', 'train[8:3]', 'train[:1%]', 'train[-1:-1]']
+)
+def test_slice_without_images_is_told_as_that(tmp_path, field, split):
+    pictures = [Image.new('L', (8, 8), 10 * i) for i in range(12)]
+    prepared.write(tmp_path, 'own', 1, {'train': pictures, 'test': pictures[:4]}, 'ab')
+    with pytest.raises(
+        UserError, match=r'is empty: .* The set has train \(12\), test \(4\)'
+    ) as told:
+        dataset.load(
+            'own',
+            seed=0,
+            valid_fraction=0.5,
+            data_dir=str(tmp_path),
+            image_size=8,
+            **{field: split},
+        )
+    assert f'split {split!r}' in str(told.value)
+    assert '\n' not in str(told.value)
 
 
 class _Records:

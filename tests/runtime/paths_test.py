@@ -1,6 +1,7 @@
 """Paths that are not of this machine are refused before a folder is made for them."""
 
 import pathlib
+import pwd
 
 import pytest
 from helpers.runs import tiny
@@ -66,6 +67,30 @@ def test_workdir_that_cannot_be_one_is_one_line_of_every_function(tmp_path, name
         with pytest.raises(UserError, match=r'cannot be used: (Not a directory|File name)') as told:
             function(*before, tmp_path / name)
         assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ('workdir', 'fields', 'told'),
+    [
+        ('~/run', {}, 'a path begins with ~, but the home directory is unknown'),
+        ('{here}/run', {'data.name': 'folder', 'data.dir': '~/pics'}, 'a path begins with ~'),
+        ('{here}/run', {'data.name': 'cifar10'}, 'Set data.dir, $TFDS_DATA_DIR or $HOME'),
+    ],
+)
+def test_unknown_home_is_one_line_wherever_it_is_needed(
+    tmp_path, monkeypatch, workdir, fields, told
+):
+    def unknown(_):
+        raise KeyError('uid not found')
+
+    for name in ('HOME', 'TFDS_DATA_DIR'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, 'getpwuid', unknown)
+    with pytest.raises(UserError) as error:
+        asose_jax.search(tiny(**fields), workdir.format(here=tmp_path))
+    assert told in str(error.value)
+    assert '\n' not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize('name', ['run', 'gs:', 'a:b', 'gs:run'])
