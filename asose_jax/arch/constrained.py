@@ -70,6 +70,7 @@ def _classes(
 ) -> Iterator[_Class]:
     """Yields the alternatives of each row or, where nodes keep some edges, of each node."""
     numbered = list(enumerate(spec.rows()))
+    kinds = np.shape(costs[0])[1]
     for _, group in itertools.groupby(numbered, lambda row: row[1].group):
         if spec.EDGES_KEPT is None:
             for number, row in group:
@@ -89,7 +90,8 @@ def _classes(
         yield _Class(
             items,
             np.array([sum(float(scores[n][k]) for n, k in item) for item in items]),
-            np.array([sum(np.float64(costs[n][k]) for n, k in item) for item in items]),
+            # The start has the shape of costs: a node that keeps no edge has one empty item.
+            np.array([sum((costs[n][k] for n, k in item), np.zeros(kinds)) for item in items]),
         )
 
 

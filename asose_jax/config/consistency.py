@@ -439,6 +439,12 @@ def _frozen_errors(config: Config) -> list[str]:
             'optimize.frozen=True: trains the head of a network that has learned before; set '
             'init_from to its workdir, and optimize.epochs above 0'
         )
+    wrong += [
+        f'{phase}.epochs={config[phase]["epochs"]}: trains weights that optimize.frozen=True keeps '
+        f'as they are; set {phase}.epochs=0'
+        for phase in _PHASES[:3]
+        if config[phase]['epochs']
+    ]
     return wrong
 
 
@@ -462,13 +468,9 @@ _CHECKS: tuple[Callable[[Config], list[str]], ...] = (
 
 
 # Beginning of the names of fields, when they change nothing, and what they need.
-_IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
-    (
-        'retrain.',
-        lambda c: not (c['random_cells'] or c['plain_cells']),
-        'is for --mode=retrain, and for controls (random_cells, plain_cells)',
-    ),
-    ('cost.', lambda c: c['cost']['kind'] is None, 'needs cost.kind and cost.target'),
+_IdleRows = tuple[tuple[str, Callable[[Config], bool], str], ...]
+_IDLE: _IdleRows = (
+    ('cost.weight', lambda c: c['cost']['kind'] is None, 'needs cost.kind and cost.target'),
     (
         'growth.',
         lambda c: not (c['growth']['epochs'] and c['growth']['kinds']),
@@ -476,8 +478,35 @@ _IDLE: tuple[tuple[str, Callable[[Config], bool], str], ...] = (
     ),
     ('search.stop_', lambda c: not c['search']['early_stop'], 'needs search.early_stop=True'),
     ('arch.travel', lambda c: c['arch']['lr'] is not None, 'arch.lr takes its place'),
+    *(
+        (
+            f'{group}.randaugment_magnitude',
+            lambda c, group=group: not c[group]['randaugment'],
+            f'needs {group}.randaugment above 0',
+        )
+        for group in ('optimize', 'retrain')
+    ),
 )
-_SWITCHES = ('growth.epochs', 'growth.kinds', 'cost.kind')  # are idle on purpose
+_IDLE_IN_SEARCH: _IdleRows = (
+    (
+        'retrain.',
+        lambda c: not (c['random_cells'] or c['plain_cells']),
+        'is for --mode=retrain, and for controls (random_cells, plain_cells)',
+    ),
+)
+_IDLE_IN_RETRAIN: _IdleRows = (  # the value 0 is idle on purpose
+    (
+        'retrain.second_head',
+        lambda c: c['init_from'] is not None and c['retrain']['second_head'] > 0,
+        'a network that init_from names is trained without one',
+    ),
+    (
+        'retrain.drop_path',
+        lambda c: c['optimize']['frozen'] and c['retrain']['drop_path'] > 0,
+        'acts on weights that optimize.frozen=True does not train',
+    ),
+)
+_SWITCHES = ('growth.epochs', 'growth.kinds')  # are idle on purpose
 _RENAMED = ('genotype', 'network')  # --mode=retrain moves one to the other
 
 
@@ -493,19 +522,17 @@ def ignored_fields(chosen: Config, config: Config, retrains: bool) -> list[str]:
       Such fields, joined where they need the same, with what they need.
     """
     flat = flatten(config)
+    rows = (*(_IDLE_IN_RETRAIN if retrains else _IDLE_IN_SEARCH), *_IDLE)
     by_reason: dict[str, list[str]] = {}
     for name, value in chosen.items():
         reasons = [
             needs
-            for prefix, is_idle, needs in _IDLE
-            if name.startswith(prefix)
-            and name not in _SWITCHES
-            and not (retrains and prefix == 'retrain.')
-            and is_idle(config)
+            for prefix, is_idle, needs in rows
+            if name.startswith(prefix) and name not in _SWITCHES and is_idle(config)
         ]
         if retrains and name not in _RENAMED and _as_list(flat.get(name)) != _as_list(value):
             reasons = [f'--mode=retrain sets {name}={flat.get(name)!r}']
-        for reason in reasons:
+        for reason in reasons[:1]:
             by_reason.setdefault(reason, []).append(f'{name}={value!r}')
     return [f'{", ".join(names)} ({reason})' for reason, names in by_reason.items()]
 

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.errors import UserError, counted
 
 MAX_LISTED = 5  # files or folders that one message lists
 
@@ -84,8 +84,7 @@ def _file_changes(
         'changed': [path for path in added if path in before],
     }
     changes = [
-        f'{len(paths)} {"picture is" if len(paths) == 1 else "pictures are"} {what}: '
-        f'{several(paths)}'
+        f'{counted(len(paths), "picture is", "pictures are")} {what}: {several(paths)}'
         for what, paths in groups.items()
         if paths
     ]

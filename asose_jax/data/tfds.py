@@ -16,7 +16,7 @@ from asose_jax.data import image_set
 from asose_jax.data.fingerprint import Identity, MissingDataError
 from asose_jax.data.image_set import ImageSet
 from asose_jax.runtime import paths
-from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.errors import UserError, counted
 
 logger = logging.getLogger('asose_jax')
 
@@ -220,8 +220,7 @@ def _count_and_first(ranges: list[_Range]) -> str:
     count = sum(stop - start for _, start, stop in ranges)
     split, start, stop = ranges[0]
     more = f' and {len(ranges) - 1} more' if len(ranges) > 1 else ''
-    noun = 'image' if count == 1 else 'images'
-    return f"{count} {noun} ('{split}[{start}:{stop}]'{more})"
+    return f"{counted(count, 'image')} ('{split}[{start}:{stop}]'{more})"
 
 
 def _keys(tfds: ModuleType, info: Any, name: str, root: pathlib.Path) -> tuple[str, str]:

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from sklearn import metrics
 
+from asose_jax.runtime.errors import counted
+
 _CALIBRATION_BINS = 15
 _TOP = 5
 _FEW_CLASSES = 10  # among so few, five guesses say little
@@ -116,8 +118,7 @@ def describe(result: dict[str, Any]) -> list[str]:
             f'{title} {_percent(row[key])}'
             for key, title in {'recall': 'recall', 'precision': 'precision', 'f1': 'F1'}.items()
         ]
-        noun = 'image' if row['images'] == 1 else 'images'
-        lines.append(f'{row["name"]}: {", ".join(parts)}, {row["images"]} {noun}')
+        lines.append(f'{row["name"]}: {", ".join(parts)}, {counted(row["images"], "image")}')
     without = {
         'images': 'the test set has no image of these classes, so they have no recall',
         'predicted': 'no image was predicted to be of these classes, so they have no precision',

@@ -188,6 +188,13 @@ def _checkpoint_origin(
     _require_same_space(source.spec, config.model.space, f'init_from={config.init_from!r}')
     if not source.spec.is_derived():
         _require_same_form(source.spec, config)
+        if config.optimize.frozen and source.spec.partial > 1:
+            raise UserError(
+                f'init_from={config.init_from!r} holds a supernet with '
+                f'search.partial_channels={source.spec.partial}: the operations that are chosen '
+                'there begin with fresh weights, which optimize.frozen=True would never train; set '
+                'optimize.frozen=False, or take a checkpoint from its optimize phase'
+            )
     _require_same_weights(source.spec, arrays, config)
     has_second_head = any(name.startswith(f".params['{SECOND_HEAD}']") for name in arrays)
     return dataclasses.replace(

@@ -93,3 +93,15 @@ def test_budgets_that_conflict_are_seen_before_all_partial_choices_are_listed():
     costs = [np.floor(random.uniform(0, 1e5, (10, 3))) for _ in range(20)]
     scores = [random.normal(size=10) for _ in range(20)]
     assert constrained.best_choice(spec, scores, costs, np.full(3, 4.4e5)) is None
+
+
+def test_node_without_edges_costs_nothing_of_every_kind():
+    groups = list(_spec('darts').groups())
+    groups[3] = (('none',),) * len(groups[3])
+    spec, random = _spec('darts').with_groups(tuple(groups)), np.random.default_rng(0)
+    scores = [random.normal(size=len(row.candidates)) for row in spec.rows()]
+    costs = [np.ones((len(row.candidates), 2)) for row in spec.rows()]
+    chosen = constrained.best_choice(spec, scores, costs, np.full(2, 14.0))  # 7 nodes of 2 edges
+    names = [row.candidates[k] for row, k in zip(spec.rows(), chosen, strict=True)]
+    assert len(names) - names.count('none') == 14
+    assert constrained.best_choice(spec, scores, costs, np.full(2, 13.0)) is None

@@ -125,6 +125,13 @@ def test_missing_field_is_named():
             )
             for field in ('drop_path', 'second_head')
         ),
+        *(
+            (
+                {'optimize.frozen': True, 'init_from': 'a', f'{phase}.epochs': 3},
+                rf'{phase}.epochs=3: trains weights that optimize.frozen=True .* {phase}.epochs=0',
+            )
+            for phase in ('warmup', 'search', 'growth')
+        ),
         ({'model.space': 'nasbench201'}, r"networks of the space 'nasbench201' do not grow"),
         (
             {'model.space': 'darts', 'model.primitives': ('skip_connect', 'max_pool_3x3')},
@@ -299,6 +306,7 @@ def test_average_of_a_network_whose_statistics_are_frozen_needs_no_others():
     with pytest.raises(UserError, match=r'set search.statistics_batches above 0'):
         validate(config, 1)
     config.optimize.frozen = True
+    config.warmup.epochs = config.search.epochs = config.growth.epochs = 0
     validate(config, 1)
 
 
@@ -464,6 +472,11 @@ def test_what_is_no_config_is_one_line(config, message):
         ({'retrain.lr': 0.5}, {'seeds': (0,), 'random_cells': 1}, False),
         ({'cost.weight': 3.0}, {}, True),
         ({'cost.weight': 3.0}, {'cost.kind': 'params', 'cost.target': 9.0}, False),
+        ({'cost.limit.params': 9e3}, {}, False),
+        ({'cost.limit.latency': 1e-3}, {'cost.batch_size': 8}, False),
+        ({'optimize.randaugment_magnitude': 7.0}, {}, True),
+        ({'optimize.randaugment_magnitude': 7.0}, {'optimize.randaugment': 2}, False),
+        ({'retrain.randaugment_magnitude': 7.0}, {}, True),
         ({'growth.patience': 9}, {'growth.epochs': 0}, True),
         ({'growth.patience': 9}, {}, False),
         ({'growth.epochs': 0}, {}, False),
@@ -496,6 +509,24 @@ def test_chosen_field_that_the_recipe_of_training_sets_is_told(name, value, told
     lines = ignored_fields({name: value}, config, retrains=True)
     assert len(lines) == (told is not None)
     assert told is None or told in lines[0]
+
+
+@pytest.mark.parametrize(
+    ('chosen', 'beside', 'ignored'),
+    [
+        ({'retrain.randaugment_magnitude': 7.0}, {}, True),
+        ({'retrain.randaugment_magnitude': 7.0}, {'retrain.randaugment': 2}, False),
+        ({'retrain.second_head': 0.3}, {}, True),
+        ({'retrain.second_head': 0.0}, {}, False),
+        ({'retrain.drop_path': 0.3}, {'optimize.frozen': True}, True),
+        ({'retrain.drop_path': 0.3}, {}, False),
+    ],
+)
+def test_chosen_field_of_fine_tuning_that_changes_nothing_is_told(chosen, beside, ignored):
+    config = retrain.retrain_config(_with(init_from='trained', **chosen, **beside))
+    lines = ignored_fields({**chosen, **beside}, config, retrains=True)
+    assert len(lines) == ignored
+    assert all(line.startswith(f'{next(iter(chosen))}=') for line in lines)
 
 
 # --- config.json of a run

@@ -48,8 +48,8 @@ def test_quotients_without_a_denominator_are_null_and_stated(result):
     assert classification.describe(result)[2:] == [
         'a: recall 66.7 %, precision 100.0 %, F1 80.0 %, 3 images',
         'b: recall 50.0 %, precision 50.0 %, F1 50.0 %, 2 images',
-        'c: recall undefined, precision 0.0 %, F1 0.0 %, 0 images',
-        'd: recall undefined, precision undefined, F1 undefined, 0 images',
+        'c: recall undefined, precision 0.0 %, F1 0.0 %, no images',
+        'd: recall undefined, precision undefined, F1 undefined, no images',
         'the test set has no image of these classes, so they have no recall: c, d',
         'no image was predicted to be of these classes, so they have no precision: d',
     ]

@@ -1,5 +1,6 @@
 """Fine-tuning: a network that another run has trained goes on with other classes."""
 
+import dataclasses
 import json
 import logging
 
@@ -47,9 +48,9 @@ def _pictures(place, classes):
     return place
 
 
-def _write_source(workdir, reached):
+def _write_source(workdir, reached, spec=SPEC):
     """Writes what a run has left that has trained four classes."""
-    meta = {'spec': SPEC.to_json(), 'phase': 'optimize', 'told': {}}
+    meta = {'spec': spec.to_json(), 'phase': 'optimize', 'told': {}}
     with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
         checkpoints.save(7, reached, meta)
     (workdir / 'run.json').write_text(json.dumps({'classes': [*'abcd']}))
@@ -89,11 +90,16 @@ def _but_heads(tree):
 
 
 @pytest.mark.parametrize('averages', [pytest.param(False, marks=pytest.mark.slow), True])
-def test_frozen_network_gets_a_new_head_and_keeps_all_else_to_the_bit(averages, tmp_path, caplog):
+def test_frozen_network_gets_a_new_head_and_keeps_all_else_to_the_bit(
+    averages, tmp_path, caplog, monkeypatch
+):
     """Though weight decay and the momentum of before would move every weight.
 
-    With averages, in the checkpoint and in this run, what is kept is the average.
+    With averages, in the checkpoint and in this run, what is kept is the average, and the disk must
+    have room for it from the start.
     """
+    checked = []
+    monkeypatch.setattr(checkpoint, 'require_disk_space', lambda _, state: checked.append(state))
     pictures = _pictures(tmp_path / 'pictures', ('left', 'right', 'up'))
     before = _random_state(averages)
     source = _write_source(tmp_path / 'source', before)
@@ -105,6 +111,7 @@ def test_frozen_network_gets_a_new_head_and_keeps_all_else_to_the_bit(averages, 
     assert 'fresh weights: this run has 3 classes (left, right, up), that one had 4' in caplog.text
     assert 'the second head of that run is left out' in caplog.text
     assert f'only the head is trained, {3 * 8 + 3} of {summary["params"]} param' in caplog.text
+    assert hasattr(checked[0], 'average') == averages
     after = _last(tmp_path / 'run', config)
     pairs = zip(_weights_and_momentum(before), _weights_and_momentum(after), strict=True)
     for old, new in [*pairs, (before.batch_stats, after.batch_stats)]:
@@ -168,6 +175,21 @@ def test_head_of_a_run_without_a_record_is_kept_if_the_number_of_classes_is_the_
     (alone / 'checkpoints').symlink_to(source / 'checkpoints')
     assert not _origin(_tuned(source, pictures)).with_head
     assert _origin(_tuned(alone, pictures)).with_head
+
+
+@pytest.mark.parametrize('frozen', [True, False])
+def test_operations_that_would_begin_afresh_are_not_frozen(tmp_path, frozen):
+    size = {'channels': 8, 'depth': 2, 'reductions': (1,), 'max_channels': 8}
+    spec = dataclasses.replace(chain.build((8, 8, 3), 4, **size), partial=2)
+    reached = networks.fresh_state(SuperNet(spec), TX)
+    source = _write_source(tmp_path / 'source', reached, spec)
+    changes = {'search.partial_channels': 2, 'optimize.frozen': frozen}
+    config = _tuned(source, _pictures(tmp_path / 'pictures', 'abcd'), **changes)
+    if not frozen:
+        assert _origin(config).spec.partial == 2
+        return
+    with pytest.raises(UserError, match=r'partial_channels=2: .* set optimize.frozen=False'):
+        _origin(config)
 
 
 def _grey(place):

@@ -95,6 +95,7 @@ def test_controls_of_searches_that_began_with_another_run_begin_anew(tmp_path, a
     several_searches.write(tmp_path, seeds=(0,))
     (tmp_path / 'config.json').unlink()
     fields = {'init_from': '/warm', 'optimize.frozen': True}
+    fields |= {f'{phase}.epochs': 0 for phase in ('warmup', 'search', 'growth')}
     runner.run_sweep(_config(seeds=(0,), random_cells=1, **fields), tmp_path)
     begun = [[(job.config.init_from, job.config.optimize.frozen) for job in jobs] for jobs in asked]
     assert (begun[0], {*begun[1]}) == ([('/warm', True)], {(None, False)})
