@@ -55,10 +55,10 @@ class Origin:
         start fresh.
       step: of the checkpoint there.
       phase: that the other run was in at that step.
-      gates: whether the checkpoint is of an older version, see `old_checkpoints`.
-      averages: whether it has an average of the weights, see `state.AveragingState`.
+      has_gates: whether the checkpoint is of an older version, see `old_checkpoints`.
+      has_average: whether it has an average of the weights, see `state.AveragingState`.
       checksums: of the arrays in the checkpoint.
-      classes: number of classes that the network in the checkpoint tells apart.
+      num_classes: number of classes that the network in the checkpoint tells apart.
       with_head: whether the head is taken over, too; otherwise its weights start fresh.
       drops_second_head: whether the checkpoint has a second head that this run does not train.
     """
@@ -67,10 +67,10 @@ class Origin:
     directory: pathlib.Path | None = None
     step: int | None = None
     phase: Phase | None = None
-    gates: bool = False
-    averages: bool = False
+    has_gates: bool = False
+    has_average: bool = False
     checksums: Mapping[str, int] | None = None
-    classes: int = 0
+    num_classes: int = 0
     with_head: bool = True
     drops_second_head: bool = False
 
@@ -241,10 +241,10 @@ def _describe_checkpoint(
         directory=directory,
         step=step,
         phase=Phase(meta['phase']),
-        gates=old_checkpoints.has_gates(arrays),
-        averages=checkpoint.has_average(arrays),
+        has_gates=old_checkpoints.has_gates(arrays),
+        has_average=checkpoint.has_average(arrays),
         checksums=meta['checksums'],
-        classes=spec.num_classes,
+        num_classes=spec.num_classes,
         with_head=spec.num_classes == len(ours) and names == ours,
     )
     return origin, arrays
@@ -579,16 +579,18 @@ def _restore_origin(
             return net
         return net.clone(settings=dataclasses.replace(net.settings, second_head=1.0))
 
-    saved = dataclasses.replace(origin.spec, num_classes=origin.classes)
+    saved = dataclasses.replace(origin.spec, num_classes=origin.num_classes)
     with checkpoint.Checkpoints(origin.directory) as checkpoints:
         try:
-            if origin.gates:
+            if origin.has_gates:
                 saved, restored = old_checkpoints.restore(
                     checkpoints, origin.step, saved, model_of, context.tx
                 )
             else:
                 sharding = pmap.replicated_sharding()
-                like = state.abstract_state(model_of(saved), context.tx, sharding, origin.averages)
+                like = state.abstract_state(
+                    model_of(saved), context.tx, sharding, origin.has_average
+                )
                 restored = checkpoints.restore(origin.step, like)
         except checkpoint.DamagedError as error:
             raise UserError(f'init_from={context.config.init_from!r}: {error}') from error
@@ -609,7 +611,7 @@ def _log_heads(context: RunContext, origin: Origin) -> None:
             'the head starts from fresh weights: this run has %d classes (%s), that one had %s',
             len(names),
             shown,
-            'others' if origin.classes == len(names) else origin.classes,
+            'others' if origin.num_classes == len(names) else origin.num_classes,
         )
     if origin.drops_second_head:
         logger.info('the second head of that run is left out: optimize.second_head=0')
@@ -665,7 +667,7 @@ def _abstract_state(context: RunContext, spec: genotype.NetSpec, averages: bool)
     return state.abstract_state(context.model(spec), context.tx, sharding, averages)
 
 
-def _place(module: str) -> tuple[int, int, str]:
+def _module_order(module: str) -> tuple[int, int, str]:
     """Returns where a module of a network stands among the others, by its name."""
     number = module.rpartition('_')[2]
     if number.isdigit():
@@ -690,7 +692,7 @@ def log_network(context: RunContext, spec: genotype.NetSpec) -> None:
     like = state.abstract_state(context.model(spec), context.tx, pmap.replicated_sharding())
     sizes = {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like.params[name]))
-        for name in sorted(like.params, key=_place)
+        for name in sorted(like.params, key=_module_order)
     }
     lines = [f'{name:12} {size:>12,}' for name, size in sizes.items()]
     if len(lines) > _MAX_MODULES:

@@ -46,12 +46,13 @@ def environment(context: RunContext) -> dict[str, Any]:
     }
 
 
-def write_environment(context: RunContext, origin: int | None = None) -> None:
+def write_environment(context: RunContext, origin_digest: int | None = None) -> None:
     """Writes run.json and, for a folder of pictures, data.json with the hash of each file.
 
     Args:
       context: of the run.
-      origin: what the run began with, see `initialization.Origin.digest`; `None` if it is no file.
+      origin_digest: `initialization.Origin.digest` of the files that the run began with; `None` if
+        there are none.
     """
     identity = context.data.identity
     if identity is not None and identity.files is not None:
@@ -59,8 +60,8 @@ def write_environment(context: RunContext, origin: int | None = None) -> None:
         workdir.write_atomically(context.workdir / dataset.FILES, files + '\n')
     # Relative paths of the config count from the directory.
     content = {**environment(context), 'directory': os.getcwd()}
-    if origin is not None:
-        content['origin'] = origin
+    if origin_digest is not None:
+        content['origin'] = origin_digest
     text = json.dumps(content, indent=2) + '\n'
     workdir.write_atomically(context.workdir / 'run.json', text)
 

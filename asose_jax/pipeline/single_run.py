@@ -156,11 +156,11 @@ def run(
                         latencies=latencies,
                         class_weights=builders.make_class_weights(config, images),
                     )
-                    begun_with = recorded.get('origin')
+                    origin_digest = recorded.get('origin')
                     if origin is not None:
                         starts = [config[name] for name in initialization.START_FIELDS]
-                        begun_with = origin.digest() if any(starts) else None
-                    return _run_phases(context, origin, begun_with)
+                        origin_digest = origin.digest() if any(starts) else None
+                    return _run_phases(context, origin, origin_digest)
             except jax.errors.JaxRuntimeError as error:
                 advice = _device_error_advice(error)
                 if advice is None:
@@ -227,14 +227,14 @@ def _device_error_advice(error: Exception) -> UserError | None:
 def _run_phases(
     context: run_context.RunContext,
     origin: initialization.Origin | None,
-    begun_with: int | None,
+    origin_digest: int | None,
 ) -> dict[str, Any]:
     """Goes through all phases that are left, derives the network, and writes the summary.
 
     Args:
       context: of the run.
       origin: what a new run starts from; `None` continues from the newest checkpoint.
-      begun_with: what run.json says of it, see `Origin.digest`.
+      origin_digest: `Origin.digest` of the files that the run began with; `None` if there are none.
 
     Returns:
       The summary, as in summary.json.
@@ -247,7 +247,7 @@ def _run_phases(
     workdir, is_primary_host = context.workdir, context.is_primary_host
     log = metrics_log.MetricsLog(workdir / 'metrics.jsonl', current.step, is_primary_host)
     if is_primary_host:
-        run_summary.write_environment(context, begun_with)
+        run_summary.write_environment(context, origin_digest)
     report = page.Page(workdir, is_primary_host)
     report.draw()
     with contextlib.closing(tensorboard.Events(workdir, current.step, is_primary_host)) as events:
