@@ -11,6 +11,7 @@ those of the first program of its kind.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from benchmarks import measure
@@ -89,6 +90,14 @@ class Report:
         self.leave_out(name, f'no time: it takes about {seconds:.0f} s, and {left:.0f} s are left')
         return False
 
+    @contextlib.contextmanager
+    def attempt(self, name: str) -> Iterator[None]:
+        """Leaves out what fails on the device, such as what its memory cannot hold."""
+        try:
+            yield
+        except RuntimeError as error:  # those of jax and of PyTorch
+            self.leave_out(name, f'{type(error).__name__}: {str(error)[:300]}')
+
     def device(self) -> None:
         """Keeps what the device is; jax claims it."""
         import jax
@@ -134,18 +143,21 @@ def _run_all(options):
     print(f'at most {options.minutes:g} minutes; {options.out / "accelerator.json"} is written')
     for name, part in PARTS.items():
         print(f'{name:8} about {60 * part.share * options.minutes:4.0f} s  {part.what}')
-    told = {'parts': {}, 'minutes': options.minutes}
+    parts: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, 'JAX_COMPILATION_CACHE_DIR': f'{folder}/programs'}
-        # Parts in which jax shares the device with others than itself.
+        # PyTorch needs memory beside jax, and what is compared with is computed on the CPU.
         environment['XLA_PYTHON_CLIENT_PREALLOCATE'] = 'false'
+        platforms = environment.get('JAX_PLATFORMS', 'cpu')
+        if 'cpu' not in platforms:
+            environment['JAX_PLATFORMS'] = f'{platforms},cpu'
         names = [*PARTS]
         for number, name in enumerate(names):
             left = end - time.monotonic()
             share = PARTS[name].share / sum(PARTS[other].share for other in names[number:])
-            told['parts'][name] = one_part(options, name, left, left * share, folder, environment)
-            measure.write(options, 'accelerator', told)
-    for name, part in told['parts'].items():
+            parts[name] = one_part(options, name, left, left * share, folder, environment)
+            measure.write(options, 'accelerator', {'parts': parts})
+    for name, part in parts.items():
         print(f'{name}: {part["ended"]}; {len(part["rows"])} rows in {part["seconds"]:.0f} s')
         for what, why in part['left_out'].items():
             print(f'  left out: {what}: {why}')
@@ -185,9 +197,9 @@ def one_part(
     except subprocess.TimeoutExpired:
         ended = 'ended, since it took too long'
     finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it has started
-            process.wait()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # also what it has started, if any is left
+        process.wait()
     content = json.loads(path.read_text()) if path.exists() else {'rows': {}, 'left_out': {}}
     return {'ended': ended, 'seconds': time.monotonic() - start, **content}
 
@@ -343,7 +355,7 @@ def _presets(report, options):
 
 def _resume(report, options):
     """Two runs from end to end, and one that is stopped and resumed."""
-    fields = _small(**{'search.epochs': 4})
+    fields = _small(**{'search.epochs': 40})
     if not options.quick:
         fields['model.primitives'] = "('none','skip_connect','max_pool_3x3','sep_conv_3x3')"
     with tempfile.TemporaryDirectory() as folder:
@@ -358,11 +370,12 @@ def _resume(report, options):
         broken = _Program('digits', fields, stopped)
         broken.wait(report.left(), evaluations=3)
         broken.stop()
-        at = broken.lines()[-1]['step'] if broken.lines() else 0
+        at = {'stopped_after_step': broken.lines()[-1]['step']} if broken.lines() else {}
+        at['was_at_its_end'] = (stopped / 'summary.json').exists()
         _Program('digits', fields, stopped).wait(report.left())
         os.environ['JAX_PLATFORMS'] = 'cpu'  # for what is compared
         report.add('two runs', **_difference(whole, again))
-        report.add('stopped and resumed', stopped_after_step=at, **_difference(whole, stopped))
+        report.add('stopped and resumed', **at, **_difference(whole, stopped))
 
 
 def _difference(one, other):

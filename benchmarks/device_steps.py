@@ -101,12 +101,12 @@ def run(report, quick: bool) -> None:
         if not report.has_time(name, 1.2 * longest):
             continue
         start = time.perf_counter()
-        programs = Programs(_size(*cell, quick), cell[2], 6 if quick else 24)
-        report.add(f'{name}: compilation', seconds=programs.compile_seconds(), at_once=3)
-        rounds = 2 if quick else 3
-        report.add(name, **_times(programs, rounds, gbytes))
-        if not number:
-            report.add(f'{name}: profile', **_profile(programs.calls()[_CYCLE]))
+        with report.attempt(name):
+            programs = Programs(_size(*cell, quick), cell[2], 6 if quick else 24)
+            report.add(f'{name}: compilation', seconds=programs.compile_seconds(), at_once=3)
+            report.add(name, **_times(programs, 2 if quick else 3, gbytes))
+            if not number:
+                report.add(f'{name}: profile', **_profile(programs.calls()[_CYCLE]))
         longest = max(longest, time.perf_counter() - start)
 
 
@@ -204,8 +204,9 @@ def against_torch(report, quick: bool) -> None:
         if not report.has_time(name, 1.2 * longest):
             continue
         start = time.perf_counter()
-        for row, values in _rows_against_torch(torch, cell, device, quick):
-            report.add(f'{name}: {row}', **values)
+        with report.attempt(name):
+            for row, values in _rows_against_torch(torch, cell, device, quick):
+                report.add(f'{name}: {row}', **values)
         longest = max(longest, time.perf_counter() - start)
 
 

@@ -109,11 +109,13 @@ def test_parts_for_which_there_is_no_time_are_listed_as_left_out(root, tmp_path)
 def test_a_row_for_which_there_is_no_time_is_listed_and_the_rest_is_kept(tmp_path):
     report = accelerator.Report(tmp_path / 'part.json', seconds=60)
     report.add('fast', ratio=measure.Ratio(1.5, 1.0, 2.0))
+    with report.attempt('large'):
+        raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
     assert report.has_time('short', 30)
     assert not report.has_time('long', 90)
     content = json.loads(report.path.read_text())
     assert content['rows'] == {'fast': {'ratio': {'median': 1.5, 'low': 1.0, 'high': 2.0}}}
-    assert list(content['left_out']) == ['long']
+    assert list(content['left_out']) == ['large', 'long']
 
 
 def test_a_part_that_takes_too_long_is_ended_and_its_rows_are_kept(tmp_path, monkeypatch):
@@ -155,6 +157,7 @@ def test_accelerator_tries_all_of_its_parts_on_the_cpu(root, tmp_path):
     assert parts['digits']['rows']['digits']['finished']
     for row in ('two runs', 'stopped and resumed'):
         assert parts['resume']['rows'][row]['same_bits']
+    assert parts['resume']['rows']['stopped and resumed']['was_at_its_end'] is False
     for row in ('cifar10', 'nasbench201'):
         assert parts['presets']['rows'][row]['hours_extrapolated'] > 0
     steps = parts['steps']['rows']['C=4 batch=8 bfloat16']
