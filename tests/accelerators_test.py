@@ -96,7 +96,7 @@ def test_primitive_has_its_cpu_form_on_the_cpu_and_nowhere_else(name):
 def test_a_run_takes_the_form_of_its_devices(tmp_path, monkeypatch, platform, outlined):
     monkeypatch.setattr(pmap, 'platform', lambda: platform)
 
-    def form(context, origin):
+    def form(context, origin, _):
         return context.model(origin.spec).outlined
 
     monkeypatch.setattr(single_run, '_run_phases', form)

@@ -295,12 +295,13 @@ def test_steps_of_a_run_have_the_class_weights_of_its_training_part(
     tmp_path, monkeypatch, caplog, weights, expected
 ):
     """As they are compiled, in every phase; 0.2 of the pictures are held out."""
-    _grey_levels(tmp_path, {('train', 'common'): 400, ('train', 'rare'): 40, ('test', 'rare'): 1})
+    pictures = tmp_path / 'pictures'
+    _grey_levels(pictures, {('train', 'common'): 400, ('train', 'rare'): 40, ('test', 'rare'): 1})
     contexts = []
     monkeypatch.setattr(single_run, '_run_phases', lambda *both: contexts.append(both))
     fields = {'data.valid_fraction': 0.2, 'data.class_weights': weights}
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        single_run.run(config_of(tmp_path, **SMALL, **fields), tmp_path / 'run')
+        single_run.run(config_of(pictures, **SMALL, **fields), tmp_path / 'run')
     ((context, origin, _),) = contexts
     found = context.step_config(origin.spec).class_weights
     if expected is None:
