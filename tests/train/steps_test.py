@@ -279,7 +279,7 @@ def test_class_weights_enter_the_loss_of_alpha_and_of_weights_on_any_number_of_d
 # --- Many devices
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_laws_of_the_steps_hold_on_eight_devices(root):
     """This file anew, in a process that has so many."""
     command = [sys.executable, '-m', 'pytest', 'tests/train/steps_test.py', '-n', '0', '-q']

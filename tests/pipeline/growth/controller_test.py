@@ -228,7 +228,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
             {'growth.kinds': ('branch',), 'growth.where': 'random', 'growth.max_branches': 3},
             ['branch', 'branch'],
             id='branch-random',
-            marks=pytest.mark.slow,
+            marks=pytest.mark.soak,
         ),
         pytest.param(
             {'growth.where': 'last', 'growth.lead_epochs': 0},
@@ -236,7 +236,7 @@ def test_control_of_nothing_is_an_error(tmp_path):
             id='last-at-once',
             marks=pytest.mark.soak,
         ),
-        pytest.param({'growth.kinds': ('auto',)}, None, id='auto', marks=pytest.mark.slow),
+        pytest.param({'growth.kinds': ('auto',)}, None, id='auto', marks=pytest.mark.soak),
         pytest.param(
             {'growth.kinds': ('branch+depth+width',), 'growth.max_branches': 3},
             ['width', 'branch', 'depth'] * 2,
