@@ -196,11 +196,17 @@ def test_first_commands_of_the_documents_run_one_after_another(tmp_path):
     _run(lines, [], tmp_path)
 
 
+def _own_runs(name):
+    """The runs of a document, but for uses of the first run, which it may not make itself."""
+    lines = list(filter(_is_run, lines_of(name)))
+    if any(re.search(r'--config=.* --workdir=/tmp/digits\b', line) for line in lines):
+        return lines
+    return [line for line in lines if not FIRST.search(line)]  # the test above runs them
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize(
-    'name', [name for name in [*DOCUMENTS, *CONFIGS] if any(map(_is_run, lines_of(name)))]
-)
+@pytest.mark.parametrize('name', [*filter(_own_runs, [*DOCUMENTS, *CONFIGS])])
 def test_commands_run_one_after_another(name, tmp_path):
     fields = [flag.partition('=')[0] for flag in SMALL]
     words = [_without(line, fields) for line in lines_of(name) if 'RUN=' in line]
-    _run(filter(_is_run, lines_of(name)), words, tmp_path)
+    _run(_own_runs(name), words, tmp_path)
