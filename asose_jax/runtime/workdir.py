@@ -115,9 +115,8 @@ def require_kind(workdir: pathlib.Path, seeds: Sequence[int]) -> None:
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes `text` to `path` in full or not at all, even if the process dies meanwhile."""
-    temporary = path.with_name(path.name + '.tmp')
-    _write(temporary, 'w', text)
-    temporary.replace(path)
+    with written_atomically(path) as file:
+        file.write(text)
 
 
 @contextlib.contextmanager
@@ -125,10 +124,8 @@ def written_atomically(path: pathlib.Path) -> Iterator[TextIO]:
     """Opens a file for text that appears at `path` at the end, unless the body raises."""
     temporary = path.with_name(path.name + '.tmp')
     try:
-        with naming(path), open(temporary, 'w', encoding='utf-8', newline='') as file:
+        with naming(path), _opened_durably(temporary, 'w') as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -143,7 +140,8 @@ def checksum(content: Any) -> int:
 
 def append_durably(path: pathlib.Path, line: str) -> None:
     """Appends `line` to the file and waits until it is on the disk."""
-    _write(path, 'a', line)
+    with naming(path), _opened_durably(path, 'a') as file:
+        file.write(line)
 
 
 @contextlib.contextmanager
@@ -155,8 +153,10 @@ def naming(path: pathlib.Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def _write(path: pathlib.Path, mode: Literal['a', 'w'], text: str) -> None:
-    with naming(path), open(path, mode, encoding='utf-8', errors='backslashreplace') as file:
-        file.write(text)
+@contextlib.contextmanager
+def _opened_durably(path: pathlib.Path, mode: Literal['a', 'w']) -> Iterator[TextIO]:
+    """Opens a file for text, with line ends as they are, that is on the disk when it is closed."""
+    with open(path, mode, encoding='utf-8', errors='backslashreplace', newline='') as file:
+        yield file
         file.flush()
         os.fsync(file.fileno())
