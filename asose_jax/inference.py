@@ -116,7 +116,10 @@ class Trained:
                 # Every call has the same shape, so that the network is compiled only once.
                 batch = np.zeros((_PREDICT_BATCH, *shape), np.float32)
                 is_decoded = all(isinstance(image, np.ndarray) for image in chunk)
-                batch[: len(chunk)] = pictures.of_each(read, chunk, map if is_decoded else pool.map)
+                decoded: list[Any] = (
+                    chunk if is_decoded else pictures.of_each(read, chunk, pool.map)
+                )
+                batch[: len(chunk)] = decoded
                 parts.append(np.asarray(self._call(batch))[: len(chunk)])
                 has_floats |= any(_is_float(image) for image in chunk)
                 largest = max(largest, batch[: len(chunk)].max())
@@ -183,7 +186,7 @@ class Trained:
         if 'int8' in formats or data_dir is not None:
             data = _load_data(self, data_dir)
         else:
-            _require_same_data_if_present(self.directory, self)
+            _require_same_data_if_present(self)
         target = self.directory / 'export'
         target.mkdir(exist_ok=True)
         if 'stablehlo' in formats:
@@ -404,7 +407,7 @@ def _load_data(model: Trained, data_dir: str | os.PathLike[str] | None = None) -
     directory = model.directory
     try:
         split_by = dataset.recorded_split(model.summary, directory)
-        data = builders.load_data(_data_config(directory, model, data_dir), split_by, begun=True)
+        data = builders.load_data(_data_config(model, data_dir), split_by, begun=True)
     except MissingDataError as error:
         raise UserError(
             f'the data of the run in {directory}: {error}. If they have moved, name their place: '
@@ -418,12 +421,11 @@ def _load_data(model: Trained, data_dir: str | os.PathLike[str] | None = None) -
 
 
 def _data_config(
-    directory: pathlib.Path, model: Trained, data_dir: str | os.PathLike[str] | None = None
+    model: Trained, data_dir: str | os.PathLike[str] | None = None
 ) -> ml_collections.ConfigDict:
     """Returns the config of a run with the place where its data are now.
 
     Args:
-      directory: workdir of the run.
       model: the network of the run.
       data_dir: the place, if the user names one. Otherwise a relative `data.dir` counts from the
         directory that the run was started in or, where that has no such folder, from the current.
@@ -443,20 +445,21 @@ def _data_config(
             )
         config.data.dir = os.fspath(data_dir)
     elif folder is not None:
-        began = run_record.read_json_object(directory / 'run.json').get('directory')
+        began = run_record.read_json_object(model.directory / 'run.json').get('directory')
         there = os.path.join(began if isinstance(began, str) else '', os.path.expanduser(folder))
         if os.path.isdir(there):
             config.data.dir = there
     return config
 
 
-def _require_same_data_if_present(directory: pathlib.Path, model: Trained) -> None:
+def _require_same_data_if_present(model: Trained) -> None:
     """Fails if the data of the run are there and differ from what it was trained on."""
     if 'data' not in model.summary:  # the digits, or a run of an older version
         return
+    directory = model.directory
     split_by = dataset.recorded_split(model.summary, directory)
     try:
-        identity = builders.identify_data(_data_config(directory, model), split_by)
+        identity = builders.identify_data(_data_config(model), split_by)
     except MissingDataError as error:
         logger.info('the data of the run are not there, so they are not compared: %s', error)
         return

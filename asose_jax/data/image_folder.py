@@ -325,13 +325,7 @@ def _labelled_paths(
             others += [e.path for e in entries if not e.name.lower().endswith(pictures.SUFFIXES)]
             paths += here
             labels += [names.index(name)] * len(here)
-    if others:
-        logger.warning(
-            '%s ignored, since only %s are read: %s',
-            counted(len(others), 'file'),
-            ', '.join(pictures.SUFFIXES),
-            several(others),
-        )
+    pictures.warn_of_ignored(others)
     if not paths:
         raise UserError(f'{folders[0]}: there are no pictures ({", ".join(pictures.SUFFIXES)})')
     return np.array(paths, object), np.array(labels, np.int32)

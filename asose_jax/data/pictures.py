@@ -97,16 +97,21 @@ def find(images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> l
             inside = [os.fspath(pathlib.Path(file)) for file in _files_below(match, set())]
             found += [file for file in inside if file.lower().endswith(SUFFIXES)]
             others += [file for file in inside if not file.lower().endswith(SUFFIXES)]
-    if others:
-        logger.warning(
-            '%s ignored, since only %s are read: %s',
-            counted(len(others), 'file'),
-            ', '.join(SUFFIXES),
-            several(others),
-        )
+    warn_of_ignored(others)
     if not found:
         raise UserError(f'images={images!r}: there are no pictures ({", ".join(SUFFIXES)})')
     return list(dict.fromkeys(found))
+
+
+def warn_of_ignored(files: Sequence[str]) -> None:
+    """Names files that are left out since their names do not end as those of pictures do."""
+    if files:
+        logger.warning(
+            '%s ignored, since only %s are read: %s',
+            counted(len(files), 'file'),
+            ', '.join(SUFFIXES),
+            several(files),
+        )
 
 
 def _entries(images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
