@@ -1,4 +1,4 @@
-"""What a GPU or TPU is asked once: python -m benchmarks.accelerator --data-dir DIR
+"""Measures a GPU or TPU in one command: python -m benchmarks.accelerator --data-dir DIR
 
 It says what it will do, does what says most first, and writes OUT/accelerator.json after each part:
 the file to send back. It never takes longer than its minutes: each part gets its share of what is
@@ -34,7 +34,7 @@ _TIMES = ('images_per_second', 'seconds', 'compile_seconds', 'stall_seconds')  #
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What a part does, and its share of the time."""
+    """Describes a part and its share of the time."""
 
     what: str
     share: float

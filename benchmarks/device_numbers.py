@@ -19,7 +19,7 @@ from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.train import optimizer, phases, pmap
 from asose_jax.train.phases import Phase
-from benchmarks import ours
+from benchmarks import ops, ours
 
 STEPS = 20
 # Largest error that passes. A ReLU after a rounded sum may be closed where the exact one is open,
@@ -143,18 +143,18 @@ def _defined(name, params, x):
     if kind in ('sep_conv', 'dil_conv'):
         for key in sorted(params):
             own = params[key]
-            x = _conv(jax.nn.relu(x), own['depthwise'], 2 if key == 'dil' else 1, x.shape[-1])
+            dilation = 2 if key == 'dil' else 1
+            x = ops.reference(own['depthwise'], jax.nn.relu(x), dilation, x.shape[-1])
             x = _norm(own['norm'], x @ own['pointwise']['kernel'])
         return x
     if name == 'conv_7x1_1x7':
         for key in ('horizontal', 'vertical'):
-            x = _conv(jax.nn.relu(x) if key == 'horizontal' else x, params[key]['kernel'])
+            x = ops.reference(params[key]['kernel'], jax.nn.relu(x) if key == 'horizontal' else x)
         return _norm(params['norm'], x)
     if kind == 'nor_conv':
         kernel = params['conv']['kernel']
-        return _norm(
-            params['norm'], _conv(jax.nn.relu(x), kernel.reshape(size, size, *kernel.shape[-2:]))
-        )
+        kernel = kernel.reshape(size, size, *kernel.shape[-2:])
+        return _norm(params['norm'], ops.reference(kernel, jax.nn.relu(x)))
     if kind in ('avg_pool', 'max_pool'):
         window = ((1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
         if kind == 'max_pool':
@@ -162,18 +162,6 @@ def _defined(name, params, x):
         total, ones = (lax.reduce_window(a, 0.0, lax.add, *window) for a in (x, jnp.ones_like(x)))
         return total / ones
     return {'none': jnp.zeros_like(x), 'skip_connect': x}[name]
-
-
-def _conv(x, kernel, dilation=1, groups=1):
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        'SAME',
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=groups,
-    )
 
 
 def _norm(params, x):

@@ -1,4 +1,4 @@
-"""What steps and their compilation take on the device; parts of `benchmarks.accelerator`.
+"""Times steps and their compilation on the device; parts of `benchmarks.accelerator`.
 
 The limit of a step is the time in which the device could move the bytes that XLA counts in the
 compiled program. Of a conditional XLA counts the branch with most, so there is none for a step of
@@ -67,7 +67,7 @@ class Programs:
             self.networks = {name: maker.result() for name, maker in makers.items()}
 
     def calls(self) -> dict[str, functools.partial]:
-        """What to time, each as many steps as fit a call."""
+        """Returns the calls to time, each with as many steps as fit."""
         search = self.networks['search']
         return {
             WARMUP: functools.partial(self.networks[WARMUP].run, self.steps),

@@ -92,27 +92,30 @@ def main() -> None:
     measure.bars(options, 'ops', title, groups, 'relative speed')
 
 
+def reference(kernel, x, dilation=1, groups=1):
+    """Convolves as Flax does, with images `[B, H, W, C]` and stride 1."""
+    from jax import lax
+
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        'SAME',
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=groups,
+    )
+
+
 def _cases(channels, x):
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
-    from jax import lax
 
     from asose_jax.nn import operations
     from asose_jax.nn.batch_norm import Norm
     from asose_jax.nn.cpu import conv, conv_1x1
     from asose_jax.spaces import chain
-
-    def reference(kernel, x, dilation=1, groups=1):
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (1, 1),
-            'SAME',
-            rhs_dilation=(dilation, dilation),
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            feature_group_count=groups,
-        )
 
     def kernel(*size):
         return jax.random.normal(jax.random.key(sum(size)), size) / 10

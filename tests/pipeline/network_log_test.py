@@ -1,4 +1,4 @@
-"""What is told of a network when a run starts."""
+"""A starting run logs its network in a dozen lines, and writes the whole into a file."""
 
 import logging
 import math

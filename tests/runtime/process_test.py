@@ -1,4 +1,4 @@
-"""What a process must find around it before it trains."""
+"""A process refuses to train with settings of JAX that a run cannot have."""
 
 import types
 
