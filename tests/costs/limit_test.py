@@ -43,16 +43,7 @@ every_space = pytest.mark.parametrize('space', SPACES)
 
 @functools.cache
 def _spec(space, partial=1):
-    spec = SPACES[space].build(
-        (8, 8, 2),
-        5,
-        channels=4,
-        depth=2 if space == 'darts' else 3,
-        reductions=(1,),
-        max_channels=8,
-        primitives=NAMES[space],
-    )
-    return dataclasses.replace(spec, partial=partial)
+    return dataclasses.replace(networks.priced(space, NAMES[space]), partial=partial)
 
 
 @functools.cache

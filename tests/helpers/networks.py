@@ -10,6 +10,7 @@ import optax
 
 from asose_jax.arch.genotype import NetSpec
 from asose_jax.nn.forward import Mode
+from asose_jax.spaces.registry import SPACES
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, state
 from asose_jax.train.phases import Schedule
@@ -40,6 +41,19 @@ def shapes(net: SuperNet) -> Any:
     keys, x = jax.random.key(0), jnp.zeros((1, *net.spec.image_shape))
     names = {'params': keys, 'arch': keys}
     return jax.eval_shape(lambda: net.init(names, x, mode=Mode.SKIP, train=False))
+
+
+def priced(space: str, primitives: tuple[str, ...]) -> NetSpec:
+    """A supernet of images of 8x8x2 whose positions differ in cost."""
+    return SPACES[space].build(
+        (8, 8, 2),
+        5,
+        channels=4,
+        depth=2 if space == 'darts' else 3,
+        reductions=(1,),
+        max_channels=8,
+        primitives=primitives,
+    )
 
 
 def parameters(spec: NetSpec) -> int:
