@@ -4,8 +4,7 @@ Where the package is installed: asose --config=PRESET --workdir=DIR, from any fo
 
 --mode=retrain --config.genotype=FILE trains a chosen network from scratch, with
 --config.init_from=RUN it fine-tunes a trained one; --config.seeds="(0, 1)" runs several searches.
---mode=evaluate, predict, export and report, with --workdir=DIR, need a
-finished run.
+--mode=evaluate, predict, export and report, with --workdir=DIR, need a finished run.
 
 The same command resumes a run that was stopped.
 
@@ -43,8 +42,7 @@ _MODE = flags.DEFINE_enum(
     'run, which --workdir alone names: evaluate: reports accuracy, and recall, precision and F1 by '
     'class, and writes evaluation.json and confusion.png. predict: writes the classes of the '
     'pictures in --images to predictions.csv. export: writes a file that runs without this '
-    'package, see --export. report: writes '
-    'report.html again.',
+    'package, see --export. report: writes report.html again.',
 )
 _EXPORT = flags.DEFINE_list(
     'export',
