@@ -13,6 +13,14 @@ from asose_jax.runtime import interrupt
 from asose_jax.runtime.errors import Stopped
 
 
+@pytest.fixture(autouse=True)
+def _terminal_is_heard():
+    """Also where the tests themselves were started under nohup; children inherit it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_signal_stops_at_once_where_there_is_nothing_to_save(number):
     with interrupt.Interrupt(), pytest.raises(Stopped, match=signal.Signals(number).name):
