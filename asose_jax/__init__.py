@@ -1,8 +1,9 @@
 """ASO-SE: differentiable architecture search with alternating stable optimization.
 
 Example:
-  config = asose_jax.config.presets.get_config('digits')
-  result = asose_jax.search(config, workdir)  # the content of summary.json
+  from asose_jax.config import presets
+  config = presets.get_config('digits')
+  summary = asose_jax.search(config, workdir)  # as in summary.json
   model = asose_jax.load(workdir)
   model.predict(images)  # probabilities of the classes
   asose_jax.predict(workdir, 'PICTURES')  # the path of a table of classes

@@ -394,6 +394,7 @@ def evaluate(
     picture = confusion.figure(np.array(result['confusion']), list(model.class_names))
     with workdir.naming(directory / 'confusion.png'):
         picture.savefig(directory / 'confusion.png', dpi=confusion.DPI)
+    logger.info('evaluation.json and confusion.png are in %s', directory)
     return result
 
 

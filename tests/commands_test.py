@@ -26,6 +26,7 @@ EXCEPTIONS = {
     'ruff check': '.ci/run does it',
     '.ci/run': 'that starts this',
     '-r tests/requirements.txt': 'the first lines of .ci/run',
+    'source .venv': 'the README has it in one line with the search',
     'cp -r /usr/share/icons': 'a theme of Debian; the icons are made here',
     'docker build': 'no Docker here',
     'NatsBench': 'a package that is not installed; nats_test has one of the same form',

@@ -24,13 +24,12 @@ def page() -> str:
             group = head
             title = f'`{head}`: {GROUPS[head]}' if head else 'The run'
             lines += ['', f'## {title}', '']
-            lines += ['| field | default | allowed | meaning | source |', '|---|---|---|---|---|']
+            lines += ['| field | default | meaning |', '|---|---|---|']
+        source = f' Source: {field.source}' if field.source else ''
         cells = (
             f'`{name}`' + ('*' if field.changeable else ''),
             f'`{field.default!r}`',
-            field.rule.allowed,
-            field.help,
-            field.source,
+            f'{field.help}.<br>Allowed: {field.rule.allowed}.{source}',
         )
         lines.append('| ' + ' | '.join(cell.replace('|', r'\|') for cell in cells) + ' |')
     return '\n'.join(lines) + '\n'

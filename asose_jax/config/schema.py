@@ -211,7 +211,7 @@ GROUPS: dict[str, str] = {
     'search': 'the second phase: weights and alpha in turn',
     'growth': 'the third phase: search goes on, and the network gets deeper and wider',
     'optimize': 'the last phase: the derived network',
-    'retrain': 'the recipe that --mode=retrain trains or fine-tunes a found network with',
+    'retrain': 'the settings of --mode=retrain; each takes the place of the field that it names',
     'guard': 'against numbers that are not finite',
     'alarm': 'when to warn',
     'benchmark': 'true accuracies to compare the result with',

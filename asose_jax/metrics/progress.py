@@ -144,7 +144,7 @@ class Progress:
 
         Call it after the host has grown the network or measured the curvature.
         """
-        self._last_update = time.monotonic()
+        self._last_update = self._last_line = time.monotonic()
 
     def evaluated(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Logs the result of an evaluation, as a line that stays.

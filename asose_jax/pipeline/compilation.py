@@ -40,13 +40,22 @@ def compile_programs(
     upcoming, current.upcoming = current.upcoming, None
     if upcoming is not None:
         if not upcoming.done():
-            logger.info('%s: waiting for the compiler', phase)
+            log_wait(phase)
         programs = upcoming.result()
         if (programs.spec, programs.kind) == wanted:
             current.use(programs)
             return
     logger.info('compiling %s%s', _program_kind(phase), _remaining_text(context, phase))
     current.use(compile_network(context, current.spec, phase, batch))
+
+
+def log_wait(activity: str) -> None:
+    """Logs that `activity`, a phase or a growth, waits for programs that are being compiled."""
+    logger.info(
+        '%s: waiting for the compiler (minutes on a slow machine); the next start finds its '
+        'programs in the cache',
+        activity,
+    )
 
 
 def _remaining_text(context: RunContext, phase: Phase) -> str:

@@ -97,14 +97,15 @@ class GrowNetwork(Hook):
     ) -> Decision:
         """Grows the network, or prepares for it; saves the state after a growth."""
         del before
-        record = evaluation.record
+        record, pending = evaluation.record, current.history.growing.pending
         record['growth'] = controller.update(
             context, current, evaluation.span, record, evaluation.batch
         )
         grew = bool(record['growth'])
         if grew:
             record['grown'] = _grown_network(context, current)
-        return Decision(saves=grew, stalled=grew)
+        decided = current.history.growing.pending is not pending
+        return Decision(saves=grew, stalled=grew or decided)
 
 
 def _grown_network(context: RunContext, current: RunState) -> dict[str, Any]:

@@ -261,13 +261,18 @@ class RunState:
     def use(self, programs: Programs) -> None:
         """Switches to newly compiled programs; logs and counts how long they took to compile."""
         self.programs = programs
-        compiled = [programs.train, programs.statistics, programs.evaluate]
-        compiled = [program for program in compiled if program]
-        seconds = [program.compile_seconds for program in compiled]
-        self.row['compile_seconds'] += sum(seconds)
+        parts = {
+            'training': programs.train,
+            'statistics': programs.statistics,
+            'evaluation': programs.evaluate,
+        }
+        compiled = {name: program for name, program in parts.items() if program}
+        seconds = {name: program.compile_seconds for name, program in compiled.items()}
+        self.row['compile_seconds'] += sum(seconds.values())
         logger.info(
-            'compiled %s in %s s; peak memory %.0f MiB per device',
+            'compiled %s in %.1f s (%s); peak memory %.0f MiB per device',
             programs.kind,
-            ' + '.join(f'{s:.1f}' for s in seconds),
-            max(program.peak_bytes for program in compiled) / 2**20,
+            sum(seconds.values()),
+            ', '.join(f'{name} {s:.1f}' for name, s in seconds.items()),
+            max(program.peak_bytes for program in compiled.values()) / 2**20,
         )

@@ -20,6 +20,7 @@ from asose_jax.costs import flops
 from asose_jax.data import dataset
 from asose_jax.pipeline import compilation, evaluation
 from asose_jax.pipeline.run_context import RunContext, RunState
+from asose_jax.report import page
 from asose_jax.runtime import process, workdir
 from asose_jax.spaces import registry
 from asose_jax.train.phases import Phase
@@ -97,6 +98,7 @@ def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
         if context.is_primary_host:
             workdir.write_atomically(context.workdir / name, content)
     _log_summary(summary, chosen)
+    logger.info('report: %s', context.workdir / page.NAME)
     return summary
 
 
@@ -136,14 +138,14 @@ def _log_summary(summary: Mapping[str, Any], chosen: genotype.Genotype) -> None:
     logger.info('\n%s', final_table(summary))
     valid = summary['valid_accuracy']
     logger.info(
-        'test accuracy %.2f %% (balanced %.2f %%), %s, %d parameters',
+        'test accuracy %.2f %% (balanced %.2f %%), %s, %s parameters',
         100 * summary['test_accuracy'],
         100 * summary['test_balanced_accuracy'],
         'no validation' if valid is None else f'validation {100 * valid:.2f} %',
-        summary['params'],
+        f'{summary["params"]:,}',
     )
     for i, group in enumerate(chosen.operations):
-        logger.info('%d: %s', i, ', '.join(group))
+        logger.info('genotype %d: %s', i, ', '.join(group))
 
 
 def final_table(summary: Mapping[str, Any]) -> str:

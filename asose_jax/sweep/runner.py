@@ -80,7 +80,7 @@ def search(
         shown there too, unless the caller's program has set up logging, see `log.shown`.
 
     Returns:
-      The content of summary.json: see `run_summary.write_summary`, and `comparison.compare` for
+      The content of summary.json, see `run_summary.write_summary`, and `comparison.compare` for
       several seeds.
 
     Raises:

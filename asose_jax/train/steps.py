@@ -42,8 +42,8 @@ def train_steps(
       shared: see `pmap.shared_arrays`.
 
     Returns:
-      The new state, the same on every device, and the metrics that the host may read: `totals`
-      since the last evaluation, `longest_streak` of skipped steps, `arch` and `factors`.
+      The new state, the same on every device, and the metrics that the host may read (`totals`
+      since the last evaluation, `longest_streak` of skipped steps, `arch` and `factors`).
     """
 
     def body(slot: jax.Array, packed: Packed) -> Packed:
@@ -204,7 +204,7 @@ def eval_steps(
       shared: see `pmap.shared_arrays`.
 
     Returns:
-      Per batch, summed over all devices: `loss`, `correct` and `images`, `[slots]` float32; and
+      Sums of each batch over all devices (`loss`, `correct` and `images`, `[slots]` float32), and
       `logits` of this device's images, `[slots, B/D, num_classes]` float32.
     """
     state = packed.unpack()

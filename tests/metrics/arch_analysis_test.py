@@ -106,6 +106,20 @@ def test_without_a_terminal_there_are_plain_lines(caplog):
     assert console.file.getvalue() == ''
 
 
+def test_a_pause_counts_neither_as_training_nor_towards_the_next_line(caplog, monkeypatch):
+    """Ten steps of 10 s, a pause of 1000 s between them: no line, and 1 step a second."""
+    seconds = iter([0, 10, 1010, 1020])
+    clock = types.SimpleNamespace(monotonic=seconds.__next__)
+    monkeypatch.setattr(progress, 'time', clock)
+    bar = Progress(_console(False), Span(Phase.GROWTH, 0, 100, 10), 0, 32)
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        bar.update(10, FIGURES)
+        bar.resume()
+        bar.update(20, FIGURES)
+    assert bar.steps_per_second == 1
+    assert not caplog.records
+
+
 def test_in_a_terminal_there_is_a_bar():
     console = _console(True)
     with Progress(console, Span(Phase.WARMUP, 0, 100, 10), 0, 32) as bar:

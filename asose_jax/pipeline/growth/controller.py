@@ -25,6 +25,7 @@ from asose_jax.pipeline.growth import scoring, transforms
 from asose_jax.pipeline.growth.scoring import Candidate, Limits
 from asose_jax.pipeline.growth.transforms import Fresh, Growth
 from asose_jax.pipeline.run_context import RunContext, RunState
+from asose_jax.runtime.errors import counted
 from asose_jax.spaces import chain
 from asose_jax.spaces.chain import ChainSpec
 from asose_jax.train import pmap, state
@@ -309,6 +310,7 @@ def _choose(
             chain.BRANCH: len(spec.blocks) - 1,
         }[kind]
         return next((candidate for candidate in candidates if candidate.growth.where == last), None)
+    logger.info('growth: scoring %s for %s', counted(len(candidates), 'place'), kind)
     images = score_batches(context, len(current.history.growth))
     network = context.most_likely(spec, search_state.arch)
     scored = scoring.score_candidates(
@@ -316,11 +318,11 @@ def _choose(
     )
     for candidate in scored:
         logger.info(
-            'growth candidate: %s at %d, score %.2e, %d parameters',
+            'growth candidate: %s at %d, score %.2e, adds %s parameters',
             candidate.growth.kind,
             candidate.growth.where,
             candidate.score,
-            candidate.added,
+            f'{candidate.added:,}',
         )
     if kind == 'auto':
         return max(scored, key=lambda candidate: candidate.gain_per_parameter)
@@ -377,7 +379,7 @@ def _grow(
     ahead = current.ahead
     assert ahead is not None, '`prepare` compiles for a growth before its step'
     if not ahead.done():
-        logger.info('growing: waiting for the compiler')
+        compilation.log_wait('growth')
     programs, fresh_state = ahead.result()
     params_before = evaluation.count_parameters(current)
     spec, grown, networks = _grown_state(context, current, pending, fresh_state)
@@ -397,10 +399,10 @@ def _grow(
     events[0]['stall_seconds'] = pending['stall_seconds'] + time.monotonic() - started
     current.history.growth.extend(events)
     logger.info(
-        'growth: %s; %d to %d parameters, logits changed by at most %.1e, waited %.1f s',
+        'growth: %s; %s to %s parameters, logits changed by at most %.1e, waited %.1f s',
         ', '.join(map(_description, _pending_growths(pending))),
-        params_before,
-        networks[-1].params,
+        f'{params_before:,}',
+        f'{networks[-1].params:,}',
         measured['max_abs_logit_change'],
         events[0]['stall_seconds'],
     )
