@@ -48,7 +48,8 @@ _EXPORT = flags.DEFINE_list(
     'export',
     ['stablehlo'],
     'What --mode=export writes, separated by commas. stablehlo: a file that needs jax and '
-    'flatbuffers. onnx: model.onnx. int8: that, and model_int8.onnx, quantised to 8-bit integers.',
+    'flatbuffers. onnx: model.onnx. int8: that, and model_int8.onnx, quantised to 8-bit integers. '
+    'torch: model_torch.py, a PyTorch module, and its weights.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
