@@ -592,7 +592,7 @@ def _require_exports(formats: Sequence[str]) -> None:
     for name in formats:
         if name not in EXPORTS:
             raise UserError(f'there is no export {name!r}. Choose from {", ".join(EXPORTS)}.')
-        packages.require(name, *EXPORTS[name])
+        packages.require(f'the export {name!r}', *EXPORTS[name])
 
 
 def _write_onnx(model: Trained, path: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ from asose_jax.exports.layers import BatchNorm, Layers, Pixels
 # Old enough for runtimes of 2022, and the last one before some operators take their axes as inputs.
 OPSET = 17
 IMAGES, LOGITS, PROBABILITIES = 'images', 'logits', 'probabilities'
+FEATURES, RESULT = 'features', 'result'  # of a part of a network
 BATCH = 'N'  # name of the free dimension
 
 
@@ -48,6 +49,34 @@ class Graph(Layers):
             constant = self._constant(np.reshape(values, (1, -1, 1, 1)), f'normalise/{kind}/values')
             x = self._node(kind, [x, constant], f'normalise/{kind.lower()}')
         return Pixels(x, channels, height, width)
+
+    def features(self, shape: tuple[int, int, int]) -> Pixels:
+        """Adds an input float32 `[N, C, H, W]`, in the place of `normalised`.
+
+        Args:
+          shape: `(H, W, C)`.
+        """
+        height, width, channels = shape
+        self._inputs.append(_array(FEATURES, (channels, height, width)))
+        return Pixels(FEATURES, channels, height, width)
+
+    def result(self, x: Pixels) -> None:
+        """Ends the graph with an array, in the place of `classify`."""
+        self._nodes.append(helper.make_node('Identity', [x.name], [RESULT], RESULT))
+        self._outputs.append(_array(RESULT, x[1:]))
+
+    def corners(self, x: Pixels, stride: int) -> Pixels:
+        """Takes every `stride`-th pixel in either direction."""
+        if stride == 1:
+            return x
+        values = {
+            'begin': [0, 0],
+            'end': [x.height, x.width],
+            'axes': [2, 3],
+            'steps': [stride] * 2,
+        }
+        inputs = [self._integers(value, f'corners/{key}') for key, value in values.items()]
+        return x.strided(stride)._replace(name=self._node('Slice', [x.name, *inputs], 'corners'))
 
     def conv(
         self,
@@ -166,9 +195,8 @@ class Graph(Layers):
     def _zeros(self, like: Pixels, name: str) -> Pixels:
         # Not a constant: ONNX broadcasts sums, but not Concat, over the number of images.
         count = self._node('Shape', [IMAGES], f'{name}/count', start=0, end=1)
-        sizes = numpy_helper.from_array(np.array(like[1:], np.int64), self._unique(f'{name}/sizes'))
-        self._constants.append(sizes)
-        shape = self._node('Concat', [count, sizes.name], f'{name}/shape', axis=0)
+        sizes = self._integers(like[1:], f'{name}/sizes')
+        shape = self._node('Concat', [count, sizes], f'{name}/shape', axis=0)
         return like._replace(name=self._node('ConstantOfShape', [shape], f'{name}/zeros'))
 
     def _pool_3x3(self, kind: str, x: Pixels, name: str, stride: int, **attributes: int) -> Pixels:
@@ -183,10 +211,13 @@ class Graph(Layers):
         )
         return x.strided(stride)._replace(name=y)
 
-    def _constant(self, values: npt.ArrayLike, name: str) -> str:
-        tensor = numpy_helper.from_array(np.asarray(values, np.float32), self._unique(name))
+    def _constant(self, values: npt.ArrayLike, name: str, dtype: type = np.float32) -> str:
+        tensor = numpy_helper.from_array(np.asarray(values, dtype), self._unique(name))
         self._constants.append(tensor)
         return tensor.name
+
+    def _integers(self, values: Iterable[int], name: str) -> str:
+        return self._constant([*values], name, np.int64)
 
     def _node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         name = self._unique(name)

@@ -92,6 +92,30 @@ def add_network(
     layers.classify(x, head['kernel'], head['bias'])
 
 
+def add_operation(
+    layers: Layers, name: str, x: Pixels, variables: Mapping[str, Any], stride: int
+) -> Pixels:
+    """Adds a candidate operation by itself.
+
+    Args:
+      layers: those of its input.
+      name: of the operation, from `operations.PRIMITIVES`; not `none`.
+      x: its input.
+      variables: its collections `params` and `batch_stats`, if it has them.
+      stride: 1 or 2.
+
+    Returns:
+      Its output.
+
+    Raises:
+      UserError: it has no translation.
+    """
+    params, stats = ({name: variables.get(kind, {})} for kind in ('params', 'batch_stats'))
+    y = _chosen(layers, (name,), x, Weights(params, stats), stride)
+    assert y is not None
+    return y
+
+
 def _untranslated(what: str) -> UserError:
     return UserError(
         f'{what} has no translation into layers. Use --export=stablehlo, or add one to '
