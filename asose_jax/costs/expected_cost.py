@@ -130,7 +130,8 @@ class Budget:
           spec: Description of the derived network.
 
         Returns:
-          A JSON object with the cost of the network by the table of its parts and as a whole.
+          A JSON object with the cost of the network by the table of its parts and, if known, as a
+          whole.
         """
         return {
             'kind': self.kind,
