@@ -5,6 +5,7 @@ Where the package is installed: asose --config=PRESET --workdir=DIR, from any fo
 --mode=retrain --config.genotype=FILE trains a chosen network from scratch, with
 --config.init_from=RUN it fine-tunes a trained one; --config.seeds="(0, 1)" runs several searches.
 --mode=evaluate, predict, export and report, with --workdir=DIR, need a finished run.
+--mode=latency writes the operations of a search, to be timed on another machine.
 
 The same command resumes a run that was stopped.
 
@@ -36,19 +37,22 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_enum(
     'mode',
     'search',
-    ['search', 'retrain', 'evaluate', 'predict', 'export', 'report'],
+    ['search', 'retrain', 'latency', 'evaluate', 'predict', 'export', 'report'],
     'search: runs all phases. retrain: trains the network of --config.genotype from scratch, or '
-    'fine-tunes that of --config.init_from, with the settings of config.retrain. For a finished '
-    'run, which --workdir alone names: evaluate: reports accuracy, and recall, precision and F1 by '
-    'class, and writes evaluation.json and confusion.png. predict: writes the classes of the '
-    'pictures in --images to predictions.csv. export: writes a file that runs without this '
-    'package, see --export. report: writes report.html again.',
+    'fine-tunes that of --config.init_from, with the settings of config.retrain. latency: writes '
+    'the operations of the search as ONNX files, with a script that times them on any machine '
+    'with onnxruntime, for --config.cost.table. For a finished run, which --workdir alone names: '
+    'evaluate: reports accuracy, and recall, precision and F1 by class, and writes '
+    'evaluation.json and confusion.png. predict: writes the classes of the pictures in --images '
+    'to predictions.csv. export: writes a file that runs without this package, see --export. '
+    'report: writes report.html again.',
 )
 _EXPORT = flags.DEFINE_list(
     'export',
     ['stablehlo'],
     'What --mode=export writes, separated by commas. stablehlo: a file that needs jax and '
-    'flatbuffers. onnx: model.onnx. int8: that, and model_int8.onnx, quantised to 8-bit integers.',
+    'flatbuffers. onnx: model.onnx. int8: that, and model_int8.onnx, quantised to 8-bit integers. '
+    'torch: model_torch.py, a PyTorch module, and its weights.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
@@ -92,7 +96,7 @@ def main(argv: list[str]) -> None:
 
     from asose_jax.runtime import process
 
-    if _MODE.value not in _FINISHED:
+    if _MODE.value not in (*_FINISHED, 'latency'):
         _join_hosts()
     console = rich.console.Console(stderr=True)
     logger = process.set_up(log.handler_for(console))
@@ -103,6 +107,8 @@ def main(argv: list[str]) -> None:
             _require_flags_of(_MODE.value)
             if _MODE.value in _FINISHED:
                 _run_on_finished(_MODE.value, _WORKDIR.value)
+            elif _MODE.value == 'latency':
+                _write_operations()
             else:
                 _train(logger, console)
     except Stopped as stopped:
@@ -142,6 +148,14 @@ def _run_on_finished(mode: str, workdir: str) -> None:
             inference.export(workdir, *_EXPORT.value, data_dir=_DATA_DIR.value)
         case 'report':
             page.rebuild(workdir)
+
+
+def _write_operations() -> None:
+    if _MULTIHOST.value:
+        raise UserError('--multihost: --mode=latency runs on one host and would ignore it')
+    from asose_jax.exports import latency_pieces
+
+    latency_pieces.write(_CONFIG.value, _WORKDIR.value)
 
 
 def _require_flags_of(mode: str) -> None:

@@ -1,5 +1,6 @@
 """The trained network of a finished run: prediction, evaluation and export."""
 
+import contextlib
 import csv
 import dataclasses
 import errno
@@ -24,7 +25,7 @@ from asose_jax.config.consistency import require_whole, unflatten
 from asose_jax.data import dataset, pictures
 from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.data.pictures import Picture
-from asose_jax.exports import packages, stablehlo
+from asose_jax.exports import packages, stablehlo, torch_file, torch_module, translation
 from asose_jax.metrics import classification, run_record
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
@@ -42,7 +43,12 @@ _EVALUATE_BATCH = 1000  # images that `evaluate` reads at once
 _LISTED_CLASSES = 5  # the most likely ones, in predictions.csv
 _LOGGED_PREDICTIONS = 10
 # Exports, and the packages that they need beside those of this one.
-EXPORTS = {'stablehlo': (), 'onnx': ('onnx',), 'int8': ('onnx', 'onnxruntime')}
+EXPORTS = {
+    'stablehlo': (),
+    'onnx': ('onnx',),
+    'int8': ('onnx', 'onnxruntime'),
+    'torch': ('safetensors',),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -213,6 +219,8 @@ class Trained:
             from asose_jax.exports import int8  # imported here: it needs onnxruntime
 
             int8.write(target / 'model.onnx', target / 'model_int8.onnx', data)
+        if 'torch' in formats:
+            _write_torch(self, target / 'model_torch.py')
         logger.info('exported to %s', target)
         return target
 
@@ -585,14 +593,13 @@ def _require_exports(formats: Sequence[str]) -> None:
     for name in formats:
         if name not in EXPORTS:
             raise UserError(f'there is no export {name!r}. Choose from {", ".join(EXPORTS)}.')
-        packages.require(name, *EXPORTS[name])
+        packages.require(f'the export {name!r}', *EXPORTS[name])
 
 
 def _write_onnx(model: Trained, path: pathlib.Path) -> None:
     """Writes an ONNX file of the network, in float32 whatever the run computed in."""
-    from asose_jax.exports import onnx_file, onnx_network  # imported here: they need onnx
+    from asose_jax.exports import onnx_file, onnx_graph  # imported here: they need onnx
 
-    plain = dataclasses.replace(model, dtype='float32')
     about = {
         'class_names': list(model.class_names),
         'mean': model.mean.tolist(),
@@ -603,7 +610,30 @@ def _write_onnx(model: Trained, path: pathlib.Path) -> None:
         'test_accuracy': model.summary['test_accuracy'],
         'versions': model.summary['versions'],
     }
-    graph = onnx_network.build(model.spec, model.variables, mean=model.mean, std=model.std)
+    graph = onnx_graph.Graph()
+    translation.add_network(graph, model.spec, model.variables, mean=model.mean, std=model.std)
+    with _exact_logits(model) as logits:
+        onnx_file.write(path, graph.model(), about, logits)
+
+
+def _write_torch(model: Trained, path: pathlib.Path) -> None:
+    """Writes a PyTorch module of the network, in float32 whatever the run computed in."""
+    constants = {
+        'CLASS_NAMES': list(model.class_names),
+        'SPACE': model.spec.SPACE,
+        'GENOTYPE': model.genotype.to_json(),
+        'TEST_ACCURACY': model.summary['test_accuracy'],
+    }
+    module = torch_module.Module()
+    translation.add_network(module, model.spec, model.variables, mean=model.mean, std=model.std)
+    with _exact_logits(model) as logits:
+        torch_file.write(path, module, constants, logits)
+
+
+@contextlib.contextmanager
+def _exact_logits(model: Trained) -> Iterator[Callable[[np.ndarray], jax.Array]]:
+    """Gives a function from images to the logits of the network in float32."""
+    plain = dataclasses.replace(model, dtype='float32')
     # Accelerators multiply float32 in fewer bits unless told otherwise.
     with jax.default_matmul_precision('highest'):
-        onnx_file.write(path, graph, about, jax.jit(plain.logits))
+        yield jax.jit(plain.logits)

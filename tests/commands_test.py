@@ -46,6 +46,7 @@ FIRST = re.compile(r'(workdir=|scratch\.py:)/tmp/digits\b')
 SPECIAL = {
     'seeds': ('seeds=(0,)', 'random_cells=1'),
     'cost.target': ('cost.target=50000',),
+    'limit.latency': ('cost.limit.latency=1000',),  # on however slow a machine
     'lr_warmup_steps': ('retrain.lr_warmup_steps=2',),
     'mode=retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
 }
@@ -86,7 +87,7 @@ def _exception(line):
 
 
 def _is_run(line):
-    return 'main.py' in line
+    return 'main.py' in line or 'measure.py' in line
 
 
 @pytest.mark.parametrize('name', [*DOCUMENTS, *CONFIGS])
@@ -144,7 +145,7 @@ def _world(tmp_path):
 
 def _small(line):
     """The line with flags appended that make it small; runs that are finished need none."""
-    if re.search(r'--mode=(evaluate|predict|export|report)', line):
+    if 'main.py' not in line or re.search(r'--mode=(evaluate|predict|export|report)', line):
         return line
     if 'configs/scratch.py' in line:
         return f'{line} --config.optimize.epochs=1'

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import onnx
 import pytest
+import safetensors.numpy
 from helpers.runs import CHEAPEST, WHOLE, make_whole, tiny
 from PIL import Image
 
@@ -25,6 +26,21 @@ from asose_jax.pipeline import builders
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 
+_TORCH_ALONE = """
+import runpy
+import sys
+sys.modules |= dict.fromkeys(('jax', 'flax', 'asose_jax'))
+import numpy as np
+import torch
+
+target, images, found = sys.argv[1:]
+exported = runpy.run_path(target)
+assert len(exported['CLASS_NAMES']) == 10
+network = exported['load']()
+assert not network.training
+with torch.no_grad():
+    np.save(found, network(torch.from_numpy(np.load(images))).numpy())
+"""
 _ONNX_ALONE = """
 import json
 import sys
@@ -295,18 +311,44 @@ def test_exported_network_says_the_same_in_a_process_without_this_package(finish
     asose_jax.export(workdir)  # a second time, over the first
 
 
-def test_onnx_file_says_the_same_in_a_process_with_onnxruntime_alone(finished, tmp_path):
+@pytest.mark.parametrize(
+    ('name', 'file', 'code'),
+    [
+        ('onnx', 'model.onnx', _ONNX_ALONE),
+        pytest.param('torch', 'model_torch.py', _TORCH_ALONE, marks=pytest.mark.slow),
+    ],
+)
+def test_file_says_the_same_in_a_process_with_its_runtime_alone(
+    finished, tmp_path, caplog, name, file, code
+):
     model, images = asose_jax.load(finished[0]), _test_images(tiny())[1]
-    target = model.export('onnx')
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        target = model.export(name)
+    assert 'no logit differs from the network by more than' in caplog.text
+    assert 'computes something else' not in caplog.text
     np.save(tmp_path / 'images.npy', images)
-    arguments = [target / 'model.onnx', tmp_path / 'images.npy', tmp_path / 'found.npy']
-    code = [sys.executable, '-c', _ONNX_ALONE, *map(str, arguments)]
-    subprocess.run(code, check=True, cwd=tmp_path)
+    arguments = [target / file, tmp_path / 'images.npy', tmp_path / 'found.npy']
+    command = [sys.executable, '-c', code, *map(str, arguments)]
+    subprocess.run(command, check=True, cwd=tmp_path)
     found, ours = np.load(tmp_path / 'found.npy'), np.asarray(model.logits(images))
     np.testing.assert_allclose(found, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
     right = (found.argmax(-1) == model.predict(images).argmax(-1)).mean()
     assert right > 0.99  # all but ties
     assert json.loads((target / 'model.json').read_text())['classes'] == list(model.class_names)
+
+
+def test_without_torch_the_module_is_written_and_the_log_says_it_was_not_run(
+    finished, caplog, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, 'torch', None)
+    target = asose_jax.export(finished[0], 'torch')
+    assert 'was not run, since torch is not installed: pip install torch' in caplog.text
+    model, source = asose_jax.load(finished[0]), (target / 'model_torch.py').read_text()
+    compile(source, 'model_torch.py', 'exec')
+    assert f'GENOTYPE = {model.genotype.to_json()}' in source
+    weights = safetensors.numpy.load_file(target / 'model_torch.safetensors')
+    stem = model.variables['params']['stem']['kernel'].transpose(3, 2, 0, 1)
+    np.testing.assert_array_equal(weights['stem.0.weight'], stem)
 
 
 def test_bfloat16_is_exported_as_float32(finished, tmp_path, caplog):
@@ -322,15 +364,16 @@ def test_bfloat16_is_exported_as_float32(finished, tmp_path, caplog):
     assert 'computes something else' not in caplog.text
 
 
-@pytest.mark.parametrize('names', [('tflite',), ('onnx', 'torch')])
+@pytest.mark.parametrize('names', [('tflite',), ('onnx', 'keras')])
 def test_unknown_export_is_refused_with_what_there_is(finished, names):
-    message = f'there is no export {names[-1]!r}. Choose from stablehlo, onnx, int8'
+    message = f'there is no export {names[-1]!r}. Choose from stablehlo, onnx, int8, torch'
     with pytest.raises(UserError, match=message):
         asose_jax.export(finished[0], *names)
 
 
 @pytest.mark.parametrize(
-    ('name', 'package'), [('onnx', 'onnx'), ('int8', 'onnx'), ('int8', 'onnxruntime')]
+    ('name', 'package'),
+    [('onnx', 'onnx'), ('int8', 'onnx'), ('int8', 'onnxruntime'), ('torch', 'safetensors')],
 )
 def test_package_that_an_export_needs_is_named_with_its_command(
     finished, monkeypatch, tmp_path, name, package

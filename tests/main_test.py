@@ -191,6 +191,7 @@ def test_pictures_and_table_are_those_of_the_command(command, monkeypatch):
         (['--out=a'], "--mode=search would ignore --out='a', which is for --mode=predict. Leave"),
         (['--mode=evaluate', '--export=onnx'], "ignore --export=['onnx'], which is for --mode=ex"),
         (['--export=onnx'], "--mode=search would ignore --export=['onnx']"),
+        (['--mode=latency', '--multihost'], '--multihost: --mode=latency runs on one host'),
     ],
 )
 def test_flag_that_is_missing_or_ignored_is_refused(command, caplog, tmp_path, arguments, message):

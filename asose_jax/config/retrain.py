@@ -69,7 +69,7 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         'optimize.lr': None,
     }
     if config.cost.limit.latency is None:  # a limit holds for the network that is trained, too
-        changes['cost.batch_size'] = None
+        changes |= {'cost.batch_size': None, 'cost.table': None}
     if not goes_on:  # otherwise they describe the network that goes on
         changes |= {
             'search.auxiliary_skip': False,

@@ -736,6 +736,13 @@ FIELDS: dict[str, Field] = {
     'cost.batch_size': Field(
         None, _optional(_integer(1)), 'images that latency is measured with; None: 1', _TUNAS
     ),
+    'cost.table': Field(
+        None,
+        _optional(_TEXT),
+        'latencies of another machine, which `measure.py` of `--mode=latency` wrote; None: this '
+        'machine is measured',
+        before=None,
+    ),
     'cost.limit.params': Field(
         None, _optional(_POSITIVE), 'largest number of parameters', before=None
     ),

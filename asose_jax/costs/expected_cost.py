@@ -23,7 +23,7 @@ from asose_jax.arch import genotype, gumbel
 from asose_jax.arch.genotype import FALLBACK, NetSpec
 from asose_jax.costs import flops
 from asose_jax.costs.flops import Meter
-from asose_jax.costs.latency import Latencies
+from asose_jax.costs.latency import Latencies, LatencyTable
 from asose_jax.runtime import workdir
 from asose_jax.runtime.errors import UserError
 
@@ -130,7 +130,8 @@ class Budget:
           spec: Description of the derived network.
 
         Returns:
-          A JSON object with the cost of the network by the table of its parts and as a whole.
+          A JSON object with the cost of the network by the table of its parts and, if known, as a
+          whole.
         """
         return {
             'kind': self.kind,
@@ -191,6 +192,16 @@ def validation_errors(config: Mapping[str, Any]) -> list[str]:
             f"cost.batch_size={batch_size}: only cost.kind='latency' and cost.limit.latency "
             'measure batches; leave it out'
         )
+    if cost['table'] is not None and not _measures_latency(cost):
+        messages.append(
+            f"cost.table={cost['table']!r}: only cost.kind='latency' and cost.limit.latency need "
+            'latencies; leave it out'
+        )
+    if cost['table'] is not None and config['growth']['epochs'] and config['growth']['kinds']:
+        messages.append(
+            f'cost.table={cost["table"]!r}: has no latencies of networks that have grown; set '
+            'growth.epochs=0'
+        )
     if kind is not None and not any(config[phase]['epochs'] for phase in ('search', 'growth')):
         messages.append(
             f'cost.kind={kind!r}: nothing is chosen because search and growth have 0 epochs; '
@@ -206,7 +217,7 @@ def _measures_latency(cost: Mapping[str, Any]) -> bool:
 def open_latencies(
     config: ml_collections.ConfigDict, directory: pathlib.Path, started: bool
 ) -> Latencies | None:
-    """Opens the file of measured latencies, if the config has a price or a limit on them.
+    """Opens the file of latencies, if the config has a price or a limit on them.
 
     Args:
       config: The config of the run.
@@ -222,6 +233,10 @@ def open_latencies(
     cost = config.cost
     if not _measures_latency(cost):
         return None
+    if cost.table is not None:
+        is_copied = started and (directory / LATENCY_FILE).exists()
+        table = None if is_copied else cost.table
+        return LatencyTable(directory / LATENCY_FILE, cost.batch_size or 1, table)
     if jax.process_count() > 1:
         field = "cost.kind='latency'"
         if cost.kind != 'latency':

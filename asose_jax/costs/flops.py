@@ -40,11 +40,11 @@ class Meter(NamedTuple):
     Attributes:
       operation: `(name, shape, stride) -> cost` of an operation, for an input of `shape`,
         `(H, W, C)`.
-      network: `spec -> cost` of a whole derived network.
+      network: `spec -> cost` of a whole derived network; `None` if that is not known.
     """
 
     operation: Callable[[str, tuple[int, int, int], int], float]
-    network: Callable[[NetSpec], float]
+    network: Callable[[NetSpec], float | None]
 
 
 class CostTable(NamedTuple):
@@ -107,6 +107,7 @@ def cost_table(spec: NetSpec, meter: Meter) -> CostTable:
     skip_rows = [np.array([1.0, 0.0])] * len(skips.rows())
     skips = genotype.derive(skips, genotype.genotype_from_indices(skips, skips.choose(skip_rows)))
     network_cost = meter.network(skips)
+    assert network_cost is not None, 'a table has it, see `LatencyTable.require`'
     skip_costs = sum(float(row.sum()) for row in _candidate_costs(skips, meter))
     # Measured one by one, operations may take longer than within the network: never below 0.
     constant = max(0.0, network_cost - skip_costs)

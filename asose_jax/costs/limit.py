@@ -164,15 +164,16 @@ class CostLimit:
           spec: Description of the derived network.
 
         Returns:
-          A JSON object. A latency is the sum over the parts, beside what the whole network takes.
+          A JSON object. A latency is the sum over the parts, beside what the whole network takes
+          if that is known.
         """
         entry: dict[str, Any] = {}
         for kind, value in self.costs(spec).items():
             entry[kind] = {'limit': self.largest[kind], 'value': value, 'unit': UNITS[kind]}
             measured = ''
             if kind == 'latency':
-                entry[kind]['as_a_whole'] = self.meters[kind].network(spec)
-                measured = f'; as a whole {entry[kind]["as_a_whole"]:.6g}'
+                entry[kind]['as_a_whole'] = whole = self.meters[kind].network(spec)
+                measured = '' if whole is None else f'; as a whole {whole:.6g}'
             logger.info(
                 'cost.limit.%s=%.10g: the derived network has %.10g%s',
                 *(kind, self.largest[kind], value, measured),

@@ -1,7 +1,6 @@
 """Writes an ONNX file with what a reader needs to use it, and compares it with the network."""
 
 import json
-import logging
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,15 +8,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from asose_jax.exports import packages
+from asose_jax.exports import comparison
 from asose_jax.exports.onnx_graph import IMAGES, LOGITS, OPSET
 from asose_jax.runtime import workdir
 
-logger = logging.getLogger('asose_jax')
-
-_COMPARED_IMAGES = 16
-# Rounding leaves about 1e-6 of the largest logit; a wrong layer leaves far more than this.
-_TOLERANCE = 1e-4
 _INTERFACE = {
     'input': f'{IMAGES}: uint8 [N, H, W, C], pixel values 0..255, any N; normalisation is inside',
     'output': 'probabilities and logits: float32 [N, classes]',
@@ -33,11 +27,11 @@ def write(
     about: Mapping[str, Any],
     logits: Callable[[np.ndarray], Any],
 ) -> None:
-    """Checks and writes a model, runs it if onnxruntime is installed, and logs its error.
+    """Checks and writes a model, and compares it with the network, see `comparison.compare`.
 
     Args:
       path: of the file.
-      model: result of `onnx_network.build`.
+      model: of a whole network, see `translation.add_network`.
       about: entries of `metadata_props`; JSON-compatible values by name.
       logits: maps images uint8 `[N, H, W, C]` to the logits of the network, `[N, classes]`.
 
@@ -50,13 +44,8 @@ def write(
     onnx.checker.check_model(model, full_check=True)
     with workdir.naming(path):
         path.write_bytes(model.SerializeToString())
-    if packages.is_installed('onnxruntime'):
-        shape = [each.dim_value for each in model.graph.input[0].type.tensor_type.shape.dim]
-        _compare(path, (_COMPARED_IMAGES, *shape[1:]), logits)
-    else:
-        logger.warning(
-            '%s was not run, since onnxruntime is not installed: pip install onnxruntime', path
-        )
+    shape = [each.dim_value for each in model.graph.input[0].type.tensor_type.shape.dim][1:]
+    comparison.compare(path, 'onnxruntime', shape, logits, lambda: runner(path, LOGITS))
 
 
 def runner(path: pathlib.Path, output: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -65,22 +54,3 @@ def runner(path: pathlib.Path, output: str) -> Callable[[np.ndarray], np.ndarray
 
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return lambda images: np.asarray(session.run([output], {IMAGES: images})[0])
-
-
-def _compare(
-    path: pathlib.Path, shape: tuple[int, ...], logits: Callable[[np.ndarray], Any]
-) -> None:
-    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    expected, found = np.asarray(logits(images)), runner(path, LOGITS)(images)
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
-    logger.info(
-        '%s: on %d random images, no logit differs from the network by more than %.1e of the '
-        'largest',
-        path.name,
-        len(images),
-        difference,
-    )
-    if not difference <= _TOLERANCE:  # also where it is not a number
-        logger.warning(
-            '%s computes something else than the network. Do not use it; please report this.', path
-        )

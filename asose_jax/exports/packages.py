@@ -16,11 +16,11 @@ def is_installed(name: str) -> bool:
     return True
 
 
-def require(export: str, *names: str) -> None:
+def require(what: str, *names: str) -> None:
     """Fails unless packages are installed.
 
     Args:
-      export: what needs them, for the message.
+      what: needs them, for the message.
       *names: of the packages.
 
     Raises:
@@ -29,6 +29,5 @@ def require(export: str, *names: str) -> None:
     missing = [name for name in names if not is_installed(name)]
     if missing:
         raise UserError(
-            f'the export {export!r} needs packages that are not installed: '
-            f'pip install {" ".join(missing)}'
+            f'{what} needs packages that are not installed: pip install {" ".join(missing)}'
         )

@@ -118,6 +118,8 @@ def run(
         latencies = expected_cost.open_latencies(config, workdir, resumes)
         budget = expected_cost.make_budget(config, latencies)
         cost_limit = limit.make_limit(config, latencies)
+        if latencies is not None and origin is not None:
+            latencies.require(origin.spec)
         if budget is not None and origin is not None:
             budget.require_reachable_target(
                 origin.spec, bool(config.growth.epochs and config.growth.kinds)

@@ -10,7 +10,7 @@ import stat
 from asose_jax.runtime.errors import UserError
 
 # Fields of the config with paths; `benchmark.table` may begin with `nats_bench:`.
-FIELDS = ('data.dir', 'genotype', 'network', 'init_from', 'benchmark.table')
+FIELDS = ('data.dir', 'genotype', 'network', 'init_from', 'benchmark.table', 'cost.table')
 _URL = re.compile(r'(?:^|:)([A-Za-z][A-Za-z0-9+.-]*)://')
 _URL_AS_PATH = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*):/')  # pathlib merges the two slashes
 

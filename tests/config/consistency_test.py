@@ -188,6 +188,14 @@ def test_missing_field_is_named():
             r"cost.batch_size=8: only cost.kind='latency' and cost.limit.latency measure",
         ),
         (
+            {'cost.limit.params': 5e4, 'cost.table': 'table.json'},
+            r"cost.table='table.json': only cost.kind='latency' and cost.limit.latency need",
+        ),
+        (
+            {'cost.limit.latency': 1.0, 'cost.table': 'table.json', 'growth.epochs': 9},
+            r"cost.table='table.json': has no latencies of networks that have grown; set growth",
+        ),
+        (
             {
                 'cost.kind': 'params',
                 'cost.target': 1.0,

@@ -27,7 +27,7 @@ from asose_jax.arch import genotype
 from asose_jax.costs import flops, latency
 from asose_jax.costs.expected_cost import Budget
 from asose_jax.data import batches
-from asose_jax.pipeline import single_run
+from asose_jax.pipeline import builders, initialization, single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import darts
 from asose_jax.spaces.registry import SPACES
@@ -282,7 +282,7 @@ def clock(monkeypatch):
 LATENCY = {'cost.kind': 'latency', 'cost.target': 0.5, 'cost.weight': 3.0}
 
 
-def _stopped_and_resumed(tmp_path, monkeypatch, clock, step, fields):
+def _stopped_and_resumed(tmp_path, monkeypatch, clock, step, fields, between=lambda: None):
     """Two workdirs: of a run that was never stopped, and of one that was, after `step`."""
     single_run.run(tiny(**LATENCY, **fields), tmp_path / 'whole')
     clock.clear()  # the other run measures the same, but not when it goes on
@@ -293,6 +293,7 @@ def _stopped_and_resumed(tmp_path, monkeypatch, clock, step, fields):
             single_run.run(config, tmp_path / 'halves')
     flops.cost_table.cache_clear()  # as in a new process
     batches._shuffled.cache_clear()
+    between()
     single_run.run(config, tmp_path / 'halves')
     return config
 
@@ -319,6 +320,31 @@ def test_what_was_measured_is_kept_and_a_resumed_run_ends_bit_for_bit(tmp_path, 
     file.write_text(file.read_text()[:-9])
     with pytest.raises(UserError, match=r'latency.json cannot be read'):
         single_run.run(config, tmp_path / 'halves')
+
+
+@pytest.mark.slow
+def test_run_with_a_table_measures_nothing_and_goes_on_without_it(tmp_path, monkeypatch, clock):
+    fields = {**SHORT, 'search.epochs': 1, 'model.primitives': CHEAPEST}
+    config = tiny(**LATENCY, **fields)
+    images = builders.load_data(config)
+    schedule = builders.make_schedule(config, len(images.train))
+    spec = initialization.find_origin(config, images, schedule).spec
+    known = {key: 0.1 * (i + 1) for i, key in enumerate(latency.required(spec))}
+    table = tmp_path / 'table.json'
+    table.write_text(json.dumps({'space': 'chain', 'images': 1, 'milliseconds': known}))
+    fields['cost.table'] = str(table)
+    config = _stopped_and_resumed(tmp_path, monkeypatch, clock, 3, fields, table.unlink)
+    assert not clock
+    _assert_same(tmp_path, config)
+    told = json.loads((tmp_path / 'whole' / 'summary.json').read_text())['cost']
+    assert told['as_a_whole'] is None
+    chosen = json.loads((tmp_path / 'whole' / 'costs.json').read_text())
+    names = json.loads((tmp_path / 'whole' / 'genotype.json').read_text())['genotype']
+    total = chosen['around']['latency'] + sum(
+        row['candidates'][name]['latency']
+        for row, (name,) in zip(chosen['rows'], names, strict=True)
+    )
+    assert told['by_table'] == pytest.approx(total)
 
 
 @pytest.mark.soak

@@ -10,12 +10,22 @@ import jax
 import numpy as np
 import pytest
 
-from asose_jax.costs import flops, latency
-from asose_jax.costs.latency import Latencies
+from asose_jax.costs import expected_cost, flops, latency
+from asose_jax.costs.latency import Latencies, LatencyTable, required
 from asose_jax.runtime import workdir
 from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import chain
+from asose_jax.spaces import chain, darts
+from configs.search import get_config
 
+PRICED = chain.build(
+    (4, 4, 1),
+    3,
+    channels=4,
+    depth=2,
+    reductions=(1,),
+    max_channels=8,
+    primitives=('none', 'skip_connect', 'max_pool_3x3'),
+)
 SPEC = chain.build((4, 4, 1), 3, channels=4, depth=1, reductions=(), max_channels=4, primitives=())
 SPEC = SPEC.with_groups(((('sep_conv_3x3',),),))
 
@@ -139,3 +149,108 @@ def test_file_of_another_device_or_setting_is_one_clear_error(
         workdir.write_atomically(file, json.dumps(content))
     with pytest.raises(UserError, match=r'was measured with .*, but this run measures with'):
         Latencies(file, images, dtype)
+
+
+# --- Tables of another machine
+
+
+def _table(path, keys, **changes):
+    """A table with another number for each key, as `measure.py` writes it but for the checksum."""
+    content = {
+        'space': 'chain',
+        'device': 'a telephone',
+        'images': 1,
+        'milliseconds': {key: float((i + 3) * 7 % 11) for i, key in enumerate(keys)},
+        **changes,
+    }
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_table_has_what_the_costs_of_a_network_are_made_of(tmp_path):
+    """By hand: the network around the operations, and each beyond nothing of its shape."""
+    table = _table(tmp_path / 'table', required(PRICED))
+    held, known = (
+        LatencyTable(tmp_path / 'x', 1, table),
+        json.loads((tmp_path / 'table').read_text()),
+    )
+    held.require(PRICED)
+    (name, *_), known = known['milliseconds'], known['milliseconds']
+    assert name.startswith('network ')
+    costs = flops.cost_table(PRICED, flops.Meter(held.operation, held.network))
+    beyond = [
+        [
+            max(0, known[f'{name} {shape} stride 1'] - known[f'nothing {shape} stride 1'])
+            for name in row
+        ]
+        for shape, row in zip(
+            ('4x4x4', '2x2x8'), [PRICED.rows()[0].candidates[1:]] * 2, strict=True
+        )
+    ]
+    np.testing.assert_allclose(costs.rows, [[0, *row] for row in beyond])
+    assert costs.constant == max(0, known[name] - sum(row[0] for row in beyond))
+    assert held.network(SPEC) is None
+
+
+def test_table_of_another_space_is_refused(tmp_path):
+    held = LatencyTable(tmp_path / 'x', 1, _table(tmp_path / 'table', required(PRICED)))
+    with pytest.raises(
+        UserError, match=r"table' is of the space 'chain', .* 'darts'. Write the"
+    ) as e:
+        held.require(darts.build((8, 8, 1), 3, channels=4, depth=3))
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(('kept', 'more'), [(-2, ''), (0, ' and 3 more')])
+def test_table_with_latencies_missing_is_refused_with_the_list(tmp_path, kept, more, monkeypatch):
+    monkeypatch.setattr(latency, '_LISTED', 4)
+    keys = [*required(PRICED)]
+    assert len(keys) == 1 + 2 * 3
+    held = LatencyTable(tmp_path / 'x', 1, _table(tmp_path / 'table', keys[:kept]))
+    missing = keys[kept:]
+    text = f'lacks {len(missing)} latencies of this search: {", ".join(missing[:4])}{more}. Write'
+    with pytest.raises(UserError) as raised:
+        held.require(PRICED)
+    assert text in str(raised.value)
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'images': 8}, r'was measured with images=8, but this run has cost.batch_size=1'),
+        ({'checksum': 3}, r'is damaged: its checksum does not match'),
+        (
+            {'milliseconds': {'a': float('nan')}},
+            r'is damaged: it has latencies that are no numbers',
+        ),
+        ({'milliseconds': {'a': -1.0}}, r'is damaged: it has latencies that are no numbers'),
+        ({'milliseconds': None}, r'cannot be read .*It must be what measure.py wrote'),
+    ],
+)
+def test_table_that_is_none_or_does_not_fit_is_refused(tmp_path, changes, message):
+    with pytest.raises(UserError, match=rf"cost.table='.*table' {message}"):
+        LatencyTable(tmp_path / 'x', 1, _table(tmp_path / 'table', (), **changes))
+
+
+def test_table_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"cost.table='nowhere' cannot be read .*No such file"):
+        LatencyTable(tmp_path / 'x', 1, 'nowhere')
+
+
+def test_run_that_is_resumed_goes_on_with_its_copy_of_the_table(tmp_path):
+    table = _table(tmp_path / 'table', required(PRICED))
+    config = get_config('digits')
+    config.update_from_flattened_dict({'cost.limit.latency': 9.0, 'cost.table': table})
+    begun = expected_cost.open_latencies(config, tmp_path, started=False)
+    begun.save()
+    (tmp_path / 'table').write_text('another')
+    resumed = expected_cost.open_latencies(config, tmp_path, started=True)
+    place = ('max_pool_3x3', (2, 2, 8), 1)
+    assert begun.operation(*place) == resumed.operation(*place) > 0
+    before = (tmp_path / 'latency.json').read_text()
+    resumed.save()
+    assert (tmp_path / 'latency.json').read_text() == before
+    assert json.loads(before)['device'] == 'a telephone'
+    with pytest.raises(UserError, match='cannot be read'):  # a run that has not begun reads anew
+        expected_cost.open_latencies(config, tmp_path, started=False)

@@ -19,7 +19,7 @@ def _model():
     graph = Graph()
     x = graph.normalised(SHAPE, np.zeros(1), np.ones(1))
     graph.classify(x, np.array([[1, -1]]), np.zeros(2))
-    return graph.model(SHAPE, 2)
+    return graph.model()
 
 
 def _logits(images):

@@ -75,8 +75,11 @@ LAWS = {
         'nasbench201_test',
     ],
     'What is exported says the same without this package': ['inference_test'],
-    'A network in ONNX has the logits of the network, for every primitive and in every space': [
-        'onnx_network_test'
+    'A network in ONNX and in PyTorch has the logits of the network, for every primitive and in '
+    'every space': ['torch_module_test', 'translation_test'],
+    'Latencies of another device are those of its table, for all of a search or not at all': [
+        'latency_pieces_test',
+        'latency_test',
     ],
     'Class names come through as they are, whatever they are': ['own_pictures_test'],
     'A compiled program on disk is whole or not there, and never fails a run': [
