@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from asose_jax.arch.estimators import ESTIMATORS, Estimator
-from asose_jax.config.schema import FIELDS
+from asose_jax.config.schema import FIELDS, SAME_FLOPS
 from asose_jax.costs import expected_cost, limit
 from asose_jax.runtime import paths
 from asose_jax.runtime.errors import UserError, counted
@@ -115,12 +115,31 @@ def validate(config: Config, devices: int) -> None:
         for key in FIELDS.keys() - flat.keys()
     ]
     wrong += [f'{key}: there is no such field' for key in flat.keys() - FIELDS.keys()]
-    for key in FIELDS.keys() & flat.keys():
-        if not FIELDS[key].rule.holds(flat[key]):
-            wrong.append(f'{key}={flat[key]!r}: must be {FIELDS[key].rule.allowed}')
+    wrong += _value_errors(flat)
     if not wrong:
         wrong = [*_batch_errors(config, devices)]
         wrong += [line for check in _CHECKS for line in check(config)]
+    _refuse(wrong)
+
+
+def require_values(config: Config, group: str) -> None:
+    """Checks the fields of a group, each alone.
+
+    Raises:
+      UserError: one line for each wrong field.
+    """
+    _refuse(_value_errors({f'{group}.{key}': value for key, value in config[group].items()}))
+
+
+def _value_errors(flat: Config) -> list[str]:
+    return [
+        f'{key}={flat[key]!r}: must be {FIELDS[key].rule.allowed}'
+        for key in FIELDS.keys() & flat.keys()
+        if not FIELDS[key].rule.holds(flat[key])
+    ]
+
+
+def _refuse(wrong: list[str]) -> None:
     if wrong:
         raise UserError('the config is wrong:\n  ' + '\n  '.join(sorted(wrong)))
 
@@ -358,7 +377,7 @@ def _benchmark_errors(config: Config) -> list[str]:
     if table is None:
         return []
     space = registry.SPACES[model['space']]
-    foreign = sorted(set(model['primitives']) - set(space.primitives))
+    foreign = sorted(set(model['primitives']) - set(space.primitives)) if space.dumps else []
     known = space.dumps and (model['space'] == natsbench.SPACE or not natsbench.is_named(table))
     if known and not foreign:
         return []
@@ -375,6 +394,12 @@ def _sweep_errors(config: Config) -> list[str]:
         for field in ('random_cells', 'plain_cells')
         if config[field] and not config['seeds']
     ]
+    controls = config['random_cells'] or config['plain_cells']
+    if controls and config['retrain']['epochs'] == SAME_FLOPS:
+        wrong.append(
+            f'retrain.epochs={SAME_FLOPS!r}: random and plain cells were found by no run; set a '
+            'number'
+        )
     model = config['model']
     unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
     if unknown:
@@ -397,7 +422,7 @@ def _start_errors(config: Config) -> list[str]:
     elif derived and any(config[phase]['epochs'] for phase in _PHASES[:3]):
         wrong.append(
             f'{starts[0]}={config[starts[0]]!r}: a derived network can only be optimized; set the '
-            'epochs of warmup, search and growth to 0, as configs/scratch.py does'
+            'epochs of warmup, search and growth to 0, as --mode=retrain does'
         )
     if search['selection'] != 'argmax' and derived:
         wrong.append(

@@ -21,17 +21,18 @@ from asose_jax.arch.estimators import Estimator
 from asose_jax.arch.genotype import FALLBACK, NONE, MixedOpSite, NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
-from asose_jax.nn.forward import Mode
+from asose_jax.nn.forward import DERIVED, Mode
 from asose_jax.spaces.supernet import SuperNet
 
 # In units of a forward pass. The gradient of a layer's input and that of its weights cost about as
 # much as the layer, each.
-_TRAINING = 3
+TRAINING = 3
 _INPUT_GRADIENT = 1
 # A second-order step computes both gradients on training and on validation images, and the gradient
 # of alpha together with its derivative along the weights. The derivative of a product costs two
 # products beside the product itself, in the forward and in the backward pass: hence the factor 3.
-_SECOND_ORDER = 2 * _TRAINING + 3 * (1 + _INPUT_GRADIENT)
+_SECOND_ORDER = 2 * TRAINING + 3 * (1 + _INPUT_GRADIENT)
+_ONE_IMAGE = (1, 'float32')  # number of images and dtype of activations of what is counted
 
 
 class Meter(NamedTuple):
@@ -155,9 +156,10 @@ def training_flops(
     probabilities: list[np.ndarray],
     weight_images: int,
     alpha_images: int,
-    second_order: bool = False,
-    together: bool = False,
-    frozen: bool = False,
+    *,
+    second_order: bool,
+    together: bool,
+    frozen: bool,
 ) -> float:
     """Counts the floating-point operations of training, in the mean over draws.
 
@@ -195,7 +197,7 @@ def training_flops(
     alpha_flops += -drawn_flops if together else _INPUT_GRADIENT * drawn_flops
     if second_order:
         alpha_flops = _SECOND_ORDER * all_flops
-    weight_flops = drawn_flops if frozen else _TRAINING * drawn_flops
+    weight_flops = drawn_flops if frozen else TRAINING * drawn_flops
     return weight_flops * weight_images + alpha_flops * alpha_images
 
 
@@ -212,7 +214,7 @@ def multiply_adds(spec: NetSpec) -> int:
     Returns:
       The number of multiply-adds for one image.
     """
-    return _multiply_adds(network_program(spec)) + spec.num_classes
+    return _multiply_adds(network_program(spec, *_ONE_IMAGE)) + spec.num_classes
 
 
 def _multiply_adds(part: 'Part') -> int:
@@ -251,7 +253,7 @@ class Part(NamedTuple):
 
 
 def operation_program(
-    name: str, shape: tuple[int, int, int], stride: int, images: int = 1, dtype: str = 'float32'
+    name: str, shape: tuple[int, int, int], stride: int, images: int, dtype: str
 ) -> Part:
     """Returns an operation by itself.
 
@@ -269,7 +271,7 @@ def operation_program(
     return _part(module, jax.ShapeDtypeStruct((images, *shape), dtype), train=False)
 
 
-def network_program(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> Part:
+def network_program(spec: NetSpec, images: int, dtype: str) -> Part:
     """Returns a whole derived network, as a plain one without factors.
 
     Args:
@@ -280,7 +282,7 @@ def network_program(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> P
     Returns:
       The network for images `[images, H, W, C]`, float32.
     """
-    net = SuperNet(dataclasses.replace(spec, factors=()), dtype=dtype)
+    net = SuperNet(dataclasses.replace(spec, factors=()), DERIVED, dtype)
     x = jax.ShapeDtypeStruct((images, *spec.image_shape), jnp.float32)
     return _part(net, x, mode=Mode.ARGMAX, train=False)
 
@@ -307,16 +309,15 @@ def _params(part: Part) -> int:
 
 def _cached_meter(cost: Callable[[Part], float]) -> Meter:
     return Meter(
-        functools.cache(lambda *description: cost(operation_program(*description))),
-        functools.lru_cache(maxsize=16)(lambda spec: cost(network_program(spec))),
+        functools.cache(
+            lambda name, shape, s: cost(operation_program(name, shape, s, *_ONE_IMAGE))
+        ),
+        functools.lru_cache(maxsize=16)(lambda spec: cost(network_program(spec, *_ONE_IMAGE))),
     )
 
 
 FLOPS = _cached_meter(_flops)  # floating-point operations of the forward pass of one image
 PARAMS = _cached_meter(_params)  # number of trainable parameters
-MULTIPLY_ADDS = Meter(
-    functools.cache(lambda *description: _multiply_adds(operation_program(*description))),
-    multiply_adds,
-)
+MULTIPLY_ADDS = _cached_meter(_multiply_adds)._replace(network=multiply_adds)
 # The kinds of cost that are counted, by their names in the config.
 COUNTED = {'flops': FLOPS, 'params': PARAMS, 'multiply_adds': MULTIPLY_ADDS}

@@ -55,7 +55,7 @@ def load(
     test_fraction: float | None,
     image_size: int | None,
     resident_bytes: int,
-    split_by: str = 'content',
+    split_by: str,
 ) -> tuple[ImageSet, ImageSet, Identity, tuple[str, ...]]:
     r"""Opens a folder of pictures and decodes every picture once, to check that all can be read.
 

@@ -16,8 +16,8 @@ class Mixing(NamedTuple):
         0 turns it off.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    mixup: float
+    cutmix: float
 
 
 def draw_shares(key: jax.Array, height: int, width: int, mixing: Mixing) -> jax.Array:

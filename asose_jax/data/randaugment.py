@@ -34,8 +34,8 @@ class RandAugment(NamedTuple):
       magnitude: above 0 and at most 10.
     """
 
-    operations: int = 0
-    magnitude: float = 5.0
+    operations: int
+    magnitude: float
 
 
 def randaugment(

@@ -41,7 +41,7 @@ def load(
     splits: tuple[str, str],
     image_size: int | None,
     resident_bytes: int,
-    begun: bool = False,
+    begun: bool,
 ) -> tuple[ImageSet, ImageSet, Identity, tuple[str, ...]]:
     """Opens a prepared image classification set of TFDS.
 

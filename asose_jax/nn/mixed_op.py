@@ -19,7 +19,7 @@ from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.arch.genotype import FALLBACK, NONE, NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.cpu import conv, pooling
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn.forward import Forward, Mode, NetSettings
 
 Array = jax.Array
 
@@ -274,7 +274,7 @@ def _program(
     channels: int,
     stride: int,
     norm: Callable[..., nn.Module],
-    settings: SearchSettings,
+    settings: NetSettings,
     mode: Mode,
     train: bool,
     outlined: bool,
@@ -286,7 +286,7 @@ def _program(
       channels: of the images that the candidates see.
       stride: 1 or 2.
       norm: makes a BatchNorm, see `operations.Operation`; hashable.
-      settings: of alpha and its draws.
+      settings: of the network.
       mode: how the candidates are used.
       train: whether BatchNorm uses and updates the statistics of the batch.
       outlined: whether the function stays a computation of its own, see `conv.outlined_jit`.

@@ -139,9 +139,9 @@ def _count_training_flops(
         genotype.probabilities(current.spec, arch, temperature or 1.0),
         int(totals.images),
         int(totals.arch_steps) * c.batch_size * c.arch.samples,
-        c.search.second_order,
-        context.schedule.together,
-        step_config.is_frozen(span.phase),
+        second_order=c.search.second_order,
+        together=context.schedule.together,
+        frozen=step_config.is_frozen(span.phase),
     )
 
 

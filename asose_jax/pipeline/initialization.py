@@ -18,7 +18,6 @@ import optax
 from asose_jax.arch import genotype
 from asose_jax.config.consistency import has_exact_start
 from asose_jax.data.dataset import Dataset, warn_of_other_pictures
-from asose_jax.metrics import run_record
 from asose_jax.nn import factors, operations
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import old_checkpoints
@@ -26,7 +25,7 @@ from asose_jax.pipeline.builders import make_supernet
 from asose_jax.pipeline.run_context import INIT, RunContext, RunState, pack_to_devices
 from asose_jax.pipeline.run_history import RunHistory
 from asose_jax.runtime.errors import UserError, describe_os_error
-from asose_jax.runtime.workdir import checksum, write_atomically
+from asose_jax.runtime.workdir import checksum, read_json_object, write_atomically
 from asose_jax.spaces import chain, genotype_text, registry
 from asose_jax.spaces.supernet import HEAD, SECOND_HEAD, SuperNet
 from asose_jax.train import checkpoint, pmap, state
@@ -235,7 +234,7 @@ def _describe_checkpoint(
         )
     arrays = [*meta['checksums']]
     ours = [*images.class_names]
-    names = run_record.read_json_object(directory.parent / 'run.json').get('classes', ours)
+    names = read_json_object(directory.parent / 'run.json').get('classes', ours)
     origin = Origin(
         spec=dataclasses.replace(spec, num_classes=len(ours)),
         directory=directory,

@@ -27,7 +27,7 @@ from asose_jax.config.consistency import (
 )
 from asose_jax.costs import expected_cost, limit
 from asose_jax.data import dataset
-from asose_jax.metrics import arch_analysis, metrics_log, run_record
+from asose_jax.metrics import arch_analysis, metrics_log
 from asose_jax.nn import factors
 from asose_jax.pipeline import (
     builders,
@@ -49,10 +49,10 @@ from asose_jax.report import page, tensorboard
 from asose_jax.runtime import malloc, paths, process
 from asose_jax.runtime.errors import UserError, counted, os_errors
 from asose_jax.runtime.interrupt import Interrupt
-from asose_jax.runtime.workdir import locked, require_kind, write_atomically
+from asose_jax.runtime.workdir import locked, read_json_object, require_kind, write_atomically
 from asose_jax.spaces import natsbench, registry, tabular
 from asose_jax.spaces.supernet import HEAD
-from asose_jax.train import checkpoint, pmap, state
+from asose_jax.train import checkpoint, optimizer, pmap, state
 from asose_jax.train.phases import Phase, Schedule
 
 logger = logging.getLogger('asose_jax')
@@ -90,7 +90,7 @@ def run(
         malloc.keep_freed_memory()
     config = with_original_defaults(config, workdir)
     fields = flatten(config)
-    recorded = run_record.read_json_object(workdir / 'run.json')
+    recorded = read_json_object(workdir / 'run.json')
     resumes = checkpoint.has_checkpoint(workdir / 'checkpoints')
     moved = require_same_config(
         fields, workdir, movable=_movable(recorded, resumes), base=recorded.get('directory')
@@ -142,7 +142,7 @@ def run(
                         console=console or rich.console.Console(),
                         data=images,
                         schedule=schedule,
-                        tx=builders.make_optimizer(config, schedule),
+                        tx=optimizer.make_optimizer(config, schedule),
                         shared=pmap.shared_arrays(
                             images, run_context.key_for(config.seed, run_context.STEPS)
                         ),
@@ -338,7 +338,7 @@ def _with_halted_schedule(
         return context
     context.checkpoints.keep_for_good([span.stop for span in schedule.spans])
     return dataclasses.replace(
-        context, schedule=schedule, tx=builders.make_optimizer(context.config, schedule)
+        context, schedule=schedule, tx=optimizer.make_optimizer(context.config, schedule)
     )
 
 

@@ -82,6 +82,20 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     return config
 
 
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; empty if there is no file, or none that can be parsed."""
+    return parse_object(path.read_text(encoding='utf-8', errors='replace')) if path.exists() else {}
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Returns the JSON object in `text`, or an empty one if it is anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def require_kind(workdir: pathlib.Path, seeds: Sequence[int]) -> None:
     """Refuses a single run in the workdir of a sweep, and a sweep in that of a single run.
 

@@ -180,13 +180,13 @@ def build(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    channels: int = 16,
-    depth: int = 8,
-    reductions: tuple[int, ...] = (2, 5),
-    max_channels: int = 256,
-    primitives: tuple[str, ...] = PRIMITIVES,
+    channels: int,
+    depth: int,
+    reductions: tuple[int, ...],
+    max_channels: int,
+    primitives: tuple[str, ...],
 ) -> DartsSpec:
-    """Builds the initial supernet. The defaults are those of the search in the paper.
+    """Builds the initial supernet.
 
     Args:
       image_shape: Shape of an image, `(H, W, C)`.

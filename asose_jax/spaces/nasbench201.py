@@ -75,13 +75,13 @@ def build(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    channels: int = 16,
-    depth: int = 17,
-    reductions: tuple[int, ...] = (5, 11),
-    max_channels: int = 64,
-    primitives: tuple[str, ...] = PRIMITIVES,
+    channels: int,
+    depth: int,
+    reductions: tuple[int, ...],
+    max_channels: int,
+    primitives: tuple[str, ...],
 ) -> NasBench201Spec:
-    """Builds the initial supernet. The defaults are the benchmark's: five cells in each stage.
+    """Builds the initial supernet.
 
     Args:
       image_shape: Shape of an image, `(H, W, C)`.

@@ -19,7 +19,7 @@ class Space(NamedTuple):
         max_channels=..., primitives=...)`.
       body: Applies the network without its head: `body(spec, forward, images)` yields the features
         `[B, H, W, C]` after each module. To be called in a compact Linen module.
-      primitives: Candidate operations, as published.
+      primitives: Candidate operations that its text form can name, as published.
       needs: Primitives that every set of candidates must contain.
       channels_divisor: The config's `model.channels` must be a multiple of it.
       grows: Whether its networks can grow (docs/algorithm.md, "Growth").
@@ -31,7 +31,7 @@ class Space(NamedTuple):
     spec: type[NetSpec]
     build: Callable[..., NetSpec]
     body: Callable[..., Iterator[jax.Array]]
-    primitives: tuple[str, ...]
+    primitives: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset({FALLBACK})
     channels_divisor: int = 1
     grows: bool = False
@@ -40,7 +40,7 @@ class Space(NamedTuple):
 
 
 SPACES: dict[str, Space] = {
-    'chain': Space(chain.ChainSpec, chain.build, chain.body, chain.PRIMITIVES, grows=True),
+    'chain': Space(chain.ChainSpec, chain.build, chain.body, grows=True),
     'nasbench201': Space(
         nasbench201.NasBench201Spec,
         nasbench201.build,

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from asose_jax.arch.genotype import NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn.forward import Forward, Mode, NetSettings
 from asose_jax.spaces import registry
 
 Array = jax.Array
@@ -30,7 +30,7 @@ class SuperNet(nn.Module):
 
     Attributes:
       spec: Description of the network.
-      settings: How alpha starts and how operations are drawn.
+      settings: How it is searched and trained; `DERIVED` where it is neither.
       dtype: Dtype of activations, `'float32'` or `'bfloat16'`. Parameters, BatchNorm statistics,
         alpha, the draw and the logits are float32 in either case.
       synced_over: Name of the mapped axis over which BatchNorm pools its statistics, if any.
@@ -39,8 +39,8 @@ class SuperNet(nn.Module):
     """
 
     spec: NetSpec
-    settings: SearchSettings = SearchSettings()
-    dtype: str = 'float32'
+    settings: NetSettings
+    dtype: str
     synced_over: str | None = None
     outlined: bool = True
 

@@ -39,8 +39,8 @@ from asose_jax.config.consistency import (
 )
 from asose_jax.data import dataset
 from asose_jax.data.fingerprint import MissingDataError
-from asose_jax.metrics import comparison, progress, run_record
-from asose_jax.pipeline import builders, single_run
+from asose_jax.metrics import comparison, progress
+from asose_jax.pipeline import single_run
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, log, paths, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
@@ -178,8 +178,8 @@ def _leave_if_imported_again() -> None:
 def _recorded_runs(directory: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
     """Returns run.json of each search of a sweep that has begun, by the search's directory."""
     files = sorted(directory.glob('seed_*/run.json'))
-    records = {file.parent: run_record.read_json_object(file) for file in files}
-    return {workdir: record for workdir, record in records.items() if record}
+    records = {file.parent: workdir.read_json_object(file) for file in files}
+    return {run: record for run, record in records.items() if record}
 
 
 def _with_data(
@@ -203,7 +203,7 @@ def _require_same_data(
     for workdir_of_run, recorded in begun.items():
         split_by = dataset.recorded_split(recorded, workdir_of_run)
         try:
-            identity = builders.identify_data(config, split_by)
+            identity = dataset.identify(config.data, split_by)
         except MissingDataError:  # which finished runs do not need, and others report
             return
         dataset.require_same_identity(identity, recorded, workdir_of_run)
@@ -224,7 +224,7 @@ def _warn_of_two_splits(jobs: Sequence[Job], directory: pathlib.Path) -> bool:
         return False
     old = []
     for job in jobs:
-        recorded = run_record.read_json_object(directory / job.name / 'run.json')
+        recorded = workdir.read_json_object(directory / job.name / 'run.json')
         if recorded and dataset.recorded_split(recorded, directory / job.name) == 'position':
             old.append(job.name)
     if not old or len(old) == len(jobs):

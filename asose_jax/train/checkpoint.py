@@ -46,7 +46,8 @@ class DamagedError(Exception):
 class Checkpoints:
     """Saves and restores the checkpoints of one workdir.
 
-    Saving continues in the background; leaving the context waits for it.
+    Saving continues in the background; leaving the context waits for it. A reader, which saves
+    nothing, names the directory only.
 
     Example:
       with Checkpoints(directory) as checkpoints:

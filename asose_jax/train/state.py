@@ -332,7 +332,7 @@ def _initial(model: SuperNet, tx: optax.GradientTransformation, key: jax.Array) 
     )
 
 
-def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float = 0.05) -> Any:
+def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float) -> Any:
     """Returns `arch + noise_std * N(0, 1)`: search starts near what warmup ended with.
 
     Logits of edges get no noise: all edges are summed, whatever is drawn

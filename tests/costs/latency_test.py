@@ -39,7 +39,7 @@ def test_measurement_is_the_quartiles_of_calls_that_were_warm(monkeypatch):
     times = itertools.chain.from_iterable((0, seconds) for seconds in took)
     monkeypatch.setattr(latency, 'time', types.SimpleNamespace(perf_counter=lambda: next(times)))
     found = latency.measure_milliseconds(
-        flops.operation_program('conv_7x1_1x7', (4, 4, 4), 1, images=2)
+        flops.operation_program('conv_7x1_1x7', (4, 4, 4), 1, 2, 'float32')
     )
     of_a_pass = 1000 * np.arange(1, 11) / latency._PASSES_PER_CALL
     np.testing.assert_allclose(found, np.quantile(of_a_pass, (0.25, 0.5, 0.75)))

@@ -17,7 +17,6 @@ from asose_jax.nn.forward import Mode
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, darts, nasbench201
 from asose_jax.spaces.registry import SPACES
-from asose_jax.spaces.supernet import SuperNet
 
 ODD, EVEN, BOTH = (7, 5, 3), (6, 8, 1), (7, 8, 1)
 RANDOM = np.random.default_rng(0)
@@ -28,7 +27,7 @@ STRIDE_TWO += ('nor_conv_3x3', 'avg_pool_3x3', 'max_pool_3x3', 'skip_connect')
 
 def _translated(spec):
     """The model, the variables and the statistics of the pixels, all random."""
-    variables = networks.variables(SuperNet(spec))
+    variables = networks.variables(networks.supernet(spec))
     channels = spec.image_shape[2]
     mean, std = (RANDOM.uniform(low, 2 * low, channels).astype('f') for low in (80, 40))
     return onnx_network.build(spec, variables, mean=mean, std=std), variables, mean, std
@@ -42,7 +41,7 @@ def _assert_same_logits(spec):
         model.SerializeToString(), providers=['CPUExecutionProvider']
     )
     probabilities, logits = session.run(['probabilities', 'logits'], {'images': images})
-    net, x = SuperNet(spec), (images.astype('f') - mean) / std
+    net, x = networks.supernet(spec), (images.astype('f') - mean) / std
     expected = jax.jit(lambda: net.apply(variables, x, mode=Mode.ARGMAX, train=False))()
     expected = np.asarray(expected)
     limit = TOLERANCE * np.abs(expected).max()
@@ -60,7 +59,7 @@ def _chain(shape, *blocks, **options):
 
 def _reduction(shape, edges):
     """A reduction cell with operations at these `(node, edge)`, and a cell without any."""
-    spec = darts.build(shape, 4, channels=4, depth=2, reductions=(0,))
+    spec = networks.build('darts', shape, 4, channels=4, depth=2, reductions=(0,))
     chosen = {(darts.NODES + node, edge): name for (node, edge), name in edges.items()}
     groups = [
         [(chosen.get((g, m), 'none'),) for m in range(len(members))]

@@ -24,7 +24,7 @@ import numpy as np
 from asose_jax.arch import genotype
 from asose_jax.nn import factors, mixed_op, operations
 from asose_jax.nn.batch_norm import Norm
-from asose_jax.nn.forward import Mode
+from asose_jax.nn.forward import DERIVED, Mode
 from asose_jax.pipeline.growth import transforms
 from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
@@ -53,7 +53,7 @@ class Limits:
     depth: int
     channels: int
     branches: int
-    params: int | None = None
+    params: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,8 +229,8 @@ def score_candidates(
     current: SearchState,
     batches: Sequence[tuple[np.ndarray, np.ndarray]],
     key: Array,
-    chosen: genotype.Genotype | None = None,
-    class_weights: np.ndarray | None = None,
+    chosen: genotype.Genotype,
+    class_weights: np.ndarray | None,
 ) -> list[Candidate]:
     """Scores candidates by the gradients of the network that would be derived.
 
@@ -246,13 +246,12 @@ def score_candidates(
       current: its state.
       batches: validation images, normalized, `[B, H, W, C]`, and labels `[B]`; all of one shape.
       key: random key of the weights of new operations.
-      chosen: genotype of that network; by default the one that alpha makes most likely.
+      chosen: genotype of that network.
       class_weights: of the loss, `[num_classes]`, see `gradients.mean_cross_entropy`.
 
     Returns:
       The candidates with their scores, in the same order.
     """
-    chosen = genotype.most_likely(spec, current.arch) if chosen is None else chosen
     variables = {
         'params': state.prune(current.params, spec, chosen),
         'batch_stats': state.prune(current.batch_stats, spec, chosen),
@@ -343,7 +342,7 @@ def _backward(
       The gradient of `params`; the gradient of the features at each position, `[B, H, W, C]`; the
       features themselves; and what the operations of each block see, by the number of the block.
     """
-    net = SuperNet(derived)
+    net = SuperNet(derived, DERIVED, 'float32')
 
     def run(
         params: Any, taps: Mapping[int, Array]
