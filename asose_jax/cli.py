@@ -22,7 +22,7 @@ import rich.console
 from absl import app, flags
 from ml_collections import config_flags
 
-from asose_jax.config import presets, retrain
+from asose_jax.config import presets
 from asose_jax.runtime import log, paths
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
 
@@ -168,6 +168,7 @@ def _require_flags_of(mode: str) -> None:
 
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:
     """Runs the search, the searches or the training that the config describes."""
+    from asose_jax.config import retrain
     from asose_jax.config.consistency import flatten, ignored_fields
     from asose_jax.sweep import runner
 

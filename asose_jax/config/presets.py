@@ -176,15 +176,14 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         raise ValueError(f'unknown preset {preset!r}; there are {", ".join(PRESETS)}')
     config = ml_collections.ConfigDict()
     for name, field in FIELDS.items():
-        value = field.default
-        if field.rule.holds(None):  # of any type, so that the command line takes None and values
-            value = config_dict.placeholder(object)
         *group, last = name.split('.')
         parent = config
         for part in group:
             if part not in parent:
                 parent[part] = ml_collections.ConfigDict()
             parent = parent[part]
-        parent[last] = value
+        if field.has_several_types:
+            parent[last] = config_dict.placeholder(object)  # the command line takes any type
+        parent[last] = field.default
     config.update_from_flattened_dict(PRESETS[preset])
     return config

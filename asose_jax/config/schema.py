@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 _REQUIRED = object()  # stands for a field that every run has had
+SAME_FLOPS = 'same_flops'  # the word for `retrain.epochs`
 
 
 class Rule(NamedTuple):
@@ -59,6 +60,12 @@ class Field:
     def is_new(self) -> bool:
         """Whether there are runs without this field."""
         return self.before is not _REQUIRED
+
+    @property
+    def has_several_types(self) -> bool:
+        """Whether its values are of more types than that of the default: None, or a word."""
+        word = self.rule.holds(SAME_FLOPS) and not isinstance(self.default, str)
+        return word or self.rule.holds(None)
 
 
 def _is_integer(value: Any) -> bool:
@@ -661,7 +668,17 @@ FIELDS: dict[str, Field] = {
         'init_from, to the bit',
         before=False,
     ),
-    'retrain.epochs': Field(600, _integer(1), 'optimize.epochs', _DARTS),
+    'retrain.epochs': Field(
+        600,
+        _rule(
+            f'an integer of at least 1, or {SAME_FLOPS!r}',
+            lambda v: v == SAME_FLOPS or (_is_integer(v) and v >= 1),
+            *(0, 1.5, True, 'other', None),
+        ),
+        f'optimize.epochs; {SAME_FLOPS!r}: as many as take the FLOPs of the run that found the '
+        'network',
+        _DARTS,
+    ),
     'retrain.batch_size': Field(96, _integer(1), 'batch_size', _DARTS),
     'retrain.channels': Field(
         None, _optional(_integer(1)), "model.channels (chain: the stem's); None: as found", _DARTS
