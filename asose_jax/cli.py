@@ -219,14 +219,7 @@ def _join_hosts() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Reads the flags; exits with a short message instead of a traceback if they are wrong.
-
-    Args:
-      argv: the command line.
-
-    Returns:
-      The program name and the arguments that are not flags.
-    """
+    """Reads the flags, and returns the rest; exits with a short message if they are wrong."""
     files = [argument for argument in argv if argument.split('=')[0] in _CONFIG_FLAGS]
     if not files:
         argv = [argv[0], f'--config={presets.__file__}', *argv[1:]]

@@ -602,9 +602,7 @@ def with_original_defaults(
 ) -> ml_collections.ConfigDict:
     """Returns the config with the old behaviour for fields that are newer than the run in workdir.
 
-    Args:
-      config: of the command.
-      workdir: of the run, which may not have begun.
+    Where no run has begun, that is the config itself.
     """
     before = _recorded(workdir)
     missing = {
@@ -628,10 +626,6 @@ def fields_to_record(flat: dict[str, Any], workdir: pathlib.Path) -> dict[str, A
 
     So the run is known as one of an older version whenever it goes on, see
     `with_original_defaults`.
-
-    Args:
-      flat: the config, see `flatten`.
-      workdir: of the run, which may not have begun.
     """
     before = _recorded(workdir)
     if before is None:
@@ -652,11 +646,7 @@ def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def require_whole(path: pathlib.Path, fields: Config) -> None:
-    """Refuses the fields of a run's config.json if some are missing or hold impossible values.
-
-    Args:
-      path: of the file, for the message.
-      fields: its content.
+    """Refuses `fields` of a config.json at `path` that are missing or hold impossible values.
 
     Raises:
       UserError: names the first such field.

@@ -166,9 +166,6 @@ PRESETS: dict[str, Mapping[str, Any]] = {
 def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     """Builds the config of a preset, with every field of `schema.FIELDS`.
 
-    Args:
-      preset: a key of `PRESETS`.
-
     Raises:
       ValueError: there is no such preset.
     """

@@ -109,9 +109,7 @@ def _epochs_of_same_flops(
 ) -> int:
     """Returns the epochs of training that take the FLOPs of the whole run that found the network.
 
-    Args:
-      config: of the command.
-      made: the config of the training, but for these epochs.
+    `made` is the config of the training, but for these epochs.
 
     Raises:
       UserError: no finished run is named, or the network would have another cost than there.

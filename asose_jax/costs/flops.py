@@ -73,11 +73,7 @@ class CostTable(NamedTuple):
         return self.constant + sum((share * row).sum() for share, row in pairs)
 
     def reach(self, spec: NetSpec) -> tuple[float, float]:
-        """Returns the costs of the cheapest and the most expensive network that can be derived.
-
-        Args:
-          spec: Description of the network that the table is of.
-        """
+        """Returns the costs of the cheapest and the most expensive network that can be derived."""
         top = max(row.max() for row in self.rows)
         choices = [spec.choose(scores) for scores in ([top - row for row in self.rows], self.rows)]
         low, high = (
@@ -134,15 +130,8 @@ def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
     """Counts the floating-point operations of the forward pass of one image.
 
     A multiply-add counts as two. With partial channels, candidates count for the part of the
-    channels that they process.
-
-    Args:
-      spec: Description of the network.
-      rows: How much of each candidate is computed, `[K]` for each row of alpha: probabilities give
-        the mean over draws. By default, all candidates are computed.
-
-    Returns:
-      The number of operations.
+    channels that they process. `rows` say how much of each candidate is computed, `[K]` for each
+    row of alpha: probabilities give the mean over draws. By default, all are computed.
     """
     if rows is None:
         rows = [np.ones(len(candidates)) for _, _, candidates in spec.rows()]
@@ -207,12 +196,6 @@ def multiply_adds(spec: NetSpec) -> int:
 
     A multiply-add counts as one; pooling, BatchNorm and ReLU do not count. This is the convention
     of NAS-Bench-201 (arXiv:2001.00326) and of the papers that follow DARTS.
-
-    Args:
-      spec: Description of a derived network.
-
-    Returns:
-      The number of multiply-adds for one image.
     """
     return _multiply_adds(network_program(spec, *_ONE_IMAGE)) + spec.num_classes
 
@@ -255,18 +238,7 @@ class Part(NamedTuple):
 def operation_program(
     name: str, shape: tuple[int, int, int], stride: int, images: int, dtype: str
 ) -> Part:
-    """Returns an operation by itself.
-
-    Args:
-      name: Name of the operation, from `operations.PRIMITIVES`.
-      shape: Shape of one input image, `(H, W, C)`.
-      stride: 1 or 2.
-      images: Number of images in a batch.
-      dtype: Dtype of activations.
-
-    Returns:
-      The operation for inputs `[images, H, W, C]`.
-    """
+    """Returns an operation by itself, for inputs `[images, H, W, C]`."""
     module = operations.make(name, shape[-1], Norm(dtype, None), stride)
     return _part(module, jax.ShapeDtypeStruct((images, *shape), dtype), train=False)
 
