@@ -171,15 +171,7 @@ def _measures_latency(cost: Mapping[str, Any]) -> bool:
 def open_latencies(
     config: ml_collections.ConfigDict, directory: pathlib.Path, started: bool
 ) -> Latencies | None:
-    """Opens the file of measured latencies, if the config has a price or a limit on them.
-
-    Args:
-      config: The config of the run.
-      directory: The workdir of the run.
-      started: Whether the run is being resumed.
-
-    Returns:
-      The latencies; `None` if none is needed.
+    """Opens the file of measured latencies, if there is a price or a limit on them; else `None`.
 
     Raises:
       UserError: Latencies are to be measured on more than one host, or their file cannot be used.

@@ -61,14 +61,7 @@ class CostTable(NamedTuple):
     rows: list[np.ndarray]
 
     def total(self, shares: Sequence[Any]) -> Any:
-        """Returns the cost of a network that has a share of each candidate.
-
-        Args:
-          shares: How much of each candidate counts, `[K]` for each row of alpha, NumPy or traced.
-
-        Returns:
-          A number, of the same kind.
-        """
+        """Returns the cost of a network with a share `[K]` of each candidate, NumPy or traced."""
         pairs = zip(shares, self.rows, strict=True)
         return self.constant + sum((share * row).sum() for share, row in pairs)
 
@@ -244,16 +237,7 @@ def operation_program(
 
 
 def network_program(spec: NetSpec, images: int, dtype: str) -> Part:
-    """Returns a whole derived network, as a plain one without factors.
-
-    Args:
-      spec: Description of the network.
-      images: Number of images in a batch.
-      dtype: Dtype of activations.
-
-    Returns:
-      The network for images `[images, H, W, C]`, float32.
-    """
+    """Returns a derived network without factors, for images `[images, H, W, C]` float32."""
     net = SuperNet(dataclasses.replace(spec, factors=()), DERIVED, dtype)
     x = jax.ShapeDtypeStruct((images, *spec.image_shape), jnp.float32)
     return _part(net, x, mode=Mode.ARGMAX, train=False)

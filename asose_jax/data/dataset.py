@@ -210,9 +210,6 @@ def balanced_class_weights(data: Dataset) -> np.ndarray:
     With n images in `train`, n_c of them of class c, and C classes in it, the weight is
     n / (C n_c), as in scikit-learn's `compute_class_weight`. So the mean weight of the images is 1.
 
-    Args:
-      data: its part `train` is counted, and no other.
-
     Returns:
       Weights by label, float32 `[classes]`; 0 for a class without training images.
     """
@@ -275,10 +272,6 @@ def require_same_identity(
 
 def recorded_split(recorded: Mapping[str, Any], workdir: pathlib.Path) -> str:
     """Returns how the run in `workdir` splits a folder of pictures, see `image_folder.load`.
-
-    Args:
-      recorded: the content of its run.json or summary.json.
-      workdir: its directory.
 
     Raises:
       UserError: nothing is recorded.

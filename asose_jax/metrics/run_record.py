@@ -195,13 +195,9 @@ class Record:
 
 
 def read(workdir: pathlib.Path) -> Record:
-    """Reads the files of a workdir as they are at this moment.
+    """Reads the files of the workdir of a run or a sweep as they are at this moment.
 
-    Args:
-      workdir: directory of a run or of a sweep; the run may still be going on.
-
-    Returns:
-      Their content. A line of metrics.jsonl counts as readable if it has a `step` and a `phase`.
+    A line of metrics.jsonl counts as readable if it has a `step` and a `phase`.
     """
     files = {
         name: read_json_object(workdir / f'{name}.json') for name in ('config', 'run', 'summary')

@@ -44,14 +44,7 @@ class Operation(nn.Module):
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...] | None:
-        """Returns the path in `params` of the BatchNorm that the operation ends with, if any.
-
-        Args:
-          stride: of the operation, 1 or 2.
-
-        Returns:
-          Keys from the `params` of the operation, or `None` if it does not end with a BatchNorm.
-        """
+        """Returns the path in `params` of the BatchNorm that the operation ends with, if any."""
         del stride
         return None
 
@@ -194,11 +187,6 @@ class _DepthwiseSeparable(Operation):
 def pointwise(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
     """Makes a 1x1 convolution without bias: on channels-last images, a matrix product.
 
-    Args:
-      features: channels of the output.
-      dtype: of the computation; the kernel is float32.
-      name: of the module in the parameter tree.
-
     Returns:
       A module that maps `[B, H, W, any]` to `[B, H, W, features]`.
     """
@@ -303,32 +291,13 @@ FACTOR = 'factor'
 def make(
     name: str, channels: int, norm: Callable[..., nn.Module], stride: int = 1, **options: Any
 ) -> Operation:
-    """Makes the module of an operation.
-
-    Args:
-      name: key of `PRIMITIVES`.
-      channels: of the images, in and out.
-      norm: makes a BatchNorm, see `Operation`.
-      stride: 1 or 2.
-      **options: those of `nn.Module`, such as `name` and `parent`.
-
-    Returns:
-      The module, without variables.
-    """
+    """Makes the module of the operation `name`; options are those of `nn.Module`."""
     module, attributes = PRIMITIVES[name]
     return module(channels=channels, norm=norm, stride=stride, **attributes, **options)
 
 
 def scale(weight: Array, y: Array) -> Array:
-    """Multiplies an array by a scalar, in the dtype of the array.
-
-    Args:
-      weight: a scalar of any dtype.
-      y: for example images `[B, H, W, C]`.
-
-    Returns:
-      An array like `y`.
-    """
+    """Multiplies an array by a scalar, in the dtype of the array."""
     return weight.astype(y.dtype).reshape((1,) * y.ndim) * y
 
 

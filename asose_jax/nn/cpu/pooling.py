@@ -18,10 +18,6 @@ from asose_jax.nn.cpu.conv import outlined_jit, upsample_with_zeros
 def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     """Computes the largest valid 3x3 neighbour of every `stride`-th pixel.
 
-    Args:
-      x: images `[B, H, W, C]`.
-      stride: distance between output pixels, in pixels of the input.
-
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), C]`, in the dtype of `x`.
     """
@@ -56,10 +52,6 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     """Computes the mean of the valid 3x3 neighbours of every `stride`-th pixel.
-
-    Args:
-      x: images `[B, H, W, C]`.
-      stride: distance between output pixels, in pixels of the input.
 
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), C]`, in the dtype of `x`; padding does not count.
