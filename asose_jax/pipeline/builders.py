@@ -68,13 +68,7 @@ def make_settings(
 def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedule:
     """Builds the schedule of a run: its phases, turns and temperatures by step.
 
-    Args:
-      config: of the run.
-      train_size: number of training images; an epoch has about as many weight steps as they fill
-        whole batches.
-
-    Returns:
-      The schedule, see `phases.make_schedule`.
+    An epoch has about as many weight steps as the training images fill whole batches.
 
     Raises:
       UserError: the learning rate would rise through all of its updates.
@@ -163,12 +157,8 @@ def make_class_weights(
 ) -> np.ndarray | None:
     """Computes the weights of the classes in the training loss, and logs their range.
 
-    Args:
-      config: of the run.
-      images: its data; a set of TFDS that is streamed is read for its labels.
-
-    Returns:
-      Weights by label, float32 `[classes]`; `None` if all images count alike.
+    They are float32 `[classes]`, by label; `None` if all images count alike. A set of TFDS that is
+    streamed is read for its labels.
     """
     if config.data.class_weights is None:
         return None

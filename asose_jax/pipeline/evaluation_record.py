@@ -19,12 +19,7 @@ logger = logging.getLogger('asose_jax')
 
 
 def training_metrics(context: RunContext, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Returns the metrics of training since the last evaluation.
-
-    Args:
-      context: of the run.
-      step: number of steps done.
-      metrics: what the training call returned, see `steps.train_steps`.
+    """Returns the metrics of training since the last evaluation, from those of `steps.train_steps`.
 
     Raises:
       UserError: more than `guard.max_consecutive` steps in a row had a gradient that is not finite.

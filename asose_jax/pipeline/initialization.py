@@ -204,15 +204,7 @@ def _checkpoint_origin(
 def _describe_checkpoint(
     path: str, images: Dataset, schedule: Schedule
 ) -> tuple[Origin, list[str]]:
-    """Reads the description of a checkpoint of another run.
-
-    Args:
-      path: the value of `init_from`.
-      images: the data set of this run.
-      schedule: of this run.
-
-    Returns:
-      The origin, and the names of the arrays in the checkpoint.
+    """Reads the description of a checkpoint of another run, and the names of its arrays.
 
     Raises:
       UserError: there is no checkpoint, or it does not fit the data or the schedule.
@@ -275,11 +267,6 @@ def _require_same_weights(
 
     They may differ in weights beside the candidates (second head, auxiliary skips), which the
     description of a network does not mention. A second head there may be left out here.
-
-    Args:
-      spec: description of the network in the checkpoint.
-      arrays: names of the arrays in the checkpoint.
-      config: of this run.
 
     Raises:
       UserError: they differ.
@@ -375,12 +362,7 @@ def _read_source(field: str, value: str) -> _Source:
 
 
 def _warn_if_chosen_on_other_pictures(value: str, images: Dataset) -> None:
-    """Warns if the search that chose a network may have used this run's test pictures.
-
-    Args:
-      value: of the field `genotype` or `network`, which can be read.
-      images: the data set of this run.
-    """
+    """Warns if the search that chose a network may have used this run's test pictures."""
     if not _TEXT.search(value):
         path = pathlib.Path(value).expanduser()
         warn_of_other_pictures(images, path if path.is_dir() else path.parent)
@@ -443,10 +425,6 @@ def _require_no_name(source: _Source) -> None:
 def _read_network(value: str, images: Dataset) -> genotype.NetSpec:
     """Reads the derived network that a genotype.json describes.
 
-    Args:
-      value: of the field `network`: the file, the workdir that it is in, or the text itself.
-      images: the data set of this run.
-
     Raises:
       UserError: the network cannot be read, is not derived, or does not fit the images.
     """
@@ -490,10 +468,7 @@ def _read_network(value: str, images: Dataset) -> genotype.NetSpec:
 def _require_same_images(images: Dataset, spec: genotype.NetSpec, source: str) -> None:
     """Raises UserError unless a network takes the images of the data set, and knows their classes.
 
-    Args:
-      images: the data set of this run.
-      spec: description of the network.
-      source: the beginning of the message, such as `"network='FILE' is for"`.
+    `source` begins the message, such as `"network='FILE' is for"`.
     """
     ours = (images.image_shape, len(images.class_names))
     if (spec.image_shape, spec.num_classes) != ours:
@@ -558,13 +533,8 @@ def _restore_origin(
 ) -> tuple[genotype.NetSpec, state.SearchState]:
     """Restores the checkpoint of another run, with the heads that this run trains.
 
-    Args:
-      context: of the run.
-      origin: a checkpoint.
-
-    Returns:
-      Description and state of the network of this run, at step 0. An average of the weights has
-      taken their place already, and a fresh head takes the place of both.
+    Returns description and state of the network of this run, at step 0. An average of the weights
+    has taken their place already, and a fresh head takes the place of both.
 
     Raises:
       UserError: the checkpoint is damaged.

@@ -231,13 +231,8 @@ def _run_phases(
 ) -> dict[str, Any]:
     """Goes through all phases that are left, derives the network, and writes the summary.
 
-    Args:
-      context: of the run.
-      origin: what a new run starts from; `None` continues from the newest checkpoint.
-      origin_digest: `Origin.digest` of the files that the run began with; `None` if there are none.
-
-    Returns:
-      The summary, as in summary.json.
+    Without an origin it continues from the newest checkpoint. `origin_digest` is that of the files
+    that the run began with, if there were any.
     """
     if origin is None:
         current = initialization.resume(context)

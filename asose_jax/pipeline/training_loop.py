@@ -27,12 +27,8 @@ def train_phase(context: RunContext, current: RunState, hooks: Sequence[Hook]) -
     """Trains from the current step to the end of its phase, or of a search that ends early.
 
     The results of a chunk are fetched when the next chunk has been queued, so that the devices do
-    not wait for the host. They wait where a hook may decide, and where the state is saved.
-
-    Args:
-      context: of the run.
-      current: state of the run; changes.
-      hooks: called in order after each evaluation.
+    not wait for the host. They wait where a hook may decide, and where the state is saved. Hooks
+    are called in order after each evaluation.
 
     Raises:
       Stopped: the process was asked to stop; the state is saved.

@@ -66,12 +66,7 @@ def build(directory: pathlib.Path, record: Record, page: str) -> dict[str, Any]:
 
 
 def read(directory: pathlib.Path, record: Record) -> Sweep:
-    """Reads the runs of a sweep.
-
-    Args:
-      directory: workdir of the sweep.
-      record: content of its own files; its config says which runs there are.
-    """
+    """Reads the runs of a sweep, which the config in its own files names."""
     planned = _planned(record.config)
     searches = {name: run_record.read(directory / name) for name in planned[_SEARCHES]}
     skip_share = _skip_share(record.config)

@@ -19,9 +19,7 @@ logger = logging.getLogger('asose_jax')
 def locked(workdir: pathlib.Path, is_primary_host: bool = True) -> Iterator[None]:
     """Creates `workdir` and locks it against other runs until the context or the process ends.
 
-    Args:
-      workdir: the directory of the run.
-      is_primary_host: whether this process is the one host that writes; only it takes the lock.
+    Of several hosts, only the primary one takes the lock.
 
     Raises:
       UserError: another run holds the lock, or the directory cannot be created or written. An
@@ -99,9 +97,7 @@ def parse_object(text: str) -> dict[str, Any]:
 def require_kind(workdir: pathlib.Path, seeds: Sequence[int]) -> None:
     """Refuses a single run in the workdir of a sweep, and a sweep in that of a single run.
 
-    Args:
-      workdir: of the command; it need not exist. Nothing is written.
-      seeds: of the sweep; empty for a single run.
+    `seeds` are those of the sweep, none for a single run. Nothing is written.
 
     Raises:
       UserError: the workdir is of the other kind, or its config.json is damaged.

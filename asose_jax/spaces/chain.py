@@ -195,14 +195,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Applies the block.
-
-        Args:
-          x: Features `[B, H, W, C]`.
-
-        Returns:
-          Features `[B, ceil(H / stride), ceil(W / stride), channels]` of the same dtype.
-        """
+        """Maps features `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
         width, forward = self.spec.channels, self.forward
         if needs_transition(self.spec, x.shape[-1]):
             x = x[:, :: self.spec.stride, :: self.spec.stride]
@@ -220,11 +213,6 @@ class Block(nn.Module):
 
 def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
     """Applies stem and blocks. To be called in a compact Linen module, which owns the layers.
-
-    Args:
-      spec: Description of the network.
-      forward: Settings of this pass through the network.
-      x: Images `[B, H, W, C]`.
 
     Yields:
       The features `[B, H, W, C]` after the stem and after each block.

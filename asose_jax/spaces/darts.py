@@ -110,14 +110,6 @@ class DartsSpec(NetSpec):
 
         A node keeps the two edges whose best operation other than `none` is the most probable; of
         equals, the earlier ones. All other edges choose `none`.
-
-        Args:
-          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
-          edges: Weights `[members]` of the edges of each group, of the same kind, which multiply
-            these probabilities; `None` for a group without edge weights, or for all.
-
-        Returns:
-          One integer for each row, of the same kind.
         """
         xp = np if isinstance(rows[0], np.ndarray) else jnp
         chosen, remaining = [], iter(rows)
@@ -141,12 +133,6 @@ class DartsSpec(NetSpec):
         edges; a pair of edges is kept with a probability proportional to the product of their
         strengths. On an edge that is kept, operations are chosen in proportion to their
         probabilities. Where alpha is sure of a genotype, its operations have shares of 1.
-
-        Args:
-          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
-
-        Returns:
-          `[K]` for each row, of the same kind.
         """
         xp = np if isinstance(rows[0], np.ndarray) else jnp
         shares, remaining = [], iter(rows)
@@ -271,11 +257,6 @@ def body(spec: DartsSpec, forward: Forward, x: Array) -> Iterator[Array]:
     """Applies everything but the head. All cells of a kind use the same draws.
 
     To be called in a compact Linen module, which owns the layers.
-
-    Args:
-      spec: Description of the network.
-      forward: Settings of this pass through the network.
-      x: Images `[B, H, W, C]`.
 
     Yields:
       The features `[B, H, W, C]` after each cell.
@@ -409,14 +390,7 @@ def _find_in_lines(text: str) -> list[Found]:
 
 
 def _parse_nodes(cell: Any) -> Iterator[tuple[str, ...]]:
-    """Yields the operations of each node, one for each of its edges.
-
-    Args:
-      cell: List of (operation, input), two for each node.
-
-    Raises:
-      ValueError: It is something else.
-    """
+    """Yields the operations of each node, one for each of its edges, from a list of pairs."""
     if not isinstance(cell, list) or not all(isinstance(entry, tuple | list) for entry in cell):
         raise ValueError(f'a DARTS cell must be a list of (operation, input), not {cell!r}')
     pairs = [pair for entry in cell for pair in (entry if _is_nested(entry) else [entry])]

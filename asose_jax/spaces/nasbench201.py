@@ -172,11 +172,6 @@ def body(spec: NasBench201Spec, forward: Forward, x: Array) -> Iterator[Array]:
 
     To be called in a compact Linen module, which owns the layers.
 
-    Args:
-      spec: Description of the network.
-      forward: Settings of this pass through the network.
-      x: Images `[B, H, W, C]`.
-
     Yields:
       The features `[B, H, W, C]` after each module.
     """

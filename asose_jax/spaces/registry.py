@@ -65,13 +65,8 @@ SPACES: dict[str, Space] = {
 def genotype_text(spec: NetSpec, chosen: Genotype) -> str | None:
     """Returns a genotype in the text form that the literature uses for its space.
 
-    Args:
-      spec: Description of a network of the space.
-      chosen: The genotype.
-
-    Returns:
-      The text; `None` if the space has no such form or the genotype has operations that are not
-      among the published ones.
+    `None` if the space has none, or the genotype has operations that are not among the published
+    ones.
     """
     space = SPACES[spec.SPACE]
     unpublished = {name for group in chosen.operations for name in group} - set(space.primitives)
@@ -80,12 +75,6 @@ def genotype_text(spec: NetSpec, chosen: Genotype) -> str | None:
 
 def spec_from_json(data: Mapping[str, Any]) -> NetSpec:
     """Reads a description of any space, as `NetSpec.to_json` writes it.
-
-    Args:
-      data: The JSON object.
-
-    Returns:
-      The description.
 
     Raises:
       KeyError: The space is unknown or a field is missing.

@@ -133,11 +133,5 @@ def with_softmax_mixture(net: SuperNet) -> SuperNet:
     In this mode it then computes the deterministic mixture of all candidates, which a network that
     is trained with one-hot draws never computes itself. Early stopping and selection by
     perturbation need it.
-
-    Args:
-      net: The network.
-
-    Returns:
-      A module with the same variables.
     """
     return net.clone(settings=dataclasses.replace(net.settings, estimator='softmax'))

@@ -194,11 +194,8 @@ def _require_same_data(
 ) -> None:
     """Refuses data that are not those of the searches before: their results would be compared.
 
-    A run that goes on compares its data itself; those that are finished or new do not.
-
-    Args:
-      config: of the sweep.
-      begun: run.json of searches that recorded their data, by directory.
+    A run that goes on compares its data itself; those that are finished or new do not. `begun` has
+    run.json of the searches that recorded their data.
     """
     for workdir_of_run, recorded in begun.items():
         split_by = dataset.recorded_split(recorded, workdir_of_run)
@@ -213,12 +210,7 @@ def _require_same_data(
 def _warn_of_two_splits(jobs: Sequence[Job], directory: pathlib.Path) -> bool:
     """Warns if some runs split a folder of pictures by position, and others will by content.
 
-    Args:
-      jobs: the runs that are compared.
-      directory: contains the directory of each job.
-
-    Returns:
-      Whether it warned.
+    Returns whether it warned.
     """
     if jobs[0].config.data.name != 'folder':
         return False
@@ -258,10 +250,7 @@ def _trainings(
 ) -> dict[str, list[Job]]:
     """Returns the trainings from scratch after the searches, by group of the comparison.
 
-    Args:
-      config: the config of the sweep.
-      single: the same for a single search, without its seed.
-      directory: contains the finished searches.
+    `single` is the config of one search, without its seed.
     """
     seeds = config.seeds
     return {

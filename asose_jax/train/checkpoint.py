@@ -161,11 +161,7 @@ class Checkpoints:
     def describe(self, step: int) -> dict[str, Any]:
         """Reads the `meta` of a checkpoint, which gives the shapes that `restore` needs.
 
-        Args:
-          step: step of the checkpoint.
-
-        Returns:
-          What `save` got as `meta`, with `schema` and `checksums`.
+        It is what `save` got, with `schema` and `checksums`.
 
         Raises:
           DamagedError: it cannot be read.
@@ -315,10 +311,6 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
 
 def require_disk_space(directory: pathlib.Path, state: SearchState) -> None:
     """Checks that the disk has room for two checkpoints of `state`.
-
-    Args:
-      directory: an existing directory on the disk.
-      state: arrays or shapes.
 
     Raises:
       UserError: it has not.

@@ -110,14 +110,8 @@ def _in_turn(
     """Applies `inner` in its turns; outside them the update is zero and the state stays.
 
     Selected number by number: `optax.conditionally_mask` branches, and then every parameter passes
-    through half a dozen small loops instead of one.
-
-    Args:
-      inner: the optimizer of one group.
-      has_turn: maps the step of the run to whether it is a turn of the group.
-
-    Returns:
-      A transformation whose `update` takes the keyword `step`.
+    through half a dozen small loops instead of one. `has_turn` maps the step of the run, which
+    `update` takes as a keyword, to whether it is a turn of the group.
     """
 
     def update(

@@ -201,11 +201,7 @@ class Schedule:
         return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
 
     def with_search_until(self, step: int) -> 'Schedule':
-        """Returns the schedule in which search ends early and the next phase begins.
-
-        Args:
-          step: the end of an epoch of search.
-        """
+        """Returns the schedule in which search ends early, at the end of an epoch."""
         spans, saved = [], 0
         for span in self.spans:
             start, stop, epochs = span.start - saved, span.stop - saved, span.epochs

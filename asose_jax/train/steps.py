@@ -124,11 +124,8 @@ def average_decay(decay: float, done: Step) -> jax.Array:
     """Returns the decay of the average of the weights: `min(decay, (1 + done) / (10 + done))`.
 
     It begins low, as in TensorFlow's ExponentialMovingAverage, so that a short training is not
-    averaged with the weights that it began with.
-
-    Args:
-      decay: of a long training.
-      done: number of steps of optimize before this one.
+    averaged with the weights that it began with. `done` counts the steps of optimize before this
+    one.
     """
     return jnp.minimum(decay, (1 + done) / (10 + done))
 
@@ -250,15 +247,7 @@ def _mixture_logits(
 ) -> jax.Array:
     """Computes logits `[B, num_classes]` of the mixture of all candidates, with batch statistics.
 
-    Args:
-      model: see `supernet.with_softmax_mixture`.
-      variables: weights, alpha and running statistics.
-      beta: weight of the auxiliary skips.
-      key: any random key: Mode.DENSE asks for one, but a mixture draws nothing.
-      images: `[B, H, W, C]` float32.
-
-    Returns:
-      The logits, float32.
+    Mode.DENSE asks for a random key, but a mixture draws nothing.
     """
     logits, _ = model.apply(
         variables,
@@ -320,15 +309,9 @@ def recompute_batch_stats(
 
 
 def _fetch(slot: jax.Array, batch: Arrays, shared: Arrays) -> tuple[jax.Array, jax.Array]:
-    """Returns normalised images and labels of one step.
+    """Returns images `[B/D, H, W, C]`, normalised, and labels `[B/D]` of one step.
 
-    Args:
-      slot: number of the step in the batch.
-      batch: indices into the resident images (`index`), or the images (`image`, `label`).
-      shared: see `pmap.shared_arrays`.
-
-    Returns:
-      Images `[B/D, H, W, C]` float32 and labels `[B/D]` int32.
+    The batch has indices into the resident images, or images and labels.
     """
     if 'index' in batch:
         index = batch['index'][slot]

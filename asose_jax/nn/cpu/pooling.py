@@ -34,14 +34,7 @@ def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Computes the largest of every 2x2 pixels, without overlap.
-
-    Args:
-      x: images `[B, H, W, C]`.
-
-    Returns:
-      `[B, ceil(H / 2), ceil(W / 2), C]`, in the dtype of `x`.
-    """
+    """Computes the largest of every 2x2 pixels, without overlap: half the size, rounded up."""
     border = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
     padded = jnp.pad(x, border, constant_values=-jnp.inf)
     corners = [padded[:, i::2, j::2] for i in range(2) for j in range(2)]

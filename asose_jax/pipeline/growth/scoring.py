@@ -104,13 +104,6 @@ def list_candidates(
 ) -> tuple[list[Candidate], list[str]]:
     """Lists the growths of these kinds that the limits allow.
 
-    Args:
-      spec: description of the network.
-      params: its weights, arrays or shapes.
-      kinds: kinds of growth.
-      width_factor: a widened stage has this many times its channels, rounded to a multiple of 8.
-      limits: of the grown network.
-
     Returns:
       The candidates, without scores, and for each growth that is left out a sentence that says why.
     """
@@ -193,13 +186,7 @@ def _wider(spec: ChainSpec, params: Any, width_factor: float, limits: Limits) ->
 
 
 def _refusal(proposal: _Proposal, size: int, max_params: int | None) -> str | None:
-    """Returns why a growth is left out, or `None` if it is possible.
-
-    Args:
-      proposal: the growth.
-      size: numbers in `params` before it.
-      max_params: limit of that number.
-    """
+    """Returns why a growth is left out, or `None` if it is possible."""
     if proposal.obstacle is not None:
         return proposal.obstacle
     if proposal.size > proposal.limit:
@@ -283,19 +270,10 @@ def _summed_gradients(
     key: Array,
     class_weights: np.ndarray | None,
 ) -> tuple[Any, dict[Growth, Any]]:
-    """Adds up the gradients of all batches.
+    """Adds up the gradients of all batches; for the arguments see `score_candidates`.
 
-    Args:
-      derived: description of the network, with one candidate in each row.
-      variables: its `params` and `batch_stats`.
-      insertions: growths in depth and by branches.
-      batches: see `score_candidates`.
-      key: random key of the weights of new operations.
-      class_weights: see `score_candidates`.
-
-    Returns:
-      The gradient of `params`, on the host; and for each insertion the gradients of the factors of
-      its candidate operations, see `_factor_gradients`.
+    Returns the gradient of `params`, on the host; and for each insertion, a growth in depth or by a
+    branch, the gradients of the factors of its operations, see `_factor_gradients`.
     """
     slopes: dict[Growth, Any] = dict.fromkeys(insertions, 0.0)
     gradient = None
@@ -329,14 +307,8 @@ def _backward(
 ) -> tuple[Any, dict[int, Array], dict[int, Array], dict[int, Array]]:
     """Computes the gradients at every position where a network could grow.
 
-    Position 0 is behind the stem, position n behind block n - 1.
-
-    Args:
-      derived: description of the network, with one candidate in each row.
-      variables: its `params` and `batch_stats`.
-      images: normalized, `[B, H, W, C]`.
-      labels: `[B]`.
-      class_weights: see `score_candidates`.
+    Position 0 is behind the stem, position n behind block n - 1. The network has one candidate in
+    each row.
 
     Returns:
       The gradient of `params`; the gradient of the features at each position, `[B, H, W, C]`; the
@@ -391,14 +363,7 @@ def _backward(
 def _factor_gradients(names: tuple[str, ...], x: Array, g: Array, key: Array) -> Array:
     """Returns the gradient <g, f(x)> of the factor of each operation f, with initial weights.
 
-    Args:
-      names: of the operations.
-      x: their input, `[B, H, W, C]`.
-      g: gradient of what their output is added to, of the same shape.
-      key: random key of the weights.
-
-    Returns:
-      `[len(names)]`.
+    x is their input, `[B, H, W, C]`, and g the gradient of what their output is added to.
     """
     products = []
     for number, name in enumerate(names):
