@@ -340,7 +340,7 @@ def channels_and_strides(
       One pair for each.
 
     Example:
-      `widths(16, 3, reductions=(1,), max_channels=64)` is `((16, 1), (32, 2), (32, 1))`.
+      `channels_and_strides(16, 3, (1,), 64)` is `((16, 1), (32, 2), (32, 1))`.
     """
     pairs = []
     for i in range(depth):

@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from asose_jax.arch.estimators import ESTIMATORS, Estimator
-from asose_jax.config.schema import FIELDS, SAME_FLOPS
+from asose_jax.config.schema import BEFORE, FIELDS, SAME_FLOPS
 from asose_jax.costs import expected_cost, limit
 from asose_jax.runtime import paths
 from asose_jax.runtime.errors import UserError, counted
@@ -44,8 +44,7 @@ def unflatten(flat: Config) -> ml_collections.ConfigDict:
     Fields that are newer than the run have the values that describe runs begun before them.
     """
     nested: dict[str, Any] = {}
-    older = {name: field.before for name, field in FIELDS.items() if field.is_new}
-    for name, value in {**older, **flat}.items():
+    for name, value in {**BEFORE, **flat}.items():
         *groups, last = name.split('.')
         inner = nested
         for group in groups:
@@ -605,12 +604,7 @@ def with_original_defaults(
     Where no run has begun, that is the config itself.
     """
     before = _recorded(workdir)
-    missing = {
-        name: field.before
-        for name, field in FIELDS.items()
-        if before is not None and field.is_new and name not in before
-    }
-    if before is None or not missing:
+    if before is None or not (missing := {n: v for n, v in BEFORE.items() if n not in before}):
         return config
     if config.search.freeze_epochs is None:  # the meaning of None is as new as these fields
         missing.setdefault('search.freeze_epochs', before.get('search.freeze_epochs'))
@@ -630,7 +624,7 @@ def fields_to_record(flat: dict[str, Any], workdir: pathlib.Path) -> dict[str, A
     before = _recorded(workdir)
     if before is None:
         return flat
-    return {name: v for name, v in flat.items() if name in before or not FIELDS[name].is_new}
+    return {name: v for name, v in flat.items() if name in before or name not in BEFORE}
 
 
 def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -652,7 +646,7 @@ def require_whole(path: pathlib.Path, fields: Config) -> None:
       UserError: names the first such field.
     """
     for name, field in FIELDS.items():
-        if name not in fields and not field.is_new:
+        if name not in fields and name not in BEFORE:
             fault = f'it lacks the field {name}'
         elif name in fields and not field.rule.holds(fields[name]):
             fault = f'{name}={fields[name]!r}: must be {field.rule.allowed}'
@@ -694,8 +688,7 @@ def require_same_config(
         return set()
     try:
         before = json.loads(path.read_text(encoding='utf-8'))
-        old = {name: field.before for name, field in FIELDS.items() if field.is_new}
-        lines = {line.split(':')[0]: line for line in differences(flat, {**old, **before})}
+        lines = {line.split(':')[0]: line for line in differences(flat, {**BEFORE, **before})}
         same = [n for n in paths.FIELDS if paths.name_same(flat.get(n), before.get(n), base)]
         lines = {name: line for name, line in lines.items() if name not in same}
     except (OSError, ValueError, AttributeError, TypeError) as error:

@@ -63,7 +63,7 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     grown = config.model.space == 'chain' and not goes_on
     if grown or goes_on or config.network is not None:
         _require_sizes(config, free=('channels',) if grown else ())
-    made = copy.deepcopy(config)
+    training = copy.deepcopy(config)
     changes = {
         'warmup.epochs': 0,
         'search.epochs': 0,
@@ -98,18 +98,18 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     same_flops = config.retrain.epochs == SAME_FLOPS
     if same_flops:
         del changes['optimize.epochs']  # known once the other fields are
-    made.update_from_flattened_dict(changes)
+    training.update_from_flattened_dict(changes)
     if same_flops:
-        made.optimize.epochs = _epochs_of_same_flops(config, made)
-    return made
+        training.optimize.epochs = _epochs_of_same_flops(config, training)
+    return training
 
 
 def _epochs_of_same_flops(
-    config: ml_collections.ConfigDict, made: ml_collections.ConfigDict
+    config: ml_collections.ConfigDict, training: ml_collections.ConfigDict
 ) -> int:
     """Returns the epochs of training that take the FLOPs of the whole run that found the network.
 
-    `made` is the config of the training, but for these epochs.
+    `training` is the config of the training, but for these epochs.
 
     Raises:
       UserError: no finished run is named, or the network would have another cost than there.
@@ -128,18 +128,18 @@ def _epochs_of_same_flops(
             '(WORKDIR/seed_N), or set a number'
         )
     fields = {*_SAME_DATA}
-    if made.network is None:  # a cell, of a network that `model` describes
+    if training.network is None:  # a cell, of a network that `model` describes
         fields |= {f'model.{name}' for name in (*_SIZES, 'max_channels')}
-    ours = {name: value for name, value in consistency.flatten(made).items() if name in fields}
-    ours['retrain.channels'] = made.network_channels
+    ours = {name: value for name, value in consistency.flatten(training).items() if name in fields}
+    ours['retrain.channels'] = training.network_channels
     if changed := consistency.differences(ours, {name: run.get(name) for name in fields}):
         raise UserError(
             f'{named}: with {"; ".join(changed)}, an epoch would not cost what it cost in '
             f'{workdir}; take the values of that run, or set a number'
         )
     size = summary['images']['train'] + summary['images']['valid']
-    train = size - round(size * made.data.valid_fraction)
-    images = max(1, train // made.batch_size) * made.batch_size
+    train = size - round(size * training.data.valid_fraction)
+    images = max(1, train // training.batch_size) * training.batch_size
     epoch = flops.TRAINING * summary['flops_per_image'] * images
     return max(1, round(summary['train_flops'] / epoch))
 

@@ -57,11 +57,6 @@ class Field:
     changeable: bool = False
 
     @property
-    def is_new(self) -> bool:
-        """Whether there are runs without this field."""
-        return self.before is not _REQUIRED
-
-    @property
     def has_several_types(self) -> bool:
         """Whether its values are of more types than that of the default: None, or a word."""
         word = self.rule.holds(SAME_FLOPS) and not isinstance(self.default, str)
@@ -790,3 +785,6 @@ FIELDS: dict[str, Field] = {
         changeable=True,
     ),
 }
+
+# Values that describe runs begun before these fields existed.
+BEFORE = {name: field.before for name, field in FIELDS.items() if field.before is not _REQUIRED}

@@ -1,15 +1,14 @@
 """Candidate operations, the choices of a mixed operation; nothing here depends on the search.
 
 Every operation keeps the number of channels and follows the conventions of DARTS, ReLU-Conv-BN
-(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one, write a subclass of `Operation`, let
-`last_norm` return the path of its last BatchNorm if it ends with one, and add a row to
-`PRIMITIVES`.
+(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one, write a subclass of `Operation`, set
+`LAST_NORM` if it ends with a BatchNorm, and add a row to `PRIMITIVES`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -32,10 +31,13 @@ class Operation(nn.Module):
     statistics of the batch and update the running ones.
 
     Attributes:
+      LAST_NORM: path in `params` of the BatchNorm that the operation ends with; `None` without one.
       channels: C.
       norm: makes a BatchNorm; called as `norm(use_running_average=..., name=...)`.
       stride: s, 1 or 2.
     """
+
+    LAST_NORM: ClassVar[tuple[str, ...] | None] = None
 
     channels: int
     norm: Callable[..., nn.Module]
@@ -44,9 +46,9 @@ class Operation(nn.Module):
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...] | None:
-        """Returns the path in `params` of the BatchNorm that the operation ends with, if any."""
+        """Returns `LAST_NORM`, which may depend on the stride."""
         del stride
-        return None
+        return cls.LAST_NORM
 
 
 class Zero(Operation):
@@ -121,12 +123,9 @@ class SepConv(Operation):
       size: k.
     """
 
-    size: int
+    LAST_NORM = ('sep_1', 'norm')
 
-    @classmethod
-    def last_norm(cls, stride: int) -> tuple[str, ...]:
-        """Returns the path of the last BatchNorm."""
-        return ('sep_1', 'norm')
+    size: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -147,12 +146,9 @@ class DilConv(Operation):
       size: k.
     """
 
-    size: int
+    LAST_NORM = ('dil', 'norm')
 
-    @classmethod
-    def last_norm(cls, stride: int) -> tuple[str, ...]:
-        """Returns the path of the last BatchNorm."""
-        return ('dil', 'norm')
+    size: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -202,12 +198,9 @@ class CrossConv(Operation):
       size: k.
     """
 
-    size: int
+    LAST_NORM = ('norm',)
 
-    @classmethod
-    def last_norm(cls, stride: int) -> tuple[str, ...]:
-        """Returns the path of the last BatchNorm."""
-        return ('norm',)
+    size: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -224,12 +217,9 @@ class ReluConvNorm(Operation):
       size: k.
     """
 
-    size: int
+    LAST_NORM = ('norm',)
 
-    @classmethod
-    def last_norm(cls, stride: int) -> tuple[str, ...]:
-        """Returns the path of the last BatchNorm."""
-        return ('norm',)
+    size: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:

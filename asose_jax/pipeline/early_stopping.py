@@ -19,10 +19,9 @@ import numpy as np
 from jax import lax
 
 from asose_jax.data import batches
-from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import evaluation, run_context
 from asose_jax.pipeline.run_context import RunContext, RunState
-from asose_jax.spaces.supernet import SuperNet, with_softmax_mixture
+from asose_jax.spaces.supernet import SuperNet, mixture_logits, with_softmax_mixture
 from asose_jax.train import pmap
 from asose_jax.train.gradients import mean_cross_entropy
 from asose_jax.train.phases import Phase, Span
@@ -108,15 +107,8 @@ def eigenvalue(
     alpha, unravel = jax.flatten_util.ravel_pytree(variables['arch'])
 
     def loss(alpha: Array) -> Array:
-        logits, _ = mixture.apply(
-            {**variables, 'arch': unravel(alpha)},
-            images,
-            beta=beta,
-            mode=Mode.DENSE,
-            train=True,
-            mutable=['batch_stats', 'guard'],
-            rngs={'gumbel': key},  # required by the module; a mixture draws nothing
-        )
+        moved = {**variables, 'arch': unravel(alpha)}
+        logits = mixture_logits(mixture, moved, beta, key, images)
         return mean_cross_entropy(logits, labels, class_weights)
 
     def product(vector: Array) -> Array:

@@ -72,7 +72,7 @@ def build(
     """
     # With data.valid_fraction=0, nothing was evaluated.
     loss, accuracy = evaluation.mean_loss_and_accuracy(sums) if sums else (None, None)
-    arch, totals, held = pmap.fetch_replicated(
+    arch, totals, candidate_factors = pmap.fetch_replicated(
         [metrics[key] for key in ('arch', 'totals', 'factors')]
     )
     temperature = _sampling_temperature(context, current, span, figures['tau'])
@@ -102,7 +102,7 @@ def build(
         'params': evaluation.count_parameters(current),
         'train_flops': current.history.train_flops,
         'alarms': alarms,
-        'factors': arch_analysis.rounded_factors(held),
+        'factors': arch_analysis.rounded_factors(candidate_factors),
         **({'network': current.spec.to_json()} if is_first else {}),
     }
 

@@ -1,6 +1,7 @@
 """Trains one phase: chunks of steps, and between them evaluations, hooks and checkpoints."""
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -124,10 +125,11 @@ def _run_hooks(
     record: dict[str, Any],
     batch: Any,
 ) -> Decision:
-    event, decided = Evaluation(span, current.spec, record, batch), Decision()
+    event = Evaluation(span, current.spec, record, batch)
     for hook in hooks:
-        decided = decided.also(hook.on_evaluation(context, current, event, decided))
-    return decided
+        decided = event.decided.also(hook.on_evaluation(context, current, event))
+        event = dataclasses.replace(event, decided=decided)
+    return event.decided
 
 
 def _collect(

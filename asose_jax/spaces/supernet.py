@@ -7,7 +7,7 @@ docs/algorithm.md, "Guards") and `second_head` (logits of the second head, in tr
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -135,3 +135,22 @@ def with_softmax_mixture(net: SuperNet) -> SuperNet:
     perturbation need it.
     """
     return net.clone(settings=dataclasses.replace(net.settings, estimator='softmax'))
+
+
+def mixture_logits(
+    mixture: SuperNet, variables: Any, beta: Array | float, key: Array, images: Array
+) -> Array:
+    """Computes the logits of `with_softmax_mixture`, with the statistics of the batch.
+
+    A mixture draws nothing; the module asks for a random key nevertheless.
+    """
+    logits, _ = mixture.apply(
+        variables,
+        images,
+        beta=beta,
+        mode=Mode.DENSE,
+        train=True,
+        mutable=['batch_stats', 'guard'],
+        rngs={'gumbel': key},
+    )
+    return logits

@@ -51,23 +51,9 @@ class Totals(flax.struct.PyTreeNode):
     @classmethod
     def zeros(cls) -> 'Totals':
         """Returns totals of nothing."""
-
-        def integer() -> jax.Array:
-            return jnp.zeros((), jnp.int32)
-
-        def real() -> jax.Array:
-            return jnp.zeros((), jnp.float32)
-
-        return cls(
-            loss=real(),
-            correct=integer(),
-            images=integer(),
-            weight_steps=integer(),
-            arch_loss=real(),
-            arch_steps=integer(),
-            guarded_rows=integer(),
-            skipped_steps=integer(),
-        )
+        names = [field.name for field in dataclasses.fields(cls)]
+        dtypes = [jnp.float32 if name.endswith('loss') else jnp.int32 for name in names]
+        return cls(*(jnp.zeros((), dtype) for dtype in dtypes))
 
 
 class SearchState(flax.struct.PyTreeNode):

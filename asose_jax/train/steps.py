@@ -17,7 +17,7 @@ from jax import lax
 from asose_jax.nn import factors
 from asose_jax.nn.batch_norm import BatchNorm
 from asose_jax.nn.forward import Mode
-from asose_jax.spaces.supernet import HEAD, SuperNet
+from asose_jax.spaces.supernet import HEAD, mixture_logits
 from asose_jax.train import gradients
 from asose_jax.train.gradients import Fetch, StepInputs, Turn
 from asose_jax.train.phases import Phase, Step
@@ -209,7 +209,7 @@ def eval_steps(
     beta = step_config.schedule.beta(state.step)
     if step_config.eval_mixture:
         logits_of = functools.partial(
-            _mixture_logits, step_config.model, variables, beta, shared['key']
+            mixture_logits, step_config.model, variables, beta, shared['key']
         )
     else:
         mode = step_config.eval_mode(phase)
@@ -236,29 +236,6 @@ def eval_steps(
     outputs = lax.fori_loop(0, batch['steps'], body, outputs)
     logits = outputs.pop('logits')
     return {**lax.psum(outputs, AXIS), 'logits': logits}
-
-
-def _mixture_logits(
-    model: SuperNet,
-    variables: Mapping[str, Any],
-    beta: float | jax.Array,
-    key: jax.Array,
-    images: jax.Array,
-) -> jax.Array:
-    """Computes logits `[B, num_classes]` of the mixture of all candidates, with batch statistics.
-
-    Mode.DENSE asks for a random key, but a mixture draws nothing.
-    """
-    logits, _ = model.apply(
-        variables,
-        images,
-        beta=beta,
-        mode=Mode.DENSE,
-        train=True,
-        mutable=['batch_stats', 'guard'],
-        rngs={'gumbel': key},
-    )
-    return logits
 
 
 def recompute_batch_stats(

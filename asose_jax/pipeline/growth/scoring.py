@@ -205,7 +205,7 @@ def _refusal(proposal: _Proposal, size: int, max_params: int | None) -> str | No
 def wider(channels: int, factor: float) -> int:
     """Returns `channels` times `factor`, as a multiple of 8, and always a larger one than before.
 
-    Example: `widened(8, 1.5)` is 16, `widened(64, 1.0)` is 72.
+    Example: `wider(8, 1.5)` is 16, `wider(64, 1.0)` is 72.
     """
     return max(chain.round_to_multiple_of_8(channels * factor), (channels // 8 + 1) * 8)
 
