@@ -6,6 +6,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from asose_jax.arch import published
 from asose_jax.config.schema import FIELDS
 
 _DIGITS: dict[str, Any] = {
@@ -73,13 +74,7 @@ _NASBENCH201: dict[str, Any] = {
     'model.depth': 17,
     'model.reductions': (5, 11),
     'model.max_channels': 64,
-    'model.primitives': (
-        'none',
-        'skip_connect',
-        'nor_conv_1x1',
-        'nor_conv_3x3',
-        'avg_pool_3x3',
-    ),
+    'model.primitives': published.NASBENCH201,
     'retrain.epochs': 200,
     'retrain.batch_size': 256,
     'retrain.lr': 0.1,
@@ -119,16 +114,7 @@ _DARTS: dict[str, Any] = {
     'model.space': 'darts',
     'model.depth': 8,
     'model.reductions': (2, 5),
-    'model.primitives': (
-        'none',
-        'max_pool_3x3',
-        'avg_pool_3x3',
-        'skip_connect',
-        'sep_conv_3x3',
-        'sep_conv_5x5',
-        'dil_conv_3x3',
-        'dil_conv_5x5',
-    ),
+    'model.primitives': published.DARTS,
     'retrain.channels': 36,
     'retrain.depth': 20,
     'retrain.reductions': (6, 13),

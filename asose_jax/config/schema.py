@@ -59,8 +59,10 @@ class Field:
     @property
     def has_several_types(self) -> bool:
         """Whether its values are of more types than that of the default: None, or a word."""
-        word = self.rule.holds(SAME_FLOPS) and not isinstance(self.default, str)
-        return word or self.rule.holds(None)
+        # In this order: rules of names import JAX to know them.
+        if self.rule.holds(None) or isinstance(self.default, str):
+            return self.rule.holds(None)
+        return self.rule.holds(SAME_FLOPS)
 
 
 def _is_integer(value: Any) -> bool:

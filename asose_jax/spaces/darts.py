@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asose_jax.arch import published
 from asose_jax.arch.genotype import NONE, Genotype, MixedOpSite, NetSpec, channels_and_strides
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Forward
@@ -32,16 +33,6 @@ from asose_jax.spaces.genotype_text import Found
 
 Array = jax.Array
 
-PRIMITIVES = (
-    'none',
-    'max_pool_3x3',
-    'avg_pool_3x3',
-    'skip_connect',
-    'sep_conv_3x3',
-    'sep_conv_5x5',
-    'dil_conv_3x3',
-    'dil_conv_5x5',
-)
 NODES = 4  # nodes of a cell, not counting its inputs
 INPUTS = 2
 EDGES_PER_NODE = 2  # edges that a node keeps when the network is derived
@@ -401,11 +392,12 @@ def _parse_nodes(cell: Any) -> Iterator[tuple[str, ...]]:
     for node in range(NODES):
         names = [NONE] * (INPUTS + node)
         for pair in pairs[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]:
-            known = len(pair) == 2 and pair[0] in PRIMITIVES[1:]
+            known = len(pair) == 2 and pair[0] in published.DARTS[1:]
             if not known or pair[1] not in range(INPUTS + node) or names[pair[1]] != NONE:
                 raise ValueError(
                     f'edge {pair} of node {INPUTS + node} does not fit the DARTS space: a node '
-                    f'takes two different inputs before it, by operations out of {PRIMITIVES[1:]}'
+                    'takes two different inputs before it, by operations out of '
+                    f'{published.DARTS[1:]}'
                 )
             names[pair[1]] = pair[0]
         yield tuple(names)

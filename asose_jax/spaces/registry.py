@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from asose_jax.arch import published
 from asose_jax.arch.genotype import FALLBACK, NONE, Genotype, NetSpec
 from asose_jax.spaces import chain, darts, nasbench201
 
@@ -45,7 +46,7 @@ SPACES: dict[str, Space] = {
         nasbench201.NasBench201Spec,
         nasbench201.build,
         nasbench201.body,
-        nasbench201.PRIMITIVES,
+        published.NASBENCH201,
         dumps=nasbench201.dumps,
         loads=nasbench201.loads,
     ),
@@ -53,7 +54,7 @@ SPACES: dict[str, Space] = {
         darts.DartsSpec,
         darts.build,
         darts.body,
-        darts.PRIMITIVES,
+        published.DARTS,
         needs=frozenset({FALLBACK, NONE}),
         channels_divisor=2,
         dumps=darts.dumps,

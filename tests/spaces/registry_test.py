@@ -11,11 +11,11 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax.arch import genotype
+from asose_jax.arch import genotype, published
 from asose_jax.costs import flops
 from asose_jax.nn import factors
 from asose_jax.nn.forward import Mode
-from asose_jax.spaces import nasbench201, registry
+from asose_jax.spaces import registry
 from asose_jax.spaces.registry import SPACES
 from asose_jax.train import state
 from asose_jax.train.phases import Phase
@@ -29,7 +29,7 @@ SIZES = {
     'nasbench201': {
         'depth': 3,
         'reductions': (1,),
-        'primitives': nasbench201.PRIMITIVES,
+        'primitives': published.NASBENCH201,
     },
     'darts': {
         'depth': 2,
