@@ -59,8 +59,7 @@ class Field:
     @property
     def has_several_types(self) -> bool:
         """Whether its values are of more types than that of the default: None, or a word."""
-        # In this order: rules of names import JAX to know them.
-        if self.rule.holds(None) or isinstance(self.default, str):
+        if self.rule.holds(None) or isinstance(self.default, str):  # names are rules that need JAX
             return self.rule.holds(None)
         return self.rule.holds(SAME_FLOPS)
 
