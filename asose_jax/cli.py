@@ -23,7 +23,7 @@ import rich.console
 from absl import app, flags
 from ml_collections import config_flags
 
-from asose_jax.config import presets, retrain
+from asose_jax.config import presets
 from asose_jax.runtime import log, paths
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
 
@@ -182,6 +182,7 @@ def _require_flags_of(mode: str) -> None:
 
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:
     """Runs the search, the searches or the training that the config describes."""
+    from asose_jax.config import retrain
     from asose_jax.config.consistency import flatten, ignored_fields
     from asose_jax.sweep import runner
 
@@ -232,14 +233,7 @@ def _join_hosts() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Reads the flags; exits with a short message instead of a traceback if they are wrong.
-
-    Args:
-      argv: the command line.
-
-    Returns:
-      The program name and the arguments that are not flags.
-    """
+    """Reads the flags, and returns the rest; exits with a short message if they are wrong."""
     files = [argument for argument in argv if argument.split('=')[0] in _CONFIG_FLAGS]
     if not files:
         argv = [argv[0], f'--config={presets.__file__}', *argv[1:]]

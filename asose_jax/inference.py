@@ -28,13 +28,13 @@ from asose_jax.data.pictures import Picture
 from asose_jax.exports import packages, stablehlo, torch_file, torch_module, translation
 from asose_jax.metrics import classification, run_record
 from asose_jax.nn import factors
-from asose_jax.nn.forward import Mode
+from asose_jax.nn.forward import DERIVED, Mode
 from asose_jax.pipeline import builders, old_checkpoints
 from asose_jax.runtime import log, paths, process, workdir
 from asose_jax.runtime.errors import UserError, os_errors
 from asose_jax.spaces import registry
 from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
-from asose_jax.train import checkpoint, pmap, state
+from asose_jax.train import checkpoint, optimizer, pmap, state
 
 logger = logging.getLogger('asose_jax')
 
@@ -179,7 +179,7 @@ class Trained:
         """
         mean, std = (np.reshape(values, (1, 1, 1, -1)) for values in (self.mean, self.std))
         normalised = (images.astype(jnp.float32) - mean) / std
-        net = SuperNet(self.spec, dtype=self.dtype)
+        net = SuperNet(self.spec, DERIVED, self.dtype)
         logits = net.apply(self.variables, normalised, mode=Mode.ARGMAX, train=False)
         return cast(jax.Array, logits)
 
@@ -316,7 +316,7 @@ def _restored(
             'lost. Restore its checkpoints, or repeat the run in another --workdir.'
         )
     schedule = builders.make_schedule(config, summary['images']['train'])
-    tx = builders.make_optimizer(config, schedule)
+    tx = optimizer.make_optimizer(config, schedule)
     with checkpoint.Checkpoints(directory / 'checkpoints') as checkpoints:
         step = checkpoints.latest()
         assert step is not None
@@ -454,7 +454,7 @@ def _data_config(
             )
         config.data.dir = os.fspath(data_dir)
     elif folder is not None:
-        began = run_record.read_json_object(model.directory / 'run.json').get('directory')
+        began = workdir.read_json_object(model.directory / 'run.json').get('directory')
         there = os.path.join(began if isinstance(began, str) else '', os.path.expanduser(folder))
         if os.path.isdir(there):
             config.data.dir = there
@@ -468,7 +468,7 @@ def _require_same_data_if_present(model: Trained) -> None:
     directory = model.directory
     split_by = dataset.recorded_split(model.summary, directory)
     try:
-        identity = builders.identify_data(_data_config(model), split_by)
+        identity = dataset.identify(_data_config(model).data, split_by)
     except MissingDataError as error:
         logger.info('the data of the run are not there, so they are not compared: %s', error)
         return

@@ -26,9 +26,9 @@ import ml_collections
 
 from asose_jax.config import retrain
 from asose_jax.config.consistency import flatten
+from asose_jax.config.schema import FIELDS
 from asose_jax.metrics import run_record
 from asose_jax.runtime import process
-from asose_jax.spaces import chain
 from asose_jax.sweep import placement, runner
 from benchmarks import measure
 from configs import crisis, search
@@ -87,7 +87,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'seed_at_rest': (_SEED, crisis.AT_REST),
     'broken_no_residual': (_CRISIS, _CUT),
     'seed_no_residual': (_SEED, _CUT),
-    'seed_no_residual_no_none': (_SEED, {**_CUT, 'model.primitives': chain.PRIMITIVES[1:]}),
+    'seed_no_residual_no_none': (
+        _SEED,
+        {**_CUT, 'model.primitives': FIELDS['model.primitives'].default[1:]},
+    ),
     'seed_no_residual_warmup_uniform': (_SEED, {**_CUT, 'warmup.operations': 'uniform'}),
     'defaults_no_residual': (_DEFAULT, _CUT),
     **{name: (f'{_CRISIS}:{name}', {}) for name in _CURED},

@@ -22,7 +22,7 @@ def main() -> None:
 
     import jax
 
-    from asose_jax.spaces import chain
+    from asose_jax.config.schema import FIELDS
     from asose_jax.train.phases import Phase
     from benchmarks import ours
 
@@ -43,7 +43,8 @@ def main() -> None:
         of_xla.clear()
         return [made.program.compile_seconds - compiling, compiling]
 
-    names = options.primitives or [p for p in chain.PRIMITIVES if p not in ('skip_connect', 'none')]
+    every = FIELDS['model.primitives'].default
+    names = options.primitives or [p for p in every if p not in ('skip_connect', 'none')]
     seconds(depth=1, primitives=('skip_connect', 'none'))  # starts the compiler
     cases = {f'depth {depth}': {'depth': depth} for depth in options.depths}
     for name in ('none', *names):

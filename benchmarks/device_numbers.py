@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from asose_jax.config import presets
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
 from asose_jax.train import optimizer, phases, pmap
@@ -26,7 +27,8 @@ STEPS = 20
 # so that the gradients of low precisions differ in whole pixels.
 LARGEST = {'float32': 1e-3, 'tf32': 5e-2, 'bfloat16': 0.15}
 _FEW = ('max_pool_3x3', 'avg_pool_3x3', 'dil_conv_3x3')
-_LR, _DECAY = ours.OPTIMIZER['weight_lr'], ours.OPTIMIZER['weight_decay']
+_CONFIG = presets.get_config('seed')
+_LR, _DECAY = _CONFIG.weights.lr, _CONFIG.weights.weight_decay
 
 
 def run(report, quick: bool) -> None:
@@ -107,8 +109,8 @@ def _ours(name, params, stats, x, g):
     found = {'output': y, 'gradient by x': by_x}
     if not params:
         return found
-    schedule = phases.make_schedule(dict.fromkeys(Phase, 0) | {Phase.OPTIMIZE: 1}, 100)
-    tx = optimizer.make_optimizer(schedule, **ours.OPTIMIZER)
+    epochs = dict.fromkeys(Phase, 0) | {Phase.OPTIMIZE: 1}
+    tx = optimizer.make_optimizer(_CONFIG, phases.make_schedule(epochs, 100, _CONFIG.search, 0))
     trained = {'params': params, 'arch': {}}
     updates, _ = tx.update({'params': by_params, 'arch': {}}, tx.init(trained), trained, step=0)
     new = optax.apply_updates(trained, updates)['params']

@@ -30,7 +30,7 @@ from asose_jax.pipeline import (
 )
 from asose_jax.pipeline.growth import controller, scoring, transforms
 from asose_jax.pipeline.growth.transforms import Growth
-from asose_jax.train import pmap
+from asose_jax.train import optimizer, pmap
 from asose_jax.train import state as states
 from asose_jax.train.phases import Phase
 from configs.search import get_config
@@ -56,7 +56,7 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
     config = _config(checkpoint.parent.parent, epochs)
     images = builders.load_data(config)
     schedule = builders.make_schedule(config, len(images.train))
-    tx = builders.make_optimizer(config, schedule)
+    tx = optimizer.make_optimizer(config, schedule)
     shared = pmap.shared_arrays(images, run_context.key_for(config.seed, run_context.STEPS))
     context = run_context.RunContext(
         config=config,
@@ -83,7 +83,8 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         scoring.Candidate(Growth('depth', place, candidates=NEW), 1)
         for place in range(len(spec.blocks) + 1)
     ]
-    scored = scoring.score_candidates(places, spec, held, controller.score_batches(context, 0), key)
+    images, chosen = controller.score_batches(context, 0), genotype.most_likely(spec, held.arch)
+    scored = scoring.score_candidates(places, spec, held, images, key, chosen, None)
     span = schedule.spans[-1]
     held = held.replace(step=np.int32(span.start))
     result = []

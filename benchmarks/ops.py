@@ -112,10 +112,10 @@ def _cases(channels, x):
     import jax
     import jax.numpy as jnp
 
+    from asose_jax.config.schema import FIELDS
     from asose_jax.nn import operations
     from asose_jax.nn.batch_norm import Norm
     from asose_jax.nn.cpu import conv, conv_1x1
-    from asose_jax.spaces import chain
 
     def kernel(*size):
         return jax.random.normal(jax.random.key(sum(size)), size) / 10
@@ -157,7 +157,7 @@ def _cases(channels, x):
         'avg_pool_3x3': lambda _, x: nn.avg_pool(x, (3, 3), (1, 1), 'SAME', False),
         'max_pool_3x3': lambda _, x: nn.max_pool(x, (3, 3), (1, 1), 'SAME'),
     }
-    for name in chain.PRIMITIVES:
+    for name in FIELDS['model.primitives'].default:
         if name in ('none', 'skip_connect'):
             continue
         made = operations.make(name, channels, norm, parent=None)

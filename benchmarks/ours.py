@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from asose_jax.arch import genotype
+from asose_jax.config import presets
+from asose_jax.config.schema import FIELDS
 from asose_jax.data import augment, batches
-from asose_jax.nn.forward import SearchSettings
+from asose_jax.nn.forward import Mode
+from asose_jax.pipeline import builders
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import optimizer, phases, pmap, state, steps
 from asose_jax.train.phases import Phase
-from asose_jax.train.step_config import StepConfig
+from asose_jax.train.step_config import PLAIN, StepConfig
 
 TURN_PERIOD = 3  # one alpha step, two weight steps
 # Of activations the dtype, of products JAX's default precision: on GPUs, JAX without any setting
@@ -26,18 +29,6 @@ PRECISIONS = {
     'bfloat16': ('bfloat16', None),
 }
 _IMAGES = 2048
-OPTIMIZER = {  # of the preset `seed`
-    'weight_lr': 0.025,
-    'weight_lr_end': 1e-4,
-    'momentum': 0.9,
-    'weight_decay': 3e-4,
-    'clip': 0.0,
-    'arch_lr': 3e-4,
-    'arch_lr_end': 1e-5,
-    'arch_b1': 0.5,
-    'arch_b2': 0.999,
-    'arch_weight_decay': 1e-3,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +40,7 @@ class Size:
     batch: int = 128
     image: tuple[int, int, int] = (32, 32, 3)
     reductions: tuple[int, ...] = (1, 3)
-    primitives: tuple[str, ...] = tuple(chain.PRIMITIVES)
+    primitives: tuple[str, ...] = FIELDS['model.primitives'].default
     dtype: str = 'float32'
 
     def spec(self) -> genotype.NetSpec:
@@ -91,21 +82,27 @@ class Network:
             picked = genotype.Genotype(tuple((name,) for name in chosen))
             self.spec = genotype.derive(self.spec, picked)
         epochs = dict.fromkeys(Phase, 0) | {phase: 10}
-        schedule = phases.make_schedule(
-            epochs,
-            600,
-            turn_period=turn_period,
-            tau_start=0.8,
-            tau_rate=0.98,
-            tau_floor=0.1,
-            freeze_epochs=5 * frozen,
-        )
+        config = presets.get_config('seed')
+        config.search.turn_period, config.search.anneal_every = turn_period, None
+        schedule = phases.make_schedule(epochs, 600, config.search, 5 * frozen)
         self.first_alpha = schedule.frozen_steps
-        tx = optimizer.make_optimizer(schedule, **OPTIMIZER)
+        tx = optimizer.make_optimizer(config, schedule)
         outlined = pmap.platform() == 'cpu'
-        model = SuperNet(self.spec, SearchSettings(), size.dtype, steps.AXIS, outlined)
+        settings = builders.make_settings(config, config.arch)
+        model = SuperNet(self.spec, settings, size.dtype, steps.AXIS, outlined)
         self.step_config = step_config = StepConfig(
-            model, tx, schedule, augment.Augmentation(4, True)
+            model,
+            tx,
+            schedule,
+            augment.Augmentation(4, True, 0),
+            warmup_mode=Mode.SKIP,
+            arch_micro_batches=1,
+            arch_samples=1,
+            class_weights=None,
+            penalty=None,
+            second_order=False,
+            recipe=PLAIN,
+            frozen=False,
         )
         random = np.random.default_rng(0)
         self.random = random

@@ -41,7 +41,7 @@ SMALL = (
     "model.primitives=('none','skip_connect','max_pool_3x3','sep_conv_3x3','nor_conv_3x3')",
 )
 # Lines on the run in /tmp/digits.
-FIRST = re.compile(r'(workdir=|scratch\.py:)/tmp/digits\b')
+FIRST = re.compile(r'(workdir=|genotype=)/tmp/digits\b')
 # Further flags of the lines that have such a part.
 SPECIAL = {
     'seeds': ('seeds=(0,)', 'random_cells=1'),
@@ -50,8 +50,11 @@ SPECIAL = {
     'lr_warmup_steps': ('retrain.lr_warmup_steps=2',),
     'mode=retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),
 }
-# Flags that these lines must not have.
-FORBIDDEN = {'init_from': SPECIAL['mode=retrain']}  # the sizes are those of the network
+# Flags that these lines must not have: the sizes are those of the network, or of its run.
+FORBIDDEN = {
+    'init_from': SPECIAL['mode=retrain'],
+    'same_flops': (*SPECIAL['mode=retrain'], 'retrain.epochs=1'),
+}
 
 
 def lines_of(name: str) -> list[str]:
@@ -79,7 +82,7 @@ def _plain(line):
 
 
 def _anywhere(line):
-    return re.sub(r'(?<=workdir=)\S+|(?<=scratch\.py:)\S+', 'DIR', _plain(line))
+    return re.sub(r'(?<=workdir=)\S+', 'DIR', _plain(line))
 
 
 def _exception(line):
@@ -147,8 +150,6 @@ def _small(line):
     """The line with flags appended that make it small; runs that are finished need none."""
     if 'main.py' not in line or re.search(r'--mode=(evaluate|predict|export|report)', line):
         return line
-    if 'configs/scratch.py' in line:
-        return f'{line} --config.optimize.epochs=1'
     flags = [*SMALL, *(flag for part, flags in SPECIAL.items() if part in line for flag in flags)]
     forbidden = {flag for part, flags in FORBIDDEN.items() if part in line for flag in flags}
     flags = [flag for flag in flags if flag not in forbidden]

@@ -12,7 +12,7 @@ import jax
 import pytest
 from absl import app, flags
 from absl.testing import flagsaver
-from helpers import recorded
+from helpers import networks, recorded
 
 from asose_jax import inference
 from asose_jax.nn import batch_norm, operations
@@ -302,7 +302,6 @@ def test_docs_show_a_primitive_that_works(root, monkeypatch):
     import jax.numpy as jnp
 
     from asose_jax.nn.forward import Mode
-    from asose_jax.spaces.supernet import SuperNet
 
     code = _code(root, 'class Pointwise')
     monkeypatch.setattr(operations, 'PRIMITIVES', dict(operations.PRIMITIVES))
@@ -312,7 +311,7 @@ def test_docs_show_a_primitive_that_works(root, monkeypatch):
         (4, 4, 1), 2, channels=4, depth=1, reductions=(), max_channels=4, primitives=names
     )
     keys = {'params': jax.random.key(0), 'arch': jax.random.key(1)}
-    net = SuperNet(spec)
+    net = networks.supernet(spec)
     made = jax.jit(lambda: net.init(keys, jnp.ones((1, 4, 4, 1)), mode=Mode.SKIP, train=False))
     variables = made()
     assert 'conv_1x1' in variables['params']['block_0']['branch_0']

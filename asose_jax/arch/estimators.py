@@ -21,7 +21,17 @@ class WeightFunction(Protocol):
     """Maps one row of logits to architecture weights, differentiably."""
 
     def __call__(self, logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-        """Returns weights `[K]` float32 of logits `[K]` float32, see `gumbel.gumbel_softmax`."""
+        """Returns the weights.
+
+        Args:
+          logits: one row of alpha `[K]`, float32.
+          key: random key of the draw.
+          tau: temperature, positive.
+          noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
+
+        Returns:
+          `[K]`, float32, which sum to 1. An estimator need not use `key`, `tau` and `noise`.
+        """
         ...
 
 
@@ -68,32 +78,12 @@ class Estimator(NamedTuple):
 
 
 def straight_through(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """Draws one-hot weights with the gradient of the soft draw (arXiv:1611.01144, sec. 2.2).
-
-    Args:
-      logits: one row of alpha `[K]`, float32.
-      key: random key of the draw.
-      tau: temperature, positive.
-      noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
-
-    Returns:
-      One-hot weights `[K]`, float32.
-    """
+    """Draws one-hot weights with the gradient of the soft draw (arXiv:1611.01144, sec. 2.2)."""
     return gumbel_softmax(logits, key, tau, hard=True, noise=noise)
 
 
 def gumbel(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """Draws soft Gumbel-Softmax weights, which mix the candidates (arXiv:1611.01144, eq. 2).
-
-    Args:
-      logits: one row of alpha `[K]`, float32.
-      key: random key of the draw.
-      tau: temperature, positive.
-      noise: `'unit'` or `'temperature'`, see `gumbel.gumbel_softmax`.
-
-    Returns:
-      Weights `[K]`, float32, which sum to 1.
-    """
+    """Draws soft Gumbel-Softmax weights, which mix the candidates (arXiv:1611.01144, eq. 2)."""
     return gumbel_softmax(logits, key, tau, hard=False, noise=noise)
 
 
@@ -102,15 +92,7 @@ def reinmax(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
 
     With p = softmax(logits), D a one-hot draw from p and q = (D + softmax(logits / tau)) / 2, the
     gradient is that of 2 q' - p / 2, where q' is a softmax of the logits whose current value is q.
-
-    Args:
-      logits: one row of alpha `[K]`, float32.
-      key: random key of the draw.
-      tau: temperature, positive; it changes the gradient only.
-      noise: unused; the draw always follows softmax(logits).
-
-    Returns:
-      One-hot weights `[K]`, float32.
+    So `tau` changes the gradient only.
     """
     del noise
     draw = jax.nn.one_hot(jax.random.categorical(key, logits), len(logits), dtype=jnp.float32)
@@ -123,33 +105,13 @@ def reinmax(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
 
 
 def softmax(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """Mixes by the probabilities of alpha, without a draw (DARTS, arXiv:1806.09055, eq. 2).
-
-    Args:
-      logits: one row of alpha `[K]`, float32.
-      key: unused.
-      tau: unused.
-      noise: unused.
-
-    Returns:
-      Weights `[K]`, float32, which sum to 1.
-    """
+    """Mixes by the probabilities of alpha, without a draw (DARTS, arXiv:1806.09055, eq. 2)."""
     del key, tau, noise
     return jax.nn.softmax(logits)
 
 
 def dirichlet(logits: Array, key: Array, tau: Array | float, noise: str) -> Array:
-    """Draws mixture weights from Dirichlet(elu(logits) + 1) (DrNAS, arXiv:2006.10355, sec. 3).
-
-    Args:
-      logits: one row of alpha `[K]`, float32.
-      key: random key of the draw.
-      tau: unused.
-      noise: unused.
-
-    Returns:
-      Weights `[K]`, float32, which sum to 1.
-    """
+    """Draws mixture weights from Dirichlet(elu(logits) + 1) (DrNAS, arXiv:2006.10355, sec. 3)."""
     del tau, noise
     return jax.random.dirichlet(key, _concentration(logits))
 
@@ -169,14 +131,8 @@ def anchor_distance(logits: Array) -> Array:
 
     with B = sum_k beta_k, G the gamma function and psi its logarithmic derivative: the distance d
     of arXiv:2006.10355, in the form that the authors' program calls `kl`. At the anchor, beta = 1,
-    all mixtures are equally likely; far above it all draws are alike, far below nearly one-hot.
-
-    Args:
-      logits: one row of alpha `[K]`.
-
-    Returns:
-      A scalar, float32. It is 0 for a row that is not finite, which `gumbel.guarded_weights` leaves
-      out of the draw.
+    all mixtures are equally likely; far above it all draws are alike, far below nearly one-hot. It
+    is 0 for a row that is not finite, which `gumbel.guarded_weights` leaves out of the draw.
     """
     beta = _concentration(jnp.where(jnp.isfinite(logits).all(), logits, 0.0))
     total = beta.sum()

@@ -194,12 +194,7 @@ def subtree(tree: Mapping[str, Any], path: Sequence[str]) -> Any:
 
 
 def probabilities(spec: NetSpec, arch: Mapping[str, Any], tau: float = 1.0) -> list[np.ndarray]:
-    """Computes softmax(alpha / tau) of every row, on the host.
-
-    Args:
-      spec: description of the network.
-      arch: its `arch` tree.
-      tau: temperature, positive.
+    """Computes softmax(alpha / tau) of every row, on the host; `tau` is positive.
 
     Returns:
       Probabilities `[K]`, float32, in the order of `spec.rows()`. A row that is not finite becomes
@@ -218,10 +213,6 @@ def probabilities(spec: NetSpec, arch: Mapping[str, Any], tau: float = 1.0) -> l
 
 def edge_weights(spec: NetSpec, arch: Mapping[str, Any]) -> list[np.ndarray | None]:
     """Computes the edge weights of every group, on the host.
-
-    Args:
-      spec: description of the network.
-      arch: its `arch` tree.
 
     Returns:
       Weights `[members]`, float32, which sum to 1, or `None` for a group without edge weights. If
@@ -278,12 +269,7 @@ def with_row_weights(
 def most_likely(spec: NetSpec, arch: Mapping[str, Any]) -> Genotype:
     """Returns the genotype that alpha makes most likely, by the rule of the search space.
 
-    Args:
-      spec: description of the network.
-      arch: its `arch` tree.
-
-    Returns:
-      For every row the largest alpha, except where `NetSpec.choose` of the space says otherwise.
+    For every row the largest alpha, except where `NetSpec.choose` of the space says otherwise.
     """
     return genotype_from_indices(
         spec, spec.choose(probabilities(spec, arch), edge_weights(spec, arch))
@@ -317,13 +303,6 @@ def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
 
     The network derived from a *trained* supernet may keep some factors, see `factors.folded_spec`.
 
-    Args:
-      spec: description of the supernet.
-      genotype: the chosen operations.
-
-    Returns:
-      A description of the same space.
-
     Raises:
       ValueError: the genotype does not have the groups and members of `spec`.
     """
@@ -332,13 +311,6 @@ def derive(spec: NetSpec, genotype: Genotype) -> NetSpec:
 
 def keep_chosen(spec: NetSpec, genotype: Genotype) -> NetSpec:
     """Describes the supernet without the candidates that were not chosen, else unchanged.
-
-    Args:
-      spec: description of the supernet.
-      genotype: the chosen operations.
-
-    Returns:
-      A description with the partial channels and factors of `spec`.
 
     Raises:
       ValueError: the genotype does not have the groups and members of `spec`.
@@ -368,7 +340,7 @@ def channels_and_strides(
       One pair for each.
 
     Example:
-      `widths(16, 3, reductions=(1,), max_channels=64)` is `((16, 1), (32, 2), (32, 1))`.
+      `channels_and_strides(16, 3, (1,), 64)` is `((16, 1), (32, 2), (32, 1))`.
     """
     pairs = []
     for i in range(depth):

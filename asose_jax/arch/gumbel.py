@@ -26,20 +26,15 @@ class Thresholds(NamedTuple):
       least_sum: if the weights that are left sum to less, the fallback is computed instead.
     """
 
-    alone: float = 0.95
-    dominant: float = 0.8
-    beside_dominant: float = 0.05
-    minor: float = 0.02
-    least_sum: float = 0.1
+    alone: float
+    dominant: float
+    beside_dominant: float
+    minor: float
+    least_sum: float
 
 
 def gumbel_softmax(
-    alpha: jax.Array,
-    key: jax.Array | None = None,
-    tau: float | jax.Array = 1.0,
-    *,
-    hard: bool = True,
-    noise: str = 'unit',
+    alpha: jax.Array, key: jax.Array, tau: float | jax.Array, *, hard: bool, noise: str
 ) -> jax.Array:
     """Draws architecture weights from logits.
 
@@ -50,8 +45,7 @@ def gumbel_softmax(
 
     Args:
       alpha: logits `[..., K]`.
-      key: random key of the draw; `None` for evaluation: the one-hot of the largest alpha, without
-        noise.
+      key: random key of the draw.
       tau: temperature, positive.
       hard: whether to return the one-hot of the largest weight, with the straight-through gradient
         of the soft weights.
@@ -67,10 +61,12 @@ def gumbel_softmax(
       With alpha = (1, 0) and tau = 0.1, `'unit'` draws the first candidate in 73 % of the draws and
       `'temperature'` in 99.995 %.
     """
-    logits = alpha.astype(jnp.float32)
-    if key is None:
-        return _one_hot_of_largest(logits)
-    return _weights(_perturbed(logits, key, tau, noise), hard)
+    logits = _perturbed(alpha.astype(jnp.float32), key, tau, noise)
+    soft = jax.nn.softmax(logits)
+    if not hard:
+        return soft
+    # The bracket is exactly zero, so the value is exactly one-hot and the gradient that of `soft`.
+    return _one_hot_of_largest(logits) + (soft - jax.lax.stop_gradient(soft))
 
 
 def guarded_weights(
@@ -130,14 +126,6 @@ def _perturbed(logits: jax.Array, key: jax.Array, tau: float | jax.Array, noise:
     raise ValueError(f"noise must be 'unit' or 'temperature', not {noise!r}")
 
 
-def _weights(logits: jax.Array, hard: bool) -> jax.Array:
-    soft = jax.nn.softmax(logits)
-    if not hard:
-        return soft
-    # The bracket is exactly zero, so the value is exactly one-hot and the gradient that of `soft`.
-    return _one_hot_of_largest(logits) + (soft - jax.lax.stop_gradient(soft))
-
-
 def _one_hot_of_largest(logits: jax.Array) -> jax.Array:
     return jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=jnp.float32)
 
@@ -159,7 +147,7 @@ def apply_thresholds(weights: jax.Array, thresholds: Thresholds, fallback: int) 
       `[K]` float32; not renormalised.
     """
     largest = weights.max(-1)
-    is_largest = jax.nn.one_hot(jnp.argmax(weights, -1), weights.shape[-1], dtype=jnp.float32)
+    is_largest = _one_hot_of_largest(weights)
     is_beside = (is_largest > 0) | (weights > thresholds.beside_dominant)
     is_kept = jnp.where(largest > thresholds.dominant, is_beside, weights > thresholds.minor)
     remaining = jnp.where(is_kept, weights, 0.0)
@@ -169,7 +157,7 @@ def apply_thresholds(weights: jax.Array, thresholds: Thresholds, fallback: int) 
 
 
 def anneal_tau(
-    decays: int | jax.Array, start: float = 0.8, rate: float = 0.98, floor: float = 0.1
+    decays: int | jax.Array, start: float, rate: float, floor: float
 ) -> float | jax.Array:
     """Returns the temperature max(floor, start * rate**decays).
 

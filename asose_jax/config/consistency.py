@@ -11,7 +11,7 @@ from typing import Any
 import ml_collections
 
 from asose_jax.arch.estimators import ESTIMATORS, Estimator
-from asose_jax.config.schema import FIELDS
+from asose_jax.config.schema import BEFORE, FIELDS, SAME_FLOPS
 from asose_jax.costs import expected_cost, limit
 from asose_jax.runtime import paths
 from asose_jax.runtime.errors import UserError, counted
@@ -44,8 +44,7 @@ def unflatten(flat: Config) -> ml_collections.ConfigDict:
     Fields that are newer than the run have the values that describe runs begun before them.
     """
     nested: dict[str, Any] = {}
-    older = {name: field.before for name, field in FIELDS.items() if field.is_new}
-    for name, value in {**older, **flat}.items():
+    for name, value in {**BEFORE, **flat}.items():
         *groups, last = name.split('.')
         inner = nested
         for group in groups:
@@ -115,12 +114,31 @@ def validate(config: Config, devices: int) -> None:
         for key in FIELDS.keys() - flat.keys()
     ]
     wrong += [f'{key}: there is no such field' for key in flat.keys() - FIELDS.keys()]
-    for key in FIELDS.keys() & flat.keys():
-        if not FIELDS[key].rule.holds(flat[key]):
-            wrong.append(f'{key}={flat[key]!r}: must be {FIELDS[key].rule.allowed}')
+    wrong += _value_errors(flat)
     if not wrong:
         wrong = [*_batch_errors(config, devices)]
         wrong += [line for check in _CHECKS for line in check(config)]
+    _refuse(wrong)
+
+
+def require_values(config: Config, group: str) -> None:
+    """Checks the fields of a group, each alone.
+
+    Raises:
+      UserError: one line for each wrong field.
+    """
+    _refuse(_value_errors({f'{group}.{key}': value for key, value in config[group].items()}))
+
+
+def _value_errors(flat: Config) -> list[str]:
+    return [
+        f'{key}={flat[key]!r}: must be {FIELDS[key].rule.allowed}'
+        for key in FIELDS.keys() & flat.keys()
+        if not FIELDS[key].rule.holds(flat[key])
+    ]
+
+
+def _refuse(wrong: list[str]) -> None:
     if wrong:
         raise UserError('the config is wrong:\n  ' + '\n  '.join(sorted(wrong)))
 
@@ -358,7 +376,7 @@ def _benchmark_errors(config: Config) -> list[str]:
     if table is None:
         return []
     space = registry.SPACES[model['space']]
-    foreign = sorted(set(model['primitives']) - set(space.primitives))
+    foreign = sorted(set(model['primitives']) - set(space.primitives)) if space.dumps else []
     known = space.dumps and (model['space'] == natsbench.SPACE or not natsbench.is_named(table))
     if known and not foreign:
         return []
@@ -375,6 +393,12 @@ def _sweep_errors(config: Config) -> list[str]:
         for field in ('random_cells', 'plain_cells')
         if config[field] and not config['seeds']
     ]
+    controls = config['random_cells'] or config['plain_cells']
+    if controls and config['retrain']['epochs'] == SAME_FLOPS:
+        wrong.append(
+            f'retrain.epochs={SAME_FLOPS!r}: random and plain cells were found by no run; set a '
+            'number'
+        )
     model = config['model']
     unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
     if unknown:
@@ -397,7 +421,7 @@ def _start_errors(config: Config) -> list[str]:
     elif derived and any(config[phase]['epochs'] for phase in _PHASES[:3]):
         wrong.append(
             f'{starts[0]}={config[starts[0]]!r}: a derived network can only be optimized; set the '
-            'epochs of warmup, search and growth to 0, as configs/scratch.py does'
+            'epochs of warmup, search and growth to 0, as --mode=retrain does'
         )
     if search['selection'] != 'argmax' and derived:
         wrong.append(
@@ -577,17 +601,10 @@ def with_original_defaults(
 ) -> ml_collections.ConfigDict:
     """Returns the config with the old behaviour for fields that are newer than the run in workdir.
 
-    Args:
-      config: of the command.
-      workdir: of the run, which may not have begun.
+    Where no run has begun, that is the config itself.
     """
     before = _recorded(workdir)
-    missing = {
-        name: field.before
-        for name, field in FIELDS.items()
-        if before is not None and field.is_new and name not in before
-    }
-    if before is None or not missing:
+    if before is None or not (missing := {n: v for n, v in BEFORE.items() if n not in before}):
         return config
     if config.search.freeze_epochs is None:  # the meaning of None is as new as these fields
         missing.setdefault('search.freeze_epochs', before.get('search.freeze_epochs'))
@@ -603,15 +620,11 @@ def fields_to_record(flat: dict[str, Any], workdir: pathlib.Path) -> dict[str, A
 
     So the run is known as one of an older version whenever it goes on, see
     `with_original_defaults`.
-
-    Args:
-      flat: the config, see `flatten`.
-      workdir: of the run, which may not have begun.
     """
     before = _recorded(workdir)
     if before is None:
         return flat
-    return {name: v for name, v in flat.items() if name in before or not FIELDS[name].is_new}
+    return {name: v for name, v in flat.items() if name in before or name not in BEFORE}
 
 
 def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -627,17 +640,13 @@ def _recorded(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def require_whole(path: pathlib.Path, fields: Config) -> None:
-    """Refuses the fields of a run's config.json if some are missing or hold impossible values.
-
-    Args:
-      path: of the file, for the message.
-      fields: its content.
+    """Refuses `fields` of a config.json at `path` that are missing or hold impossible values.
 
     Raises:
       UserError: names the first such field.
     """
     for name, field in FIELDS.items():
-        if name not in fields and not field.is_new:
+        if name not in fields and name not in BEFORE:
             fault = f'it lacks the field {name}'
         elif name in fields and not field.rule.holds(fields[name]):
             fault = f'{name}={fields[name]!r}: must be {field.rule.allowed}'
@@ -679,8 +688,7 @@ def require_same_config(
         return set()
     try:
         before = json.loads(path.read_text(encoding='utf-8'))
-        old = {name: field.before for name, field in FIELDS.items() if field.is_new}
-        lines = {line.split(':')[0]: line for line in differences(flat, {**old, **before})}
+        lines = {line.split(':')[0]: line for line in differences(flat, {**BEFORE, **before})}
         same = [n for n in paths.FIELDS if paths.name_same(flat.get(n), before.get(n), base)]
         lines = {name: line for name, line in lines.items() if name not in same}
     except (OSError, ValueError, AttributeError, TypeError) as error:

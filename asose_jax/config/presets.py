@@ -6,6 +6,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from asose_jax.arch import published
 from asose_jax.config.schema import FIELDS
 
 _DIGITS: dict[str, Any] = {
@@ -73,13 +74,7 @@ _NASBENCH201: dict[str, Any] = {
     'model.depth': 17,
     'model.reductions': (5, 11),
     'model.max_channels': 64,
-    'model.primitives': (
-        'none',
-        'skip_connect',
-        'nor_conv_1x1',
-        'nor_conv_3x3',
-        'avg_pool_3x3',
-    ),
+    'model.primitives': published.NASBENCH201,
     'retrain.epochs': 200,
     'retrain.batch_size': 256,
     'retrain.lr': 0.1,
@@ -119,16 +114,7 @@ _DARTS: dict[str, Any] = {
     'model.space': 'darts',
     'model.depth': 8,
     'model.reductions': (2, 5),
-    'model.primitives': (
-        'none',
-        'max_pool_3x3',
-        'avg_pool_3x3',
-        'skip_connect',
-        'sep_conv_3x3',
-        'sep_conv_5x5',
-        'dil_conv_3x3',
-        'dil_conv_5x5',
-    ),
+    'model.primitives': published.DARTS,
     'retrain.channels': 36,
     'retrain.depth': 20,
     'retrain.reductions': (6, 13),
@@ -166,9 +152,6 @@ PRESETS: dict[str, Mapping[str, Any]] = {
 def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
     """Builds the config of a preset, with every field of `schema.FIELDS`.
 
-    Args:
-      preset: a key of `PRESETS`.
-
     Raises:
       ValueError: there is no such preset.
     """
@@ -176,15 +159,14 @@ def get_config(preset: str = 'cifar10') -> ml_collections.ConfigDict:
         raise ValueError(f'unknown preset {preset!r}; there are {", ".join(PRESETS)}')
     config = ml_collections.ConfigDict()
     for name, field in FIELDS.items():
-        value = field.default
-        if field.rule.holds(None):  # of any type, so that the command line takes None and values
-            value = config_dict.placeholder(object)
         *group, last = name.split('.')
         parent = config
         for part in group:
             if part not in parent:
                 parent[part] = ml_collections.ConfigDict()
             parent = parent[part]
-        parent[last] = value
+        if field.has_several_types:
+            parent[last] = config_dict.placeholder(object)  # the command line takes any type
+        parent[last] = field.default
     config.update_from_flattened_dict(PRESETS[preset])
     return config

@@ -1,10 +1,16 @@
 """The recipe of `--mode=retrain`: a found network from scratch, or a trained one fine-tuned."""
 
 import copy
+import os
+import pathlib
 
 import ml_collections
 
+from asose_jax.config import consistency
+from asose_jax.config.schema import SAME_FLOPS
+from asose_jax.costs import flops
 from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.workdir import read_json_object
 
 # Where the fields of the config's `retrain` go.
 _TARGETS = {
@@ -29,6 +35,8 @@ _TARGETS = {
     'ema': 'optimize.ema',
 }
 _SIZES = ('channels', 'depth', 'reductions')
+# Fields of a run that fix how many images an epoch has, and of which size.
+_SAME_DATA = ('data.name', 'data.train_split', 'data.test_fraction', 'data.image_size')
 
 
 def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -42,8 +50,9 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         sizes are fixed, and it gets no second head.
 
     Raises:
-      UserError: nothing is named that could be trained, or sizes that the network cannot have.
+      UserError: nothing is named that could be trained, or values that cannot be.
     """
+    consistency.require_values(config, 'retrain')
     goes_on = config.init_from is not None
     if not goes_on and config.genotype is None and config.network is None:
         raise UserError(
@@ -54,7 +63,7 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
     grown = config.model.space == 'chain' and not goes_on
     if grown or goes_on or config.network is not None:
         _require_sizes(config, free=('channels',) if grown else ())
-    made = copy.deepcopy(config)
+    training = copy.deepcopy(config)
     changes = {
         'warmup.epochs': 0,
         'search.epochs': 0,
@@ -86,8 +95,53 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         changes['optimize.drop_path'] = 0.0
     if grown and config.network is None:
         changes.update(network=config.genotype, genotype=None)
-    made.update_from_flattened_dict(changes)
-    return made
+    same_flops = config.retrain.epochs == SAME_FLOPS
+    if same_flops:
+        del changes['optimize.epochs']  # known once the other fields are
+    training.update_from_flattened_dict(changes)
+    if same_flops:
+        training.optimize.epochs = _epochs_of_same_flops(config, training)
+    return training
+
+
+def _epochs_of_same_flops(
+    config: ml_collections.ConfigDict, training: ml_collections.ConfigDict
+) -> int:
+    """Returns the epochs of training that take the FLOPs of the whole run that found the network.
+
+    `training` is the config of the training, but for these epochs.
+
+    Raises:
+      UserError: no finished run is named, or the network would have another cost than there.
+    """
+    named = f'retrain.epochs={SAME_FLOPS!r}'
+    workdir = pathlib.Path(os.path.expanduser(config.network or config.genotype or ''))
+    if config.init_from is not None or not os.path.isdir(workdir):
+        raise UserError(
+            f'{named}: counts the FLOPs of the run that found the network; name its workdir by '
+            '--config.genotype=WORKDIR, or set a number'
+        )
+    run, summary = (read_json_object(workdir / f'{name}.json') for name in ('config', 'summary'))
+    if 'train_flops' not in summary:
+        raise UserError(
+            f'{named}: {workdir} holds no finished run; finish it, name one of several searches '
+            '(WORKDIR/seed_N), or set a number'
+        )
+    fields = {*_SAME_DATA}
+    if training.network is None:  # a cell, of a network that `model` describes
+        fields |= {f'model.{name}' for name in (*_SIZES, 'max_channels')}
+    ours = {name: value for name, value in consistency.flatten(training).items() if name in fields}
+    ours['retrain.channels'] = training.network_channels
+    if changed := consistency.differences(ours, {name: run.get(name) for name in fields}):
+        raise UserError(
+            f'{named}: with {"; ".join(changed)}, an epoch would not cost what it cost in '
+            f'{workdir}; take the values of that run, or set a number'
+        )
+    size = summary['images']['train'] + summary['images']['valid']
+    train = size - round(size * training.data.valid_fraction)
+    images = max(1, train // training.batch_size) * training.batch_size
+    epoch = flops.TRAINING * summary['flops_per_image'] * images
+    return max(1, round(summary['train_flops'] / epoch))
 
 
 def _require_sizes(config: ml_collections.ConfigDict, free: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 _REQUIRED = object()  # stands for a field that every run has had
+SAME_FLOPS = 'same_flops'  # the word for `retrain.epochs`
 
 
 class Rule(NamedTuple):
@@ -56,9 +57,11 @@ class Field:
     changeable: bool = False
 
     @property
-    def is_new(self) -> bool:
-        """Whether there are runs without this field."""
-        return self.before is not _REQUIRED
+    def has_several_types(self) -> bool:
+        """Whether its values are of more types than that of the default: None, or a word."""
+        if self.rule.holds(None) or isinstance(self.default, str):  # names are rules that need JAX
+            return self.rule.holds(None)
+        return self.rule.holds(SAME_FLOPS)
 
 
 def _is_integer(value: Any) -> bool:
@@ -661,7 +664,17 @@ FIELDS: dict[str, Field] = {
         'init_from, to the bit',
         before=False,
     ),
-    'retrain.epochs': Field(600, _integer(1), 'optimize.epochs', _DARTS),
+    'retrain.epochs': Field(
+        600,
+        _rule(
+            f'an integer of at least 1, or {SAME_FLOPS!r}',
+            lambda v: v == SAME_FLOPS or (_is_integer(v) and v >= 1),
+            *(0, 1.5, True, 'other', None),
+        ),
+        f'optimize.epochs; {SAME_FLOPS!r}: as many as take the FLOPs of the run that found the '
+        'network',
+        _DARTS,
+    ),
     'retrain.batch_size': Field(96, _integer(1), 'batch_size', _DARTS),
     'retrain.channels': Field(
         None, _optional(_integer(1)), "model.channels (chain: the stem's); None: as found", _DARTS
@@ -780,3 +793,6 @@ FIELDS: dict[str, Field] = {
         changeable=True,
     ),
 }
+
+# Values that describe runs begun before these fields existed.
+BEFORE = {name: field.before for name, field in FIELDS.items() if field.before is not _REQUIRED}

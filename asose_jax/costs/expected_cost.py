@@ -58,12 +58,7 @@ class Budget:
     def expected(self, spec: NetSpec, rows: list[Any]) -> Any:
         """Returns the mean cost of networks that are derived at random, see `NetSpec.shares`.
 
-        Args:
-          spec: Description of the network.
-          rows: softmax(alpha) `[K]` for each row of alpha, NumPy or traced.
-
-        Returns:
-          A number in the unit of the kind.
+        The rows are softmax(alpha) `[K]`, NumPy or traced; the unit is that of the kind.
         """
         return self._table(spec).total(spec.shares(rows))
 
@@ -71,15 +66,9 @@ class Budget:
         return flops.cost_table(with_all_channels(spec), self.meter)
 
     def penalty(self, spec: NetSpec) -> Callable[[Any], jax.Array]:
-        """Returns the penalty as a function of alpha.
+        """Returns `arch -> penalty`, float32, to be added to the loss of alpha.
 
         A row of alpha that is not finite counts as skip_connect and gets no gradient.
-
-        Args:
-          spec: Description of the network.
-
-        Returns:
-          `arch -> penalty`, float32, to be added to the loss of alpha.
         """
         table = self._table(spec)  # outside of the traced function, because it may measure
 
@@ -94,11 +83,7 @@ class Budget:
         return penalty_of
 
     def require_reachable_target(self, spec: NetSpec, grows: bool) -> None:
-        """Checks that a network of the space can meet the target.
-
-        Args:
-          spec: Description of the initial network.
-          grows: Whether the network will grow, so that it may come to cost more.
+        """Checks that a network of the space can meet the target, or will do so when it has grown.
 
         Raises:
           UserError: The target is out of reach; the message names the range.
@@ -124,15 +109,7 @@ class Budget:
             )
 
     def summary(self, spec: NetSpec) -> dict[str, Any]:
-        """Returns the entry `cost` of `summary.json`.
-
-        Args:
-          spec: Description of the derived network.
-
-        Returns:
-          A JSON object with the cost of the network by the table of its parts and, if known, as a
-          whole.
-        """
+        """Returns the entry `cost` of summary.json: by the table, and as a whole if known."""
         return {
             'kind': self.kind,
             'unit': UNITS[self.kind],
@@ -148,13 +125,7 @@ def with_all_channels(spec: NetSpec) -> NetSpec:
 
 
 def write_costs(spec: NetSpec, meters: Mapping[str, Meter], directory: pathlib.Path) -> None:
-    """Writes `costs.json`: the costs of all candidates, and of what is around them.
-
-    Args:
-      spec: Description of the network.
-      meters: What determines the costs, by kind.
-      directory: The workdir.
-    """
+    """Writes `costs.json`: the costs of all candidates, and of what is around them."""
     tables = {
         kind: flops.cost_table(with_all_channels(spec), meter) for kind, meter in meters.items()
     }
@@ -175,14 +146,7 @@ def write_costs(spec: NetSpec, meters: Mapping[str, Meter], directory: pathlib.P
 
 
 def validation_errors(config: Mapping[str, Any]) -> list[str]:
-    """Returns what is wrong with the group `cost` of a config.
-
-    Args:
-      config: The whole config.
-
-    Returns:
-      One message for each fault.
-    """
+    """Returns what is wrong with the group `cost` of a config."""
     cost, messages = config['cost'], []
     kind, target, batch_size = cost['kind'], cost['target'], cost['batch_size']
     if (kind is None) != (target is None):
@@ -217,15 +181,7 @@ def _measures_latency(cost: Mapping[str, Any]) -> bool:
 def open_latencies(
     config: ml_collections.ConfigDict, directory: pathlib.Path, started: bool
 ) -> Latencies | None:
-    """Opens the file of latencies, if the config has a price or a limit on them.
-
-    Args:
-      config: The config of the run.
-      directory: The workdir of the run.
-      started: Whether the run is being resumed.
-
-    Returns:
-      The latencies; `None` if none is needed.
+    """Opens the file of latencies, if there is a price or a limit on them; else `None`.
 
     Raises:
       UserError: Latencies are to be measured on more than one host, or their file cannot be used.
@@ -262,15 +218,7 @@ def meters_by_kind(latencies: Latencies | None) -> dict[str, Meter]:
 
 
 def make_budget(config: ml_collections.ConfigDict, latencies: Latencies | None) -> Budget | None:
-    """Builds the budget that the group `cost` of a config describes.
-
-    Args:
-      config: The config of the run.
-      latencies: See `open_latencies`.
-
-    Returns:
-      The budget; `None` if `cost.kind` is not set.
-    """
+    """Builds the budget that the group `cost` of a config describes; `None` for none."""
     cost = config.cost
     if cost.kind is None:
         return None

@@ -21,17 +21,18 @@ from asose_jax.arch.estimators import Estimator
 from asose_jax.arch.genotype import FALLBACK, NONE, MixedOpSite, NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
-from asose_jax.nn.forward import Mode
+from asose_jax.nn.forward import DERIVED, Mode
 from asose_jax.spaces.supernet import SuperNet
 
 # In units of a forward pass. The gradient of a layer's input and that of its weights cost about as
 # much as the layer, each.
-_TRAINING = 3
+TRAINING = 3
 _INPUT_GRADIENT = 1
 # A second-order step computes both gradients on training and on validation images, and the gradient
 # of alpha together with its derivative along the weights. The derivative of a product costs two
 # products beside the product itself, in the forward and in the backward pass: hence the factor 3.
-_SECOND_ORDER = 2 * _TRAINING + 3 * (1 + _INPUT_GRADIENT)
+_SECOND_ORDER = 2 * TRAINING + 3 * (1 + _INPUT_GRADIENT)
+_ONE_IMAGE = (1, 'float32')  # number of images and dtype of activations of what is counted
 
 
 class Meter(NamedTuple):
@@ -60,23 +61,12 @@ class CostTable(NamedTuple):
     rows: list[np.ndarray]
 
     def total(self, shares: Sequence[Any]) -> Any:
-        """Returns the cost of a network that has a share of each candidate.
-
-        Args:
-          shares: How much of each candidate counts, `[K]` for each row of alpha, NumPy or traced.
-
-        Returns:
-          A number, of the same kind.
-        """
+        """Returns the cost of a network with a share `[K]` of each candidate, NumPy or traced."""
         pairs = zip(shares, self.rows, strict=True)
         return self.constant + sum((share * row).sum() for share, row in pairs)
 
     def reach(self, spec: NetSpec) -> tuple[float, float]:
-        """Returns the costs of the cheapest and the most expensive network that can be derived.
-
-        Args:
-          spec: Description of the network that the table is of.
-        """
+        """Returns the costs of the cheapest and the most expensive network that can be derived."""
         top = max(row.max() for row in self.rows)
         choices = [spec.choose(scores) for scores in ([top - row for row in self.rows], self.rows)]
         low, high = (
@@ -134,15 +124,8 @@ def forward_flops(spec: NetSpec, rows: list[np.ndarray] | None = None) -> float:
     """Counts the floating-point operations of the forward pass of one image.
 
     A multiply-add counts as two. With partial channels, candidates count for the part of the
-    channels that they process.
-
-    Args:
-      spec: Description of the network.
-      rows: How much of each candidate is computed, `[K]` for each row of alpha: probabilities give
-        the mean over draws. By default, all candidates are computed.
-
-    Returns:
-      The number of operations.
+    channels that they process. `rows` say how much of each candidate is computed, `[K]` for each
+    row of alpha: probabilities give the mean over draws. By default, all are computed.
     """
     if rows is None:
         rows = [np.ones(len(candidates)) for _, _, candidates in spec.rows()]
@@ -156,9 +139,10 @@ def training_flops(
     probabilities: list[np.ndarray],
     weight_images: int,
     alpha_images: int,
-    second_order: bool = False,
-    together: bool = False,
-    frozen: bool = False,
+    *,
+    second_order: bool,
+    together: bool,
+    frozen: bool,
 ) -> float:
     """Counts the floating-point operations of training, in the mean over draws.
 
@@ -196,7 +180,7 @@ def training_flops(
     alpha_flops += -drawn_flops if together else _INPUT_GRADIENT * drawn_flops
     if second_order:
         alpha_flops = _SECOND_ORDER * all_flops
-    weight_flops = drawn_flops if frozen else _TRAINING * drawn_flops
+    weight_flops = drawn_flops if frozen else TRAINING * drawn_flops
     return weight_flops * weight_images + alpha_flops * alpha_images
 
 
@@ -206,14 +190,8 @@ def multiply_adds(spec: NetSpec) -> int:
 
     A multiply-add counts as one; pooling, BatchNorm and ReLU do not count. This is the convention
     of NAS-Bench-201 (arXiv:2001.00326) and of the papers that follow DARTS.
-
-    Args:
-      spec: Description of a derived network.
-
-    Returns:
-      The number of multiply-adds for one image.
     """
-    return _multiply_adds(network_program(spec)) + spec.num_classes
+    return _multiply_adds(network_program(spec, *_ONE_IMAGE)) + spec.num_classes
 
 
 def _multiply_adds(part: 'Part') -> int:
@@ -252,36 +230,16 @@ class Part(NamedTuple):
 
 
 def operation_program(
-    name: str, shape: tuple[int, int, int], stride: int, images: int = 1, dtype: str = 'float32'
+    name: str, shape: tuple[int, int, int], stride: int, images: int, dtype: str
 ) -> Part:
-    """Returns an operation by itself.
-
-    Args:
-      name: Name of the operation, from `operations.PRIMITIVES`.
-      shape: Shape of one input image, `(H, W, C)`.
-      stride: 1 or 2.
-      images: Number of images in a batch.
-      dtype: Dtype of activations.
-
-    Returns:
-      The operation for inputs `[images, H, W, C]`.
-    """
+    """Returns an operation by itself, for inputs `[images, H, W, C]`."""
     module = operations.make(name, shape[-1], Norm(dtype, None), stride)
     return _part(module, jax.ShapeDtypeStruct((images, *shape), dtype), train=False)
 
 
-def network_program(spec: NetSpec, images: int = 1, dtype: str = 'float32') -> Part:
-    """Returns a whole derived network, as a plain one without factors.
-
-    Args:
-      spec: Description of the network.
-      images: Number of images in a batch.
-      dtype: Dtype of activations.
-
-    Returns:
-      The network for images `[images, H, W, C]`, float32.
-    """
-    net = SuperNet(dataclasses.replace(spec, factors=()), dtype=dtype)
+def network_program(spec: NetSpec, images: int, dtype: str) -> Part:
+    """Returns a derived network without factors, for images `[images, H, W, C]` float32."""
+    net = SuperNet(dataclasses.replace(spec, factors=()), DERIVED, dtype)
     x = jax.ShapeDtypeStruct((images, *spec.image_shape), jnp.float32)
     return _part(net, x, mode=Mode.ARGMAX, train=False)
 
@@ -308,16 +266,15 @@ def _params(part: Part) -> int:
 
 def _cached_meter(cost: Callable[[Part], float]) -> Meter:
     return Meter(
-        functools.cache(lambda *description: cost(operation_program(*description))),
-        functools.lru_cache(maxsize=16)(lambda spec: cost(network_program(spec))),
+        functools.cache(
+            lambda name, shape, s: cost(operation_program(name, shape, s, *_ONE_IMAGE))
+        ),
+        functools.lru_cache(maxsize=16)(lambda spec: cost(network_program(spec, *_ONE_IMAGE))),
     )
 
 
 FLOPS = _cached_meter(_flops)  # floating-point operations of the forward pass of one image
 PARAMS = _cached_meter(_params)  # number of trainable parameters
-MULTIPLY_ADDS = Meter(
-    functools.cache(lambda *description: _multiply_adds(operation_program(*description))),
-    multiply_adds,
-)
+MULTIPLY_ADDS = _cached_meter(_multiply_adds)._replace(network=multiply_adds)
 # The kinds of cost that are counted, by their names in the config.
 COUNTED = {'flops': FLOPS, 'params': PARAMS, 'multiply_adds': MULTIPLY_ADDS}

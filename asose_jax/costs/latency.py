@@ -291,9 +291,6 @@ def measure_milliseconds(part: Part) -> tuple[float, float, float]:
     that of a small one. Each pass waits for the previous one: a number of its output, times 0, is
     added to the input.
 
-    Args:
-      part: The operation or network.
-
     Returns:
       Lower quartile, median and upper quartile over the calls.
     """

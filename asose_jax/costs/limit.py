@@ -54,13 +54,6 @@ class CostLimit:
         candidates; where nodes keep some of their edges, of those of kept edges, times their edge
         weights.
 
-        Args:
-          spec: Description of the network.
-          arch: Its `arch` tree.
-
-        Returns:
-          The chosen operation of every row.
-
         Raises:
           UserError: No genotype keeps the limits.
         """
@@ -103,9 +96,6 @@ class CostLimit:
     def require_reachable(self, spec: NetSpec) -> None:
         """Checks that a network of the space, or the derived network itself, keeps all limits.
 
-        Args:
-          spec: Description of the network that a run starts with.
-
         Raises:
           UserError: None does; the message names the smallest cost of each kind.
         """
@@ -135,20 +125,12 @@ class CostLimit:
         }
 
     def share(self, spec: NetSpec, chosen: Genotype) -> float:
-        """Returns the cost of a network as a share of its limit: the largest of all kinds.
-
-        Args:
-          spec: Description of the supernet.
-          chosen: The genotype of the network.
-        """
+        """Returns the cost of a network as a share of its limit: the largest of all kinds."""
         costs = self._costs(spec, genotype.one_hot_rows(spec, chosen))
         return max(cost / self.largest[kind] for kind, cost in costs.items())
 
     def require_kept(self, spec: NetSpec) -> None:
         """Checks the derived network as a whole.
-
-        Args:
-          spec: Description of the derived network.
 
         Raises:
           RuntimeError: It exceeds a limit; that would be a fault of this program.
@@ -160,12 +142,7 @@ class CostLimit:
     def summary(self, spec: NetSpec) -> dict[str, Any]:
         """Returns the entry `cost_limit` of summary.json: limit and value of each kind.
 
-        Args:
-          spec: Description of the derived network.
-
-        Returns:
-          A JSON object. A latency is the sum over the parts, beside what the whole network takes
-          if that is known.
+        A latency is the sum over the parts, beside what the whole network takes if that is known.
         """
         entry: dict[str, Any] = {}
         for kind, value in self.costs(spec).items():
@@ -228,14 +205,7 @@ _NAMES = {
 
 
 def validation_errors(config: Mapping[str, Any]) -> list[str]:
-    """Returns what contradicts the group `cost.limit` of a config.
-
-    Args:
-      config: The whole config.
-
-    Returns:
-      One message for each fault.
-    """
+    """Returns what contradicts the group `cost.limit` of a config."""
     cost, wrong = config['cost'], []
     limits = {kind: value for kind, value in cost['limit'].items() if value is not None}
     if not limits:
@@ -263,14 +233,6 @@ def validation_errors(config: Mapping[str, Any]) -> list[str]:
 
 
 def make_limit(config: ml_collections.ConfigDict, latencies: Latencies | None) -> CostLimit | None:
-    """Builds the limit that the group `cost.limit` of a config describes.
-
-    Args:
-      config: The config of the run.
-      latencies: See `expected_cost.open_latencies`.
-
-    Returns:
-      The limit; `None` if there is none.
-    """
+    """Builds the limit that the group `cost.limit` of a config describes; `None` for none."""
     largest = {kind: value for kind, value in config.cost.limit.items() if value is not None}
     return CostLimit(largest, meters_by_kind(latencies)) if largest else None

@@ -18,7 +18,7 @@ class Augmentation(NamedTuple):
 
     padding: int
     flip: bool
-    cutout: int = 0
+    cutout: int
 
 
 def augment(

@@ -81,14 +81,9 @@ def _choose(
 
 
 def proportional(sizes: np.ndarray, total: int) -> np.ndarray:
-    """Distributes `total` over the classes in proportion to their sizes, by largest remainders.
+    """Distributes `total` over the classes in proportion to their sizes `[K]`, at least one each.
 
-    Args:
-      sizes: number of images of each class, int `[K]`.
-      total: number of images to distribute.
-
-    Returns:
-      Number of images of each class, int `[K]`, at least one.
+    By the method of largest remainders.
     """
     exact = sizes * (total / sizes.sum())
     shares = np.floor(exact).astype(int)

@@ -5,13 +5,13 @@ reported.
 """
 
 import dataclasses
-import json
 import logging
 import pathlib
 from collections.abc import Mapping
 from concurrent import futures
 from typing import Any, cast
 
+import ml_collections
 import numpy as np
 from sklearn import model_selection
 from sklearn.utils import class_weight
@@ -20,6 +20,7 @@ from asose_jax.data import content_split, image_folder, image_set, tfds
 from asose_jax.data.fingerprint import Identity
 from asose_jax.data.image_set import ImageSet
 from asose_jax.runtime.errors import UserError, counted
+from asose_jax.runtime.workdir import read_json_object
 
 logger = logging.getLogger('asose_jax')
 
@@ -57,20 +58,7 @@ class Dataset:
     identity: Identity | None = None
 
 
-def load(
-    name: str,
-    *,
-    seed: int,
-    valid_fraction: float,
-    data_dir: str | None = None,
-    train_split: str = 'train',
-    test_split: str = 'test',
-    test_fraction: float | None = None,
-    image_size: int | None = None,
-    resident_megabytes: int = 1024,
-    split_by: str = 'content',
-    begun: bool = False,
-) -> Dataset:
+def load(data: ml_collections.ConfigDict, seed: int, *, split_by: str, begun: bool) -> Dataset:
     """Opens a data set and splits it.
 
     The split into train and valid depends on `seed` alone, and for a folder of pictures on the
@@ -78,19 +66,8 @@ def load(
     where images are streamed from TFDS.
 
     Args:
-      name: `'digits'` (comes with scikit-learn), `'folder'` (a folder of pictures, see
-        `image_folder.load`), or a TFDS name such as `'cifar10'`.
+      data: the group `data` of the config.
       seed: seed of the split.
-      valid_fraction: fraction of the training split that is held out as `valid`; 0 holds out none.
-      data_dir: the folder of pictures, or the directory of prepared TFDS data; for the latter,
-        `None` means $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      train_split: TFDS split or folder to train on; TFDS slices such as `'train[:90%]'` work.
-      test_split: TFDS split or folder to test on.
-      test_fraction: fraction to test on, for a folder of pictures that has no test folder.
-      image_size: height and width, see `image_set.center_square`; required where images differ in
-        size.
-      resident_megabytes: a set larger than this (MiB) is streamed from disk instead of being kept
-        on the device.
       split_by: for a folder of pictures: `'content'`, or `'position'` as in runs that were begun
         by older versions, see `image_folder.load`.
       begun: whether a run was already trained on these data, see `tfds.load`.
@@ -102,24 +79,25 @@ def load(
       UserError: the set is unknown, not prepared or not readable, it has no such split, the test
         split shares images with the training split, or a part would be empty.
     """
-    splits, resident_bytes = (train_split, test_split), resident_megabytes * 2**20
+    name, splits = data.name, (data.train_split, data.test_split)
+    resident_bytes = data.resident_megabytes * 2**20
     identity = None
     if name == 'digits':
-        learn, test, names = _digits(image_size)
+        learn, test, names = _digits(data.image_size)
     elif name == 'folder':
-        if data_dir is None:
+        if data.dir is None:
             raise UserError("data.dir=None: data.name='folder' needs the folder of pictures")
         learn, test, identity, names = image_folder.load(
-            data_dir,
+            data.dir,
             splits,
-            test_fraction=test_fraction,
-            image_size=image_size,
+            test_fraction=data.test_fraction,
+            image_size=data.image_size,
             resident_bytes=resident_bytes,
             split_by=split_by,
         )
     else:
         learn, test, identity, names = tfds.load(
-            name, data_dir, splits, image_size, resident_bytes, begun
+            name, data.dir, splits, data.image_size, resident_bytes, begun
         )
     labels = learn.labels
     present = names if labels is None else np.unique(labels)
@@ -128,7 +106,7 @@ def load(
             f'data.name={name!r} has images of {counted(len(present), "class", "classes")}, but a '
             'classifier needs at least two. Check data.name and data.train_split.'
         )
-    train, valid = _split(learn, valid_fraction, seed)
+    train, valid = _split(learn, data.valid_fraction, seed)
     mean, std = _statistics(learn, train)
     both = learn.concatenate(test)
     test_indices = np.arange(learn.size, both.size, dtype=np.int32)
@@ -136,36 +114,21 @@ def load(
     return Dataset(both, train, valid, test_indices, names, shape, mean, std, identity)
 
 
-def identify(
-    name: str,
-    *,
-    data_dir: str | None,
-    train_split: str,
-    test_split: str,
-    test_fraction: float | None,
-    split_by: str,
-) -> Identity | None:
+def identify(data: ml_collections.ConfigDict, split_by: str) -> Identity | None:
     """Returns the identity of the data set that `load` would open, without decoding its images.
-
-    Args:
-      name: see `load`.
-      data_dir: see `load`.
-      train_split: see `load`.
-      test_split: see `load`.
-      test_fraction: see `load`.
-      split_by: see `load`.
 
     Raises:
       MissingDataError: there is no such folder, or the set is not prepared.
-      UserError: see `load`.
+      UserError: the data cannot be listed, or have no such split.
     """
-    splits = (train_split, test_split)
-    if name == 'digits':
+    splits = (data.train_split, data.test_split)
+    if data.name == 'digits':
         return None
-    if name != 'folder':
-        return tfds.identify(name, data_dir, splits)
-    assert data_dir is not None
-    return image_folder.identify(data_dir, splits, test_fraction=test_fraction, split_by=split_by)
+    if data.name != 'folder':
+        return tfds.identify(data.name, data.dir, splits)
+    return image_folder.identify(
+        data.dir, splits, test_fraction=data.test_fraction, split_by=split_by
+    )
 
 
 def _split(images: ImageSet, valid_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -247,9 +210,6 @@ def balanced_class_weights(data: Dataset) -> np.ndarray:
     With n images in `train`, n_c of them of class c, and C classes in it, the weight is
     n / (C n_c), as in scikit-learn's `compute_class_weight`. So the mean weight of the images is 1.
 
-    Args:
-      data: its part `train` is counted, and no other.
-
     Returns:
       Weights by label, float32 `[classes]`; 0 for a class without training images.
     """
@@ -313,10 +273,6 @@ def require_same_identity(
 def recorded_split(recorded: Mapping[str, Any], workdir: pathlib.Path) -> str:
     """Returns how the run in `workdir` splits a folder of pictures, see `image_folder.load`.
 
-    Args:
-      recorded: the content of its run.json or summary.json.
-      workdir: its directory.
-
     Raises:
       UserError: nothing is recorded.
     """
@@ -338,7 +294,7 @@ def warn_of_other_pictures(data: Dataset, source: pathlib.Path) -> None:
     """
     if data.identity is None:
         return
-    recorded, record = _json_object(source / 'run.json'), data.identity.record
+    recorded, record = read_json_object(source / 'run.json'), data.identity.record
     if recorded.get('classes') != list(data.class_names):
         return
     known, counts = recorded.get('data'), recorded.get('images')
@@ -359,22 +315,13 @@ def warn_of_other_pictures(data: Dataset, source: pathlib.Path) -> None:
         )
 
 
-def _json_object(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; empty if there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _identity_changes(
     identity: Identity | None, recorded: Mapping[str, Any], workdir: pathlib.Path
 ) -> list[str]:
     known = recorded.get('data')
     if identity is None or not isinstance(known, dict):
         return []
-    return identity.changes(known, _json_object(workdir / FILES))
+    return identity.changes(known, read_json_object(workdir / FILES))
 
 
 def _refuse_changes(changes: list[str], workdir: pathlib.Path) -> None:

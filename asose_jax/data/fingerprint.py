@@ -58,10 +58,7 @@ def _file_changes(
 ) -> list[str]:
     """Describes new, missing and changed files; at least one change is described.
 
-    Args:
-      before: hashes by path.
-      now: likewise.
-      renames_allowed: whether a file may have another name in the same folder.
+    `renames_allowed` says whether a file may have another name in the same folder.
     """
 
     def key(path: str, content: str) -> tuple[str, str]:

@@ -55,7 +55,7 @@ def load(
     test_fraction: float | None,
     image_size: int | None,
     resident_bytes: int,
-    split_by: str = 'content',
+    split_by: str,
 ) -> tuple[ImageSet, ImageSet, Identity, tuple[str, ...]]:
     r"""Opens a folder of pictures and decodes every picture once, to check that all can be read.
 
@@ -176,12 +176,7 @@ def _warn_of_several_classes(listing: _Listing, contents: np.ndarray) -> None:
 def _without_copies_of_test(listing: _Listing, contents: np.ndarray) -> tuple[_Listing, np.ndarray]:
     """Leaves out pictures to train on whose bytes are those of a picture in the test folder.
 
-    Args:
-      listing: the pictures.
-      contents: hash of each picture in the order of `listing.all_paths()`, `[N + M]`.
-
-    Returns:
-      The pictures that are left, and their hashes.
+    Takes and returns the hashes of the pictures, in the order of `listing.all_paths()`.
     """
     if listing.test_paths is None:
         return listing, contents
@@ -299,9 +294,7 @@ def _labelled_paths(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns paths `[n]` and labels int32 `[n]` of all pictures, sorted by name.
 
-    Args:
-      folders: folders of class folders.
-      names: the class names; a label is the position of a name in this list.
+    A label is the position of the class folder's name in `names`.
     """
     paths, labels, others = [], [], []
     for folder in folders:
@@ -377,12 +370,7 @@ def _require_enough(
 def _held_out(labels: np.ndarray, fraction: float) -> np.ndarray:
     """Draws the test split: the same fraction of each class, at least one, at most all but two.
 
-    Args:
-      labels: int32 `[n]`.
-      fraction: fraction of each class.
-
-    Returns:
-      Whether each picture belongs to the test split, bool `[n]`.
+    Returns whether each picture belongs to the test split, bool `[n]`.
     """
     generator = np.random.default_rng(0)
     chosen = np.zeros(len(labels), bool)
@@ -405,10 +393,7 @@ def _shape(
 ) -> tuple[int, int, int]:
     """Returns the `(H, W, C)` that all pictures have or will have.
 
-    Args:
-      paths: the pictures.
-      checks: (width, height) of each, and whether it is grey.
-      image_size: see `load`.
+    `checks` are (width, height) of each picture, and whether it is grey.
     """
     sizes = [size for size, _ in checks]
     channels = 1 if all(grey for _, grey in checks) else 3

@@ -32,20 +32,11 @@ class ImageSet:
 
     @classmethod
     def from_arrays(cls, images: np.ndarray, labels: np.ndarray) -> 'ImageSet':
-        """Builds a set that is held in memory.
-
-        Args:
-          images: uint8 `[size, H, W, C]`.
-          labels: int32 `[size]`.
-        """
+        """Builds a set in memory: images uint8 `[size, H, W, C]`, labels int32 `[size]`."""
         return cls(len(images), lambda i: (images[i], labels[i]), labels, (images, labels))
 
     def labels_at(self, indices: np.ndarray) -> np.ndarray:
-        """Returns the labels of some images, int32 `[n]`; decodes no image if it need not.
-
-        Args:
-          indices: of the images, `[n]`.
-        """
+        """Returns the labels of some images, int32 `[n]`; decodes no image if it need not."""
         if self.labels is not None:
             return self.labels[indices]
         return self.read(indices)[1] if self.read_labels is None else self.read_labels(indices)
@@ -77,11 +68,8 @@ class ImageSet:
 def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Returns the central part of `image`, scaled to `size`.
 
-    This equals scaling until both sides have at least this size, and cutting out the centre.
-
-    Args:
-      image: any Pillow image.
-      size: (width, height) in pixels. An image of this size is returned unchanged.
+    An image of this size, (width, height) in pixels, is returned unchanged. Else this equals
+    scaling until both sides have at least this size, and cutting out the centre.
     """
     if image.size == size:
         return image
@@ -91,25 +79,14 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 def center_square(image: Image.Image, size: int | None) -> Image.Image:
     """Returns the central square of `image`, scaled to `size` x `size` pixels.
 
-    This equals scaling the shorter side to `size` and cutting out the centre.
-
-    Args:
-      image: any Pillow image.
-      size: pixels per side; `None` returns the image unchanged.
+    With `None` it is the image itself. Else this equals scaling the shorter side to `size` and
+    cutting out the centre.
     """
     return image if size is None else fitted(image, (size, size))
 
 
 def resize_all(images: np.ndarray, size: int | None) -> np.ndarray:
-    """Applies `center_square` to every image of an array.
-
-    Args:
-      images: uint8 `[N, H, W, C]`.
-      size: pixels per side; `None` returns the images unchanged.
-
-    Returns:
-      uint8 `[N, size, size, C]`.
-    """
+    """Applies `center_square` to every image of an array, uint8 `[N, H, W, C]`."""
     if size is None or images.shape[1:3] == (size, size):
         return images
     # Pillow represents a grey image without an axis of channels.

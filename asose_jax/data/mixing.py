@@ -16,8 +16,8 @@ class Mixing(NamedTuple):
         0 turns it off.
     """
 
-    mixup: float = 0.0
-    cutmix: float = 0.0
+    mixup: float
+    cutmix: float
 
 
 def draw_shares(key: jax.Array, height: int, width: int, mixing: Mixing) -> jax.Array:
@@ -73,15 +73,6 @@ def rectangle(share: jax.Array, center: jax.Array, height: int, width: int) -> j
 
 
 def mix(images: jax.Array, others: jax.Array, shares: jax.Array) -> jax.Array:
-    """Mixes images with others.
-
-    Args:
-      images: `[B, H, W, C]`.
-      others: likewise, the partner of each.
-      shares: see `draw_shares`.
-
-    Returns:
-      `[B, H, W, C]`.
-    """
+    """Mixes images `[B, H, W, C]` with others, by the shares of `draw_shares`."""
     shares = shares[None]
     return shares * images + (1 - shares) * others

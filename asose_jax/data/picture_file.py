@@ -49,9 +49,7 @@ def check(path: str) -> tuple[tuple[int, int], bool, str]:
 def decode(path: str | os.PathLike[str], least: tuple[int, int]) -> Image.Image:
     """Decodes a picture, not yet turned as its EXIF orientation says.
 
-    Args:
-      path: of the file.
-      least: (width, height); a JPEG may be decoded smaller than it is, if not smaller than this.
+    A JPEG may be decoded smaller than it is, if not smaller than `least`, (width, height).
 
     Raises:
       Exception: it cannot be decoded; decoders raise many types.
@@ -65,10 +63,7 @@ def _decoded(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Returns the decoded image, and the (width, height) that it has without the draft.
 
-    Args:
-      content: bytes of the file.
-      path: of the file, for the message.
-      draft: least (width, height) of a JPEG that is decoded smaller than it is.
+    `draft` is the least (width, height) of a JPEG that is decoded smaller than it is.
     """
     try:
         return _decoded_as_it_is(content, path, draft)

@@ -169,12 +169,7 @@ def of_each(
     pictures: Sequence[Any] | np.ndarray,
     map_function: Callable[..., Any] = map,
 ) -> list[Any]:
-    """Applies `work` to each picture and returns the results in order.
-
-    Args:
-      work: see `attempt_each`.
-      pictures: see `attempt_each`.
-      map_function: see `attempt_each`.
+    """Applies `work` to each picture and returns the results in order, see `attempt_each`.
 
     Raises:
       UserError: lists the pictures for which `work` failed.

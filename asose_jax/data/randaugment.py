@@ -34,8 +34,8 @@ class RandAugment(NamedTuple):
       magnitude: above 0 and at most 10.
     """
 
-    operations: int = 0
-    magnitude: float = 5.0
+    operations: int
+    magnitude: float
 
 
 def randaugment(
@@ -78,18 +78,10 @@ def randaugment(
 def transform(
     image: jax.Array, operation: jax.Array, strength: jax.Array, mean: jax.Array, std: jax.Array
 ) -> jax.Array:
-    """Applies one operation to one image.
+    """Applies an operation of `OPERATIONS` to one normalised image, `[H, W, C]` float32.
 
-    Args:
-      image: normalised, `[H, W, C]` float32.
-      operation: index into `OPERATIONS`, int32 scalar.
-      strength: -1 to 1. Its sign is the direction; posterize and solarize use its size alone, and
-        autocontrast does not use it.
-      mean: see `randaugment`.
-      std: see `randaugment`.
-
-    Returns:
-      `[H, W, C]` float32.
+    The strength is -1 to 1. Its sign is the direction; posterize and solarize use its size alone,
+    and autocontrast does not use it.
     """
     is_now = functools.partial(_is_now, operation)
     mean, std = mean.reshape(1, 1, -1), std.reshape(1, 1, -1)
@@ -130,15 +122,9 @@ def _warp(image: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Ar
 
 
 def _change_colors(pixels: jax.Array, operation: jax.Array, strength: jax.Array) -> jax.Array:
-    """Changes the colours of an image.
+    """Changes the colours of an image of whole values 0..255, `[H, W, C]` float32.
 
-    Args:
-      pixels: whole values 0..255, `[H, W, C]` float32.
-      operation: index into `OPERATIONS`; one that changes no colour gives any result.
-      strength: -1 to 1.
-
-    Returns:
-      Values 0..255, `[H, W, C]` float32.
+    An operation that changes no colour gives any result.
     """
     channels = pixels.shape[-1]
     luma = jnp.array(_LUMA if channels == 3 else [1 / channels] * channels, jnp.float32)

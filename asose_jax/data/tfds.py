@@ -41,7 +41,7 @@ def load(
     splits: tuple[str, str],
     image_size: int | None,
     resident_bytes: int,
-    begun: bool = False,
+    begun: bool,
 ) -> tuple[ImageSet, ImageSet, Identity, tuple[str, ...]]:
     """Opens a prepared image classification set of TFDS.
 
@@ -159,7 +159,7 @@ def require_disjoint(split_infos: Any, splits: tuple[str, str], name: str) -> No
       name: of the set, for the message.
 
     Raises:
-      OverlapError: tells how many images are shared, and which.
+      OverlapError: says how many images are shared, and which.
     """
     first: dict[str, tuple[str, int]] = {}  # split and number of the first record, by file
     for split in split_infos:

@@ -116,7 +116,7 @@ def _piece(part: Operation | NetSpec) -> bytes:
         graph.result(y)
     else:
         plain, channels = dataclasses.replace(part, factors=()), part.image_shape[-1]
-        variables = _random(flops.network_program(part))
+        variables = _random(flops.network_program(part, 1, 'float32'))
         mean, std = np.zeros(channels), np.ones(channels)
         translation.add_network(graph, plain, variables, mean=mean, std=std)
     return graph.model().SerializeToString(deterministic=True)

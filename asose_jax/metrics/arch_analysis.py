@@ -78,14 +78,9 @@ def _entropies(rows: Sequence[np.ndarray]) -> list[float]:
 
 
 def rounded_factors(factors: list[list[list[Any]]]) -> list[list[list[float | None]]]:
-    """Rounds the factors of the candidates to four digits, for JSON.
+    """Rounds factors by group, member and candidate to four digits, for JSON.
 
-    Args:
-      factors: by group, member and candidate; numbers, arrays `[]`, or `None` for a candidate
-        without a factor.
-
-    Returns:
-      The same nested lists; `None` also in place of a factor that is not finite.
+    `None` stands for a candidate without a factor, and for a factor that is not finite.
     """
 
     def rounded(factor: Any) -> float | None:

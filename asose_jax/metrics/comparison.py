@@ -144,11 +144,7 @@ def _statistics(values: Sequence[float]) -> dict[str, Any]:
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """Formats a comparison as Markdown, as in summary.md.
-
-    Args:
-      summary: return value of `compare`.
-    """
+    """Formats a comparison as Markdown, as in summary.md."""
     lines = [
         '| search | test, at the end | test, from scratch | rank | skip | none '
         '| parameter-free | genotype |',
@@ -184,11 +180,7 @@ def table(summary: Mapping[str, Any]) -> str:
 
 
 def groups(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Returns the statistics of a comparison by the title of each group.
-
-    Args:
-      summary: return value of `compare`.
-    """
+    """Returns the statistics of a comparison by the title of each group."""
     titles = {
         'searched': 'searches, at the end',
         'found': 'found cells, from scratch',

@@ -31,10 +31,9 @@ class MetricsLog:
             workdir.write_atomically(path, ''.join(valid_lines))
 
     def write(self, metrics: Mapping[str, Any]) -> None:
-        """Appends one line and waits until it is on the disk.
+        """Appends a line of JSON values and waits until it is on the disk.
 
-        Args:
-          metrics: JSON values. NaN and infinity, which JSON does not have, are written as null.
+        NaN and infinity, which JSON does not have, are written as null.
         """
         if not self._is_primary_host:
             return

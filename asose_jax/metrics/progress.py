@@ -32,9 +32,6 @@ def drawn(bar: rich.progress.Progress) -> Iterator[Callable[[], None]]:
     Rich itself draws in a notebook only with ipywidgets, and what it draws is lost when the
     notebook is saved. An output that is updated needs no widgets and stays.
 
-    Args:
-      bar: may be updated meanwhile.
-
     Yields:
       A function to call after each update.
     """

@@ -5,13 +5,13 @@ Missing and malformed files, lines and values are left out: reading never fails 
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from asose_jax.arch.genotype import NetSpec
+from asose_jax.runtime.workdir import parse_object, read_json_object
 from asose_jax.spaces import chain, registry
 
 # Raised while malformed JSON values are interpreted.
@@ -195,13 +195,9 @@ class Record:
 
 
 def read(workdir: pathlib.Path) -> Record:
-    """Reads the files of a workdir as they are at this moment.
+    """Reads the files of the workdir of a run or a sweep as they are at this moment.
 
-    Args:
-      workdir: directory of a run or of a sweep; the run may still be going on.
-
-    Returns:
-      Their content. A line of metrics.jsonl counts as readable if it has a `step` and a `phase`.
+    A line of metrics.jsonl counts as readable if it has a `step` and a `phase`.
     """
     files = {
         name: read_json_object(workdir / f'{name}.json') for name in ('config', 'run', 'summary')
@@ -210,7 +206,7 @@ def read(workdir: pathlib.Path) -> Record:
     path = workdir / 'metrics.jsonl'
     text = path.read_text(encoding='utf-8', errors='replace') if path.exists() else ''
     for line in text.splitlines():
-        metrics = _parsed(line)
+        metrics = parse_object(line)
         if isinstance(metrics.get('step'), int) and isinstance(metrics.get('phase'), str):
             lines.append(metrics)
         else:
@@ -228,20 +224,6 @@ def finite_or_none(value: object) -> float | None:
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     return value if math.isfinite(value) else None
-
-
-def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-    """Returns the object in a JSON file; empty if there is no file, or none that can be parsed."""
-    return _parsed(path.read_text(encoding='utf-8', errors='replace')) if path.exists() else {}
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    """Returns the JSON object in `text`, or an empty one if it is anything else."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _spec(data: Any) -> NetSpec | None:

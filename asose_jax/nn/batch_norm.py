@@ -45,14 +45,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalises images `[B, H, W, C]`, and updates the running statistics in training.
-
-        Args:
-          x: `[B, H, W, C]`.
-
-        Returns:
-          `[B, H, W, C]` in `dtype`.
-        """
+        """Normalises images `[B, H, W, C]`, and updates the running statistics in training."""
         channels = x.shape[-1:]
         scale = self.param('scale', nn.initializers.ones, channels, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)

@@ -24,10 +24,6 @@ from asose_jax.nn.operations import FACTOR
 def factors_by_row(spec: NetSpec, params: Mapping[str, Any]) -> list[list[list[Any]]]:
     """Returns the factor of every candidate.
 
-    Args:
-      spec: description of the network.
-      params: its weights, nested dictionaries.
-
     Returns:
       Scalars by group, member and candidate, `None` for a candidate without a factor. The whole
       list is empty if a row of alpha chooses for more than one mixed operation, as in cells.
@@ -45,12 +41,7 @@ def factors_by_row(spec: NetSpec, params: Mapping[str, Any]) -> list[list[list[A
 def folded_spec(spec: NetSpec, chosen: Genotype) -> NetSpec:
     """Describes the network that `fold` makes of a trained supernet.
 
-    Args:
-      spec: description of the supernet.
-      chosen: its genotype.
-
-    Returns:
-      The derived network, with factors at operations that have no BatchNorm to fold them into.
+    It has factors at operations without a BatchNorm to fold them into.
     """
     plain = genotype.derive(spec, chosen)
     if spec.partial > 1:  # the chosen operations get all channels and start from new weights

@@ -34,11 +34,10 @@ class Mode(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class SearchSettings:
-    """Says how alpha starts and how candidates are drawn.
+class NetSettings:
+    """Says how a network is searched and trained, beside its description (`NetSpec`).
 
-    A run takes every value from its config. The defaults here are those of the method as it was
-    first described (the preset `configs/search.py:seed`), not those of the config.
+    There are no defaults: a run takes every value from its config.
 
     Attributes:
       init_std: standard deviation of alpha at the start.
@@ -59,18 +58,18 @@ class SearchSettings:
       second_head: weight of the loss of a second head that only training has; 0 for none.
     """
 
-    init_std: float = 0.5
-    none_bias: float = -2.0
-    skip_bias: float = 1.0
-    estimator: str = 'straight_through'
-    noise: str = 'unit'
-    thresholds: gumbel.Thresholds = gumbel.Thresholds()
-    remat: bool = False
-    exact_start: bool = False
-    auxiliary_skip: bool = False
-    guard: bool = True
-    drop_path: float = 0.0
-    second_head: float = 0.0
+    init_std: float
+    none_bias: float
+    skip_bias: float
+    estimator: str
+    noise: str
+    thresholds: gumbel.Thresholds
+    remat: bool
+    exact_start: bool
+    auxiliary_skip: bool
+    guard: bool
+    drop_path: float
+    second_head: float
 
     def initial_alpha(self, key: Array, candidates: tuple[str, ...]) -> Array:
         """Draws the start of one row of alpha: normal noise, but fixed for `none` and skips.
@@ -89,6 +88,23 @@ class SearchSettings:
         return alpha
 
 
+# Of a derived network that computes logits and is not trained: nothing is chosen or left out.
+DERIVED = NetSettings(
+    init_std=0.0,
+    none_bias=0.0,
+    skip_bias=0.0,
+    estimator='softmax',
+    noise='unit',
+    thresholds=gumbel.Thresholds(1, 1, 0, 0, 0),
+    remat=False,
+    exact_start=False,
+    auxiliary_skip=False,
+    guard=False,
+    drop_path=0.0,
+    second_head=0.0,
+)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Forward:
     """Holds what all parts of a network share in one pass.
@@ -98,7 +114,7 @@ class Forward:
 
     Attributes:
       norm: makes a BatchNorm, see `batch_norm.Norm`; hashable.
-      settings: of alpha and its draws.
+      settings: of the network.
       mode: how mixed operations use their candidates.
       train: whether BatchNorm uses and updates the statistics of the batch.
       partial: K; one of K channels goes through the candidates.
@@ -111,11 +127,11 @@ class Forward:
     """
 
     norm: Callable[..., nn.Module]
-    settings: SearchSettings
+    settings: NetSettings
     mode: Mode
     train: bool
-    partial: int = 1
-    outlined: bool = True
+    partial: int
+    outlined: bool
     tau: Array | float = 1.0
     beta: Array | float = 0.0
     optimized: Array | float = 0.0

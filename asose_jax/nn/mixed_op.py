@@ -19,7 +19,7 @@ from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.arch.genotype import FALLBACK, NONE, NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.cpu import conv, pooling
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn.forward import Forward, Mode, NetSettings
 
 Array = jax.Array
 
@@ -105,11 +105,7 @@ def _count_guarded(module: nn.Module, tripped: Array) -> None:
 def edge_weights(spec: NetSpec) -> list[Array | None]:
     """Computes the edge weights of every group, inside the module that owns alpha.
 
-    Args:
-      spec: description of the network.
-
-    Returns:
-      Weights `[members]`, float32, or `None` for a group without edge weights.
+    They are `[members]`, float32, or `None` for a group without edge weights.
     """
     paths = [spec.edge_path(group) for group in range(len(spec.groups()))]
     return [
@@ -124,15 +120,9 @@ def shared_draws(
     """Draws the weights of every row, inside the module that owns alpha.
 
     Mixed operations of all cells of a kind share them. In mode ARGMAX the weights are the one-hot
-    of `spec.choose`, which follows the rule of the space.
+    of `spec.choose`, which follows the rule of the space and uses `edges`, see `edge_weights`.
 
-    Args:
-      spec: description of the network.
-      forward: settings of the pass.
-      edges: the edge weights of `edge_weights`, if the space has any.
-
-    Returns:
-      Weights `[K]`, float32, by group and member; `None` where `Choice` returns `None`.
+    Returns weights `[K]`, float32, by group and member; `None` where `Choice` returns `None`.
     """
     rows = [
         Choice(row.candidates, forward, name=spec.alpha_path(row.group, row.member)[0])()
@@ -274,7 +264,7 @@ def _program(
     channels: int,
     stride: int,
     norm: Callable[..., nn.Module],
-    settings: SearchSettings,
+    settings: NetSettings,
     mode: Mode,
     train: bool,
     outlined: bool,
@@ -286,7 +276,7 @@ def _program(
       channels: of the images that the candidates see.
       stride: 1 or 2.
       norm: makes a BatchNorm, see `operations.Operation`; hashable.
-      settings: of alpha and its draws.
+      settings: of the network.
       mode: how the candidates are used.
       train: whether BatchNorm uses and updates the statistics of the batch.
       outlined: whether the function stays a computation of its own, see `conv.outlined_jit`.
@@ -414,14 +404,7 @@ def _mixture_program(
 
 
 def shuffle_channels(x: Array, parts: int) -> Array:
-    """Shuffles channels: the first channel of every part, then the second of every part, ...
-
-    Args:
-      x: `[B, H, W, C]`.
-      parts: number of equal parts into which the channels are split, a divisor of C.
-
-    Returns:
-      `[B, H, W, C]`.
+    """Shuffles channels: the first of every part, then the second of every part, and so on.
 
     Example:
       With 2 parts, channels (0, 1, 2, 3) become (0, 2, 1, 3).

@@ -1,15 +1,14 @@
 """Candidate operations, the choices of a mixed operation; nothing here depends on the search.
 
 Every operation keeps the number of channels and follows the conventions of DARTS, ReLU-Conv-BN
-(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one, write a subclass of `Operation`, let
-`last_norm` return the path of its last BatchNorm if it ends with one, and add a row to
-`PRIMITIVES`.
+(Liu et al. 2019, arXiv:1806.09055, section 3.1). To add one, write a subclass of `Operation`, set
+`LAST_NORM` if it ends with a BatchNorm, and add a row to `PRIMITIVES`.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import flax.linen as nn
 import jax
@@ -32,10 +31,13 @@ class Operation(nn.Module):
     statistics of the batch and update the running ones.
 
     Attributes:
+      LAST_NORM: path in `params` of the BatchNorm that the operation ends with; `None` without one.
       channels: C.
       norm: makes a BatchNorm; called as `norm(use_running_average=..., name=...)`.
       stride: s, 1 or 2.
     """
+
+    LAST_NORM: ClassVar[tuple[str, ...] | None] = None
 
     channels: int
     norm: Callable[..., nn.Module]
@@ -44,16 +46,9 @@ class Operation(nn.Module):
 
     @classmethod
     def last_norm(cls, stride: int) -> tuple[str, ...] | None:
-        """Returns the path in `params` of the BatchNorm that the operation ends with, if any.
-
-        Args:
-          stride: of the operation, 1 or 2.
-
-        Returns:
-          Keys from the `params` of the operation, or `None` if it does not end with a BatchNorm.
-        """
+        """Returns `LAST_NORM`, which may depend on the stride."""
         del stride
-        return None
+        return cls.LAST_NORM
 
 
 class Zero(Operation):
@@ -128,12 +123,9 @@ class SepConv(Operation):
       size: k.
     """
 
-    size: int
+    LAST_NORM = ('sep_1', 'norm')
 
-    @classmethod
-    def last_norm(cls, stride: int) -> tuple[str, ...]:
-        """Returns the path of the last BatchNorm."""
-        return ('sep_1', 'norm')
+    size: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -154,12 +146,9 @@ class DilConv(Operation):
       size: k.
     """
 
-    size: int
+    LAST_NORM = ('dil', 'norm')
 
-    @classmethod
-    def last_norm(cls, stride: int) -> tuple[str, ...]:
-        """Returns the path of the last BatchNorm."""
-        return ('dil', 'norm')
+    size: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -194,11 +183,6 @@ class _DepthwiseSeparable(Operation):
 def pointwise(features: int, dtype: DTypeLike, name: str) -> nn.Dense:
     """Makes a 1x1 convolution without bias: on channels-last images, a matrix product.
 
-    Args:
-      features: channels of the output.
-      dtype: of the computation; the kernel is float32.
-      name: of the module in the parameter tree.
-
     Returns:
       A module that maps `[B, H, W, any]` to `[B, H, W, features]`.
     """
@@ -214,12 +198,9 @@ class CrossConv(Operation):
       size: k.
     """
 
-    size: int
+    LAST_NORM = ('norm',)
 
-    @classmethod
-    def last_norm(cls, stride: int) -> tuple[str, ...]:
-        """Returns the path of the last BatchNorm."""
-        return ('norm',)
+    size: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -236,12 +217,9 @@ class ReluConvNorm(Operation):
       size: k.
     """
 
-    size: int
+    LAST_NORM = ('norm',)
 
-    @classmethod
-    def last_norm(cls, stride: int) -> tuple[str, ...]:
-        """Returns the path of the last BatchNorm."""
-        return ('norm',)
+    size: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -303,32 +281,13 @@ FACTOR = 'factor'
 def make(
     name: str, channels: int, norm: Callable[..., nn.Module], stride: int = 1, **options: Any
 ) -> Operation:
-    """Makes the module of an operation.
-
-    Args:
-      name: key of `PRIMITIVES`.
-      channels: of the images, in and out.
-      norm: makes a BatchNorm, see `Operation`.
-      stride: 1 or 2.
-      **options: those of `nn.Module`, such as `name` and `parent`.
-
-    Returns:
-      The module, without variables.
-    """
+    """Makes the module of the operation `name`; options are those of `nn.Module`."""
     module, attributes = PRIMITIVES[name]
     return module(channels=channels, norm=norm, stride=stride, **attributes, **options)
 
 
 def scale(weight: Array, y: Array) -> Array:
-    """Multiplies an array by a scalar, in the dtype of the array.
-
-    Args:
-      weight: a scalar of any dtype.
-      y: for example images `[B, H, W, C]`.
-
-    Returns:
-      An array like `y`.
-    """
+    """Multiplies an array by a scalar, in the dtype of the array."""
     return weight.astype(y.dtype).reshape((1,) * y.ndim) * y
 
 

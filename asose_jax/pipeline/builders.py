@@ -1,22 +1,20 @@
-"""Builds what a run needs from its config: data, schedule, optimizer, network."""
+"""Builds what a run needs from its config: data, schedule, network."""
 
 import logging
 
 import jax
 import ml_collections
 import numpy as np
-import optax
 
 from asose_jax.arch import genotype, gumbel
 from asose_jax.config.consistency import frozen_epochs, has_exact_start
 from asose_jax.data import dataset
-from asose_jax.data.fingerprint import Identity
 from asose_jax.data.mixing import Mixing
 from asose_jax.data.randaugment import RandAugment
-from asose_jax.nn.forward import SearchSettings
+from asose_jax.nn.forward import NetSettings
 from asose_jax.runtime.errors import UserError, counted
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases
+from asose_jax.train import phases
 from asose_jax.train.phases import Phase, Schedule
 from asose_jax.train.step_config import AXIS, Recipe
 
@@ -41,9 +39,17 @@ def make_supernet(
     Returns:
       The module; its BatchNorms pool their statistics over the axis `AXIS`.
     """
+    settings = make_settings(config, config.arch if start is None else start)
+    dtype = config.model.dtype
+    return SuperNet(spec, settings, dtype, synced_over=AXIS, outlined=platform == 'cpu')
+
+
+def make_settings(
+    config: ml_collections.ConfigDict, biases: ml_collections.ConfigDict
+) -> NetSettings:
+    """Builds the settings of a network; for `biases` see `start` of `make_supernet`."""
     c = config
-    biases = c.arch if start is None else start
-    settings = SearchSettings(
+    return NetSettings(
         init_std=c.arch.init_std,
         none_bias=biases.none_bias,
         skip_bias=biases.skip_bias,
@@ -57,34 +63,21 @@ def make_supernet(
         exact_start=has_exact_start(c),
         auxiliary_skip=c.search.auxiliary_skip,
     )
-    return SuperNet(spec, settings, c.model.dtype, synced_over=AXIS, outlined=platform == 'cpu')
 
 
 def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedule:
     """Builds the schedule of a run: its phases, turns and temperatures by step.
 
-    Args:
-      config: of the run.
-      train_size: number of training images; an epoch has about as many weight steps as they fill
-        whole batches.
-
-    Returns:
-      The schedule, see `phases.make_schedule`.
+    An epoch has about as many weight steps as the training images fill whole batches.
 
     Raises:
       UserError: the learning rate would rise through all of its updates.
     """
-    s = config.search
     schedule = phases.make_schedule(
         {phase: config[phase].epochs for phase in Phase},
         max(1, train_size // config.batch_size),
-        turn_period=s.turn_period,
-        tau_start=s.tau_start,
-        tau_rate=s.tau_rate,
-        tau_floor=s.tau_floor,
-        anneal_every=s.anneal_every,
-        freeze_epochs=frozen_epochs(config),
-        together=s.turns == 'together',
+        config.search,
+        frozen_epochs(config),
     )
     _require_short_warmup(config, schedule)
     return schedule
@@ -103,38 +96,6 @@ def _require_short_warmup(config: ml_collections.ConfigDict, schedule: Schedule)
             f'rate has {min(cosines)} weight updates; take fewer (with --mode=retrain: in '
             'retrain.lr_warmup_steps)'
         )
-
-
-def make_optimizer(
-    config: ml_collections.ConfigDict, schedule: Schedule
-) -> optax.GradientTransformationExtraArgs:
-    """Builds the optimizer of weights and alpha.
-
-    Where `arch.lr` is `None`, alpha's learning rate follows from `arch.travel`, the distance that
-    all steps of alpha can move it together, see `optimizer.lr_for_total_displacement`.
-    """
-    w, a = config.weights, config.arch
-    arch_lr = a.lr
-    if arch_lr is None:
-        arch_lr = optimizer.lr_for_total_displacement(
-            a.travel, a.lr_end, schedule.alpha_updates(schedule.steps)
-        )
-    return optimizer.make_optimizer(
-        schedule,
-        weight_lr=w.lr,
-        weight_lr_end=w.lr_end,
-        momentum=w.momentum,
-        weight_decay=w.weight_decay,
-        clip=w.clip,
-        arch_lr=arch_lr,
-        arch_lr_end=a.lr_end,
-        arch_b1=a.b1,
-        arch_b2=a.b2,
-        arch_weight_decay=a.weight_decay,
-        nesterov=w.nesterov,
-        weight_warmup=w.lr_warmup_steps,
-        optimize_lr=config.optimize.lr,
-    )
 
 
 def make_recipe(config: ml_collections.ConfigDict) -> Recipe:
@@ -163,19 +124,7 @@ def load_data(
         small for the reductions of the network.
     """
     d = config.data
-    images = dataset.load(
-        d.name,
-        seed=config.seed,
-        valid_fraction=d.valid_fraction,
-        data_dir=d.dir,
-        train_split=d.train_split,
-        test_split=d.test_split,
-        test_fraction=d.test_fraction,
-        image_size=d.image_size,
-        resident_megabytes=d.resident_megabytes,
-        split_by=split_by,
-        begun=begun,
-    )
+    images = dataset.load(d, config.seed, split_by=split_by, begun=begun)
     logger.info(
         '%s: %d train, %d valid, %d test images %s, %d classes, %s',
         d.name,
@@ -208,12 +157,8 @@ def make_class_weights(
 ) -> np.ndarray | None:
     """Computes the weights of the classes in the training loss, and logs their range.
 
-    Args:
-      config: of the run.
-      images: its data; a set of TFDS that is streamed is read for its labels.
-
-    Returns:
-      Weights by label, float32 `[classes]`; `None` if all images count alike.
+    They are float32 `[classes]`, by label; `None` if all images count alike. A set of TFDS that is
+    streamed is read for its labels.
     """
     if config.data.class_weights is None:
         return None
@@ -228,25 +173,3 @@ def make_class_weights(
         names[present][most],
     )
     return weights
-
-
-def identify_data(config: ml_collections.ConfigDict, split_by: str) -> Identity | None:
-    """Returns the identity of the data set that `config` names; decodes no images.
-
-    Args:
-      config: of the run.
-      split_by: see `load_data`.
-
-    Raises:
-      MissingDataError: the data are not there.
-      UserError: they cannot be listed or read.
-    """
-    d = config.data
-    return dataset.identify(
-        d.name,
-        data_dir=d.dir,
-        train_split=d.train_split,
-        test_split=d.test_split,
-        test_fraction=d.test_fraction,
-        split_by=split_by,
-    )

@@ -26,13 +26,7 @@ def compile_programs(
     """Sets `current.programs` to those of the current network in `phase`.
 
     Keeps the programs in use if they fit, takes those that were compiled in the background if they
-    do, and compiles otherwise.
-
-    Args:
-      context: of the run.
-      current: its state.
-      phase: how the network is used, see `compile_network`.
-      batch: an example of a chunk to train on; `None` if there will be no training.
+    do, and compiles otherwise. For `phase` and `batch` see `compile_network`.
     """
     wanted, ready = (current.spec, _program_kind(phase)), current.programs
     if ready and (ready.spec, ready.kind) == wanted:
@@ -75,13 +69,8 @@ def compile_upcoming(
     """Starts to compile the programs of the next phase in the background, where that is possible.
 
     The next phase must train the network of this one, and with other programs: search and growth
-    share theirs, and the derived network is known only at the end of the search.
-
-    Args:
-      context: of the run.
-      current: its state; gets the future of the programs.
-      span: the phase that runs now.
-      batch: an example of a chunk to train on.
+    share theirs, and the derived network is known only at the end of the search. `span` is the
+    phase that runs now, for `batch` see `compile_network`.
     """
     later = [other for other in context.schedule.spans if other.start >= span.stop]
     if not later or current.upcoming is not None:

@@ -19,10 +19,9 @@ import numpy as np
 from jax import lax
 
 from asose_jax.data import batches
-from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import evaluation, run_context
 from asose_jax.pipeline.run_context import RunContext, RunState
-from asose_jax.spaces.supernet import SuperNet, with_softmax_mixture
+from asose_jax.spaces.supernet import SuperNet, mixture_logits, with_softmax_mixture
 from asose_jax.train import pmap
 from asose_jax.train.gradients import mean_cross_entropy
 from asose_jax.train.phases import Phase, Span
@@ -35,13 +34,11 @@ logger = logging.getLogger('asose_jax')
 _CURVATURE_STREAM = 3
 # Validation images at most: the Hessian is computed on one device.
 _IMAGES = 128
-# Products with the Hessian in one estimate.
+# Products with the Hessian in one estimate, at most as many as alpha has numbers.
 _ITERATIONS = 20
 
 
-def largest_eigenvalue(
-    product: Callable[[Array], Array], start: Array, iterations: int = _ITERATIONS
-) -> Array:
+def largest_eigenvalue(product: Callable[[Array], Array], start: Array) -> Array:
     """Estimates the largest eigenvalue of a symmetric matrix, or 0 if all are negative (Lanczos).
 
     The estimate is the largest eigenvalue of the matrix restricted to the Krylov space of `start`,
@@ -51,12 +48,11 @@ def largest_eigenvalue(
     Args:
       product: multiplies a vector `[n]` by the matrix.
       start: a vector `[n]`, such as noise, that is not orthogonal to the eigenvector.
-      iterations: number of products, and size of the basis; at most n are used.
 
     Returns:
       The eigenvalue, a scalar.
     """
-    count = min(iterations, len(start))
+    count = min(_ITERATIONS, len(start))
 
     def unit(vector: Array, scale: Array | float) -> Array:
         # Once the basis spans the Krylov space, only rounding is left, and the vector becomes 0.
@@ -86,7 +82,7 @@ def eigenvalue(
     images: Array,
     labels: Array,
     key: Array,
-    class_weights: Array | None = None,
+    class_weights: Array | None,
 ) -> Array:
     """Estimates the largest eigenvalue of the Hessian of the loss with respect to alpha.
 
@@ -111,15 +107,8 @@ def eigenvalue(
     alpha, unravel = jax.flatten_util.ravel_pytree(variables['arch'])
 
     def loss(alpha: Array) -> Array:
-        logits, _ = mixture.apply(
-            {**variables, 'arch': unravel(alpha)},
-            images,
-            beta=beta,
-            mode=Mode.DENSE,
-            train=True,
-            mutable=['batch_stats', 'guard'],
-            rngs={'gumbel': key},  # required by the module; a mixture draws nothing
-        )
+        moved = {**variables, 'arch': unravel(alpha)}
+        logits = mixture_logits(mixture, moved, beta, key, images)
         return mean_cross_entropy(logits, labels, class_weights)
 
     def product(vector: Array) -> Array:

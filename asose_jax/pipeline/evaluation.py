@@ -24,12 +24,7 @@ _STATISTICS_STREAM = 3
 def eval_chunks(context: RunContext, pool: np.ndarray) -> Iterator[dict[str, jax.Array]]:
     """Yields all images of a part of the data once, in order, as chunks on the devices.
 
-    Args:
-      context: of the run.
-      pool: indices of the images, `[N]`.
-
-    Yields:
-      Chunks of `context.slots()` batches. The last batch is filled up with images of weight 0.
+    A chunk has `context.slots()` batches. The last batch is filled up with images of weight 0.
     """
     size, slots = context.config.batch_size, context.slots()
     count = -(-len(pool) // size)
@@ -43,15 +38,7 @@ def eval_chunks(context: RunContext, pool: np.ndarray) -> Iterator[dict[str, jax
 
 
 def normalized_images(context: RunContext, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reads images and normalizes them as networks see them.
-
-    Args:
-      context: of the run.
-      indices: of the images, `[N]`.
-
-    Returns:
-      Images `[N, H, W, C]`, float32 and not augmented, and labels `[N]`, int32.
-    """
+    """Reads images `[N, H, W, C]`, normalised float32 and not augmented, and their labels `[N]`."""
     images, labels = context.data.images.read(indices)
     return (images - context.data.mean) / context.data.std, labels
 
@@ -97,17 +84,9 @@ def evaluate(
 ) -> list[dict[str, jax.Array]]:
     """Queues an evaluation of the current network, and does not wait for it.
 
-    With a limit on the cost it waits for alpha, whose most likely network within the limit it
-    finds on the host.
-
-    Args:
-      context: of the run.
-      current: has the network and its programs.
-      pool: indices of the images, `[N]`.
-      chosen: genotype to evaluate instead of the one that would be derived.
-
-    Returns:
-      The sums of each chunk, on the devices, for `mean_loss_and_accuracy`.
+    With a limit on the cost it waits for alpha, whose most likely network within the limit it finds
+    on the host. It evaluates `chosen` instead of the genotype that would be derived, if given. The
+    sums of each chunk, on the devices, are for `mean_loss_and_accuracy`.
     """
     call, packed = current.programs_in_use.evaluate.call, _evaluated(context, current, chosen)
     return [call(packed, chunk, context.shared) for chunk in eval_chunks(context, pool)]
@@ -116,12 +95,8 @@ def evaluate(
 def _evaluated(context: RunContext, current: RunState, chosen: Genotype | None = None) -> Packed:
     """Returns the state to evaluate.
 
-    Under a limit on the cost, one-hot rows of the network that would be derived replace alpha.
-
-    Args:
-      context: of the run.
-      current: has the state.
-      chosen: genotype to evaluate; by default the one that would be derived.
+    One-hot rows replace alpha where a genotype is `chosen` or, under a limit on the cost, those of
+    the network that would be derived.
     """
     packed, spec = current.packed, current.spec
     if spec.is_derived() or (chosen is None and context.limit is None):
@@ -151,14 +126,8 @@ def accuracy(context: RunContext, current: RunState, pool: np.ndarray) -> float:
 def accuracies(context: RunContext, current: RunState, pool: np.ndarray) -> tuple[float, float]:
     """Returns accuracy and balanced accuracy of the current network, from one evaluation.
 
-    Args:
-      context: of the run.
-      current: has the network and its programs.
-      pool: indices of the images, `[N]`.
-
-    Returns:
-      The share of images, and the mean over the classes among them of the share of each, that are
-      classified right; both from 0 to 1.
+    They are the share of images, and the mean over the classes among them of the share of each,
+    that are classified right; both from 0 to 1.
     """
     call, sums, answers = current.programs_in_use.evaluate.call, [], []
     for chunk in eval_chunks(context, pool):

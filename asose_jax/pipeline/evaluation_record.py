@@ -19,12 +19,7 @@ logger = logging.getLogger('asose_jax')
 
 
 def training_metrics(context: RunContext, step: int, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Returns the metrics of training since the last evaluation.
-
-    Args:
-      context: of the run.
-      step: number of steps done.
-      metrics: what the training call returned, see `steps.train_steps`.
+    """Returns the metrics of training since the last evaluation, from those of `steps.train_steps`.
 
     Raises:
       UserError: more than `guard.max_consecutive` steps in a row had a gradient that is not finite.
@@ -77,7 +72,7 @@ def build(
     """
     # With data.valid_fraction=0, nothing was evaluated.
     loss, accuracy = evaluation.mean_loss_and_accuracy(sums) if sums else (None, None)
-    arch, totals, held = pmap.fetch_replicated(
+    arch, totals, candidate_factors = pmap.fetch_replicated(
         [metrics[key] for key in ('arch', 'totals', 'factors')]
     )
     temperature = _sampling_temperature(context, current, span, figures['tau'])
@@ -107,7 +102,7 @@ def build(
         'params': evaluation.count_parameters(current),
         'train_flops': current.history.train_flops,
         'alarms': alarms,
-        'factors': arch_analysis.rounded_factors(held),
+        'factors': arch_analysis.rounded_factors(candidate_factors),
         **({'network': current.spec.to_json()} if is_first else {}),
     }
 
@@ -139,9 +134,9 @@ def _count_training_flops(
         genotype.probabilities(current.spec, arch, temperature or 1.0),
         int(totals.images),
         int(totals.arch_steps) * c.batch_size * c.arch.samples,
-        c.search.second_order,
-        context.schedule.together,
-        step_config.is_frozen(span.phase),
+        second_order=c.search.second_order,
+        together=context.schedule.together,
+        frozen=step_config.is_frozen(span.phase),
     )
 
 

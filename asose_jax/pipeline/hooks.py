@@ -49,12 +49,14 @@ class Evaluation:
       spec: description of the network that was evaluated.
       record: the line of metrics.jsonl; hooks that decide add to it.
       batch: an example of a chunk to train on.
+      decided: what the hooks before have decided.
     """
 
     span: Span
     spec: NetSpec
     record: dict[str, Any]
     batch: dict[str, np.ndarray]
+    decided: Decision = Decision()
 
 
 class Hook(abc.ABC):
@@ -62,12 +64,11 @@ class Hook(abc.ABC):
 
     def may_decide(self, context: RunContext, span: Span) -> bool:
         """Returns whether evaluations of this phase can change what the next step does."""
-        del context, span
         return False
 
     @abc.abstractmethod
     def on_evaluation(
-        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+        self, context: RunContext, current: RunState, evaluation: Evaluation
     ) -> Decision:
         """Reacts to an evaluation.
 
@@ -75,7 +76,6 @@ class Hook(abc.ABC):
           context: of the run.
           current: state of the run, which the hook may change.
           evaluation: of the network before any hook has changed it.
-          before: decisions of the hooks before this one.
 
         Returns:
           What this hook decides.
@@ -93,10 +93,9 @@ class GrowNetwork(Hook):
         return controller.may_grow(context, span)
 
     def on_evaluation(
-        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+        self, context: RunContext, current: RunState, evaluation: Evaluation
     ) -> Decision:
         """Grows the network, or prepares for it; saves the state after a growth."""
-        del before
         record, pending = evaluation.record, current.history.growing.pending
         record['growth'] = controller.update(
             context, current, evaluation.span, record, evaluation.batch
@@ -110,12 +109,14 @@ class GrowNetwork(Hook):
 
 def _grown_network(context: RunContext, current: RunState) -> dict[str, Any]:
     """Describes the network after a growth, for the line of metrics."""
-    held = current.state
-    chosen = context.most_likely(current.spec, held.arch)
-    analysis = arch_analysis.analyze_architecture(held.arch, current.spec, chosen=chosen)
+    state = current.state
+    chosen = context.most_likely(current.spec, state.arch)
+    analysis = arch_analysis.analyze_architecture(state.arch, current.spec, chosen=chosen)
     return {
         'network': current.spec.to_json(),
-        'factors': arch_analysis.rounded_factors(factors.factors_by_row(current.spec, held.params)),
+        'factors': arch_analysis.rounded_factors(
+            factors.factors_by_row(current.spec, state.params)
+        ),
         **{key: analysis[key] for key in ('genotype', 'arch/probabilities')},
     }
 
@@ -128,10 +129,9 @@ class StopEarly(Hook):
         return early_stopping.may_stop(context, span)
 
     def on_evaluation(
-        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+        self, context: RunContext, current: RunState, evaluation: Evaluation
     ) -> Decision:
         """Measures the curvature, and ends the phase when it has risen."""
-        del before
         halts = early_stopping.update(context, current, evaluation.span, evaluation.record)
         measured = 'arch/eigenvalue' in evaluation.record
         return Decision(saves=halts, ends_phase=halts, stalled=measured)
@@ -145,10 +145,9 @@ class WriteMetrics(Hook):
         self._log = log
 
     def on_evaluation(
-        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+        self, context: RunContext, current: RunState, evaluation: Evaluation
     ) -> Decision:
         """Writes the line; decides nothing."""
-        del context, current, before
         self._log.write(evaluation.record)
         return Decision()
 
@@ -161,11 +160,10 @@ class DrawPage(Hook):
         self._page = page
 
     def on_evaluation(
-        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+        self, context: RunContext, current: RunState, evaluation: Evaluation
     ) -> Decision:
         """Draws the page if it is due; decides nothing."""
-        del context, current
-        self._page.draw(at_once=before.saves or _is_last(evaluation))
+        self._page.draw(at_once=evaluation.decided.saves or _is_last(evaluation))
         return Decision()
 
     def on_stop(self) -> None:
@@ -181,10 +179,9 @@ class WriteTensorBoard(Hook):
         self._events = events
 
     def on_evaluation(
-        self, context: RunContext, current: RunState, evaluation: Evaluation, before: Decision
+        self, context: RunContext, current: RunState, evaluation: Evaluation
     ) -> Decision:
         """Writes the events; decides nothing."""
-        del context, current, before
         self._events.write(evaluation.record, evaluation.spec)
         return Decision()
 

@@ -18,7 +18,6 @@ import optax
 from asose_jax.arch import genotype
 from asose_jax.config.consistency import has_exact_start
 from asose_jax.data.dataset import Dataset, warn_of_other_pictures
-from asose_jax.metrics import run_record
 from asose_jax.nn import factors, operations
 from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import old_checkpoints
@@ -26,7 +25,7 @@ from asose_jax.pipeline.builders import make_supernet
 from asose_jax.pipeline.run_context import INIT, RunContext, RunState, pack_to_devices
 from asose_jax.pipeline.run_history import RunHistory
 from asose_jax.runtime.errors import UserError, describe_os_error
-from asose_jax.runtime.workdir import checksum, write_atomically
+from asose_jax.runtime.workdir import checksum, read_json_object, write_atomically
 from asose_jax.spaces import chain, genotype_text, registry
 from asose_jax.spaces.supernet import HEAD, SECOND_HEAD, SuperNet
 from asose_jax.train import checkpoint, pmap, state
@@ -205,15 +204,7 @@ def _checkpoint_origin(
 def _describe_checkpoint(
     path: str, images: Dataset, schedule: Schedule
 ) -> tuple[Origin, list[str]]:
-    """Reads the description of a checkpoint of another run.
-
-    Args:
-      path: the value of `init_from`.
-      images: the data set of this run.
-      schedule: of this run.
-
-    Returns:
-      The origin, and the names of the arrays in the checkpoint.
+    """Reads the description of a checkpoint of another run, and the names of its arrays.
 
     Raises:
       UserError: there is no checkpoint, or it does not fit the data or the schedule.
@@ -235,7 +226,7 @@ def _describe_checkpoint(
         )
     arrays = [*meta['checksums']]
     ours = [*images.class_names]
-    names = run_record.read_json_object(directory.parent / 'run.json').get('classes', ours)
+    names = read_json_object(directory.parent / 'run.json').get('classes', ours)
     origin = Origin(
         spec=dataclasses.replace(spec, num_classes=len(ours)),
         directory=directory,
@@ -276,11 +267,6 @@ def _require_same_weights(
 
     They may differ in weights beside the candidates (second head, auxiliary skips), which the
     description of a network does not mention. A second head there may be left out here.
-
-    Args:
-      spec: description of the network in the checkpoint.
-      arrays: names of the arrays in the checkpoint.
-      config: of this run.
 
     Raises:
       UserError: they differ.
@@ -376,12 +362,7 @@ def _read_source(field: str, value: str) -> _Source:
 
 
 def _warn_if_chosen_on_other_pictures(value: str, images: Dataset) -> None:
-    """Warns if the search that chose a network may have used this run's test pictures.
-
-    Args:
-      value: of the field `genotype` or `network`, which can be read.
-      images: the data set of this run.
-    """
+    """Warns if the search that chose a network may have used this run's test pictures."""
     if not _TEXT.search(value):
         path = pathlib.Path(value).expanduser()
         warn_of_other_pictures(images, path if path.is_dir() else path.parent)
@@ -444,10 +425,6 @@ def _require_no_name(source: _Source) -> None:
 def _read_network(value: str, images: Dataset) -> genotype.NetSpec:
     """Reads the derived network that a genotype.json describes.
 
-    Args:
-      value: of the field `network`: the file, the workdir that it is in, or the text itself.
-      images: the data set of this run.
-
     Raises:
       UserError: the network cannot be read, is not derived, or does not fit the images.
     """
@@ -491,10 +468,7 @@ def _read_network(value: str, images: Dataset) -> genotype.NetSpec:
 def _require_same_images(images: Dataset, spec: genotype.NetSpec, source: str) -> None:
     """Raises UserError unless a network takes the images of the data set, and knows their classes.
 
-    Args:
-      images: the data set of this run.
-      spec: description of the network.
-      source: the beginning of the message, such as `"network='FILE' is for"`.
+    `source` begins the message, such as `"network='FILE' is for"`.
     """
     ours = (images.image_shape, len(images.class_names))
     if (spec.image_shape, spec.num_classes) != ours:
@@ -559,13 +533,8 @@ def _restore_origin(
 ) -> tuple[genotype.NetSpec, state.SearchState]:
     """Restores the checkpoint of another run, with the heads that this run trains.
 
-    Args:
-      context: of the run.
-      origin: a checkpoint.
-
-    Returns:
-      Description and state of the network of this run, at step 0. An average of the weights has
-      taken their place already, and a fresh head takes the place of both.
+    Returns description and state of the network of this run, at step 0. An average of the weights
+    has taken their place already, and a fresh head takes the place of both.
 
     Raises:
       UserError: the checkpoint is damaged.

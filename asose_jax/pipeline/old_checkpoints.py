@@ -66,12 +66,8 @@ def restore(
 def _map_weights(change: Callable[..., Any], *states: SearchState) -> SearchState:
     """Applies `change` to the weights of some states, and to the momentum of the weights.
 
-    Args:
-      change: takes a tree like `params` of each state, and returns one.
-      *states: states; all else of the result is that of the last one.
-
-    Returns:
-      The changed state.
+    It takes a tree like `params` of each state, and returns one; all else is that of the last
+    state.
     """
     traces = [optax.tree.get(old.opt_state, 'trace') for old in states]
     trace = {**traces[-1], 'params': change(*(old['params'] for old in traces))}

@@ -36,14 +36,7 @@ def select(
     Where the space keeps only some edges of each node, no row keeps `none`. Instead, one node after
     another, in random order, keeps the edges without which accuracy is lowest.
 
-    Args:
-      spec: description of the supernet.
-      rows: weight of each candidate, `[K]` for each of `spec.rows()`: probabilities.
-      accuracy: measures the supernet with such rows; only the ratios within a row matter.
-      key: random key of the orders.
-
-    Returns:
-      The chosen operation of every row.
+    Rows are probabilities `[K]`; to `accuracy`, only the ratios within a row matter.
     """
     rows = list(rows)
     row_key, node_key = jax.random.split(key)
@@ -125,13 +118,6 @@ def select_by_perturbation(context: RunContext, current: RunState) -> Genotype:
     there, the weights of the candidates that are left in a row sum to 1 again. All evaluations are
     calls of one program. A run that is killed during the selection repeats all of it, with the same
     result.
-
-    Args:
-      context: of the run.
-      current: its state, at the end of the search.
-
-    Returns:
-      The genotype, see `select`.
     """
     spec = current.spec
     step_config = dataclasses.replace(

@@ -149,12 +149,7 @@ class RunContext:
         )
 
     def most_likely(self, spec: genotype.NetSpec, arch: Mapping[str, Any]) -> genotype.Genotype:
-        """Returns the genotype that would be derived: the most likely one within `limit`.
-
-        Args:
-          spec: description of the network.
-          arch: its `arch` tree.
-        """
+        """Returns the genotype that would be derived: the most likely one within `limit`."""
         if self.limit is None:
             return genotype.most_likely(spec, arch)
         return self.limit.most_likely(spec, arch)

@@ -48,13 +48,7 @@ def environment(context: RunContext) -> dict[str, Any]:
 
 
 def write_environment(context: RunContext, origin_digest: int | None = None) -> None:
-    """Writes run.json and, for a folder of pictures, data.json with the hash of each file.
-
-    Args:
-      context: of the run.
-      origin_digest: `initialization.Origin.digest` of the files that the run began with; `None` if
-        there are none.
-    """
+    """Writes run.json and, for a folder of pictures, data.json with the hash of each file."""
     identity = context.data.identity
     if identity is not None and identity.files is not None:
         files = json.dumps(identity.files, indent=0)
@@ -71,10 +65,6 @@ def write_summary(context: RunContext, current: RunState) -> dict[str, Any]:
     """Evaluates the derived network, and writes the genotype and the summary.
 
     No part of a run uses the test split before.
-
-    Args:
-      context: of the run.
-      current: its state at the end; the network is derived.
 
     Returns:
       The summary, as in summary.json.
@@ -149,14 +139,7 @@ def _log_summary(summary: Mapping[str, Any], chosen: genotype.Genotype) -> None:
 
 
 def final_table(summary: Mapping[str, Any]) -> str:
-    """Formats the phases of a run as a table of at most 80 characters a line.
-
-    Args:
-      summary: of the run; `test_accuracy` and `phases` are read.
-
-    Returns:
-      The lines of the table, joined.
-    """
+    """Formats the phases of a run as a table of at most 80 characters a line."""
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_footer=True)
     seconds = sum(row['seconds'] for row in summary['phases'])
     compiled = sum(row['compile_seconds'] for row in summary['phases'])

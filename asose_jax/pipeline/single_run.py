@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from asose_jax.config.consistency import (
 )
 from asose_jax.costs import expected_cost, limit
 from asose_jax.data import dataset
-from asose_jax.metrics import arch_analysis, metrics_log, run_record
+from asose_jax.metrics import arch_analysis, metrics_log
 from asose_jax.nn import factors
 from asose_jax.pipeline import (
     builders,
@@ -49,10 +49,10 @@ from asose_jax.report import page, tensorboard
 from asose_jax.runtime import malloc, paths, process
 from asose_jax.runtime.errors import UserError, counted, os_errors
 from asose_jax.runtime.interrupt import Interrupt
-from asose_jax.runtime.workdir import locked, require_kind, write_atomically
+from asose_jax.runtime.workdir import locked, read_json_object, require_kind, write_atomically
 from asose_jax.spaces import natsbench, registry, tabular
 from asose_jax.spaces.supernet import HEAD
-from asose_jax.train import checkpoint, pmap, state
+from asose_jax.train import checkpoint, optimizer, pmap, state
 from asose_jax.train.phases import Phase, Schedule
 
 logger = logging.getLogger('asose_jax')
@@ -90,24 +90,13 @@ def run(
         malloc.keep_freed_memory()
     config = with_original_defaults(config, workdir)
     fields = flatten(config)
-    recorded = run_record.read_json_object(workdir / 'run.json')
+    recorded = read_json_object(workdir / 'run.json')
     resumes = checkpoint.has_checkpoint(workdir / 'checkpoints')
     moved = require_same_config(
         fields, workdir, movable=_movable(recorded, resumes), base=recorded.get('directory')
     )
     with Interrupt(at_once=jax.process_count() == 1) as interrupt:
-        split_by = 'content'
-        if resumes and config.data.name == 'folder':
-            split_by = dataset.recorded_split(recorded, workdir)
-        elif config.data.name == 'folder':
-            paths.require_outside(workdir, config.data.dir)
-        images = builders.load_data(config, split_by, begun=resumes)
-        if not len(images.valid):
-            logger.info(
-                'no validation (data.valid_fraction=0): all %d images are trained on, and accuracy '
-                'is known at the end, on the test split',
-                len(images.train),
-            )
+        images = _load_data(config, workdir, recorded, resumes)
         schedule = builders.make_schedule(config, len(images.train))
         if resumes:
             dataset.require_same_data(images, recorded, workdir)
@@ -115,59 +104,83 @@ def run(
         origin = None if resumes else initialization.find_origin(config, images, schedule)
         if origin is not None and origin.directory is not None:
             dataset.warn_of_other_pictures(images, origin.directory.parent)
-        latencies = expected_cost.open_latencies(config, workdir, resumes)
-        budget = expected_cost.make_budget(config, latencies)
-        cost_limit = limit.make_limit(config, latencies)
-        if latencies is not None and origin is not None:
-            latencies.require(origin.spec)
-        if budget is not None and origin is not None:
-            budget.require_reachable_target(
-                origin.spec, bool(config.growth.epochs and config.growth.kinds)
-            )
-        if cost_limit is not None and origin is not None:
-            cost_limit.require_reachable(origin.spec)
+        costs = _costs(config, workdir, origin)
         table = _benchmark_table(config)
         is_primary_host = jax.process_index() == 0
-        with locked(workdir, is_primary_host):
+        with locked(workdir, is_primary_host), _device_errors():
             if checkpoint.has_checkpoint(workdir / 'checkpoints') != resumes:
                 raise UserError(
                     f'another process has worked in {workdir} since this one began. Run the same '
                     'command again: it resumes from there.'
                 )
             if is_primary_host:
-                _write_json(workdir / 'config.json', fields_to_record(fields, workdir))
-            try:
-                with _open_checkpoints(config, workdir, schedule) as checkpoints:
-                    context = run_context.RunContext(
-                        config=config,
-                        workdir=workdir,
-                        console=console or rich.console.Console(),
-                        data=images,
-                        schedule=schedule,
-                        tx=builders.make_optimizer(config, schedule),
-                        shared=pmap.shared_arrays(
-                            images, run_context.key_for(config.seed, run_context.STEPS)
-                        ),
-                        checkpoints=checkpoints,
-                        interrupt=interrupt,
-                        table=table,
-                        is_primary_host=is_primary_host,
-                        platform=platform,
-                        budget=budget,
-                        limit=cost_limit,
-                        latencies=latencies,
-                        class_weights=builders.make_class_weights(config, images),
-                    )
-                    origin_digest = recorded.get('origin')
-                    if origin is not None:
-                        starts = [config[name] for name in initialization.START_FIELDS]
-                        origin_digest = origin.digest() if any(starts) else None
-                    return _run_phases(context, origin, origin_digest)
-            except jax.errors.JaxRuntimeError as error:
-                advice = _device_error_advice(error)
-                if advice is None:
-                    raise
-                raise advice from error
+                recording = json.dumps(fields_to_record(fields, workdir), indent=2)
+                write_atomically(workdir / 'config.json', recording + '\n')
+            with _open_checkpoints(config, workdir, schedule) as checkpoints:
+                key = run_context.key_for(config.seed, run_context.STEPS)
+                context = run_context.RunContext(
+                    config=config,
+                    workdir=workdir,
+                    console=console or rich.console.Console(),
+                    data=images,
+                    schedule=schedule,
+                    tx=optimizer.make_optimizer(config, schedule),
+                    shared=pmap.shared_arrays(images, key),
+                    checkpoints=checkpoints,
+                    interrupt=interrupt,
+                    table=table,
+                    is_primary_host=is_primary_host,
+                    platform=platform,
+                    class_weights=builders.make_class_weights(config, images),
+                    **costs,
+                )
+                digest = recorded.get('origin')
+                if origin is not None:
+                    starts = [config[name] for name in initialization.START_FIELDS]
+                    digest = origin.digest() if any(starts) else None
+                return _run_phases(context, origin, digest)
+
+
+def _load_data(
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    recorded: Mapping[str, Any],
+    resumes: bool,
+) -> dataset.Dataset:
+    """Loads the data of a run, which may have begun with an older way to split them."""
+    split_by = 'content'
+    if resumes and config.data.name == 'folder':
+        split_by = dataset.recorded_split(recorded, workdir)
+    elif config.data.name == 'folder':
+        paths.require_outside(workdir, config.data.dir)
+    images = builders.load_data(config, split_by, begun=resumes)
+    if not len(images.valid):
+        logger.info(
+            'no validation (data.valid_fraction=0): all %d images are trained on, and accuracy is '
+            'known at the end, on the test split',
+            len(images.train),
+        )
+    return images
+
+
+def _costs(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, origin: initialization.Origin | None
+) -> dict[str, Any]:
+    """Returns what a `RunContext` has to know of costs; refuses what no network could keep.
+
+    Without an origin, the run resumes, and its network has grown perhaps: nothing is refused.
+    """
+    latencies = expected_cost.open_latencies(config, workdir, origin is None)
+    if latencies is not None and origin is not None:
+        latencies.require(origin.spec)
+    budget = expected_cost.make_budget(config, latencies)
+    cost_limit = limit.make_limit(config, latencies)
+    if budget is not None and origin is not None:
+        grows = bool(config.growth.epochs and config.growth.kinds)
+        budget.require_reachable_target(origin.spec, grows)
+    if cost_limit is not None and origin is not None:
+        cost_limit.require_reachable(origin.spec)
+    return {'latencies': latencies, 'budget': budget, 'limit': cost_limit}
 
 
 def _movable(recorded: Mapping[str, Any], resumes: bool) -> Collection[str]:
@@ -199,10 +212,6 @@ def _benchmark_table(
     return tabular.Table.read(name, lambda text: dumps(loads(text)))
 
 
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    write_atomically(path, json.dumps(content, indent=2) + '\n')
-
-
 def _open_checkpoints(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, schedule: Schedule
 ) -> checkpoint.Checkpoints:
@@ -210,20 +219,25 @@ def _open_checkpoints(
     return checkpoint.Checkpoints(workdir / 'checkpoints', c.keep, milestones, c.every_seconds)
 
 
-def _device_error_advice(error: Exception) -> UserError | None:
-    """Returns an error that says what to do about a failure of the devices, if anything helps."""
-    first_line = (str(error).splitlines() or [''])[0][:300]
-    if 'RESOURCE_EXHAUSTED' in str(error):
-        return UserError(
-            f'the devices have too little memory: {first_line}\nLower batch_size or '
-            'model.channels, or set model.remat=True, model.dtype=bfloat16, or arch.micro_batches.'
-        )
-    if jax.process_count() > 1:
-        return UserError(
-            f'lost touch with another host: {first_line}\nStart the same command on all hosts '
-            'again; it goes on from the last checkpoint.'
-        )
-    return None
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    """Turns a failure of the devices into an error that says what to do, if anything helps."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        first_line = (str(error).splitlines() or [''])[0][:300]
+        if 'RESOURCE_EXHAUSTED' in str(error):
+            raise UserError(
+                f'the devices have too little memory: {first_line}\nLower batch_size or '
+                'model.channels, or set model.remat=True, model.dtype=bfloat16, or '
+                'arch.micro_batches.'
+            ) from error
+        if jax.process_count() > 1:
+            raise UserError(
+                f'lost touch with another host: {first_line}\nStart the same command on all hosts '
+                'again; it goes on from the last checkpoint.'
+            ) from error
+        raise
 
 
 def _run_phases(
@@ -233,13 +247,8 @@ def _run_phases(
 ) -> dict[str, Any]:
     """Goes through all phases that are left, derives the network, and writes the summary.
 
-    Args:
-      context: of the run.
-      origin: what a new run starts from; `None` continues from the newest checkpoint.
-      origin_digest: `Origin.digest` of the files that the run began with; `None` if there are none.
-
-    Returns:
-      The summary, as in summary.json.
+    Without an origin it continues from the newest checkpoint. `origin_digest` is that of the files
+    that the run began with, if there were any.
     """
     if origin is None:
         current = initialization.resume(context)
@@ -340,7 +349,7 @@ def _with_halted_schedule(
         return context
     context.checkpoints.keep_for_good([span.stop for span in schedule.spans])
     return dataclasses.replace(
-        context, schedule=schedule, tx=builders.make_optimizer(context.config, schedule)
+        context, schedule=schedule, tx=optimizer.make_optimizer(context.config, schedule)
     )
 
 

@@ -1,6 +1,7 @@
 """Trains one phase: chunks of steps, and between them evaluations, hooks and checkpoints."""
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -27,12 +28,8 @@ def train_phase(context: RunContext, current: RunState, hooks: Sequence[Hook]) -
     """Trains from the current step to the end of its phase, or of a search that ends early.
 
     The results of a chunk are fetched when the next chunk has been queued, so that the devices do
-    not wait for the host. They wait where a hook may decide, and where the state is saved.
-
-    Args:
-      context: of the run.
-      current: state of the run; changes.
-      hooks: called in order after each evaluation.
+    not wait for the host. They wait where a hook may decide, and where the state is saved. Hooks
+    are called in order after each evaluation.
 
     Raises:
       Stopped: the process was asked to stop; the state is saved.
@@ -128,10 +125,11 @@ def _run_hooks(
     record: dict[str, Any],
     batch: Any,
 ) -> Decision:
-    event, decided = Evaluation(span, current.spec, record, batch), Decision()
+    event = Evaluation(span, current.spec, record, batch)
     for hook in hooks:
-        decided = decided.also(hook.on_evaluation(context, current, event, decided))
-    return decided
+        decided = event.decided.also(hook.on_evaluation(context, current, event))
+        event = dataclasses.replace(event, decided=decided)
+    return event.decided
 
 
 def _collect(

@@ -308,11 +308,6 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     If `low` and `high` are equal, the numbers go around that value, and down to 0 from a positive
     one.
 
-    Args:
-      low: the first number is at most this.
-      high: the last number is at least this.
-      count: wanted number of ticks.
-
     Returns:
       The numbers, ascending; at least two.
 

@@ -67,14 +67,7 @@ def _label(name: str, number: int, missing: Collection[str]) -> str:
 
 
 def _fonts(letters: set[str]) -> tuple[list[str], set[str]]:
-    """Finds fonts for letters.
-
-    Args:
-      letters: all letters to be drawn.
-
-    Returns:
-      Font families that have these letters between them, and the letters that no font has.
-    """
+    """Returns families of fonts that have these letters between them, and letters that none has."""
     default = font_manager.FontProperties()
     families = list(default.get_family())
     unprintable = {letter for letter in letters if not letter.isprintable()}

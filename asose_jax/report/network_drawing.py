@@ -65,14 +65,7 @@ def family(name: str) -> str:
 
 
 def labels(spec: NetSpec) -> dict[tuple[int, int], str]:
-    """Names every row of alpha, such as `block 2, branch 1` or `node 0 to node 3`.
-
-    Args:
-      spec: description of the network.
-
-    Returns:
-      The names by group and member.
-    """
+    """Names every row of alpha by group and member: `block 2, branch 1`, `node 0 to node 3`."""
     names = {}
     for row in spec.rows():
         g, m = row.group, row.member
@@ -124,11 +117,7 @@ def draw(
 def modules(spec: NetSpec) -> list[str]:
     """Lists the modules of a network of cells in order, merging equal neighbours.
 
-    Args:
-      spec: description of the network.
-
-    Returns:
-      Texts such as `5 × cell, 16 channels, 32×32`; none for a chain, whose drawing shows them.
+    The texts are such as `5 × cell, 16 channels, 32×32`. A chain has none: its drawing shows them.
     """
     if isinstance(spec, NasBench201Spec):
         kinds, widths = ('cell', 'residual block'), spec.modules

@@ -36,11 +36,9 @@ class Page:
         self._next_time = 0.0  # of `time.monotonic`, before which no page is drawn on the way
 
     def draw(self, at_once: bool = True) -> None:
-        """Draws the page.
+        """Draws the page, at once or if enough time has passed since the last one.
 
-        Args:
-          at_once: draws in any case; otherwise only if enough time has passed since the last page
-            that drawing takes at most 2 % of the time.
+        That is enough if drawing takes at most 2 % of the time.
         """
         start = time.monotonic()
         if not self._is_primary_host or (start < self._next_time and not at_once):
@@ -65,13 +63,7 @@ def write(directory: pathlib.Path) -> None:
 
 @os_errors('writing the report of a run')
 def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
-    """Draws the page of an existing run or sweep, which may still be going on.
-
-    Args:
-      directory: its workdir.
-
-    Returns:
-      The path of the page.
+    """Draws the page of an existing run or sweep, which may still be going on; returns its path.
 
     Raises:
       UserError: there is no run in `directory`, its config.json is damaged, or the page cannot be

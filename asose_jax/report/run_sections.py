@@ -136,16 +136,7 @@ def describe_growth(grown: GrowthEvent) -> str:
 def _changes(
     event: Mapping[str, Any], before: Any, after: Any
 ) -> tuple[list[int], tuple[int, int] | None]:
-    """Finds what a growth has changed.
-
-    Args:
-      event: its entry in metrics.jsonl.
-      before: `ChainSpec` before it.
-      after: `ChainSpec` after it.
-
-    Returns:
-      The changed blocks, and the new block and branch; `None` after a growth in width.
-    """
+    """Returns the blocks that a growth has changed, and the new block and branch, if any."""
     kind, where = event.get('kind'), event['where']
     if kind == chain.DEPTH:
         return [where], (where, 0)

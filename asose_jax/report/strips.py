@@ -83,12 +83,7 @@ def chart(title: str, alt: str, strips: Sequence[Strip], *, width: float) -> dic
 
 
 def _merged_labels(labels: Sequence[tuple[float, str]], width: float) -> list[tuple[float, str]]:
-    """Merges labels that would overlap, as `1, 2`.
-
-    Args:
-      labels: x coordinate and text of each, from left to right.
-      width: width of the chart, which all labels stay in.
-    """
+    """Merges labels that would overlap, as `1, 2`; all stay within the width of the chart."""
     merged: list[tuple[float, float, str]] = []  # left end, right end, text
 
     def placed(left: float, right: float, text: str) -> tuple[float, float, str]:

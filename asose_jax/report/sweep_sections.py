@@ -15,6 +15,7 @@ from asose_jax.report import charts, formatting, run_sections, strips
 from asose_jax.report.charts import Line
 from asose_jax.report.formatting import MISSING, percent, plain
 from asose_jax.report.strips import Strip
+from asose_jax.runtime import workdir
 
 _STYLES = ('first', 'second', 'third', 'first long', 'second mixed', 'third short')
 _SEARCHES, _FOUND, _RANDOM = 'searches', 'found', 'random'
@@ -65,12 +66,7 @@ def build(directory: pathlib.Path, record: Record, page: str) -> dict[str, Any]:
 
 
 def read(directory: pathlib.Path, record: Record) -> Sweep:
-    """Reads the runs of a sweep.
-
-    Args:
-      directory: workdir of the sweep.
-      record: content of its own files; its config says which runs there are.
-    """
+    """Reads the runs of a sweep, which the config in its own files names."""
     planned = _planned(record.config)
     searches = {name: run_record.read(directory / name) for name in planned[_SEARCHES]}
     skip_share = _skip_share(record.config)
@@ -117,7 +113,7 @@ def _skip_share(config: Mapping[str, Any]) -> float:
 def _accuracy_of(directory: pathlib.Path, name: str) -> float | None:
     """Returns the test accuracy of a run, or `None` if it is not finished."""
     return finite_or_none(
-        run_record.read_json_object(directory / name / 'summary.json').get('test_accuracy')
+        workdir.read_json_object(directory / name / 'summary.json').get('test_accuracy')
     )
 
 

@@ -77,11 +77,7 @@ def handler_for(console: rich.console.Console) -> logging.Handler:
 
 
 def plain_handler(stream: TextIO | None = None) -> logging.Handler:
-    """Returns a handler that writes lines with a time stamp.
-
-    Args:
-      stream: where to write; `None` means stderr.
-    """
+    """Returns a handler that writes lines with a time stamp, to stderr without a stream."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter('%(asctime)s %(message)s', '%H:%M:%S'))
     return handler

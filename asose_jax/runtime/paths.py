@@ -16,11 +16,7 @@ _URL_AS_PATH = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*):/')  # pathlib merges the
 
 
 def require_local(path: str | os.PathLike[str], name: str) -> None:
-    """Refuses a path of another kind of storage, such as gs://BUCKET.
-
-    Args:
-      path: as the user gave it.
-      name: of the flag or the field of the config.
+    """Refuses a path of another kind of storage, such as gs://BUCKET; `name` is for the message.
 
     Raises:
       UserError: it has a scheme; nothing was written.
@@ -34,10 +30,7 @@ def require_local(path: str | os.PathLike[str], name: str) -> None:
 
 
 def require_local_fields(flat: dict[str, object]) -> None:
-    """Refuses a config in which a path is not of this machine.
-
-    Args:
-      flat: the fields of the config by name.
+    """Refuses a flat config in which a path is not of this machine.
 
     Raises:
       UserError: names the first such field; nothing was written.
@@ -66,10 +59,6 @@ def require_outside(workdir: pathlib.Path, folder: str) -> None:
     """Refuses a workdir inside the folder of pictures, where its files would be taken for a class.
 
     Folders whose names begin with a dot are never read, so there it may be.
-
-    Args:
-      workdir: of a run that has not begun.
-      folder: of the pictures.
 
     Raises:
       UserError: the workdir is the folder or in it; nothing was written.

@@ -19,9 +19,7 @@ logger = logging.getLogger('asose_jax')
 def locked(workdir: pathlib.Path, is_primary_host: bool = True) -> Iterator[None]:
     """Creates `workdir` and locks it against other runs until the context or the process ends.
 
-    Args:
-      workdir: the directory of the run.
-      is_primary_host: whether this process is the one host that writes; only it takes the lock.
+    Of several hosts, only the primary one takes the lock.
 
     Raises:
       UserError: another run holds the lock, or the directory cannot be created or written. An
@@ -82,12 +80,24 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     return config
 
 
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
+    """Returns the object in a JSON file; empty if there is no file, or none that can be parsed."""
+    return parse_object(path.read_text(encoding='utf-8', errors='replace')) if path.exists() else {}
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """Returns the JSON object in `text`, or an empty one if it is anything else."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def require_kind(workdir: pathlib.Path, seeds: Sequence[int]) -> None:
     """Refuses a single run in the workdir of a sweep, and a sweep in that of a single run.
 
-    Args:
-      workdir: of the command; it need not exist. Nothing is written.
-      seeds: of the sweep; empty for a single run.
+    `seeds` are those of the sweep, none for a single run. Nothing is written.
 
     Raises:
       UserError: the workdir is of the other kind, or its config.json is damaged.

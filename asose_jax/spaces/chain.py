@@ -18,20 +18,6 @@ from asose_jax.nn.mixed_op import Choice, MixedOp
 
 Array = jax.Array
 
-PRIMITIVES = (
-    'none',
-    'avg_pool_3x3',
-    'max_pool_3x3',
-    'skip_connect',
-    'sep_conv_3x3',
-    'sep_conv_5x5',
-    'sep_conv_7x7',
-    'dil_conv_3x3',
-    'dil_conv_5x5',
-    'conv_7x1_1x7',
-)
-
-
 DEPTH, WIDTH, BRANCH = KINDS_OF_GROWTH = ('depth', 'width', 'branch')
 
 
@@ -126,7 +112,7 @@ def build(
     depth: int,
     reductions: tuple[int, ...],
     max_channels: int,
-    primitives: tuple[str, ...] = PRIMITIVES,
+    primitives: tuple[str, ...],
 ) -> ChainSpec:
     """Builds the initial supernet: a chain of blocks with one mixed operation each.
 
@@ -205,18 +191,11 @@ class Block(nn.Module):
     spec: BlockSpec
     factors: tuple[bool, ...]
     forward: Forward
-    residual: bool = True
+    residual: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Applies the block.
-
-        Args:
-          x: Features `[B, H, W, C]`.
-
-        Returns:
-          Features `[B, ceil(H / stride), ceil(W / stride), channels]` of the same dtype.
-        """
+        """Maps features `[B, H, W, C]` to `[B, ceil(H / stride), ceil(W / stride), channels]`."""
         width, forward = self.spec.channels, self.forward
         if needs_transition(self.spec, x.shape[-1]):
             x = x[:, :: self.spec.stride, :: self.spec.stride]
@@ -234,11 +213,6 @@ class Block(nn.Module):
 
 def body(spec: ChainSpec, forward: Forward, x: Array) -> Iterator[Array]:
     """Applies stem and blocks. To be called in a compact Linen module, which owns the layers.
-
-    Args:
-      spec: Description of the network.
-      forward: Settings of this pass through the network.
-      x: Images `[B, H, W, C]`.
 
     Yields:
       The features `[B, H, W, C]` after the stem and after each block.

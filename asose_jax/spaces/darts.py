@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asose_jax.arch import published
 from asose_jax.arch.genotype import NONE, Genotype, MixedOpSite, NetSpec, channels_and_strides
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Forward
@@ -32,16 +33,6 @@ from asose_jax.spaces.genotype_text import Found
 
 Array = jax.Array
 
-PRIMITIVES = (
-    'none',
-    'max_pool_3x3',
-    'avg_pool_3x3',
-    'skip_connect',
-    'sep_conv_3x3',
-    'sep_conv_5x5',
-    'dil_conv_3x3',
-    'dil_conv_5x5',
-)
 NODES = 4  # nodes of a cell, not counting its inputs
 INPUTS = 2
 EDGES_PER_NODE = 2  # edges that a node keeps when the network is derived
@@ -110,14 +101,6 @@ class DartsSpec(NetSpec):
 
         A node keeps the two edges whose best operation other than `none` is the most probable; of
         equals, the earlier ones. All other edges choose `none`.
-
-        Args:
-          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
-          edges: Weights `[members]` of the edges of each group, of the same kind, which multiply
-            these probabilities; `None` for a group without edge weights, or for all.
-
-        Returns:
-          One integer for each row, of the same kind.
         """
         xp = np if isinstance(rows[0], np.ndarray) else jnp
         chosen, remaining = [], iter(rows)
@@ -141,12 +124,6 @@ class DartsSpec(NetSpec):
         edges; a pair of edges is kept with a probability proportional to the product of their
         strengths. On an edge that is kept, operations are chosen in proportion to their
         probabilities. Where alpha is sure of a genotype, its operations have shares of 1.
-
-        Args:
-          rows: softmax(alpha) `[K]` for each of `rows()`, NumPy or traced.
-
-        Returns:
-          `[K]` for each row, of the same kind.
         """
         xp = np if isinstance(rows[0], np.ndarray) else jnp
         shares, remaining = [], iter(rows)
@@ -180,13 +157,13 @@ def build(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    channels: int = 16,
-    depth: int = 8,
-    reductions: tuple[int, ...] = (2, 5),
-    max_channels: int = 256,
-    primitives: tuple[str, ...] = PRIMITIVES,
+    channels: int,
+    depth: int,
+    reductions: tuple[int, ...],
+    max_channels: int,
+    primitives: tuple[str, ...],
 ) -> DartsSpec:
-    """Builds the initial supernet. The defaults are those of the search in the paper.
+    """Builds the initial supernet.
 
     Args:
       image_shape: Shape of an image, `(H, W, C)`.
@@ -271,11 +248,6 @@ def body(spec: DartsSpec, forward: Forward, x: Array) -> Iterator[Array]:
     """Applies everything but the head. All cells of a kind use the same draws.
 
     To be called in a compact Linen module, which owns the layers.
-
-    Args:
-      spec: Description of the network.
-      forward: Settings of this pass through the network.
-      x: Images `[B, H, W, C]`.
 
     Yields:
       The features `[B, H, W, C]` after each cell.
@@ -409,14 +381,7 @@ def _find_in_lines(text: str) -> list[Found]:
 
 
 def _parse_nodes(cell: Any) -> Iterator[tuple[str, ...]]:
-    """Yields the operations of each node, one for each of its edges.
-
-    Args:
-      cell: List of (operation, input), two for each node.
-
-    Raises:
-      ValueError: It is something else.
-    """
+    """Yields the operations of each node, one for each of its edges, from a list of pairs."""
     if not isinstance(cell, list) or not all(isinstance(entry, tuple | list) for entry in cell):
         raise ValueError(f'a DARTS cell must be a list of (operation, input), not {cell!r}')
     pairs = [pair for entry in cell for pair in (entry if _is_nested(entry) else [entry])]
@@ -427,11 +392,12 @@ def _parse_nodes(cell: Any) -> Iterator[tuple[str, ...]]:
     for node in range(NODES):
         names = [NONE] * (INPUTS + node)
         for pair in pairs[EDGES_PER_NODE * node : EDGES_PER_NODE * (node + 1)]:
-            known = len(pair) == 2 and pair[0] in PRIMITIVES[1:]
+            known = len(pair) == 2 and pair[0] in published.DARTS[1:]
             if not known or pair[1] not in range(INPUTS + node) or names[pair[1]] != NONE:
                 raise ValueError(
                     f'edge {pair} of node {INPUTS + node} does not fit the DARTS space: a node '
-                    f'takes two different inputs before it, by operations out of {PRIMITIVES[1:]}'
+                    'takes two different inputs before it, by operations out of '
+                    f'{published.DARTS[1:]}'
                 )
             names[pair[1]] = pair[0]
         yield tuple(names)

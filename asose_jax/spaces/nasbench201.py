@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from asose_jax.arch import published
 from asose_jax.arch.genotype import Genotype, MixedOpSite, NetSpec, channels_and_strides
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Forward
@@ -21,7 +22,6 @@ from asose_jax.spaces.genotype_text import Found
 
 Array = jax.Array
 
-PRIMITIVES = ('none', 'skip_connect', 'nor_conv_1x1', 'nor_conv_3x3', 'avg_pool_3x3')
 NODES = 3  # nodes of a cell, not counting its input
 _EDGES = r'(?:[^|¦~+\s]+~[^|¦~+\s]+(?P=bar))++'
 # A cell in other text. What goes on in front of it or behind it is no whole cell, and not found.
@@ -75,13 +75,13 @@ def build(
     image_shape: tuple[int, int, int],
     num_classes: int,
     *,
-    channels: int = 16,
-    depth: int = 17,
-    reductions: tuple[int, ...] = (5, 11),
-    max_channels: int = 64,
-    primitives: tuple[str, ...] = PRIMITIVES,
+    channels: int,
+    depth: int,
+    reductions: tuple[int, ...],
+    max_channels: int,
+    primitives: tuple[str, ...],
 ) -> NasBench201Spec:
-    """Builds the initial supernet. The defaults are the benchmark's: five cells in each stage.
+    """Builds the initial supernet.
 
     Args:
       image_shape: Shape of an image, `(H, W, C)`.
@@ -172,11 +172,6 @@ def body(spec: NasBench201Spec, forward: Forward, x: Array) -> Iterator[Array]:
 
     To be called in a compact Linen module, which owns the layers.
 
-    Args:
-      spec: Description of the network.
-      forward: Settings of this pass through the network.
-      x: Images `[B, H, W, C]`.
-
     Yields:
       The features `[B, H, W, C]` after each module.
     """
@@ -222,12 +217,12 @@ def loads(text: str, name: str | None = None) -> Genotype:
     nodes = []
     for number, node in enumerate(text.strip().split('+'), start=1):
         edges = [edge.split('~') for edge in node.strip().strip('|').split('|')]
-        known = all(len(edge) == 2 and edge[0] in PRIMITIVES for edge in edges)
+        known = all(len(edge) == 2 and edge[0] in published.NASBENCH201 for edge in edges)
         if not known or [edge[1] for edge in edges] != [str(i) for i in range(number)]:
             raise ValueError(
                 f'node {number} of this NAS-Bench-201 cell is {node!r}; expected one operation for '
                 f'each node before it, |op~0|...|op~{number - 1}|, where op is one of '
-                f'{", ".join(PRIMITIVES)}'
+                f'{", ".join(published.NASBENCH201)}'
             )
         nodes.append(tuple(edge[0] for edge in edges))
     if len(nodes) != NODES:

@@ -34,11 +34,7 @@ _ARCHIVE_ERRORS = (OSError, EOFError, ValueError, KeyError, AssertionError, pick
 
 
 def is_named(table: str | None) -> bool:
-    """Returns whether `benchmark.table` names NATS-Bench.
-
-    Args:
-      table: `nats_bench` and `nats_bench:DIRECTORY` do; the path of a file and `None` do not.
-    """
+    """Returns whether `benchmark.table` names NATS-Bench, as `nats_bench[:DIRECTORY]` does."""
     return table is not None and table.partition(':')[0] == _PACKAGE
 
 
@@ -88,17 +84,7 @@ class NatsBench:
         return Table(columns)
 
     def lookup(self, arch: str) -> dict[str, Any]:
-        """Returns accuracy and rank of a cell among all cells, as `Table.lookup` does.
-
-        Args:
-          arch: Text of the cell.
-
-        Returns:
-          `column -> {'accuracy', 'rank', 'of'}`; empty if the benchmark does not have the cell.
-
-        Raises:
-          UserError: A file of the archive is missing or damaged.
-        """
+        """Returns accuracy and rank of a cell among all cells, as `Table.lookup` does."""
         return self.table().lookup(arch)
 
     def _accuracies(self, index: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from asose_jax.arch import published
 from asose_jax.arch.genotype import FALLBACK, NONE, Genotype, NetSpec
 from asose_jax.spaces import chain, darts, nasbench201
 
@@ -19,7 +20,7 @@ class Space(NamedTuple):
         max_channels=..., primitives=...)`.
       body: Applies the network without its head: `body(spec, forward, images)` yields the features
         `[B, H, W, C]` after each module. To be called in a compact Linen module.
-      primitives: Candidate operations, as published.
+      primitives: Candidate operations that its text form can name, as published.
       needs: Primitives that every set of candidates must contain.
       channels_divisor: The config's `model.channels` must be a multiple of it.
       grows: Whether its networks can grow (docs/algorithm.md, "Growth").
@@ -31,7 +32,7 @@ class Space(NamedTuple):
     spec: type[NetSpec]
     build: Callable[..., NetSpec]
     body: Callable[..., Iterator[jax.Array]]
-    primitives: tuple[str, ...]
+    primitives: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset({FALLBACK})
     channels_divisor: int = 1
     grows: bool = False
@@ -40,12 +41,12 @@ class Space(NamedTuple):
 
 
 SPACES: dict[str, Space] = {
-    'chain': Space(chain.ChainSpec, chain.build, chain.body, chain.PRIMITIVES, grows=True),
+    'chain': Space(chain.ChainSpec, chain.build, chain.body, grows=True),
     'nasbench201': Space(
         nasbench201.NasBench201Spec,
         nasbench201.build,
         nasbench201.body,
-        nasbench201.PRIMITIVES,
+        published.NASBENCH201,
         dumps=nasbench201.dumps,
         loads=nasbench201.loads,
     ),
@@ -53,7 +54,7 @@ SPACES: dict[str, Space] = {
         darts.DartsSpec,
         darts.build,
         darts.body,
-        darts.PRIMITIVES,
+        published.DARTS,
         needs=frozenset({FALLBACK, NONE}),
         channels_divisor=2,
         dumps=darts.dumps,
@@ -65,13 +66,8 @@ SPACES: dict[str, Space] = {
 def genotype_text(spec: NetSpec, chosen: Genotype) -> str | None:
     """Returns a genotype in the text form that the literature uses for its space.
 
-    Args:
-      spec: Description of a network of the space.
-      chosen: The genotype.
-
-    Returns:
-      The text; `None` if the space has no such form or the genotype has operations that are not
-      among the published ones.
+    `None` if the space has none, or the genotype has operations that are not among the published
+    ones.
     """
     space = SPACES[spec.SPACE]
     unpublished = {name for group in chosen.operations for name in group} - set(space.primitives)
@@ -80,12 +76,6 @@ def genotype_text(spec: NetSpec, chosen: Genotype) -> str | None:
 
 def spec_from_json(data: Mapping[str, Any]) -> NetSpec:
     """Reads a description of any space, as `NetSpec.to_json` writes it.
-
-    Args:
-      data: The JSON object.
-
-    Returns:
-      The description.
 
     Raises:
       KeyError: The space is unknown or a field is missing.

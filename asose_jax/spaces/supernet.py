@@ -7,7 +7,7 @@ docs/algorithm.md, "Guards") and `second_head` (logits of the second head, in tr
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from asose_jax.arch.genotype import NetSpec
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn.forward import Forward, Mode, NetSettings
 from asose_jax.spaces import registry
 
 Array = jax.Array
@@ -30,7 +30,7 @@ class SuperNet(nn.Module):
 
     Attributes:
       spec: Description of the network.
-      settings: How alpha starts and how operations are drawn.
+      settings: How it is searched and trained; `DERIVED` where it is neither.
       dtype: Dtype of activations, `'float32'` or `'bfloat16'`. Parameters, BatchNorm statistics,
         alpha, the draw and the logits are float32 in either case.
       synced_over: Name of the mapped axis over which BatchNorm pools its statistics, if any.
@@ -39,8 +39,8 @@ class SuperNet(nn.Module):
     """
 
     spec: NetSpec
-    settings: SearchSettings = SearchSettings()
-    dtype: str = 'float32'
+    settings: NetSettings
+    dtype: str
     synced_over: str | None = None
     outlined: bool = True
 
@@ -133,11 +133,24 @@ def with_softmax_mixture(net: SuperNet) -> SuperNet:
     In this mode it then computes the deterministic mixture of all candidates, which a network that
     is trained with one-hot draws never computes itself. Early stopping and selection by
     perturbation need it.
-
-    Args:
-      net: The network.
-
-    Returns:
-      A module with the same variables.
     """
     return net.clone(settings=dataclasses.replace(net.settings, estimator='softmax'))
+
+
+def mixture_logits(
+    mixture: SuperNet, variables: Any, beta: Array | float, key: Array, images: Array
+) -> Array:
+    """Computes the logits of `with_softmax_mixture`, with the statistics of the batch.
+
+    A mixture draws nothing; the module asks for a random key nevertheless.
+    """
+    logits, _ = mixture.apply(
+        variables,
+        images,
+        beta=beta,
+        mode=Mode.DENSE,
+        train=True,
+        mutable=['batch_stats', 'guard'],
+        rngs={'gumbel': key},
+    )
+    return logits

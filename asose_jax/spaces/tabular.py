@@ -104,9 +104,6 @@ class Table:
     def lookup(self, arch: str) -> dict[str, Any]:
         """Returns accuracy and rank of a cell in each column; larger accuracies are better.
 
-        Args:
-          arch: Text of the cell.
-
         Returns:
           `column -> {'accuracy', 'rank' (1 is the best), 'of' (number of cells in the table)}`;
           empty if the cell is not in the table. Cells of equal accuracy share the better rank.

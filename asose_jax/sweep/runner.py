@@ -39,8 +39,8 @@ from asose_jax.config.consistency import (
 )
 from asose_jax.data import dataset
 from asose_jax.data.fingerprint import MissingDataError
-from asose_jax.metrics import comparison, progress, run_record
-from asose_jax.pipeline import builders, single_run
+from asose_jax.metrics import comparison, progress
+from asose_jax.pipeline import single_run
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, log, paths, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
@@ -178,8 +178,8 @@ def _leave_if_imported_again() -> None:
 def _recorded_runs(directory: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
     """Returns run.json of each search of a sweep that has begun, by the search's directory."""
     files = sorted(directory.glob('seed_*/run.json'))
-    records = {file.parent: run_record.read_json_object(file) for file in files}
-    return {workdir: record for workdir, record in records.items() if record}
+    records = {file.parent: workdir.read_json_object(file) for file in files}
+    return {run: record for run, record in records.items() if record}
 
 
 def _with_data(
@@ -194,16 +194,13 @@ def _require_same_data(
 ) -> None:
     """Refuses data that are not those of the searches before: their results would be compared.
 
-    A run that goes on compares its data itself; those that are finished or new do not.
-
-    Args:
-      config: of the sweep.
-      begun: run.json of searches that recorded their data, by directory.
+    A run that goes on compares its data itself; those that are finished or new do not. `begun` has
+    run.json of the searches that recorded their data.
     """
     for workdir_of_run, recorded in begun.items():
         split_by = dataset.recorded_split(recorded, workdir_of_run)
         try:
-            identity = builders.identify_data(config, split_by)
+            identity = dataset.identify(config.data, split_by)
         except MissingDataError:  # which finished runs do not need, and others report
             return
         dataset.require_same_identity(identity, recorded, workdir_of_run)
@@ -213,18 +210,13 @@ def _require_same_data(
 def _warn_of_two_splits(jobs: Sequence[Job], directory: pathlib.Path) -> bool:
     """Warns if some runs split a folder of pictures by position, and others will by content.
 
-    Args:
-      jobs: the runs that are compared.
-      directory: contains the directory of each job.
-
-    Returns:
-      Whether it warned.
+    Returns whether it warned.
     """
     if jobs[0].config.data.name != 'folder':
         return False
     old = []
     for job in jobs:
-        recorded = run_record.read_json_object(directory / job.name / 'run.json')
+        recorded = workdir.read_json_object(directory / job.name / 'run.json')
         if recorded and dataset.recorded_split(recorded, directory / job.name) == 'position':
             old.append(job.name)
     if not old or len(old) == len(jobs):
@@ -258,10 +250,7 @@ def _trainings(
 ) -> dict[str, list[Job]]:
     """Returns the trainings from scratch after the searches, by group of the comparison.
 
-    Args:
-      config: the config of the sweep.
-      single: the same for a single search, without its seed.
-      directory: contains the finished searches.
+    `single` is the config of one search, without its seed.
     """
     seeds = config.seeds
     return {

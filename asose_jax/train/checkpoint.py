@@ -46,7 +46,8 @@ class DamagedError(Exception):
 class Checkpoints:
     """Saves and restores the checkpoints of one workdir.
 
-    Saving continues in the background; leaving the context waits for it.
+    Saving continues in the background; leaving the context waits for it. A reader, which saves
+    nothing, names the directory only.
 
     Example:
       with Checkpoints(directory) as checkpoints:
@@ -160,11 +161,7 @@ class Checkpoints:
     def describe(self, step: int) -> dict[str, Any]:
         """Reads the `meta` of a checkpoint, which gives the shapes that `restore` needs.
 
-        Args:
-          step: step of the checkpoint.
-
-        Returns:
-          What `save` got as `meta`, with `schema` and `checksums`.
+        It is what `save` got, with `schema` and `checksums`.
 
         Raises:
           DamagedError: it cannot be read.
@@ -314,10 +311,6 @@ def has_checkpoint(directory: pathlib.Path) -> bool:
 
 def require_disk_space(directory: pathlib.Path, state: SearchState) -> None:
     """Checks that the disk has room for two checkpoints of `state`.
-
-    Args:
-      directory: an existing directory on the disk.
-      state: arrays or shapes.
 
     Raises:
       UserError: it has not.

@@ -120,11 +120,7 @@ class StepInputs:
 
 
 def global_positions(count: int) -> jax.Array:
-    """Returns the positions of this device's images in the batch of all devices, `[count]` int32.
-
-    Args:
-      count: number of images on each device.
-    """
+    """Returns the positions of this device's images in the batch of all, `[count]` int32."""
     return lax.axis_index(AXIS) * count + jnp.arange(count)
 
 
@@ -166,13 +162,8 @@ def prepare(inputs: StepInputs, step: jax.Array, images: jax.Array, labels: jax.
 def _opposite(tree: Any) -> Any:
     """Returns the entries at the opposite places of the batch of all devices: last for first.
 
-    So the partner of an image does not depend on the number of devices.
-
-    Args:
-      tree: arrays of this device, `[B/D, ...]`.
-
-    Returns:
-      A tree like it; each device gets its entries from the one at the other end.
+    So the partner of an image does not depend on the number of devices. Each gets its entries,
+    `[B/D, ...]`, from the device at the other end.
     """
     devices = lax.axis_size(AXIS)
     pairs = [(device, devices - 1 - device) for device in range(devices)]
@@ -182,13 +173,7 @@ def _opposite(tree: Any) -> Any:
 def compute(inputs: StepInputs, batch: Batch, fetch_next: Fetch) -> Turn:
     """Computes the turn of the current step, and no other.
 
-    Args:
-      inputs: the inputs of the step.
-      batch: its images.
-      fetch_next: fetches the images of the step after it; used in second order only.
-
-    Returns:
-      The turn.
+    `fetch_next` is used in second order only.
     """
     weight_turn = functools.partial(_weight_turn, inputs, batch)
     if not inputs.phase.searches:
@@ -319,15 +304,8 @@ def _mean_gradient(
 ) -> tuple[jax.Array, LossOutputs, dict[str, Any]]:
     """Takes the gradient of the loss by some groups, averaged over devices.
 
-    Args:
-      inputs: the inputs of the step.
-      groups: `'params'`, `'arch'`, or both.
-      mode: how mixed operations use their candidates.
-      batch: the images.
-
-    Returns:
-      Loss averaged over devices, this device's other outputs, and a tree of averaged gradients for
-      each group.
+    `groups` are `'params'`, `'arch'` or both. Also returns the loss averaged over devices, and this
+    device's other outputs.
     """
     trainable = inputs.state.trainable
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 
 from asose_jax.train.phases import Schedule
@@ -33,28 +34,16 @@ def lr_for_total_displacement(travel: float, lr_end: float, updates: int) -> flo
 
 
 def make_optimizer(
-    schedule: Schedule,
-    *,
-    weight_lr: float,
-    weight_lr_end: float,
-    momentum: float,
-    weight_decay: float,
-    clip: float,
-    arch_lr: float,
-    arch_lr_end: float,
-    arch_b1: float,
-    arch_b2: float,
-    arch_weight_decay: float,
-    nesterov: bool = False,
-    weight_warmup: int = 0,
-    optimize_lr: float | None = None,
+    config: ml_collections.ConfigDict, schedule: Schedule
 ) -> optax.GradientTransformationExtraArgs:
     """Builds one `optax.multi_transform` over `{'params', 'arch'}` (docs/algorithm.md, "Turns").
 
     Outside its turn, the update of a group is zero, and its moments and schedule count stay the
     same to the bit. Each learning rate follows one cosine over the updates that the whole schedule
-    gives its group; with `optimize_lr`, that of the weights ends where optimize begins, and another
-    one follows. They count the updates that were made, so steps that are skipped delay them.
+    gives its group; with `optimize.lr`, that of the weights ends where optimize begins, and another
+    one follows, as in SGDR (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5). They count the
+    updates that were made, so steps that are skipped delay them. Where `arch.lr` is `None`, it
+    follows from `arch.travel`, see `lr_for_total_displacement`.
 
     Example:
       updates, opt_state = tx.update(grads, opt_state, trainable, step=step)
@@ -62,64 +51,50 @@ def make_optimizer(
     `step` is the step of the run.
 
     Args:
+      config: of the run; its groups `weights` and `arch`, and `optimize.lr`.
       schedule: decides whose turn a step is, and how many updates each group gets.
-      weight_lr: learning rate of SGD at the start.
-      weight_lr_end: learning rate of SGD at the end.
-      momentum: momentum of SGD.
-      weight_decay: L2 penalty, added to the gradient of the weights.
-      clip: maximum norm of the gradient of all weights together; 0 turns clipping off.
-      arch_lr: learning rate of Adam at the start.
-      arch_lr_end: learning rate of Adam at the end.
-      arch_b1: decay of Adam's first moment.
-      arch_b2: decay of Adam's second moment.
-      arch_weight_decay: decoupled weight decay of alpha, scaled by the learning rate only
-        (Loshchilov & Hutter 2019, arXiv:1711.05101).
-      nesterov: whether the momentum is Nesterov's (Sutskever et al. 2013, equations 3 and 4).
-      weight_warmup: number of updates in which the learning rate of SGD rises to `weight_lr`, and
-        again to `optimize_lr`.
-      optimize_lr: learning rate of SGD at the start of optimize, where a cosine begins anew, as in
-        SGDR (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5); `None` goes on with the one.
 
     Returns:
       The transformation.
     """
+    w, a, rise = config.weights, config.arch, config.weights.lr_warmup_steps
 
     def cosine(first: float, last: float, updates: int) -> optax.Schedule:
         return optax.cosine_decay_schedule(first, max(1, updates), alpha=last / first)
 
     def with_warmup(peak: float, updates: int) -> optax.Schedule:
-        if not weight_warmup:
-            return cosine(peak, weight_lr_end, updates)
+        if not rise:
+            return cosine(peak, w.lr_end, updates)
         # No update has a rate of 0: the first of N has 1 / (N + 1) of the peak.
         return optax.warmup_cosine_decay_schedule(
-            init_value=peak / (weight_warmup + 1),
+            init_value=peak / (rise + 1),
             peak_value=peak,
-            warmup_steps=weight_warmup,
-            decay_steps=max(weight_warmup + 1, updates),
-            end_value=weight_lr_end,
+            warmup_steps=rise,
+            decay_steps=max(rise + 1, updates),
+            end_value=w.lr_end,
         )
 
     updates = schedule.weight_updates(schedule.steps)
-    if optimize_lr is None:
-        weight_rates = with_warmup(weight_lr, updates)
+    if config.optimize.lr is None:
+        weight_rates = with_warmup(w.lr, updates)
     else:
         before = schedule.weight_updates(schedule.steps_before_optimize)
-        cosines = [with_warmup(weight_lr, before), with_warmup(optimize_lr, updates - before)]
-        weight_rates = optax.join_schedules(cosines, [before])
+        peaks = ((w.lr, before), (config.optimize.lr, updates - before))
+        weight_rates = optax.join_schedules([with_warmup(*peak) for peak in peaks], [before])
     weights = optax.chain(
-        optax.clip_by_global_norm(clip) if clip else optax.identity(),
-        optax.add_decayed_weights(weight_decay),
-        optax.sgd(weight_rates, momentum, nesterov),
+        optax.clip_by_global_norm(w.clip) if w.clip else optax.identity(),
+        optax.add_decayed_weights(w.weight_decay),
+        optax.sgd(weight_rates, w.momentum, w.nesterov),
     )
+    updates = schedule.alpha_updates(schedule.steps)
+    arch_lr = a.lr
+    if arch_lr is None:
+        arch_lr = lr_for_total_displacement(a.travel, a.lr_end, updates)
     # Decoupled (AdamW): alpha's gradients are so small that L2 inside Adam, scaled up with them,
     # pulls every row back to uniform faster than the loss can move it.
     arch = optax.adamw(
-        cosine(arch_lr, arch_lr_end, schedule.alpha_updates(schedule.steps)),
-        b1=arch_b1,
-        b2=arch_b2,
-        weight_decay=arch_weight_decay,
+        cosine(arch_lr, a.lr_end, updates), b1=a.b1, b2=a.b2, weight_decay=a.weight_decay
     )
-
     return optax.multi_transform(
         {
             'weights': _in_turn(weights, schedule.is_weight_turn),
@@ -135,14 +110,8 @@ def _in_turn(
     """Applies `inner` in its turns; outside them the update is zero and the state stays.
 
     Selected number by number: `optax.conditionally_mask` branches, and then every parameter passes
-    through half a dozen small loops instead of one.
-
-    Args:
-      inner: the optimizer of one group.
-      has_turn: maps the step of the run to whether it is a turn of the group.
-
-    Returns:
-      A transformation whose `update` takes the keyword `step`.
+    through half a dozen small loops instead of one. `has_turn` maps the step of the run, which
+    `update` takes as a keyword, to whether it is a turn of the group.
     """
 
     def update(

@@ -51,11 +51,7 @@ class Packing:
     def pack(self, tree: Tree) -> Vectors:
         """Returns a vector for each dtype, with the arrays of `tree` one after another.
 
-        Args:
-          tree: arrays on the host or on devices.
-
-        Returns:
-          A vector for each name of a dtype; NumPy vectors if all arrays are on the host.
+        They are NumPy vectors if all arrays are on the host.
         """
         parts, leaves = {}, jax.tree.leaves(tree)
         for (dtype, _), leaf in zip(self._leaves, leaves, strict=True):

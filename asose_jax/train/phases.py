@@ -11,6 +11,7 @@ import math
 from typing import overload
 
 import jax
+import ml_collections
 
 from asose_jax.arch import gumbel
 
@@ -98,8 +99,8 @@ class Schedule:
     spans: tuple[Span, ...]
     turn_period: int
     temperature: Temperature
-    frozen_steps: int = 0
-    together: bool = False
+    frozen_steps: int
+    together: bool
 
     @property
     def steps(self) -> int:
@@ -200,11 +201,7 @@ class Schedule:
         return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
 
     def with_search_until(self, step: int) -> 'Schedule':
-        """Returns the schedule in which search ends early and the next phase begins.
-
-        Args:
-          step: the end of an epoch of search.
-        """
+        """Returns the schedule in which search ends early, at the end of an epoch."""
         spans, saved = [], 0
         for span in self.spans:
             start, stop, epochs = span.start - saved, span.stop - saved, span.epochs
@@ -225,59 +222,55 @@ class Schedule:
 def make_schedule(
     epochs: dict[Phase, int],
     train_steps: int,
-    *,
-    turn_period: int = 3,
-    tau_start: float = 0.8,
-    tau_rate: float = 0.98,
-    tau_floor: float = 0.1,
-    anneal_every: int | None = None,
-    freeze_epochs: int = 0,
-    together: bool = False,
+    search: ml_collections.ConfigDict,
+    freeze_epochs: int,
 ) -> Schedule:
     """Builds the schedule of a run from the lengths of its phases.
 
     An epoch is one pass of the weights over the training part: `train_steps` weight updates. Search
     and growth have the updates of alpha in addition; in frozen epochs, these steps update the
-    weights too. With `together`, alpha needs no steps of its own.
+    weights too. With `search.turns='together'`, alpha needs no steps of its own.
+
+    Where `search.anneal_every` is `None`, the decays that lead the temperature from its start to
+    its floor are spread over the search phase, or over growth if there is no search.
 
     Args:
       epochs: number of epochs of each phase; 0 omits a phase.
       train_steps: weight updates per epoch.
-      turn_period: every how many steps alpha is updated instead of the weights.
-      tau_start: first temperature.
-      tau_rate: factor of one decay.
-      tau_floor: lowest temperature.
-      anneal_every: alpha updates per decay; `None` spreads the decays that lead from start to floor
-        over the search phase, or over growth if there is no search.
+      search: the group `search` of the config.
       freeze_epochs: number of epochs at the start of search in which alpha rests.
-      together: whether alpha's turns update the weights as well.
 
     Returns:
       The schedule.
     """
+    period, together = search.turn_period, search.turns == 'together'
     spans, start, frozen_steps = [], 0, 0
     for phase in Phase:
         if not epochs[phase]:
             continue
         steps = train_steps
         if phase.searches and not together:
-            steps = math.ceil(train_steps * turn_period / (turn_period - 1))
+            steps = math.ceil(train_steps * period / (period - 1))
         if phase is Phase.SEARCH:
             frozen_steps = steps * freeze_epochs
         stop = start + steps * epochs[phase]
         spans.append(Span(phase, start, stop, epochs[phase]))
         start = stop
     decays = 0
-    if tau_start > tau_floor:
-        decays = math.ceil(math.log(tau_floor / tau_start) / math.log(tau_rate))
-    decays_per_update = (1, anneal_every or 1)
+    if search.tau_start > search.tau_floor:
+        decays = math.ceil(
+            math.log(search.tau_floor / search.tau_start) / math.log(search.tau_rate)
+        )
+    decays_per_update = (1, search.anneal_every or 1)
     searching = [span for span in spans if span.phase.searches]
-    if anneal_every is None and searching:
+    if search.anneal_every is None and searching:
         first = searching[0]
-        updates = math.ceil((first.stop - first.start - frozen_steps) / turn_period)
+        updates = math.ceil((first.stop - first.start - frozen_steps) / period)
         decays_per_update = _int32_fraction(decays, updates)
-    temperature = Temperature(tau_start, tau_rate, tau_floor, decays_per_update)
-    return Schedule(tuple(spans), turn_period, temperature, frozen_steps, together)
+    temperature = Temperature(
+        search.tau_start, search.tau_rate, search.tau_floor, decays_per_update
+    )
+    return Schedule(tuple(spans), period, temperature, frozen_steps, together)
 
 
 def _int32_fraction(decays: int, updates: int) -> tuple[int, int]:

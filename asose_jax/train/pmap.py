@@ -137,12 +137,9 @@ class HostConsensus:
         self._previous = np.zeros((1, count), np.int32)
 
     def __call__(self, *numbers: int) -> list[int]:
-        """Returns `count` numbers that are the same on all hosts.
+        """Returns `count` integers that are the same on all hosts, from those of this one.
 
         All hosts must call this at the same point of the run.
-
-        Args:
-          *numbers: `count` integers or booleans of this host.
         """
         if jax.process_count() == 1:
             return list(numbers)
@@ -161,12 +158,6 @@ def fetch_replicated(per_device: Any) -> Any:
     """Copies arrays that are the same on all devices to the host, `[D, ...]` to `[...]`.
 
     Reads the copy of one local device and runs no program.
-
-    Args:
-      per_device: a tree of arrays `[D, ...]`.
-
-    Returns:
-      A tree of NumPy arrays `[...]`.
     """
     return jax.tree.map(lambda a: np.asarray(a.addressable_shards[0].data)[0], per_device)
 

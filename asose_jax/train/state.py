@@ -51,23 +51,9 @@ class Totals(flax.struct.PyTreeNode):
     @classmethod
     def zeros(cls) -> 'Totals':
         """Returns totals of nothing."""
-
-        def integer() -> jax.Array:
-            return jnp.zeros((), jnp.int32)
-
-        def real() -> jax.Array:
-            return jnp.zeros((), jnp.float32)
-
-        return cls(
-            loss=real(),
-            correct=integer(),
-            images=integer(),
-            weight_steps=integer(),
-            arch_loss=real(),
-            arch_steps=integer(),
-            guarded_rows=integer(),
-            skipped_steps=integer(),
-        )
+        names = [field.name for field in dataclasses.fields(cls)]
+        dtypes = [jnp.float32 if name.endswith('loss') else jnp.int32 for name in names]
+        return cls(*(jnp.zeros((), dtype) for dtype in dtypes))
 
 
 class SearchState(flax.struct.PyTreeNode):
@@ -168,15 +154,7 @@ class Layout:
         return hash(self._key)
 
     def each(self, state: SearchState, method: str) -> SearchState:
-        """Packs or unpacks every tree of a state.
-
-        Args:
-          state: the state, unpacked or packed.
-          method: name of the method of `Packing`, `'pack'` or `'unpack'`.
-
-        Returns:
-          The state, packed or unpacked.
-        """
+        """Packs or unpacks every tree of a state: `method` is that of `Packing`."""
 
         def convert_moments(like: Any, moments: Any) -> Any:
             packing = self._packing_of_moments(like)
@@ -227,11 +205,7 @@ class Packed(flax.struct.PyTreeNode):
         return self.layout.each(self.vectors, 'unpack')
 
     def put(self, **trees: Any) -> 'Packed':
-        """Returns a copy with other trees in some fields of the state.
-
-        Args:
-          **trees: a tree of the same shapes for each field, such as `totals=...`.
-        """
+        """Returns a copy with other trees in some fields of the state."""
         packed = {name: getattr(self.layout, name).pack(tree) for name, tree in trees.items()}
         return self.replace(vectors=self.vectors.replace(**packed))
 
@@ -283,11 +257,7 @@ def abstract_state(
 ) -> SearchState:
     """Returns shapes, dtypes and placement of a state, without its arrays.
 
-    Args:
-      model: the network.
-      tx: its optimizer.
-      sharding: the placement.
-      averages: whether the state has an average of the weights.
+    If it `averages`, it has an average of the weights.
     """
     shapes = _shapes(model, tx)
     return _with_sharding(shapes.with_average() if averages else shapes, sharding)
@@ -332,7 +302,7 @@ def _initial(model: SuperNet, tx: optax.GradientTransformation, key: jax.Array) 
     )
 
 
-def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float = 0.05) -> Any:
+def smooth_transition_to_search(key: jax.Array, arch: Any, noise_std: float) -> Any:
     """Returns `arch + noise_std * N(0, 1)`: search starts near what warmup ended with.
 
     Logits of edges get no noise: all edges are summed, whatever is drawn
@@ -402,9 +372,6 @@ def restart(old: SearchState) -> SearchState:
     Adam's count, which corrects its moments: without it, alpha would hardly move at first. The
     step, the counts of the learning rates and the totals are reset. An average of the weights takes
     their place.
-
-    Args:
-      old: the state that another run ended with.
     """
 
     def is_schedule(node: Any) -> bool:
@@ -443,15 +410,9 @@ def inherit(fresh: SearchState, old: SearchState, with_head: bool) -> SearchStat
 
 
 def prune(tree: Any, spec: NetSpec, chosen: Genotype) -> Any:
-    """Removes operations that were not chosen, and auxiliary skips.
+    """Removes operations that were not chosen, and auxiliary skips, from `params` or `batch_stats`.
 
-    Args:
-      tree: `params` or `batch_stats` of a supernet, or a tree like them.
-      spec: description of the supernet.
-      chosen: the genotype.
-
-    Returns:
-      A pruned copy that shares its arrays with `tree`.
+    The pruned copy shares its arrays with `tree`, which may also be a tree like them.
     """
     tree = jax.tree.map(lambda leaf: leaf, tree)  # copies the dictionaries only
     for group, member, candidates in spec.rows():
@@ -474,10 +435,6 @@ def _remove(tree: dict[str, Any], path: Sequence[str], names: Iterable[str]) -> 
 
 def match_leaves(fresh: Any, old: Any) -> Any:
     """Returns `fresh` with every leaf replaced by the leaf of `old` at the same path.
-
-    Args:
-      fresh: a tree, all of whose paths exist in `old`.
-      old: a tree that may have more leaves.
 
     Raises:
       KeyError: `old` has no leaf at some path of `fresh`.

@@ -30,10 +30,13 @@ class Recipe:
       ema: decay of the moving average of the weights; 0 for none.
     """
 
-    label_smoothing: float = 0.0
-    mixing: Mixing = Mixing()
-    randaugment: RandAugment = RandAugment()
-    ema: float = 0.0
+    label_smoothing: float
+    mixing: Mixing
+    randaugment: RandAugment
+    ema: float
+
+
+PLAIN = Recipe(0.0, Mixing(0.0, 0.0), RandAugment(0, 0.0), 0.0)  # of the phases before optimize
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,8 +53,6 @@ class StepConfig:
         memory. They are computed one after another and their gradients averaged; BatchNorm
         normalises each part by itself.
       arch_samples: number of draws in an alpha step, whose gradients are averaged.
-      eval_mixture: whether evaluations use `Mode.DENSE` with the statistics of each batch instead
-        of `eval_mode`; the model is then a `supernet.with_softmax_mixture`.
       class_weights: weight in the training loss of an image of each class, float32
         `[num_classes]`, see `gradients.mean_cross_entropy`; `None`: all alike.
       penalty: a term of the loss that depends on alpha alone. Alpha steps add its gradient, and
@@ -61,25 +62,27 @@ class StepConfig:
         one of the next batch.
       recipe: of the phase optimize.
       frozen: whether only the head is trained in optimize.
+      eval_mixture: whether evaluations use `Mode.DENSE` with the statistics of each batch instead
+        of `eval_mode`; the model is then a `supernet.with_softmax_mixture`.
     """
 
     model: SuperNet
     tx: optax.GradientTransformationExtraArgs
     schedule: Schedule
     augmentation: Augmentation
-    warmup_mode: Mode = Mode.SKIP
-    arch_micro_batches: int = 1
-    arch_samples: int = 1
+    warmup_mode: Mode
+    arch_micro_batches: int
+    arch_samples: int
+    class_weights: np.ndarray | None
+    penalty: Callable[[Any], jax.Array] | None
+    second_order: bool
+    recipe: Recipe
+    frozen: bool
     eval_mixture: bool = False
-    class_weights: np.ndarray | None = None
-    penalty: Callable[[Any], jax.Array] | None = None
-    second_order: bool = False
-    recipe: Recipe = Recipe()
-    frozen: bool = False
 
     def recipe_in(self, phase: Phase) -> Recipe:
         """Returns the recipe of a phase; before optimize, everything in it is off."""
-        return self.recipe if phase is Phase.OPTIMIZE else Recipe()
+        return self.recipe if phase is Phase.OPTIMIZE else PLAIN
 
     def is_frozen(self, phase: Phase) -> bool:
         """Returns whether weight steps of a phase train the head only.

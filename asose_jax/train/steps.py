@@ -17,7 +17,7 @@ from jax import lax
 from asose_jax.nn import factors
 from asose_jax.nn.batch_norm import BatchNorm
 from asose_jax.nn.forward import Mode
-from asose_jax.spaces.supernet import HEAD, SuperNet
+from asose_jax.spaces.supernet import HEAD, mixture_logits
 from asose_jax.train import gradients
 from asose_jax.train.gradients import Fetch, StepInputs, Turn
 from asose_jax.train.phases import Phase, Step
@@ -124,11 +124,8 @@ def average_decay(decay: float, done: Step) -> jax.Array:
     """Returns the decay of the average of the weights: `min(decay, (1 + done) / (10 + done))`.
 
     It begins low, as in TensorFlow's ExponentialMovingAverage, so that a short training is not
-    averaged with the weights that it began with.
-
-    Args:
-      decay: of a long training.
-      done: number of steps of optimize before this one.
+    averaged with the weights that it began with. `done` counts the steps of optimize before this
+    one.
     """
     return jnp.minimum(decay, (1 + done) / (10 + done))
 
@@ -212,7 +209,7 @@ def eval_steps(
     beta = step_config.schedule.beta(state.step)
     if step_config.eval_mixture:
         logits_of = functools.partial(
-            _mixture_logits, step_config.model, variables, beta, shared['key']
+            mixture_logits, step_config.model, variables, beta, shared['key']
         )
     else:
         mode = step_config.eval_mode(phase)
@@ -239,37 +236,6 @@ def eval_steps(
     outputs = lax.fori_loop(0, batch['steps'], body, outputs)
     logits = outputs.pop('logits')
     return {**lax.psum(outputs, AXIS), 'logits': logits}
-
-
-def _mixture_logits(
-    model: SuperNet,
-    variables: Mapping[str, Any],
-    beta: float | jax.Array,
-    key: jax.Array,
-    images: jax.Array,
-) -> jax.Array:
-    """Computes logits `[B, num_classes]` of the mixture of all candidates, with batch statistics.
-
-    Args:
-      model: see `supernet.with_softmax_mixture`.
-      variables: weights, alpha and running statistics.
-      beta: weight of the auxiliary skips.
-      key: any random key: Mode.DENSE asks for one, but a mixture draws nothing.
-      images: `[B, H, W, C]` float32.
-
-    Returns:
-      The logits, float32.
-    """
-    logits, _ = model.apply(
-        variables,
-        images,
-        beta=beta,
-        mode=Mode.DENSE,
-        train=True,
-        mutable=['batch_stats', 'guard'],
-        rngs={'gumbel': key},
-    )
-    return logits
 
 
 def recompute_batch_stats(
@@ -320,15 +286,9 @@ def recompute_batch_stats(
 
 
 def _fetch(slot: jax.Array, batch: Arrays, shared: Arrays) -> tuple[jax.Array, jax.Array]:
-    """Returns normalised images and labels of one step.
+    """Returns images `[B/D, H, W, C]`, normalised, and labels `[B/D]` of one step.
 
-    Args:
-      slot: number of the step in the batch.
-      batch: indices into the resident images (`index`), or the images (`image`, `label`).
-      shared: see `pmap.shared_arrays`.
-
-    Returns:
-      Images `[B/D, H, W, C]` float32 and labels `[B/D]` int32.
+    The batch has indices into the resident images, or images and labels.
     """
     if 'index' in batch:
         index = batch['index'][slot]

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import networks
 from scipy import integrate, special, stats
 
 from asose_jax.arch import estimators
 from asose_jax.arch.estimators import ESTIMATORS
-from asose_jax.nn import batch_norm, mixed_op
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn import mixed_op
+from asose_jax.nn.forward import Mode
 
 ALPHAS = (np.float32([0.4, -0.3, 0.1]), np.float32([-0.2, 0.5, 0.0]))
 DRAWS = 20_000
@@ -228,8 +229,7 @@ def _gradients_of_mixed_operations():
     key, alpha = jax.random.key(5), np.float32([0.1, 0.4, -0.2, 0.3])
 
     def call(names, name, mode, weights):
-        settings = SearchSettings(estimator=name)
-        forward = Forward(batch_norm.Norm('float32', None), settings, mode, True)
+        forward = networks.forward(mode, True, estimator=name)
         y = mixed_op.MixedOp(names, 3, forward).apply({}, x, weights)
         return (y * g).sum()
 

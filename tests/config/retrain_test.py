@@ -8,20 +8,22 @@ import shutil
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import networks
 from helpers.runs import CHEAP, lines_of, summary_of, tiny
 
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
-from asose_jax.config.consistency import validate
+from asose_jax.config.consistency import flatten, validate
 from asose_jax.data.mixing import Mixing
 from asose_jax.data.randaugment import RandAugment
-from asose_jax.nn.forward import Mode, SearchSettings
+from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import builders, single_run
 from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import chain, darts
+from asose_jax.spaces import chain
 from asose_jax.spaces.chain import BlockSpec
-from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
-from asose_jax.train.step_config import Recipe
+from asose_jax.spaces.supernet import SECOND_HEAD
+from asose_jax.train.step_config import PLAIN, Recipe
+from configs import scratch
 from configs.search import get_config
 
 CELL = '|nor_conv_3x3~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|avg_pool_3x3~1|nor_conv_3x3~2|'
@@ -59,7 +61,9 @@ def test_darts_networks_are_trained_as_their_authors_do():
     assert (made.weights.lr, made.weights.lr_end) == (0.025, 0.0)
     assert (made.model.channels, made.model.depth, made.model.reductions) == (36, 20, (6, 13))
     assert (made.optimize.drop_path, made.optimize.second_head) == (0.2, 0.4)
-    assert builders.make_recipe(made) == Recipe()  # nothing that they do not have
+    assert builders.make_recipe(made) == dataclasses.replace(
+        PLAIN, randaugment=RandAugment(0, 5.0)
+    )  # nothing that they do not have
     assert (made.weights.nesterov, made.weights.lr_warmup_steps) == (False, 0)
     assert config.optimize.epochs == 20  # the other one is a copy
     config.data.class_weights = 'balanced'
@@ -193,6 +197,66 @@ def test_learning_rate_cannot_rise_through_all_of_its_updates(fields, updates):
     builders.make_schedule(config, 287)
 
 
+def _found(workdir, preset='digits', **fields):
+    """A finished run whose FLOPs are those of 7.3 epochs of its network."""
+    config = get_config(preset)
+    config.update_from_flattened_dict(fields)
+    summary = {'images': {'train': 1150, 'valid': 287}, 'flops_per_image': 1e4}
+    summary['train_flops'] = 3 * 1e4 * 17 * 64 * 7.3  # 17 whole batches of 64 images
+    (workdir / 'config.json').write_text(json.dumps(flatten(config)))
+    (workdir / 'summary.json').write_text(json.dumps(summary))
+    config.genotype, config.retrain.epochs = str(workdir), 'same_flops'
+    return config
+
+
+@pytest.mark.parametrize(('valid', 'batch', 'epochs'), [(0.2, 64, 7), (0.0, 64, 6), (0.2, 900, 9)])
+def test_a_network_is_trained_for_the_flops_of_the_run_that_found_it(
+    tmp_path, valid, batch, epochs
+):
+    config = _found(tmp_path)
+    config.data.valid_fraction, config.retrain.batch_size = valid, batch
+    made = retrain.retrain_config(config)
+    assert made.optimize.epochs == epochs
+    validate(made, 1)
+
+
+@pytest.mark.parametrize(
+    ('preset', 'fields', 'told'),
+    [
+        ('digits', {'genotype': 'nowhere'}, 'name its workdir by --config.genotype=WORKDIR'),
+        ('digits', {'init_from': '.'}, 'name its workdir by --config.genotype=WORKDIR'),
+        ('digits', {'genotype': '.'}, r'\. holds no finished run'),
+        ('digits', {'retrain.channels': 32}, 'with retrain.channels: None -> 32, an epoch would'),
+        ('digits', {'data.image_size': 12}, 'with data.image_size: None -> 12, an epoch would'),
+        ('nasbench201', {'model.channels': 8}, 'with model.channels: 16 -> 8, an epoch would'),
+    ],
+)
+def test_flops_of_no_run_and_of_another_network_are_refused(tmp_path, preset, fields, told):
+    config = _found(tmp_path, preset)
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(UserError, match=rf"^retrain.epochs='same_flops': .*{told}"):
+        retrain.retrain_config(config)
+
+
+def test_controls_of_a_sweep_have_no_run_whose_flops_count():
+    config = get_config('nasbench201')
+    config.seeds, config.random_cells, config.retrain.epochs = (0, 1), 2, 'same_flops'
+    with pytest.raises(UserError, match=r"retrain.epochs='same_flops': random and plain cells"):
+        validate(config, 1)
+
+
+def test_the_config_of_before_names_the_command():
+    with pytest.raises(ValueError, match=r'--mode=retrain .* --config.genotype=/tmp/run --config'):
+        scratch.get_config('/tmp/run')
+
+
+def test_a_recipe_of_impossible_values_is_refused_before_it_is_used():
+    config = get_config('digits')
+    config.genotype, config.retrain.channels, config.retrain.epochs = 'found', 'abc', 'x'
+    with pytest.raises(UserError, match=r"retrain.channels='abc': must .*\n.*retrain.epochs='x': "):
+        retrain.retrain_config(config)
+
+
 def test_without_a_network_it_says_what_to_name():
     with pytest.raises(UserError, match=r'--config.genotype=FILE.*--config.init_from=WORKDIR'):
         retrain.retrain_config(get_config('darts'))
@@ -238,17 +302,19 @@ def test_what_describes_a_supernet_goes_on_with_it():
 def test_second_head_belongs_to_training_only():
     node = [('skip_connect', 'max_pool_3x3') + ('none',) * i for i in range(4)]
     chosen = genotype.Genotype(tuple(node + node))
-    spec = darts.build((8, 8, 3), 10, channels=4, depth=3, reductions=(1,), max_channels=8)
+    spec = networks.build(
+        'darts', (8, 8, 3), 10, channels=4, depth=3, reductions=(1,), max_channels=8
+    )
     spec = genotype.derive(spec, chosen)
     images = jnp.ones((2, 8, 8, 3))
 
-    def made(settings):
-        net = SuperNet(spec, settings)
+    def made(weight):
+        net = networks.supernet(spec, second_head=weight)
         return net, net.init(jax.random.key(0), images, mode=Mode.ARGMAX, train=False)
 
     (plain, without), (both, variables) = (
-        made(SearchSettings()),
-        made(SearchSettings(second_head=1)),
+        made(0),
+        made(1),
     )
     assert set(variables['params']) == {*without['params'], SECOND_HEAD}
     kept = {name: tree for name, tree in variables['params'].items() if name != SECOND_HEAD}
@@ -325,7 +391,9 @@ def test_retraining_starts_from_scratch_and_resumes_bit_for_bit(tmp_path):
         config, builders.load_data(config), builders.make_schedule(config, 287)
     ).spec
     fresh = jax.eval_shape(
-        lambda key: SuperNet(spec).init(key, jnp.ones((1, 8, 8, 1)), mode=Mode.ARGMAX, train=False),
+        lambda key: networks.supernet(spec).init(
+            key, jnp.ones((1, 8, 8, 1)), mode=Mode.ARGMAX, train=False
+        ),
         jax.random.key(0),
     )
     assert whole['params'] == sum(leaf.size for leaf in jax.tree.leaves(fresh['params']))

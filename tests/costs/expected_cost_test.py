@@ -29,7 +29,6 @@ from asose_jax.costs.expected_cost import Budget
 from asose_jax.data import batches
 from asose_jax.pipeline import builders, initialization, single_run
 from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import darts
 from asose_jax.spaces.registry import SPACES
 from asose_jax.train import steps
 from asose_jax.train.phases import Phase
@@ -117,8 +116,8 @@ def test_reach_is_that_of_all_networks_and_is_met(space):
 
 
 def test_two_edges_of_a_node_stay_by_the_product_of_their_strengths():
-    spec = darts.build(
-        (8, 8, 2), 5, channels=4, depth=2, reductions=(1,), primitives=NAMES['darts']
+    spec = networks.build(
+        'darts', (8, 8, 2), 5, channels=4, depth=2, reductions=(1,), primitives=NAMES['darts']
     )
     rows = _rows(spec, 5)
     for shares in (spec.shares(rows), jax.jit(spec.shares)([jnp.float32(row) for row in rows])):

@@ -51,6 +51,10 @@ def test_wider_and_deeper_costs_more():
     assert flops.forward_flops(wide) > 1.5 * flops.forward_flops(small)
 
 
+def _training(*counts, second_order=False, frozen=False):
+    return flops.training_flops(*counts, second_order=second_order, together=False, frozen=frozen)
+
+
 @pytest.mark.parametrize(
     ('estimator', 'weights', 'alpha'),
     # In forward passes of what is drawn and of everything: forward, input and weight gradients.
@@ -64,16 +68,16 @@ def test_training_counts_each_kind_of_step(estimator, weights, alpha):
     spec, row = _chain(NAMES), ESTIMATORS[estimator]
     rows = [np.full(4, 0.25)] * 2
     passes = [flops.forward_flops(spec, rows), flops.forward_flops(spec, [np.ones(4)] * 2)]
-    told = flops.training_flops(spec, Mode.DRAW, row, rows, 20, 10)
+    told = _training(spec, Mode.DRAW, row, rows, 20, 10)
     assert told == pytest.approx(20 * np.dot(weights, passes) + 10 * np.dot(alpha, passes))
     if not row.one_hot:  # both gradients twice, and a derivative of forward and input gradient
-        told = flops.training_flops(spec, Mode.DRAW, row, rows, 0, 10, second_order=True)
+        told = _training(spec, Mode.DRAW, row, rows, 0, 10, second_order=True)
         assert told == pytest.approx(10 * (3 + 3 + 3 * 2) * passes[1])
     skip = flops.forward_flops(spec, [np.eye(4)[1]] * 2)
-    assert flops.training_flops(spec, Mode.SKIP, row, rows, 20, 0) == pytest.approx(60 * skip)
-    told = flops.training_flops(spec, Mode.SKIP, row, rows, 20, 0, frozen=True)
+    assert _training(spec, Mode.SKIP, row, rows, 20, 0) == pytest.approx(60 * skip)
+    told = _training(spec, Mode.SKIP, row, rows, 20, 0, frozen=True)
     assert told == pytest.approx(20 * skip)
-    told = flops.training_flops(spec, Mode.UNIFORM, row, [np.eye(4)[2]] * 2, 20, 0)
+    told = _training(spec, Mode.UNIFORM, row, [np.eye(4)[2]] * 2, 20, 0)
     assert told == pytest.approx(60 * passes[0])
 
 

@@ -9,12 +9,13 @@ import types
 import jax
 import numpy as np
 import pytest
+from helpers import networks
 
 from asose_jax.costs import expected_cost, flops, latency
 from asose_jax.costs.latency import Latencies, LatencyTable, required
 from asose_jax.runtime import workdir
 from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import chain, darts
+from asose_jax.spaces import chain
 from configs.search import get_config
 
 PRICED = chain.build(
@@ -49,7 +50,7 @@ def test_measurement_is_the_quartiles_of_calls_that_were_warm(monkeypatch):
     times = itertools.chain.from_iterable((0, seconds) for seconds in took)
     monkeypatch.setattr(latency, 'time', types.SimpleNamespace(perf_counter=lambda: next(times)))
     found = latency.measure_milliseconds(
-        flops.operation_program('conv_7x1_1x7', (4, 4, 4), 1, images=2)
+        flops.operation_program('conv_7x1_1x7', (4, 4, 4), 1, 2, 'float32')
     )
     of_a_pass = 1000 * np.arange(1, 11) / latency._PASSES_PER_CALL
     np.testing.assert_allclose(found, np.quantile(of_a_pass, (0.25, 0.5, 0.75)))
@@ -197,7 +198,7 @@ def test_table_of_another_space_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"table' is of the space 'chain', .* 'darts'. Write the"
     ) as e:
-        held.require(darts.build((8, 8, 1), 3, channels=4, depth=3))
+        held.require(networks.build('darts', (8, 8, 1), 3, channels=4, depth=3))
     assert '\n' not in str(e.value)
 
 

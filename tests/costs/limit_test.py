@@ -24,7 +24,6 @@ from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.pipeline.run_context import RunState
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces.registry import SPACES
-from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train.state import Packed
 
 NAMES = {
@@ -220,7 +219,7 @@ def test_given_network_beyond_the_limit_is_refused(tmp_path):
 def test_network_of_an_evaluation_is_the_one_that_would_be_derived():
     """Alpha of the state that is evaluated is sure of it; nothing else differs."""
     spec = _few_choices('darts')
-    net, tx = SuperNet(spec), optax.sgd(0.1, momentum=0.9)
+    net, tx = networks.supernet(spec), optax.sgd(0.1, momentum=0.9)
     packed = Packed.of(networks.fresh_state(net, tx))
     current = RunState(spec, packed, None)
     cost_limit = _limit(params=_between(spec, 'params', 0.2))

@@ -83,7 +83,7 @@ def test_augmentation_crops_the_padded_image_and_flips():
     padded = np.pad(image, 1)
     crops = [padded[i : i + 4, j : j + 4] for i in range(3) for j in range(3)]
     for flip, expected in ((False, crops), (True, crops + [crop[:, ::-1] for crop in crops])):
-        how = Augmentation(1, flip)
+        how = Augmentation(1, flip, 0)
         seen = augment.augment(images, jax.random.key(0), jnp.arange(400), how)[..., 0]
         kinds = {np.asarray(one).tobytes() for one in seen}
         assert kinds == {np.ascontiguousarray(e, np.float32).tobytes() for e in expected}
@@ -107,5 +107,5 @@ def test_cutout_zeroes_a_square_around_any_pixel(side):
 
 def test_no_augmentation_leaves_images_alone():
     images = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
-    same = augment.augment(images, jax.random.key(1), jnp.arange(2), Augmentation(0, False))
+    same = augment.augment(images, jax.random.key(1), jnp.arange(2), Augmentation(0, False, 0))
     np.testing.assert_array_equal(same, images)

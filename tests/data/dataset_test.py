@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from helpers import prepared
+from helpers import datasets, prepared
 from PIL import Image
 
 from asose_jax.data import dataset, image_set, tfds
@@ -19,7 +19,7 @@ WHERE = "'set', split 'train'"
 
 
 def _digits(seed=0, **changes):
-    return dataset.load('digits', **{'seed': seed, 'valid_fraction': 0.2, **changes})
+    return datasets.load('digits', **{'seed': seed, 'valid_fraction': 0.2, **changes})
 
 
 def test_digits_are_split_into_disjoint_parts_that_cover_everything():
@@ -86,7 +86,7 @@ def missing(tmp_path, monkeypatch):
 
     def message(name):
         with pytest.raises(UserError) as error:
-            dataset.load(name, seed=0, valid_fraction=0.2, data_dir=str(tmp_path))
+            datasets.load(name, seed=0, valid_fraction=0.2, dir=str(tmp_path))
         return str(error.value)
 
     return message
@@ -107,8 +107,8 @@ def test_unknown_set_is_an_error_with_a_suggestion(missing):
 
 
 def _cifar(directory, **changes):
-    options = {'seed': 0, 'valid_fraction': 0.2, 'data_dir': str(directory), **changes}
-    return dataset.load('cifar10', **options)
+    options = {'seed': 0, 'valid_fraction': 0.2, 'dir': str(directory), **changes}
+    return datasets.load('cifar10', **options)
 
 
 def test_cifar10_is_read_without_tensorflow(cifar_dir):
@@ -148,11 +148,11 @@ def test_slice_without_images_is_told_as_that(tmp_path, field, split):
     with pytest.raises(
         UserError, match=r'is empty: .* The set has train \(12\), test \(4\)'
     ) as told:
-        dataset.load(
+        datasets.load(
             'own',
             seed=0,
             valid_fraction=0.5,
-            data_dir=str(tmp_path),
+            dir=str(tmp_path),
             image_size=8,
             **{field: split},
         )
@@ -207,11 +207,11 @@ def test_any_tfds_set_is_read_whatever_its_keys_sizes_and_channels(tmp_path, mod
     pictures = [Image.new(mode, (9 + i, 8), 'white' if i % 2 else 'black') for i in range(12)]
     parts = {'train': pictures, 'validation': pictures[:4]}
     prepared.write(tmp_path, 'own', channels, parts, ('round', 'square'))
-    options = {'seed': 0, 'valid_fraction': 0.5, 'data_dir': str(tmp_path), 'image_size': 6}
+    options = {'seed': 0, 'valid_fraction': 0.5, 'dir': str(tmp_path), 'image_size': 6}
     with pytest.raises(UserError, match=r"no split 'test' \(it has: train, validation\)"):
-        dataset.load('own', **options)
+        datasets.load('own', **options)
     for megabytes in (1024, 0):
-        d = dataset.load('own', test_split='validation', resident_megabytes=megabytes, **options)
+        d = datasets.load('own', test_split='validation', resident_megabytes=megabytes, **options)
         assert (d.image_shape, d.class_names) == ((6, 6, channels), ('round', 'square'))
         assert (len(d.train), len(d.valid), len(d.test)) == (6, 6, 4)
         for part in (d.train, d.valid, d.test):
@@ -248,7 +248,7 @@ def test_examples_that_are_no_images_are_an_error(tmp_path, monkeypatch, shape, 
     (tmp_path / 'set' / '1.0.0').mkdir(parents=True)
     (tmp_path / 'set' / '1.0.0' / 'dataset_info.json').write_text('')
     with pytest.raises(UserError, match=message):
-        dataset.load('set', seed=0, valid_fraction=0.2, data_dir=str(tmp_path))
+        datasets.load('set', seed=0, valid_fraction=0.2, dir=str(tmp_path))
 
 
 @pytest.mark.parametrize('fraction', [0.1, 0.2, 0.8])
@@ -326,8 +326,8 @@ def _own(directory, train, test, **changes):
     if not (directory / 'own').exists():
         pictures = [Image.new('L', (8, 8), 10 * i) for i in range(10)]
         prepared.write(directory, 'own', 1, {'train': pictures, 'validation': pictures[:4]}, 'ab')
-    options = {'seed': 0, 'valid_fraction': 0.5, 'image_size': 8, 'data_dir': str(directory)}
-    return dataset.load('own', train_split=train, test_split=test, **options, **changes)
+    options = {'seed': 0, 'valid_fraction': 0.5, 'image_size': 8, 'dir': str(directory)}
+    return datasets.load('own', train_split=train, test_split=test, **options, **changes)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_prepared_sets_at_a_url_are_refused_also_where_the_environment_names_the
     with pytest.raises(
         UserError, match=rf'^{url[:2]}:// paths are not supported yet: \$TFDS_DATA_DIR={url!r}'
     ):
-        dataset.load('cifar10', seed=0, valid_fraction=0.2)
+        datasets.load('cifar10', seed=0, valid_fraction=0.2)
 
 
 def test_another_version_of_a_set_is_another_set(tmp_path):

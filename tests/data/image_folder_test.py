@@ -11,9 +11,11 @@ import sys
 import chex
 import numpy as np
 import pytest
+from helpers import datasets
 from helpers.pictures import config_of, picture
 from PIL import Image
 
+from asose_jax.config import presets
 from asose_jax.data import dataset
 from asose_jax.pipeline import single_run
 from asose_jax.runtime.errors import UserError
@@ -30,8 +32,8 @@ def pets(tmp_path):
 
 
 def _load(directory, **changes):
-    options = {'seed': 0, 'valid_fraction': 0.25, 'data_dir': str(directory), **changes}
-    return dataset.load('folder', **options)
+    options = {'seed': 0, 'valid_fraction': 0.25, 'dir': str(directory), **changes}
+    return datasets.load('folder', **options)
 
 
 def _error(directory, **changes):
@@ -280,15 +282,9 @@ def test_other_pictures_are_another_set_and_named(pets, change, expected):
     after = _load(pets).identity
     assert after.record['digest'] != before.record['digest']
     assert after.changes(before.record, before.files) == expected
-    light = dataset.identify(
-        'folder',
-        data_dir=str(pets),
-        train_split='train',
-        test_split='test',
-        test_fraction=None,
-        split_by='content',
-    )
-    assert light == after
+    config = presets.get_config('folder')
+    config.data.dir = str(pets)
+    assert dataset.identify(config.data, 'content') == after
 
 
 def _linked(pets):

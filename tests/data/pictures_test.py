@@ -5,10 +5,11 @@ import os
 
 import numpy as np
 import pytest
+from helpers import datasets
 from helpers.pictures import picture
 from PIL import Image
 
-from asose_jax.data import dataset, pictures
+from asose_jax.data import pictures
 from asose_jax.runtime.errors import UserError
 
 
@@ -31,11 +32,11 @@ def _odd_pictures(root):
 
 def test_pictures_are_read_as_for_training(tmp_path):
     _odd_pictures(tmp_path)
-    d = dataset.load(
+    d = datasets.load(
         'folder',
         seed=0,
         valid_fraction=0.3,
-        data_dir=str(tmp_path),
+        dir=str(tmp_path),
         image_size=8,
         test_fraction=0.3,
     )

@@ -14,8 +14,6 @@ from asose_jax.exports.layers import Layers
 from asose_jax.nn import operations
 from asose_jax.nn.forward import Mode
 from asose_jax.spaces import chain, darts, nasbench201
-from asose_jax.spaces.registry import SPACES
-from asose_jax.spaces.supernet import SuperNet
 
 from . import networks
 
@@ -37,18 +35,18 @@ class Example(NamedTuple):
 @functools.cache
 def example(spec: NetSpec) -> Example:
     """The network with random numbers in all of its arrays."""
-    random, variables = np.random.default_rng(0), networks.variables(SuperNet(spec))
+    random, variables = np.random.default_rng(0), networks.variables(networks.supernet(spec))
     channels = spec.image_shape[2]
     mean, std = (random.uniform(low, 2 * low, channels).astype('f') for low in (80, 40))
     images = random.integers(0, 256, (3, *spec.image_shape), dtype=np.uint8)
-    net, x = SuperNet(spec), (images.astype('f') - mean) / std
+    net, x = networks.supernet(spec), (images.astype('f') - mean) / std
     logits = jax.jit(lambda: net.apply(variables, x, mode=Mode.ARGMAX, train=False))()
     return Example(variables, mean, std, images, np.asarray(logits))
 
 
 def translated(spec: NetSpec, layers: Layers) -> Any:
     """The layers, once the network of `example` is added to them."""
-    variables = networks.variables(SuperNet(spec))
+    variables = networks.variables(networks.supernet(spec))
     channels = spec.image_shape[2]
     mean, std = np.full(channels, 100, 'f'), np.full(channels, 50, 'f')
     translation.add_network(layers, spec, variables, mean=mean, std=std)
@@ -79,7 +77,7 @@ def cells_of_nasbench201() -> nasbench201.NasBench201Spec:
 
 def reduction(shape, edges) -> darts.DartsSpec:
     """A reduction cell with operations at these `(node, edge)`, and a cell without any."""
-    spec = darts.build(shape, 4, channels=4, depth=2, reductions=(0,))
+    spec = networks.build('darts', shape, 4, channels=4, depth=2, reductions=(0,))
     chosen = {(darts.NODES + node, edge): name for (node, edge), name in edges.items()}
     groups = [
         [(chosen.get((g, m), 'none'),) for m in range(len(members))]
@@ -116,5 +114,5 @@ def both_strides(name: str) -> NetSpec:
 def random_network(space: str) -> NetSpec:
     """A random genotype of a space."""
     sizes = {'channels': 4, 'depth': 3, 'reductions': (1,), 'max_channels': 8}
-    spec = SPACES[space].build(EVEN, 4, **sizes)
+    spec = networks.build(space, EVEN, 4, **sizes)
     return genotype.derive(spec, genotype.random(spec, np.random.default_rng(1)))

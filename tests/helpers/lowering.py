@@ -11,8 +11,7 @@ from asose_jax.arch import genotype
 from asose_jax.data import batches
 from asose_jax.nn import factors
 from asose_jax.pipeline import builders, compilation, initialization, run_context
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import pmap
+from asose_jax.train import optimizer, pmap
 from asose_jax.train.phases import Phase
 from helpers import networks, search_steps
 
@@ -86,7 +85,7 @@ def programs(
         console=None,
         data=data,
         schedule=schedule,
-        tx=builders.make_optimizer(config, schedule),
+        tx=optimizer.make_optimizer(config, schedule),
         shared=search_steps.SHARED,
         checkpoints=None,
         interrupt=None,
@@ -95,7 +94,7 @@ def programs(
         platform=platform,
     )
     spec = initialization._configured_supernet(config, data)
-    arch = networks.variables(SuperNet(spec))['arch']
+    arch = networks.variables(networks.supernet(spec))['arch']
     derived = factors.folded_spec(spec, genotype.most_likely(spec, arch))
     row = {'index': np.zeros(config.batch_size, np.int32)}
     ahead = int(config.search.second_order)

@@ -1,38 +1,84 @@
 """Small networks of every space: their arrays, without waiting for a compiler."""
 
+import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 
 from asose_jax.arch.genotype import NetSpec
-from asose_jax.nn.forward import Mode
+from asose_jax.config import presets
+from asose_jax.nn import batch_norm
+from asose_jax.nn.forward import Forward, Mode, NetSettings
+from asose_jax.pipeline import builders
 from asose_jax.spaces.registry import SPACES
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, state
-from asose_jax.train.phases import Schedule
+from asose_jax.train import optimizer, phases, state
+from asose_jax.train.phases import Phase, Schedule
 
 _AROUND_ONE = {'scale', 'var', 'factor'}
-_OPTIMIZER = {
-    'weight_lr': 0.025,
-    'weight_lr_end': 1e-4,
-    'momentum': 0.9,
-    'weight_decay': 3e-4,
-    'clip': 0.0,
-    'arch_lr': 3e-4,
-    'arch_lr_end': 1e-5,
-    'arch_b1': 0.5,
-    'arch_b2': 0.999,
-    'arch_weight_decay': 1e-3,
-}
+_PRESETS = {'chain': 'seed', 'darts': 'darts', 'nasbench201': 'nasbench201'}
 
 
-def make_optimizer(schedule: Schedule, **changes: float) -> optax.GradientTransformationExtraArgs:
-    """The optimizer with the settings of the preset `seed`, and these changes."""
-    return optimizer.make_optimizer(schedule, **{**_OPTIMIZER, **changes})
+def _config(preset: str = 'seed', **fields: Any) -> ml_collections.ConfigDict:
+    config = presets.get_config(preset)
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def build(space: str, image_shape: tuple[int, int, int], num_classes: int, **sizes: Any) -> NetSpec:
+    """A supernet of a space, with the sizes and primitives of its preset, and these changes."""
+    model = _config(_PRESETS[space]).model
+    names = ('channels', 'depth', 'reductions', 'max_channels', 'primitives')
+    sizes = {name: model[name] for name in names} | sizes
+    return SPACES[space].build(image_shape, num_classes, **sizes)
+
+
+def settings(**changes: Any) -> NetSettings:
+    """The settings of a network by the preset `seed`, with these changes."""
+    return dataclasses.replace(_settings(), **changes)
+
+
+@functools.cache
+def _settings():
+    return builders.make_settings(_config(), _config().arch)
+
+
+def supernet(
+    spec: NetSpec,
+    given: NetSettings | None = None,
+    dtype: str = 'float32',
+    synced_over: str | None = None,
+    **changes: Any,
+) -> SuperNet:
+    """The network of a description, with these settings or those of the preset `seed`."""
+    return SuperNet(spec, given or settings(**changes), dtype, synced_over)
+
+
+def forward(
+    mode: Mode, train: bool, dtype: str = 'float32', partial: int = 1, beta: float = 0.0, **changes
+) -> Forward:
+    """What the parts of a network share in a pass, with `settings`."""
+    norm = batch_norm.Norm(dtype, None)
+    return Forward(norm, settings(**changes), mode, train, partial, outlined=True, beta=beta)
+
+
+def make_schedule(
+    epochs: dict[Phase, int], train_steps: int, freeze_epochs: int = 0, **search: Any
+) -> Schedule:
+    """The schedule by the preset `seed`, but that temperature falls with the search's length."""
+    fields = {'anneal_every': None, **search}
+    config = _config(**{f'search.{name}': value for name, value in fields.items()})
+    return phases.make_schedule(epochs, train_steps, config.search, freeze_epochs)
+
+
+def make_optimizer(schedule: Schedule, **fields: Any) -> optax.GradientTransformationExtraArgs:
+    """The optimizer by the preset `seed`, and these changes of its fields."""
+    return optimizer.make_optimizer(_config(**fields), schedule)
 
 
 @functools.cache
@@ -45,7 +91,8 @@ def shapes(net: SuperNet) -> Any:
 
 def priced(space: str, primitives: tuple[str, ...]) -> NetSpec:
     """A supernet of images of 8x8x2 whose positions differ in cost."""
-    return SPACES[space].build(
+    return build(
+        space,
         (8, 8, 2),
         5,
         channels=4,
@@ -58,7 +105,7 @@ def priced(space: str, primitives: tuple[str, ...]) -> NetSpec:
 
 def parameters(spec: NetSpec) -> int:
     """How many numbers the weights of a network are."""
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes(SuperNet(spec))['params']))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(supernet(spec))['params']))
 
 
 def random_like(tree: Any, seed: int = 0) -> Any:

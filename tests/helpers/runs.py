@@ -17,9 +17,10 @@ from asose_jax.metrics import run_record
 from asose_jax.pipeline import builders, run_summary, single_run, training_loop
 from asose_jax.pipeline.growth import controller
 from asose_jax.report import page
-from asose_jax.spaces import registry, supernet
-from asose_jax.train import checkpoint, pmap, state, steps
+from asose_jax.spaces import registry
+from asose_jax.train import checkpoint, optimizer, pmap, state, steps
 from configs.search import get_config
+from helpers import networks
 
 CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3')
 
@@ -102,8 +103,8 @@ def final_state(workdir, config):
         step = checkpoints.latest()
         meta = checkpoints.describe(step)
         spec = registry.spec_from_json(meta['spec'])
-        net = supernet.SuperNet(spec, synced_over=steps.AXIS)
-        tx = builders.make_optimizer(config, builders.make_schedule(config, 287))
+        net = networks.supernet(spec, synced_over=steps.AXIS)
+        tx = optimizer.make_optimizer(config, builders.make_schedule(config, 287))
         averages = checkpoint.has_average(meta['checksums'])
         like = state.abstract_state(net, tx, pmap.replicated_sharding(), averages)
         return step, spec, jax.device_get(checkpoints.restore(step, like))

@@ -10,12 +10,12 @@ import optax
 
 from asose_jax.data import augment, batches
 from asose_jax.data.dataset import Dataset, ImageSet
+from asose_jax.nn.forward import Mode
 from asose_jax.spaces import chain
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import phases, pmap, steps
+from asose_jax.train import pmap, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed
-from asose_jax.train.step_config import StepConfig
+from asose_jax.train.step_config import PLAIN, StepConfig
 from helpers import networks
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
@@ -26,14 +26,25 @@ SPEC = chain.build(
 )
 
 
-SCHEDULE = phases.make_schedule({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
+SCHEDULE = networks.make_schedule({**dict.fromkeys(Phase, 1), Phase.SEARCH: 4}, 2)
 
 
 TX = networks.make_optimizer(SCHEDULE)
 
 
 STEP_CONFIG = StepConfig(
-    SuperNet(SPEC, synced_over=steps.AXIS), TX, SCHEDULE, augment.Augmentation(1, True)
+    networks.supernet(SPEC, synced_over=steps.AXIS),
+    TX,
+    SCHEDULE,
+    augment.Augmentation(1, True, 0),
+    warmup_mode=Mode.SKIP,
+    arch_micro_batches=1,
+    arch_samples=1,
+    class_weights=None,
+    penalty=None,
+    second_order=False,
+    recipe=PLAIN,
+    frozen=False,
 )
 
 
@@ -116,7 +127,7 @@ def same(a, b):
     chex.assert_trees_all_equal(jax.device_get(a), jax.device_get(b))
 
 
-STILL = dataclasses.replace(STEP_CONFIG, augmentation=augment.Augmentation(0, False))
+STILL = dataclasses.replace(STEP_CONFIG, augmentation=augment.Augmentation(0, False, 0))
 
 
 def after_one(step_config, index):
@@ -133,7 +144,7 @@ def after_one(step_config, index):
 # One block, nothing to learn in it: what is compiled fastest.
 ONE_BLOCK = dataclasses.replace(
     STILL,
-    model=SuperNet(
+    model=networks.supernet(
         chain.build(
             *((6, 6, 1), 3),
             channels=4,

@@ -12,15 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich.console
+from helpers import networks
 
 from asose_jax.arch import genotype
 from asose_jax.metrics import arch_analysis, metrics_log, progress
 from asose_jax.metrics.progress import Progress
 from asose_jax.pipeline import run_summary
-from asose_jax.spaces import chain, darts
 from asose_jax.train.phases import Phase, Span
 
-SPEC = chain.build((8, 8, 1), 2, channels=4, depth=2, reductions=(), max_channels=4)
+SPEC = networks.build('chain', (8, 8, 1), 2, channels=4, depth=2, reductions=(), max_channels=4)
 FIGURES = {'train/loss': 1.5, 'train/accuracy': 0.25, 'tau': 0.5}
 
 
@@ -188,7 +188,7 @@ def test_the_last_table_has_every_phase_and_fits_80_columns(monkeypatch, in_note
 
 def test_edges_that_are_left_out_are_no_collapse():
     """DARTS derives two edges of a node; `none` stands for the others."""
-    spec = darts.build((8, 8, 3), 10, channels=4, depth=2, reductions=(1,))
+    spec = networks.build('darts', (8, 8, 3), 10, channels=4, depth=2, reductions=(1,))
     arch = {spec.alpha_path(*row[:2])[0]: {'alpha': jnp.arange(8.0)} for row in spec.rows()}
     told = arch_analysis.analyze_architecture(arch, spec)
     assert told['arch/counts'] == {'dil_conv_5x5': 16}

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers import networks
 
 from asose_jax.arch import genotype
 from asose_jax.metrics import comparison
@@ -16,7 +17,7 @@ SKIPS = '|skip_connect~0|+|skip_connect~0|none~1|+|skip_connect~0|skip_connect~1
 def _finished(directory, accuracy, text=CONVS):
     directory.mkdir(parents=True)
     chosen = nasbench201.loads(text)
-    spec = genotype.derive(nasbench201.build((8, 8, 1), 10), chosen)
+    spec = genotype.derive(networks.build('nasbench201', (8, 8, 1), 10), chosen)
     (directory / 'genotype.json').write_text(chosen.dumps(spec))
     (directory / 'genotype.txt').write_text(text + '\n')
     summary = {

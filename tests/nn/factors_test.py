@@ -13,10 +13,9 @@ from helpers import networks
 from asose_jax.arch import genotype
 from asose_jax.arch.estimators import ESTIMATORS
 from asose_jax.nn import factors
-from asose_jax.nn.forward import Mode, SearchSettings
+from asose_jax.nn.forward import Mode
 from asose_jax.spaces import registry
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import phases, state, steps
+from asose_jax.train import state, steps
 from asose_jax.train.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
@@ -28,7 +27,7 @@ SIZES = {
 PLAIN = ('none', 'skip_connect', 'max_pool_3x3')  # quickly compiled; no edge of a cell needs more
 IMAGES = np.random.default_rng(0).normal(size=(6, 6, 6, 2)).astype('f')
 LABELS = np.arange(6) % 3
-TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+TX = networks.make_optimizer(networks.make_schedule(dict.fromkeys(Phase, 1), 4))
 
 
 def _spec(space, names=NAMES):
@@ -50,7 +49,7 @@ def _at(tree, value):
 
 def _rows(spec, kind):
     """alpha of which a draw is surely this candidate, or of which none is likelier."""
-    shapes = networks.shapes(SuperNet(spec))['arch']
+    shapes = networks.shapes(networks.supernet(spec))['arch']
 
     def row(leaf):
         if kind == 'uniform':
@@ -77,10 +76,10 @@ CASES = [
 def test_whatever_is_drawn_search_begins_with_the_function_that_warmup_ended_with(space, estimator):
     """Of a cell, an auxiliary skip carries the images, which begins to fade at that step."""
     spec = _spec(space, NAMES if space == 'chain' else PLAIN)
-    settings = SearchSettings(
+    settings = networks.settings(
         exact_start=True, estimator=estimator, auxiliary_skip=space != 'chain'
     )
-    net = SuperNet(spec, settings)
+    net = networks.supernet(spec, settings)
     made = networks.variables(net)
     modes = (Mode.SKIP, Mode.DRAW, Mode.ALPHA, Mode.DENSE, Mode.ARGMAX)
 
@@ -114,7 +113,7 @@ def _one(spec):
 
 
 def test_warmup_trains_nothing_of_a_mixed_operation_and_search_opens_what_is_drawn():
-    net = SuperNet(SPEC, SearchSettings(exact_start=True))
+    net = networks.supernet(SPEC, exact_start=True)
     made = networks.variables(net)
     shut = _at(made['params'], 0)
     arch = _rows(SPEC, NAMES.index('dil_conv_3x3'))
@@ -146,7 +145,7 @@ def test_warmup_trains_nothing_of_a_mixed_operation_and_search_opens_what_is_dra
 
 @pytest.mark.parametrize('exactly', [True, False])
 def test_factors_begin_at_zero_where_search_begins_exactly_else_at_one(exactly):
-    net = SuperNet(SPEC, SearchSettings(exact_start=exactly))
+    net = networks.supernet(SPEC, exact_start=exactly)
     params = state.init_state(net, TX, jax.random.key(0)).params
     found = [leaf for path, leaf in jax.tree.leaves_with_path(params) if factors.is_factor(path)]
     assert len(found) == 2 * (len(NAMES) - 1)  # none of `none`
@@ -156,7 +155,7 @@ def test_factors_begin_at_zero_where_search_begins_exactly_else_at_one(exactly):
 @pytest.mark.parametrize('name', NAMES)
 def test_what_is_kept_computes_the_same_and_moves_as_before(name):
     """Of every kind of candidate: v of f s is f v_s + s v_f."""
-    net = SuperNet(SPEC)
+    net = networks.supernet(SPEC)
     held = networks.fresh_state(net, TX)
     trace = optax.tree.get(held.opt_state, 'trace')
     velocity = networks.random_like(networks.shapes(net)['params'], seed=1)
@@ -164,12 +163,14 @@ def test_what_is_kept_computes_the_same_and_moves_as_before(name):
     held = held.replace(opt_state=moving)
     chosen = genotype.Genotype(((name,), (name,)))
     derived, spec = state.derive_state(held, SPEC, chosen, TX), factors.folded_spec(SPEC, chosen)
-    chex.assert_trees_all_equal_shapes_and_dtypes(derived, networks.fresh_state(SuperNet(spec), TX))
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        derived, networks.fresh_state(networks.supernet(spec), TX)
+    )
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
     def logits(spec, params, batch_stats, mode, arch):
         variables = {'params': params, 'batch_stats': batch_stats, 'arch': arch}
-        return SuperNet(spec).apply(variables, IMAGES, mode=mode, train=False)
+        return networks.supernet(spec).apply(variables, IMAGES, mode=mode, train=False)
 
     step = 1e-2  # along the velocities
     for size in (0.0, step):
@@ -193,8 +194,8 @@ def test_statistics_of_their_own_are_those_of_the_most_likely_network():
     """Evaluated with them, it says what it says in training on the same batches."""
     from helpers import search_steps as small
 
-    dropped = SearchSettings(drop_path=0.5)  # in optimize, and not here
-    net = SuperNet(small.SPEC, dropped, synced_over=steps.AXIS)
+    dropped = networks.settings(drop_path=0.5)  # in optimize, and not here
+    net = networks.supernet(small.SPEC, dropped, synced_over=steps.AXIS)
     step_config, images = dataclasses.replace(small.STEP_CONFIG, model=net), small.data()
     held = small.fresh(small.START)
     index = np.arange(8, dtype=np.int32)
@@ -214,7 +215,7 @@ def test_statistics_of_their_own_are_those_of_the_most_likely_network():
 
     @functools.partial(jax.jit, static_argnums=1)
     def logits(batch_stats, train):
-        return SuperNet(small.SPEC).apply(
+        return networks.supernet(small.SPEC).apply(
             {**held.trainable, 'batch_stats': batch_stats},
             normalised,
             mode=Mode.ARGMAX,

@@ -11,7 +11,7 @@ from helpers import networks
 
 from asose_jax.nn import mixed_op
 from asose_jax.nn.batch_norm import Norm
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn.forward import Mode
 
 NAMES = ('none', 'skip_connect', 'max_pool_3x3', 'dil_conv_3x3')
 NORM = Norm('float32', None)
@@ -29,8 +29,7 @@ def _begun(op, x=X):
 
 
 def _op(mode, remat=False):
-    settings = SearchSettings(remat=remat)
-    forward = Forward(NORM, settings, mode, True)
+    forward = networks.forward(mode, True, remat=remat)
     return mixed_op.MixedOp(NAMES, 4, forward), mixed_op.Choice(NAMES, forward)
 
 
@@ -105,8 +104,9 @@ both_strides = pytest.mark.parametrize('stride', [1, 2])
 
 
 def _remedied(mode, stride, *, beta=None, partial=1, channels=4):
-    settings = SearchSettings(auxiliary_skip=beta is not None)
-    forward = Forward(NORM, settings, mode, True, beta=beta or 0.0, partial=partial)
+    forward = networks.forward(
+        mode, True, partial=partial, beta=beta or 0.0, auxiliary_skip=beta is not None
+    )
     return mixed_op.MixedOp(FEW, channels, forward, stride)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from helpers import networks
 
+from asose_jax.config.schema import FIELDS
 from asose_jax.nn import operations
-from asose_jax.spaces import chain
 
 NORM = functools.partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
@@ -30,7 +30,7 @@ def _apply(name, x, channels=4):
 
 
 def test_primitives_of_the_chain_keep_their_order():
-    assert list(chain.PRIMITIVES) == [
+    assert list(FIELDS['model.primitives'].default) == [
         'none',
         'avg_pool_3x3',
         'max_pool_3x3',

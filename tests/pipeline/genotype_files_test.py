@@ -3,6 +3,7 @@
 import pathlib
 
 import pytest
+from helpers import networks
 
 from asose_jax.arch import genotype
 from asose_jax.pipeline import initialization
@@ -11,7 +12,7 @@ from asose_jax.spaces import darts, nasbench201
 
 CELL = '|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|none~1|none~2|'
 OTHER = CELL.replace('avg_pool_3x3', 'none')
-SPEC = nasbench201.build((8, 8, 1), 10)
+SPEC = networks.build('nasbench201', (8, 8, 1), 10)
 CASES = pathlib.Path(__file__).parent.parent.parent.parent / 'shared' / 'cases'
 
 
@@ -94,5 +95,5 @@ def _network(value):
 def test_inputs_of_users_that_failed_are_read(name, space):
     if not CASES.is_dir():
         pytest.skip('no inputs of users in ../shared/cases')
-    spec = space.build((32, 32, 3), 10)
+    spec = networks.build(space.__name__.rpartition('.')[2], (32, 32, 3), 10)
     assert initialization._chosen_network(str(CASES / name), spec).is_derived()

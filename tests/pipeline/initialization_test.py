@@ -17,24 +17,23 @@ from PIL import Image
 from asose_jax import inference
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
-from asose_jax.nn.forward import SearchSettings
 from asose_jax.pipeline import builders, initialization, single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, registry
-from asose_jax.spaces.supernet import HEAD, SECOND_HEAD, SuperNet
-from asose_jax.train import checkpoint, phases, pmap, state
+from asose_jax.spaces.supernet import HEAD, SECOND_HEAD
+from asose_jax.train import checkpoint, optimizer, pmap, state
 from asose_jax.train.phases import Phase
 
 SPEC = genotype.derive(
-    chain.build((8, 8, 3), 4, channels=4, depth=2, reductions=(1,), max_channels=8),
+    networks.build('chain', (8, 8, 3), 4, channels=4, depth=2, reductions=(1,), max_channels=8),
     genotype.Genotype((('nor_conv_1x1',), ('skip_connect',))),
 )
-TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+TX = networks.make_optimizer(networks.make_schedule(dict.fromkeys(Phase, 1), 4))
 
 
 def _random_state(averages=False):
     """Weights, momentum and statistics of a network with a second head; nothing is zero."""
-    fresh = networks.fresh_state(SuperNet(SPEC, SearchSettings(second_head=0.4)), TX)
+    fresh = networks.fresh_state(networks.supernet(SPEC, second_head=0.4), TX)
     trace = {'params': networks.random_like(fresh.params, seed=1), 'arch': {}}
     fresh = fresh.replace(opt_state=optax.tree.set(fresh.opt_state, trace=trace))
     average = networks.random_like(fresh.params, seed=2)
@@ -74,7 +73,7 @@ def _last(workdir, config):
         step = checkpoints.latest()
         meta = checkpoints.describe(step)
         spec = registry.spec_from_json(meta['spec'])
-        tx = builders.make_optimizer(config, builders.make_schedule(config, 287))
+        tx = optimizer.make_optimizer(config, builders.make_schedule(config, 287))
         model = builders.make_supernet(config, spec)
         averages = checkpoint.has_average(meta['checksums'])
         like = state.abstract_state(model, tx, pmap.replicated_sharding(), averages)
@@ -181,7 +180,7 @@ def test_head_of_a_run_without_a_record_is_kept_if_the_number_of_classes_is_the_
 def test_operations_that_would_begin_afresh_are_not_frozen(tmp_path, frozen):
     size = {'channels': 8, 'depth': 2, 'reductions': (1,), 'max_channels': 8}
     spec = dataclasses.replace(chain.build((8, 8, 3), 4, **size), partial=2)
-    reached = networks.fresh_state(SuperNet(spec), TX)
+    reached = networks.fresh_state(networks.supernet(spec), TX)
     source = _write_source(tmp_path / 'source', reached, spec)
     changes = {'search.partial_channels': 2, 'optimize.frozen': frozen}
     config = _tuned(source, _pictures(tmp_path / 'pictures', 'abcd'), **changes)

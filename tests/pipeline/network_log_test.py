@@ -7,11 +7,11 @@ import types
 import jax
 import optax
 import pytest
+from helpers import networks
 from helpers.runs import CHEAPEST
 
 from asose_jax.pipeline import initialization
-from asose_jax.spaces import chain, nasbench201
-from asose_jax.spaces.supernet import SuperNet
+from asose_jax.spaces import chain
 from asose_jax.train import pmap, state
 
 
@@ -26,7 +26,7 @@ def _chain(depth):
         (_chain(1), 1),
         (_chain(7), 7),
         (_chain(12), 12),
-        (nasbench201.build((8, 8, 1), 10, channels=8, depth=3, reductions=(1,)), 3),
+        (networks.build('nasbench201', (8, 8, 1), 10, channels=8, depth=3, reductions=(1,)), 3),
     ],
     ids=['short', 'as long as fits', 'long', 'cells'],
 )
@@ -34,7 +34,7 @@ def _chain(depth):
 def test_network_is_told_in_a_dozen_lines_and_whole_in_a_file(
     tmp_path, caplog, spec, count, is_primary_host
 ):
-    model, tx = SuperNet(spec), optax.identity()
+    model, tx = networks.supernet(spec), optax.identity()
     context = types.SimpleNamespace(
         workdir=tmp_path,
         is_primary_host=is_primary_host,

@@ -17,14 +17,14 @@ from asose_jax.pipeline import old_checkpoints, single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain
 from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import checkpoint, phases, pmap, state
+from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
 SPEC = chain.build(
     (6, 6, 2), 3, channels=4, depth=2, reductions=(1,), max_channels=8, primitives=NAMES
 )
-TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+TX = networks.make_optimizer(networks.make_schedule(dict.fromkeys(Phase, 1), 4))
 
 
 def _as_before(spec, held):
@@ -53,7 +53,7 @@ def test_checkpoint_of_before_is_the_network_whose_factors_are_its_gates(tmp_pat
     if names:
         chosen = genotype.Genotype(tuple((name,) for name in names))
         spec = genotype.keep_chosen(SPEC, chosen)
-    held = networks.fresh_state(SuperNet(spec), TX)
+    held = networks.fresh_state(networks.supernet(spec), TX)
     old, expected = _as_before(spec, held)
     plain = dataclasses.replace(spec, factors=())
     with checkpoint.Checkpoints(tmp_path / 'checkpoints') as checkpoints:

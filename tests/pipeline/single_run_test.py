@@ -10,6 +10,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from helpers import networks
 from helpers.runs import (
     AHEAD,
     CELLS,
@@ -36,7 +37,7 @@ from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import builders, evaluation, single_run
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import chain, registry, supernet
+from asose_jax.spaces import registry, supernet
 from asose_jax.train import checkpoint, pmap
 from asose_jax.train.phases import Phase
 from configs.search import get_config
@@ -217,7 +218,7 @@ _ALONE = {
 
 def _statistics_by_hand(model, data, config):
     """BatchNorm's, as means over the training batches that evaluations take them from."""
-    net, zeros = supernet.SuperNet(model.spec), jax.tree.map(np.zeros_like, model.variables)
+    net, zeros = networks.supernet(model.spec), jax.tree.map(np.zeros_like, model.variables)
 
     @jax.jit
     def of_batch(images):
@@ -339,13 +340,13 @@ def test_genotype_that_does_not_fit_is_one_clear_error(text, message, tmp_path):
     [('cifar10', 'temperature'), ('digits', 'temperature'), ('seed', 'unit'), ('darts', 'unit')],
 )
 def test_draws_follow_the_law_of_the_preset(preset, law):
-    spec = chain.build((8, 8, 1), 2, channels=4, depth=1, reductions=(), max_channels=4)
+    spec = networks.build('chain', (8, 8, 1), 2, channels=4, depth=1, reductions=(), max_channels=4)
     assert builders.make_supernet(get_config(preset), spec).settings.noise == law
 
 
 def test_new_mixed_operations_lean_against_what_a_residual_does_already():
     candidates = ('none', 'skip_connect', 'max_pool_3x3')
-    spec = chain.build((8, 8, 1), 2, channels=4, depth=1, reductions=(), max_channels=4)
+    spec = networks.build('chain', (8, 8, 1), 2, channels=4, depth=1, reductions=(), max_channels=4)
     for preset, skip in (('cifar10', -2.0), ('seed', 1.0)):
         config = get_config(preset)
         settings = builders.make_supernet(config, spec, config.growth).settings
@@ -549,7 +550,7 @@ def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):
     def only_skip(self, key, candidates):
         return jax.numpy.zeros(len(candidates)).at[candidates.index('skip_connect')].set(9.0)
 
-    monkeypatch.setattr(supernet.SearchSettings, 'initial_alpha', only_skip)
+    monkeypatch.setattr(supernet.NetSettings, 'initial_alpha', only_skip)
     accuracies = iter([0.9, 0.6, 0.6, 0.6, 0.6])
     honest = evaluation.mean_loss_and_accuracy
     monkeypatch.setattr(

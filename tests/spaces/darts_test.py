@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import networks
 
 from asose_jax.arch import genotype
 from asose_jax.costs import flops
 from asose_jax.nn import mixed_op
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn.forward import Mode
 from asose_jax.spaces import darts
 
 # As their authors published them (genotypes.py of DARTS, PC-DARTS and GDAS; issue 7 of P-DARTS).
@@ -49,7 +50,7 @@ P_DARTS = (
 
 
 def _derived(text):
-    spec = darts.build((32, 32, 3), 10, channels=36, depth=20, reductions=(6, 13))
+    spec = networks.build('darts', (32, 32, 3), 10, channels=36, depth=20, reductions=(6, 13))
     return genotype.derive(spec, darts.loads(text))
 
 
@@ -118,7 +119,7 @@ def _rows(spec, **given):
 
 @pytest.mark.parametrize('traced', [False, True])
 def test_two_edges_are_kept_by_their_surest_operation_and_none_is_never_chosen(traced):
-    spec = darts.build((8, 8, 3), 10, channels=4, depth=2, reductions=(1,))
+    spec = networks.build('darts', (8, 8, 3), 10, channels=4, depth=2, reductions=(1,))
     rows = _rows(
         spec,
         n1_0={'none': 0.9},  # sure of none only: its best other has 0.1 / 7
@@ -135,7 +136,7 @@ def test_two_edges_are_kept_by_their_surest_operation_and_none_is_never_chosen(t
 
 
 def test_reduction_cells_halve_the_image_where_edges_come_from_the_inputs():
-    spec = darts.build((8, 8, 3), 10, channels=4, depth=3, reductions=(1,))
+    spec = networks.build('darts', (8, 8, 3), 10, channels=4, depth=3, reductions=(1,))
     assert [(p.shape, p.stride) for p in spec.places(5, 1)] == [((8, 8, 8), 2)]
     assert [(p.shape, p.stride) for p in spec.places(5, 2)] == [((4, 4, 8), 1)]
     assert [p.shape for p in spec.places(1, 1)] == [(8, 8, 4), (4, 4, 8)]
@@ -144,7 +145,7 @@ def test_reduction_cells_halve_the_image_where_edges_come_from_the_inputs():
 # --- Edges with weights
 
 PARTIAL = dataclasses.replace(
-    darts.build((8, 8, 3), 10, channels=4, depth=2, reductions=(1,)), partial=2
+    networks.build('darts', (8, 8, 3), 10, channels=4, depth=2, reductions=(1,)), partial=2
 )
 
 
@@ -169,7 +170,7 @@ class Draws(nn.Module):
     @nn.compact
     def __call__(self, mode=Mode.ARGMAX):
         edges = mixed_op.edge_weights(PARTIAL)
-        forward = Forward(None, SearchSettings(init_std=0.5), mode, False)
+        forward = networks.forward(mode, False)
         return mixed_op.shared_draws(PARTIAL, forward, edges), edges
 
 

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from helpers import networks
 
 from asose_jax.arch import genotype
 from asose_jax.costs import flops
-from asose_jax.nn import batch_norm
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn.forward import Mode
 from asose_jax.spaces import nasbench201
 
 # FLOPs and parameters in millions, as NATS-Bench prints them (10 classes, 32x32), and for two of
@@ -41,7 +41,7 @@ def test_counts_are_the_published_ones(monkeypatch, text, shape, classes, multip
     monkeypatch.setattr(
         flops, '_variable_shapes', lambda part: traced.append(variable_shapes(part))
     )
-    spec = genotype.derive(nasbench201.build(shape, classes), nasbench201.loads(text))
+    spec = genotype.derive(networks.build('nasbench201', shape, classes), nasbench201.loads(text))
     assert f'{flops.multiply_adds(spec) / 1e6:.5f}' == multiply_adds
     (made,) = traced
     assert f'{sum(leaf.size for leaf in jax.tree.leaves(made["params"])) / 1e6:.6f}' == params
@@ -80,7 +80,7 @@ def test_a_string_of_another_kind_is_refused_with_its_fault(text):
 )
 def test_nodes_are_sums_of_edges(text, times):
     cell = tuple(tuple((name,) for name in node) for node in nasbench201.loads(text).operations)
-    forward = Forward(batch_norm.Norm('float32', None), SearchSettings(), Mode.ARGMAX, False)
+    forward = networks.forward(Mode.ARGMAX, False)
     x = np.random.default_rng(0).normal(size=(2, 5, 5, 4)).astype('f')
     weights = [[None] * len(node) for node in cell]
     plain = tuple((False,) * len(edges) for edges in cell)
@@ -89,7 +89,7 @@ def test_nodes_are_sums_of_edges(text, times):
 
 
 def test_stages_halve_the_image_and_double_the_channels():
-    spec = nasbench201.build((32, 32, 3), 10)
+    spec = networks.build('nasbench201', (32, 32, 3), 10)
     assert (
         spec.modules == ((16, 1),) * 5 + ((32, 2),) + ((32, 1),) * 5 + ((64, 2),) + ((64, 1),) * 5
     )

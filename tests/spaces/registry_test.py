@@ -11,14 +11,13 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax.arch import genotype
+from asose_jax.arch import genotype, published
 from asose_jax.costs import flops
 from asose_jax.nn import factors
-from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.spaces import nasbench201, registry
+from asose_jax.nn.forward import Mode
+from asose_jax.spaces import registry
 from asose_jax.spaces.registry import SPACES
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import phases, state
+from asose_jax.train import state
 from asose_jax.train.phases import Phase
 
 SIZES = {
@@ -30,7 +29,7 @@ SIZES = {
     'nasbench201': {
         'depth': 3,
         'reductions': (1,),
-        'primitives': nasbench201.PRIMITIVES,
+        'primitives': published.NASBENCH201,
     },
     'darts': {
         'depth': 2,
@@ -78,7 +77,7 @@ def _small(space):
 
 # Both remedies against collapse, and operations that are quickly compiled.
 PLAIN = ('none', 'skip_connect', 'max_pool_3x3')
-REMEDIES = SearchSettings(auxiliary_skip=True)
+REMEDIES = networks.settings(auxiliary_skip=True)
 
 
 def _partial(space, **changes):
@@ -88,14 +87,14 @@ def _partial(space, **changes):
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _logits(spec, variables, mode, beta=0.0):
-    net = SuperNet(spec, REMEDIES)
+    net = networks.supernet(spec, REMEDIES)
     keys = {'gumbel': jax.random.key(3)}
     return net.apply(variables, IMAGES, TAU, beta=beta, mode=mode, train=False, rngs=keys)
 
 
 @functools.cache
 def _variables(spec):
-    return networks.variables(SuperNet(spec))
+    return networks.variables(networks.supernet(spec))
 
 
 @functools.partial(jax.jit, static_argnames=('spec', 'mode', 'groups', 'train'))
@@ -103,7 +102,7 @@ def _step(trainable, batch_stats, key, spec, mode, groups=(), train=True):
     """Mean loss, logits, and the gradients of these groups."""
 
     def loss(moved):
-        logits, _ = SuperNet(spec).apply(
+        logits, _ = networks.supernet(spec).apply(
             {**trainable, **moved, 'batch_stats': batch_stats},
             IMAGES,
             TAU,
@@ -137,7 +136,7 @@ def test_description_survives_json_and_can_be_a_dictionary_key(space):
 @every_space
 def test_every_row_has_its_alpha_and_every_place_its_operations(space):
     spec = _spec(space)
-    variables = networks.shapes(SuperNet(spec))
+    variables = networks.shapes(networks.supernet(spec))
     assert len(jax.tree.leaves(variables['arch'])) == len(spec.rows())
     for row, alpha in zip(spec.rows(), _alphas(spec, variables['arch']), strict=True):
         assert alpha.shape == (len(row.candidates),)
@@ -204,13 +203,13 @@ def test_derived_network_is_the_supernet_under_argmax(space, seed):
 
 @every_space
 def test_derived_state_has_the_tree_of_a_fresh_one(space):
-    tx = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+    tx = networks.make_optimizer(networks.make_schedule(dict.fromkeys(Phase, 1), 4))
     spec = _spec(space)
-    held = networks.fresh_state(SuperNet(spec), tx)
+    held = networks.fresh_state(networks.supernet(spec), tx)
     chosen = genotype.most_likely(spec, held.arch)
     derived = state.derive_state(held, spec, chosen, tx)
     fresh = jax.eval_shape(
-        functools.partial(state._initial, SuperNet(factors.folded_spec(spec, chosen)), tx),
+        functools.partial(state._initial, networks.supernet(factors.folded_spec(spec, chosen)), tx),
         jax.random.key(0),
     )
     chex.assert_trees_all_equal_shapes_and_dtypes(derived, fresh)
@@ -272,7 +271,7 @@ def test_random_cells_are_of_the_space_and_use_all_of_it(space):
 @a_cell
 def test_remedies_leave_alpha_and_edges_the_gradient_of_the_dense_form(space):
     spec = _partial(space, **({'depth': 1} if space == 'nasbench201' else {}))
-    made = networks.variables(SuperNet(spec, REMEDIES))
+    made = networks.variables(networks.supernet(spec, REMEDIES))
 
     def gradient(mode):
         def loss(arch):
@@ -288,11 +287,11 @@ def test_remedies_leave_alpha_and_edges_the_gradient_of_the_dense_form(space):
 @every_space
 def test_auxiliary_skips_at_weight_zero_leave_no_trace_in_the_derived_network(space):
     spec = dataclasses.replace(_partial(space), partial=1)
-    made = networks.variables(SuperNet(spec, REMEDIES))
+    made = networks.variables(networks.supernet(spec, REMEDIES))
     chosen = genotype.most_likely(spec, made['arch'])
     pruned = {g: state.prune(made[g], spec, chosen) for g in ('params', 'batch_stats')}
     derived = genotype.keep_chosen(spec, chosen)
-    fresh = networks.shapes(SuperNet(derived))
+    fresh = networks.shapes(networks.supernet(derived))
     chex.assert_trees_all_equal_shapes(pruned, {g: fresh[g] for g in pruned})
     before, faded = (_logits(spec, made, Mode.ARGMAX, beta) for beta in (0.5, 0.0))
     logits = _logits(derived, pruned, Mode.ARGMAX)
@@ -304,7 +303,7 @@ def test_auxiliary_skips_at_weight_zero_leave_no_trace_in_the_derived_network(sp
 def test_without_remedies_arrays_are_what_they_were(space):
     spec = _spec(space)
     assert spec.partial == 1
-    held = networks.shapes(SuperNet(spec))
+    held = networks.shapes(networks.supernet(spec))
     names = {key.key for path, _ in jax.tree.leaves_with_path(held) for key in path}
     assert not names & {'auxiliary', 'logits'}
     old = {k: v for k, v in spec.to_json().items() if k != 'partial'}  # as it was written before

@@ -16,10 +16,10 @@ import pytest
 from helpers import networks
 
 from asose_jax.arch import genotype, gumbel
+from asose_jax.config.schema import FIELDS
 from asose_jax.nn import mixed_op
-from asose_jax.nn.forward import Forward, Mode, SearchSettings
+from asose_jax.nn.forward import Mode
 from asose_jax.spaces import chain, supernet
-from asose_jax.spaces.supernet import SuperNet
 
 FEW = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
 SPEC = chain.build(
@@ -28,8 +28,8 @@ SPEC = chain.build(
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(8, 6, 6, 2)).astype('f')
 LABELS = np.arange(8) % 3
-HARD = SearchSettings()
-SOFT = SearchSettings(estimator='gumbel')
+HARD = networks.settings()
+SOFT = networks.settings(estimator='gumbel')
 TAU = 0.7
 # The groups whose gradient a step of this mode takes, if not told otherwise.
 MOVED = {Mode.ALPHA: ('arch',), Mode.DENSE: ('params', 'arch')}
@@ -41,17 +41,18 @@ def _one_block(*names):
     )
 
 
-ALL = _one_block(*chain.PRIMITIVES)
+PRIMITIVES = FIELDS['model.primitives'].default
+ALL = _one_block(*PRIMITIVES)
 
 
 @functools.cache
 def variables(spec=SPEC):
     """Random weights, and BatchNorm statistics and scales that are not trivial."""
-    return networks.variables(SuperNet(spec))
+    return networks.variables(networks.supernet(spec))
 
 
 def _apply(params, arch, key, mode, settings, train, spec, dtype='float32'):
-    logits, changed = SuperNet(spec, settings, dtype).apply(
+    logits, changed = networks.supernet(spec, settings, dtype).apply(
         {'params': params, 'arch': arch, 'batch_stats': variables(spec)['batch_stats']},
         IMAGES,
         TAU,
@@ -174,13 +175,13 @@ def test_straight_through_gradient_agrees_with_central_differences_of_its_relaxa
     def of(alpha):
         """The relaxed loss, and value and slope of ours."""
         outputs = [candidate(x) for candidate in candidates]
-        hard = gumbel.gumbel_softmax(alpha_0, key, TAU)
+        hard = gumbel.gumbel_softmax(alpha_0, key, TAU, hard=True, noise='unit')
 
         def soft(alpha):
-            return gumbel.gumbel_softmax(alpha, key, TAU, hard=False)
+            return gumbel.gumbel_softmax(alpha, key, TAU, hard=False, noise='unit')
 
         def ours(alpha):
-            weights = gumbel.gumbel_softmax(alpha, key, TAU)
+            weights = gumbel.gumbel_softmax(alpha, key, TAU, hard=True, noise='unit')
             drawn = jnp.stack(outputs)[hard.argmax()]
             return (mixed_op.straight_through(candidates, drawn, weights, (x,)) * g).sum()
 
@@ -237,7 +238,7 @@ def test_only_the_drawn_operation_updates_its_statistics():
 
 def test_soft_draws_without_small_weights_match_the_mixture_they_stand_for():
     """Thresholds that drop nothing leave the dense mixture."""
-    everything = SearchSettings(
+    everything = networks.settings(
         estimator='gumbel', thresholds=gumbel.Thresholds(1.0, 1.0, 0.0, 0.0, 0.0)
     )
     v, key = variables(), jax.random.key(1)
@@ -280,7 +281,7 @@ def test_nan_row_behaves_as_skip_connect_and_others_are_unchanged(mode):
 
 
 def test_without_the_guard_a_nan_row_chooses_what_argmax_makes_of_it():
-    arch, bare = variables()['arch'], SearchSettings(guard=False)
+    arch, bare = variables()['arch'], networks.settings(guard=False)
     (_, (logits, changed)), _ = _step(2, Mode.DRAW, bare, arch=_poisoned(arch))
     (_, (expected, _)), _ = _step(2, Mode.DRAW, arch=_sure(arch, FEW[0]))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
@@ -310,7 +311,7 @@ def test_derived_network_is_the_supernet_under_argmax(names):
         arch = _with_alpha(arch, block, np.eye(len(FEW))[FEW.index(name)])
     assert genotype.most_likely(SPEC, arch) == chosen
     expected = forward(v['params'], arch, jax.random.key(0), Mode.ARGMAX)[1][0]
-    derived = SuperNet(genotype.derive(SPEC, chosen))
+    derived = networks.supernet(genotype.derive(SPEC, chosen))
     alone = {'params': v['params'], 'batch_stats': v['batch_stats']}
     logits = jax.jit(lambda: derived.apply(alone, IMAGES, mode=Mode.ARGMAX, train=False))()
     np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -321,7 +322,7 @@ def test_derived_network_is_the_supernet_under_argmax(names):
 
 def test_alpha_starts_with_the_stated_bias():
     def start(key):
-        return SearchSettings().initial_alpha(key, tuple(chain.PRIMITIVES))
+        return HARD.initial_alpha(key, PRIMITIVES)
 
     alpha = np.asarray(jax.jit(jax.vmap(start))(jax.random.split(jax.random.key(0), 500)))
     np.testing.assert_array_equal(alpha[:, 0], -2)
@@ -343,7 +344,9 @@ def test_block_with_factors_of_zero_is_the_identity():
     spec = chain.BlockSpec(4, 1, (('none', 'skip_connect', 'dil_conv_3x3'),))
     norm = functools.partial(supernet.nn.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=jnp.float32)
     start, use = (
-        chain.Block(spec, (True,), Forward(norm, SearchSettings(), mode, False))
+        chain.Block(
+            spec, (True,), dataclasses.replace(networks.forward(mode, False), norm=norm), True
+        )
         for mode in (Mode.SKIP, Mode.ARGMAX)
     )
     x = RANDOM.normal(size=(2, 5, 5, 4)).astype('f')
@@ -359,7 +362,9 @@ def test_block_with_factors_of_zero_is_the_identity():
 @pytest.mark.parametrize('residual', [True, False])
 def test_none_cuts_a_network_without_residuals_and_no_other(residual):
     spec = dataclasses.replace(SPEC, residual=residual)
-    cut = SuperNet(genotype.derive(spec, genotype.Genotype((('max_pool_3x3',), ('none',)))))
+    cut = networks.supernet(
+        genotype.derive(spec, genotype.Genotype((('max_pool_3x3',), ('none',))))
+    )
     made = networks.variables(cut)
     logits = jax.jit(lambda: cut.apply(made, IMAGES, mode=Mode.ARGMAX, train=False))()
     same = np.allclose(logits, logits[:1], atol=1e-6)

@@ -14,8 +14,7 @@ from helpers.damage import flip
 
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain, registry
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import checkpoint, phases
+from asose_jax.train import checkpoint
 from asose_jax.train.phases import Phase
 
 SPEC = chain.build(
@@ -27,13 +26,13 @@ SPEC = chain.build(
     max_channels=4,
     primitives=('none', 'skip_connect'),
 )
-TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+TX = networks.make_optimizer(networks.make_schedule(dict.fromkeys(Phase, 1), 4))
 META = {'spec': SPEC.to_json(), 'phase': 'search', 'told': {'phases': []}}
 
 
 @functools.cache
 def fresh(seed=0):
-    return jax.device_put(networks.fresh_state(SuperNet(SPEC), TX, seed))
+    return jax.device_put(networks.fresh_state(networks.supernet(SPEC), TX, seed))
 
 
 def _save(directory, steps, **options):

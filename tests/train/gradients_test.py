@@ -14,19 +14,19 @@ from asose_jax.arch.genotype import Genotype, derive
 from asose_jax.data import batches, mixing
 from asose_jax.data.mixing import Mixing
 from asose_jax.data.randaugment import RandAugment
-from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
-from asose_jax.train import phases, steps
+from asose_jax.nn.forward import Mode
+from asose_jax.spaces.supernet import SECOND_HEAD
+from asose_jax.train import steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import AveragingState, restart
-from asose_jax.train.step_config import Recipe
+from asose_jax.train.step_config import PLAIN, Recipe
 
 MANY = jax.device_count()
 SMOOTHING, DECAY = 0.1, 0.2
 SPEC = derive(ONE_BLOCK.model.spec, Genotype((('max_pool_3x3',),)))
-MODEL = SuperNet(SPEC, SearchSettings(second_head=0.4), synced_over=steps.AXIS)
-SCHEDULE = phases.make_schedule({**dict.fromkeys(Phase, 0), Phase.OPTIMIZE: 4}, 4)
-RECIPE = Recipe(SMOOTHING, Mixing(mixup=0.5, cutmix=1.0), ema=DECAY)
+MODEL = networks.supernet(SPEC, second_head=0.4, synced_over=steps.AXIS)
+SCHEDULE = networks.make_schedule({**dict.fromkeys(Phase, 0), Phase.OPTIMIZE: 4}, 4)
+RECIPE = Recipe(SMOOTHING, Mixing(mixup=0.5, cutmix=1.0), RandAugment(0, 0.0), DECAY)
 STEP_CONFIG = dataclasses.replace(
     ONE_BLOCK,
     model=MODEL,
@@ -61,7 +61,7 @@ def _loss_by_hand(state, images, labels, shares):
     share = shares.mean()
     labels = share * labels + (1 - share) * labels[::-1]
     labels = (1 - SMOOTHING) * labels + SMOOTHING / 3
-    logits, changed = SuperNet(SPEC, MODEL.settings).apply(
+    logits, changed = networks.supernet(SPEC, MODEL.settings).apply(
         {'params': state.params, 'batch_stats': state.batch_stats},
         shares[None] * images + (1 - shares[None]) * images[::-1],
         mode=Mode.ARGMAX,
@@ -128,19 +128,19 @@ def test_recipe_is_the_same_on_many_devices_and_in_any_calls():
 
 @pytest.mark.slow
 def test_randaugment_is_the_same_on_many_devices_and_changes_what_is_learned():
-    recipe = Recipe(randaugment=RandAugment(2, 9.0))
+    recipe = dataclasses.replace(PLAIN, randaugment=RandAugment(2, 9.0))
     step_config = dataclasses.replace(STEP_CONFIG, recipe=recipe)
     before = networks.fresh_state(MODEL, step_config.tx, seed=1)
     one, many = (_run(before, 2, n, step_config) for n in (1, MANY))
     chex.assert_trees_all_close(one.params, many.params, rtol=1e-4, atol=1e-6)
-    plain = _run(before, 2, 1, dataclasses.replace(STEP_CONFIG, recipe=Recipe()))
+    plain = _run(before, 2, 1, dataclasses.replace(STEP_CONFIG, recipe=PLAIN))
     assert (plain.params['head']['kernel'] != one.params['head']['kernel']).any()
 
 
 @pytest.mark.parametrize('phase', [Phase.WARMUP, Phase.SEARCH, Phase.GROWTH])
 def test_recipe_is_of_optimize_only(phase):
     """So alpha's loss, and that of weights beside it, is the plain cross-entropy."""
-    assert STEP_CONFIG.recipe_in(phase) == Recipe()
+    assert STEP_CONFIG.recipe_in(phase) == PLAIN
     assert STEP_CONFIG.recipe_in(Phase.OPTIMIZE) == RECIPE
 
 
@@ -156,7 +156,7 @@ def test_nothing_of_a_recipe_that_is_off_is_computed():
     """Without it, the program has no permutation over devices and no draw of a share."""
     chunk = batches.stack_batches([{'index': _index(0).astype(np.int32)}], 8, MANY)
     compiled = {}
-    for name, recipe in (('off', Recipe()), ('on', RECIPE)):
+    for name, recipe in (('off', PLAIN), ('on', RECIPE)):
         step_config = dataclasses.replace(STEP_CONFIG, recipe=recipe)
         start = _start() if recipe.ema else networks.fresh_state(MODEL, step_config.tx)
         traced = jax.pmap(

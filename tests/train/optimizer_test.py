@@ -11,11 +11,13 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax.train import optimizer, phases
+from asose_jax.train import optimizer
 from asose_jax.train.phases import Phase
 
 EPOCHS = {Phase.WARMUP: 1, Phase.SEARCH: 2, Phase.GROWTH: 0, Phase.OPTIMIZE: 1}
-SCHEDULE = phases.make_schedule(EPOCHS, 4)
+SCHEDULE = networks.make_schedule(EPOCHS, 4)
+EVEN = {'weights.lr': 0.1, 'weights.lr_end': 0.1}
+PLAIN = {'weights.momentum': 0.0, 'weights.weight_decay': 0.0}
 TRAINABLE = {'params': {'w': jnp.array([1.0, -2.0])}, 'arch': {'alpha': jnp.array([0.5, 0.1])}}
 GRADS = {'params': {'w': jnp.array([0.3, 0.2])}, 'arch': {'alpha': jnp.array([0.1, -0.4])}}
 
@@ -65,7 +67,7 @@ def test_both_groups_move_in_a_step_of_alpha_that_is_the_weights_as_well():
 
 
 def test_weights_follow_sgd_with_momentum_and_decay_by_hand():
-    tx = networks.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1)
+    tx = networks.make_optimizer(SCHEDULE, **EVEN)
     (first, _), (second, _) = _trajectory(tx, 2)
     w, g = TRAINABLE['params']['w'], GRADS['params']['w']
     velocity = g + 3e-4 * w
@@ -108,7 +110,7 @@ def test_learning_rate_ends_where_it_should_with_the_last_update(group, name, la
     """The last update of each group is made with the rate that is one update short of the end."""
     del group
     tx = networks.make_optimizer(
-        SCHEDULE, momentum=0.0, weight_decay=0.0, arch_weight_decay=0.0, arch_b1=0.0, arch_b2=0.0
+        SCHEDULE, **PLAIN, **{'arch.weight_decay': 0.0, 'arch.b1': 0.0, 'arch.b2': 0.0}
     )
     seen = [TRAINABLE] + [trainable for trainable, _ in _trajectory(tx, SCHEDULE.steps)]
     sizes = [
@@ -124,7 +126,7 @@ def test_learning_rate_ends_where_it_should_with_the_last_update(group, name, la
 
 
 def test_clip_shortens_the_weights_gradient_before_decay():
-    tx = networks.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1, clip=0.1)
+    tx = networks.make_optimizer(SCHEDULE, **EVEN, **{'weights.clip': 0.1})
     ((first, _),) = _trajectory(tx, 1)
     w, g = TRAINABLE['params']['w'], GRADS['params']['w']
     expected = w - 0.1 * (g * 0.1 / jnp.linalg.norm(g) + 3e-4 * w)
@@ -132,7 +134,7 @@ def test_clip_shortens_the_weights_gradient_before_decay():
 
 
 def test_nesterov_momentum_looks_one_step_ahead_by_hand():
-    tx = networks.make_optimizer(SCHEDULE, weight_lr=0.1, weight_lr_end=0.1, nesterov=True)
+    tx = networks.make_optimizer(SCHEDULE, **EVEN, **{'weights.nesterov': True})
     (first, _), (second, _) = _trajectory(tx, 2)
     w, g = TRAINABLE['params']['w'], GRADS['params']['w']
     gradient = g + 3e-4 * w
@@ -146,7 +148,7 @@ def test_nesterov_momentum_looks_one_step_ahead_by_hand():
 
 def _rates(**changes):
     """The learning rate of each update of the weights: its move, if nothing else moves them."""
-    tx = networks.make_optimizer(SCHEDULE, momentum=0.0, weight_decay=0.0, **changes)
+    tx = networks.make_optimizer(SCHEDULE, **PLAIN, **changes)
     seen = [TRAINABLE, *(trainable for trainable, _ in _trajectory(tx, SCHEDULE.steps))]
     moves = [float((a['params']['w'] - b['params']['w'])[0]) for a, b in itertools.pairwise(seen)]
     return [move / 0.3 for step, move in enumerate(moves) if SCHEDULE.is_weight_turn(step)]
@@ -158,14 +160,16 @@ def _cosine(peak, last, updates):
 
 
 def test_learning_rate_rises_to_its_peak_by_hand():
-    found = _rates(weight_lr=0.8, weight_lr_end=0.0, weight_warmup=3)
+    fields = {'weights.lr': 0.8, 'weights.lr_end': 0.0, 'weights.lr_warmup_steps': 3}
+    found = _rates(**fields)
     expected = [0.2, 0.4, 0.6, *_cosine(0.8, 0.0, len(found) - 3)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize('rise', [0, 2])
 def test_learning_rate_starts_anew_with_optimize_and_ends_before_it(rise):
-    found = _rates(weight_lr=0.3, weight_lr_end=0.01, optimize_lr=0.9, weight_warmup=rise)
+    fields = {'weights.lr': 0.3, 'weights.lr_end': 0.01, 'weights.lr_warmup_steps': rise}
+    found = _rates(**fields, **{'optimize.lr': 0.9})
     assert len(found) == 4 + 2 * 4 + 4  # warmup, search, optimize
     before, anew = found[:12], found[12:]
     for rates, peak in ((before, 0.3), (anew, 0.9)):

@@ -7,9 +7,7 @@ import numpy as np
 import pytest
 from helpers import networks
 
-from asose_jax.spaces import chain
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import phases, state
+from asose_jax.train import state
 from asose_jax.train.packing import Packing
 from asose_jax.train.phases import Phase
 
@@ -56,10 +54,14 @@ def test_gradient_by_a_vector_is_the_packed_gradient_by_the_tree():
 
 
 def test_packed_state_holds_moments_as_vectors_and_comes_back_bit_for_bit():
-    spec = chain.build((6, 6, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8)
-    tx = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
+    spec = networks.build(
+        'chain', (6, 6, 1), 3, channels=4, depth=2, reductions=(1,), max_channels=8
+    )
+    tx = networks.make_optimizer(networks.make_schedule(dict.fromkeys(Phase, 1), 4))
     random = np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda key: state._initial(SuperNet(spec), tx, key), jax.random.key(0))
+    shapes = jax.eval_shape(
+        lambda key: state._initial(networks.supernet(spec), tx, key), jax.random.key(0)
+    )
     held = jax.tree.map(lambda a: random.normal(size=a.shape).astype(a.dtype), shapes)
     packed = state.Packed.of(held)
     assert len(jax.tree.leaves(packed)) < 20 < len(jax.tree.leaves(held))

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import networks
 
-from asose_jax.train import phases
 from asose_jax.train.phases import Phase
 
 EPOCHS = {Phase.WARMUP: 2, Phase.SEARCH: 40, Phase.GROWTH: 3, Phase.OPTIMIZE: 1}
-SCHEDULE = phases.make_schedule(EPOCHS, 10)
+SCHEDULE = networks.make_schedule(EPOCHS, 10)
 
 
 def test_epoch_is_one_pass_of_the_weights():
@@ -29,7 +29,7 @@ def test_alpha_moves_every_third_step_of_search_and_growth_and_in_no_other():
 
 @pytest.mark.parametrize('period', [2, 3, 7])
 def test_updates_count_the_turns_before_a_step(period):
-    schedule = phases.make_schedule(EPOCHS, 10, turn_period=period)
+    schedule = networks.make_schedule(EPOCHS, 10, turn_period=period)
     turns = np.array([bool(schedule.is_alpha_turn(step)) for step in range(schedule.steps)])
     for step in range(schedule.steps + 1):
         assert schedule.alpha_updates(step) == turns[:step].sum()
@@ -37,7 +37,7 @@ def test_updates_count_the_turns_before_a_step(period):
 
 
 def test_weights_that_move_together_with_alpha_move_in_every_step():
-    schedule = phases.make_schedule(EPOCHS, 10, turn_period=2, together=True)
+    schedule = networks.make_schedule(EPOCHS, 10, turn_period=2, turns='together')
     assert schedule.steps == 10 * sum(EPOCHS.values())  # alpha needs no steps of its own
     turns = [bool(schedule.is_alpha_turn(step)) for step in range(schedule.steps)]
     assert turns[20:450] == [True, False] * 215
@@ -74,12 +74,12 @@ def test_tau_falls_only_after_alpha_updates_and_reaches_the_floor_with_search():
 
 
 def test_short_search_still_reaches_the_floor():
-    schedule = phases.make_schedule({**EPOCHS, Phase.SEARCH: 2}, 10)
+    schedule = networks.make_schedule({**EPOCHS, Phase.SEARCH: 2}, 10)
     assert schedule.tau(schedule.spans[1].stop) == 0.1
 
 
 def test_growth_without_search_spreads_the_decays_over_itself():
-    schedule = phases.make_schedule({**EPOCHS, Phase.SEARCH: 0}, 10)
+    schedule = networks.make_schedule({**EPOCHS, Phase.SEARCH: 0}, 10)
     start, stop = schedule.spans[1].start, schedule.spans[1].stop
     taus = np.array([schedule.tau(step) for step in range(start, stop + 1)])
     np.testing.assert_allclose(taus[0], 0.8, rtol=1e-6)
@@ -88,7 +88,7 @@ def test_growth_without_search_spreads_the_decays_over_itself():
 
 
 def test_slow_decays_of_a_long_run_are_the_same_on_device_and_host():
-    schedule = phases.make_schedule({**EPOCHS, Phase.SEARCH: 1000}, 312, tau_rate=0.9999)
+    schedule = networks.make_schedule({**EPOCHS, Phase.SEARCH: 1000}, 312, tau_rate=0.9999)
     steps = np.linspace(0, schedule.steps, 50, dtype=np.int32)
     host = [schedule.tau(int(step)) for step in steps]
     device = jax.jit(jax.vmap(schedule.tau))(steps)
@@ -98,7 +98,7 @@ def test_slow_decays_of_a_long_run_are_the_same_on_device_and_host():
 
 
 def test_anneal_every_one_is_the_seed_to_the_letter():
-    schedule = phases.make_schedule(EPOCHS, 10, anneal_every=1)
+    schedule = networks.make_schedule(EPOCHS, 10, anneal_every=1)
     expected = max(0.1, 0.8 * 0.98 ** schedule.alpha_updates(100))
     np.testing.assert_allclose(schedule.tau(100), expected, rtol=1e-5)
 
@@ -110,7 +110,7 @@ def test_phase_at_every_boundary():
 
 
 def test_phase_without_epochs_is_left_out():
-    schedule = phases.make_schedule({**EPOCHS, Phase.WARMUP: 0, Phase.GROWTH: 0}, 10)
+    schedule = networks.make_schedule({**EPOCHS, Phase.WARMUP: 0, Phase.GROWTH: 0}, 10)
     assert [span.phase for span in schedule.spans] == [Phase.SEARCH, Phase.OPTIMIZE]
 
 
@@ -135,7 +135,7 @@ def test_optimized_counts_the_epochs_of_optimize_that_are_done():
 
 
 def test_alpha_rests_in_the_frozen_epochs_and_tau_with_it():
-    schedule = phases.make_schedule(EPOCHS, 10, freeze_epochs=4)
+    schedule = networks.make_schedule(EPOCHS, 10, freeze_epochs=4)
     turns = [bool(schedule.is_alpha_turn(step)) for step in range(schedule.steps)]
     first = 20 + 4 * 15
     assert not any(turns[:first])
@@ -152,8 +152,8 @@ def turns_of(schedule, start, stop):
 
 def test_plan_of_a_search_that_ended_early_is_that_of_fewer_epochs():
     """But for tau, which has gone its way already."""
-    planned = phases.make_schedule({**EPOCHS, Phase.SEARCH: 7}, 10, freeze_epochs=4)
-    ended = phases.make_schedule(EPOCHS, 10, freeze_epochs=4).with_search_until(20 + 7 * 15)
+    planned = networks.make_schedule({**EPOCHS, Phase.SEARCH: 7}, 10, freeze_epochs=4)
+    ended = networks.make_schedule(EPOCHS, 10, freeze_epochs=4).with_search_until(20 + 7 * 15)
     assert ended.spans == planned.spans
     assert ended.with_search_until(20 + 7 * 15) == ended
     for count in ('alpha_updates', 'weight_updates'):
@@ -170,5 +170,5 @@ def test_beta_is_one_through_warmup_falls_linearly_over_search_and_stays_at_zero
 
 
 def test_beta_is_zero_without_a_search():
-    schedule = phases.make_schedule({**EPOCHS, Phase.SEARCH: 0}, 10)
+    schedule = networks.make_schedule({**EPOCHS, Phase.SEARCH: 0}, 10)
     assert schedule.beta(0) == schedule.beta(schedule.steps) == 0

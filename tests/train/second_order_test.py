@@ -9,20 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import networks
+from helpers import networks, search_steps
 
 from asose_jax.data import augment, batches
 from asose_jax.data.dataset import Dataset, ImageSet
 from asose_jax.nn import operations
 from asose_jax.nn.batch_norm import Norm
-from asose_jax.nn.forward import Mode, SearchSettings
+from asose_jax.nn.forward import Mode
 from asose_jax.pipeline import training_loop
 from asose_jax.spaces import chain
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import optimizer, phases, second_order, steps
+from asose_jax.train import optimizer, second_order, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed
-from asose_jax.train.step_config import StepConfig
 
 # --- A problem small enough for double precision
 
@@ -143,14 +141,18 @@ NAMES = ('none', 'skip_connect', 'dil_conv_3x3')
 SPEC = chain.build(
     (4, 4, 1), 3, channels=2, depth=1, reductions=(), max_channels=2, primitives=NAMES
 )
-SCHEDULE = phases.make_schedule({**dict.fromkeys(Phase, 1), Phase.SEARCH: 2}, 4)
+SCHEDULE = networks.make_schedule({**dict.fromkeys(Phase, 1), Phase.SEARCH: 2}, 4)
 START = SCHEDULE.spans[1].start  # of search: an alpha turn
 RATE, DECAY, MOMENTUM = 0.5, 0.01, 0.8
 TX = networks.make_optimizer(
-    SCHEDULE, weight_lr=RATE, weight_lr_end=RATE, momentum=MOMENTUM, weight_decay=DECAY
+    SCHEDULE,
+    **{'weights.lr': RATE, 'weights.lr_end': RATE},
+    **{'weights.momentum': MOMENTUM, 'weights.weight_decay': DECAY},
 )
-MODEL = SuperNet(SPEC, SearchSettings(estimator='softmax'), synced_over=steps.AXIS)
-STEP_CONFIG = StepConfig(MODEL, TX, SCHEDULE, augment.Augmentation(1, True), second_order=True)
+MODEL = networks.supernet(SPEC, estimator='softmax', synced_over=steps.AXIS)
+STEP_CONFIG = dataclasses.replace(
+    search_steps.STEP_CONFIG, model=MODEL, tx=TX, schedule=SCHEDULE, second_order=True
+)
 KEY = jax.random.key(0)
 
 
@@ -209,7 +211,7 @@ def alone():
 
 def test_alpha_step_takes_the_gradient_behind_the_weight_step_to_come(alone):
     """Its batch, its augmentation, its learning rate, momentum and decay; written out."""
-    start, net = _start(), SuperNet(SPEC, MODEL.settings)
+    start, net = _start(), networks.supernet(SPEC, MODEL.settings)
 
     def batch_of(step, index):
         key = jax.random.split(jax.random.fold_in(KEY, step))[1]

@@ -14,8 +14,7 @@ from helpers import networks
 from asose_jax.arch import genotype
 from asose_jax.arch.genotype import Genotype
 from asose_jax.spaces import chain
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import phases, state
+from asose_jax.train import state
 from asose_jax.train.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
@@ -25,12 +24,12 @@ SPEC = dataclasses.replace(  # what becomes of factors is in factors_test
     ),
     factors=(),
 )
-SCHEDULE = phases.make_schedule(dict.fromkeys(Phase, 1), 4)
+SCHEDULE = networks.make_schedule(dict.fromkeys(Phase, 1), 4)
 TX = networks.make_optimizer(SCHEDULE)
 
 
 def _fresh(spec, seed=0):
-    return networks.fresh_state(SuperNet(spec), TX, seed)
+    return networks.fresh_state(networks.supernet(spec), TX, seed)
 
 
 @functools.cache
@@ -52,7 +51,7 @@ def test_seed_fixes_the_start():
     spec = chain.build(
         (4, 4, 1), 3, channels=4, depth=1, reductions=(), max_channels=4, primitives=NAMES[1:3]
     )
-    make = functools.partial(state.init_state, SuperNet(spec), TX)
+    make = functools.partial(state.init_state, networks.supernet(spec), TX)
     first, again, other = (make(jax.random.key(seed)) for seed in (0, 0, 1))
     chex.assert_trees_all_equal(first, again)
     assert (first.params['stem']['kernel'] != other.params['stem']['kernel']).all()

@@ -35,9 +35,8 @@ from helpers.search_steps import (
 from asose_jax.arch import estimators
 from asose_jax.arch.genotype import Genotype, derive
 from asose_jax.data import batches
-from asose_jax.nn.forward import Mode, SearchSettings
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import gradients, phases, pmap, steps
+from asose_jax.nn.forward import Mode
+from asose_jax.train import gradients, pmap, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.state import Packed
 
@@ -104,7 +103,7 @@ def test_alpha_step_of_many_draws_takes_the_mean_of_their_gradients():
     @jax.jit
     def gradient(key):
         def loss(arch):
-            logits, _ = SuperNet(SPEC).apply(
+            logits, _ = networks.supernet(SPEC).apply(
                 {'params': start.params, 'arch': arch, 'batch_stats': start.batch_stats},
                 (images - given.mean) / given.std,
                 SCHEDULE.tau(START),
@@ -166,7 +165,7 @@ def test_penalty_adds_its_gradient_to_that_of_alpha():
 
 
 def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their_step():
-    net = SuperNet(SPEC, SearchSettings(auxiliary_skip=True), synced_over=steps.AXIS)
+    net = networks.supernet(SPEC, auxiliary_skip=True, synced_over=steps.AXIS)
     step_config, index = dataclasses.replace(STILL, model=net), np.arange(16, dtype=np.int32)
     shared = jax.device_put(jax.device_get({**SHARED, 'key': None}), jax.devices()[0])
     shared['key'] = KEY
@@ -182,7 +181,7 @@ def test_training_and_evaluation_use_the_auxiliary_skip_with_the_weight_of_their
 
     @functools.partial(jax.jit, static_argnums=1)
     def loss(beta, train):
-        alone = SuperNet(SPEC, SearchSettings(auxiliary_skip=True))
+        alone = networks.supernet(SPEC, auxiliary_skip=True)
         logits, _ = alone.apply(
             {**held.trainable, 'batch_stats': held.batch_stats},
             (images - np.float32(100)) / np.float32(50),
@@ -258,7 +257,7 @@ def test_class_weights_enter_the_loss_of_alpha_and_of_weights_on_any_number_of_d
 
     @jax.jit
     def logits_of(images):
-        return SuperNet(ONE_BLOCK.model.spec).apply(
+        return networks.supernet(ONE_BLOCK.model.spec).apply(
             {'params': before.params, 'arch': before.arch, 'batch_stats': before.batch_stats},
             images,
             SCHEDULE.tau(step),
@@ -308,8 +307,8 @@ def test_many_devices_are_one_device_and_all_replicas_are_equal():
 @pytest.mark.slow
 def test_many_devices_drop_the_paths_that_one_device_drops():
     chosen = Genotype(tuple(('dil_conv_3x3',) for _ in SPEC.groups()))
-    net = SuperNet(derive(SPEC, chosen), SearchSettings(drop_path=0.5), synced_over=steps.AXIS)
-    schedule = phases.make_schedule({**dict.fromkeys(Phase, 0), Phase.OPTIMIZE: 4}, 2)
+    net = networks.supernet(derive(SPEC, chosen), drop_path=0.5, synced_over=steps.AXIS)
+    schedule = networks.make_schedule({**dict.fromkeys(Phase, 0), Phase.OPTIMIZE: 4}, 2)
     step_config = dataclasses.replace(
         STEP_CONFIG, model=net, schedule=schedule, tx=networks.make_optimizer(schedule)
     )
@@ -318,7 +317,7 @@ def test_many_devices_drop_the_paths_that_one_device_drops():
     )  # in the last epoch
     one, many = (run(before, 1, n, Phase.OPTIMIZE, step_config=step_config)[0] for n in (1, MANY))
     chex.assert_trees_all_close(*jax.device_get((one.params, many.params)), rtol=1e-4, atol=1e-6)
-    whole = dataclasses.replace(net, settings=SearchSettings())
+    whole = dataclasses.replace(net, settings=networks.settings())
     other = dataclasses.replace(step_config, model=whole)
     kept = run(before, 1, 1, Phase.OPTIMIZE, step_config=other)[0]
     assert (one.params['head']['kernel'] != kept.params['head']['kernel']).any()

@@ -18,10 +18,6 @@ from asose_jax.nn.cpu.conv import outlined_jit, upsample_with_zeros
 def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     """Computes the largest valid 3x3 neighbour of every `stride`-th pixel.
 
-    Args:
-      x: images `[B, H, W, C]`.
-      stride: distance between output pixels, in pixels of the input.
-
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), C]`, in the dtype of `x`.
     """
@@ -38,14 +34,7 @@ def max_pool(x: jax.Array, stride: int = 1) -> jax.Array:
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """Computes the largest of every 2x2 pixels, without overlap.
-
-    Args:
-      x: images `[B, H, W, C]`.
-
-    Returns:
-      `[B, ceil(H / 2), ceil(W / 2), C]`, in the dtype of `x`.
-    """
+    """Computes the largest of every 2x2 pixels, without overlap: half the size, rounded up."""
     border = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
     padded = jnp.pad(x, border, constant_values=-jnp.inf)
     corners = [padded[:, i::2, j::2] for i in range(2) for j in range(2)]
@@ -56,10 +45,6 @@ def max_pool_2x2(x: jax.Array) -> jax.Array:
 
 def avg_pool(x: jax.Array, stride: int = 1) -> jax.Array:
     """Computes the mean of the valid 3x3 neighbours of every `stride`-th pixel.
-
-    Args:
-      x: images `[B, H, W, C]`.
-      stride: distance between output pixels, in pixels of the input.
 
     Returns:
       `[B, ceil(H / stride), ceil(W / stride), C]`, in the dtype of `x`; padding does not count.

@@ -13,15 +13,7 @@ _ROWS_ADDED = 8
 
 
 def sum_together(arrays: tuple[jax.Array, ...], axis: int) -> tuple[jax.Array, ...]:
-    """Sums arrays along an axis, all in one `lax.reduce`.
-
-    Args:
-      arrays: float32 arrays of one shape.
-      axis: the axis to sum over.
-
-    Returns:
-      The sum of each array, without that axis.
-    """
+    """Sums float32 arrays of one shape along an axis, all in one `lax.reduce`."""
     return lax.reduce(arrays, (jnp.float32(0),) * len(arrays), _added, (axis,))
 
 

@@ -113,13 +113,7 @@ def update(
 
 
 def prepare(context: RunContext, current: RunState, batch: Mapping[str, Any]) -> None:
-    """Starts to compile the grown network in the background, if a growth is decided.
-
-    Args:
-      context: of the run.
-      current: its state; `ahead` gets the future of the programs.
-      batch: an example of a chunk to train on.
-    """
+    """Starts to compile the grown network in the background, if a growth is decided."""
     pending = current.history.growing.pending
     if pending is None:
         return
@@ -179,16 +173,8 @@ def _decide_growths(
 ) -> dict[str, Any] | None:
     """Chooses the growths that will take place.
 
-    Tries the entries of `growth.kinds` in turn until one of them is possible.
-
-    Args:
-      context: of the run.
-      current: its state; the turn advances.
-      step: of the decision; fixes the randomness.
-      due: the step at which the growths will take place.
-
-    Returns:
-      The growths and their scores as JSON, or `None` if the limits allow none.
+    Tries the entries of `growth.kinds` in turn until one of them is possible. Returns the growths
+    and their scores as JSON, with the step when they are `due`; `None` if the limits allow none.
     """
     c, progress, started = context.config.growth, current.history.growing, time.monotonic()
     limits = Limits(c.max_depth, c.max_channels, c.max_branches, c.max_params)
@@ -218,16 +204,8 @@ def _choose_together(
 ) -> list[Candidate]:
     """Chooses a growth of each kind in an entry such as `'depth+width'`.
 
-    Args:
-      context: of the run.
-      current: its state.
-      kinds: kinds of growth, joined by `+`.
-      search_state: state of the network, on the host.
-      step: of the decision.
-      limits: of the network after all of the growths.
-
-    Returns:
-      The growths that are possible, in the order in which they take place.
+    The limits hold after all of the growths. Returns those that are possible, in the order in which
+    they take place.
     """
     c, chosen = context.config.growth, []
     for kind in sorted(kinds.split('+'), key=_ORDER.index):
@@ -259,14 +237,8 @@ def _within_cost_limit(
 ) -> tuple[list[Candidate], list[str]]:
     """Leaves out growths after which no network could be derived within the limit on its cost.
 
-    Args:
-      limit: on the cost of the derived network.
-      spec: description of the network.
-      chosen: growths that will take place before.
-      candidates: possible growths.
-
-    Returns:
-      The candidates that are left, and for each other one a sentence that says why.
+    `chosen` take place before. Returns the candidates that are left, and for each other one a
+    sentence that says why.
     """
     for candidate in chosen:
         spec = transforms.grown_spec(spec, candidate.growth)
@@ -330,14 +302,10 @@ def _choose(
 
 
 def score_batches(context: RunContext, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Reads the validation images for the scores of a growth.
+    """Reads the validation images for the scores of a growth; `number` took place before it.
 
-    Args:
-      context: of the run.
-      number: of growths that took place before; each has batches of its own.
-
-    Returns:
-      `growth.score_batches` pairs of images `[B, H, W, C]`, normalized, float32, and labels `[B]`.
+    Each growth has batches of its own: images `[B, H, W, C]`, normalized, float32, and labels
+    `[B]`.
     """
     c, n = context.config, context.config.growth.score_batches
     size = min(c.batch_size, _SCORE_IMAGES)
@@ -366,14 +334,7 @@ def _grow(
 ) -> list[dict[str, Any]]:
     """Grows the network, and measures that its logits have not changed.
 
-    Args:
-      context: of the run.
-      current: its state; becomes that of the grown network.
-      pending: what `_decide_growths` has decided.
-      accuracy: of the network before, on the validation images.
-
-    Returns:
-      An event for each growth.
+    Returns an event for each growth; `pending` is what `_decide_growths` has decided.
     """
     started = time.monotonic()
     ahead = current.ahead
@@ -414,15 +375,8 @@ def _grown_state(
 ) -> tuple[ChainSpec, SearchState, list[_GrownNetwork]]:
     """Applies the pending growths one after another.
 
-    Args:
-      context: of the run.
-      current: its state, which stays as it is.
-      pending: what `_decide_growths` has decided.
-      fresh_state: of the network after the last growth, see `prepare`.
-
-    Returns:
-      Description and state of the grown network, on the host, and a record of the network after
-      each growth.
+    `fresh_state` is that of the network after the last growth, see `prepare`. Returns description
+    and state of the grown network, on the host, and a record of the network after each growth.
     """
     step, growths = pending['step'], _pending_growths(pending)
     key, spec, grown = _key(context, step), cast(ChainSpec, current.spec), current.state
@@ -475,14 +429,8 @@ def _growth_events(
 ) -> list[dict[str, Any]]:
     """Describes growths that took place together, as in metrics and summary.
 
-    Args:
-      pending: what `_decide_growths` has decided.
-      params_before: number of parameters before all of them.
-      networks: the network after each of them.
-      measured: accuracies and change of logits over all of them.
-
-    Returns:
-      An event for each; all but the last also have the network that the next one started from.
+    `networks` follow each of them; accuracies and change of logits were `measured` over all. All
+    events but the last also have the network that the next one started from.
     """
     sizes = [params_before, *(network.params for network in networks)]
     growths, scores = _pending_growths(pending), _as_list(pending['score'])

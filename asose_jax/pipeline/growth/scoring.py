@@ -24,7 +24,7 @@ import numpy as np
 from asose_jax.arch import genotype
 from asose_jax.nn import factors, mixed_op, operations
 from asose_jax.nn.batch_norm import Norm
-from asose_jax.nn.forward import Mode
+from asose_jax.nn.forward import DERIVED, Mode
 from asose_jax.pipeline.growth import transforms
 from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
@@ -53,7 +53,7 @@ class Limits:
     depth: int
     channels: int
     branches: int
-    params: int | None = None
+    params: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +103,6 @@ def list_candidates(
     spec: ChainSpec, params: Any, kinds: Iterable[str], width_factor: float, limits: Limits
 ) -> tuple[list[Candidate], list[str]]:
     """Lists the growths of these kinds that the limits allow.
-
-    Args:
-      spec: description of the network.
-      params: its weights, arrays or shapes.
-      kinds: kinds of growth.
-      width_factor: a widened stage has this many times its channels, rounded to a multiple of 8.
-      limits: of the grown network.
 
     Returns:
       The candidates, without scores, and for each growth that is left out a sentence that says why.
@@ -193,13 +186,7 @@ def _wider(spec: ChainSpec, params: Any, width_factor: float, limits: Limits) ->
 
 
 def _refusal(proposal: _Proposal, size: int, max_params: int | None) -> str | None:
-    """Returns why a growth is left out, or `None` if it is possible.
-
-    Args:
-      proposal: the growth.
-      size: numbers in `params` before it.
-      max_params: limit of that number.
-    """
+    """Returns why a growth is left out, or `None` if it is possible."""
     if proposal.obstacle is not None:
         return proposal.obstacle
     if proposal.size > proposal.limit:
@@ -218,7 +205,7 @@ def _refusal(proposal: _Proposal, size: int, max_params: int | None) -> str | No
 def wider(channels: int, factor: float) -> int:
     """Returns `channels` times `factor`, as a multiple of 8, and always a larger one than before.
 
-    Example: `widened(8, 1.5)` is 16, `widened(64, 1.0)` is 72.
+    Example: `wider(8, 1.5)` is 16, `wider(64, 1.0)` is 72.
     """
     return max(chain.round_to_multiple_of_8(channels * factor), (channels // 8 + 1) * 8)
 
@@ -229,8 +216,8 @@ def score_candidates(
     current: SearchState,
     batches: Sequence[tuple[np.ndarray, np.ndarray]],
     key: Array,
-    chosen: genotype.Genotype | None = None,
-    class_weights: np.ndarray | None = None,
+    chosen: genotype.Genotype,
+    class_weights: np.ndarray | None,
 ) -> list[Candidate]:
     """Scores candidates by the gradients of the network that would be derived.
 
@@ -246,13 +233,12 @@ def score_candidates(
       current: its state.
       batches: validation images, normalized, `[B, H, W, C]`, and labels `[B]`; all of one shape.
       key: random key of the weights of new operations.
-      chosen: genotype of that network; by default the one that alpha makes most likely.
+      chosen: genotype of that network.
       class_weights: of the loss, `[num_classes]`, see `gradients.mean_cross_entropy`.
 
     Returns:
       The candidates with their scores, in the same order.
     """
-    chosen = genotype.most_likely(spec, current.arch) if chosen is None else chosen
     variables = {
         'params': state.prune(current.params, spec, chosen),
         'batch_stats': state.prune(current.batch_stats, spec, chosen),
@@ -284,19 +270,10 @@ def _summed_gradients(
     key: Array,
     class_weights: np.ndarray | None,
 ) -> tuple[Any, dict[Growth, Any]]:
-    """Adds up the gradients of all batches.
+    """Adds up the gradients of all batches; for the arguments see `score_candidates`.
 
-    Args:
-      derived: description of the network, with one candidate in each row.
-      variables: its `params` and `batch_stats`.
-      insertions: growths in depth and by branches.
-      batches: see `score_candidates`.
-      key: random key of the weights of new operations.
-      class_weights: see `score_candidates`.
-
-    Returns:
-      The gradient of `params`, on the host; and for each insertion the gradients of the factors of
-      its candidate operations, see `_factor_gradients`.
+    Returns the gradient of `params`, on the host; and for each insertion, a growth in depth or by a
+    branch, the gradients of the factors of its operations, see `_factor_gradients`.
     """
     slopes: dict[Growth, Any] = dict.fromkeys(insertions, 0.0)
     gradient = None
@@ -330,20 +307,14 @@ def _backward(
 ) -> tuple[Any, dict[int, Array], dict[int, Array], dict[int, Array]]:
     """Computes the gradients at every position where a network could grow.
 
-    Position 0 is behind the stem, position n behind block n - 1.
-
-    Args:
-      derived: description of the network, with one candidate in each row.
-      variables: its `params` and `batch_stats`.
-      images: normalized, `[B, H, W, C]`.
-      labels: `[B]`.
-      class_weights: see `score_candidates`.
+    Position 0 is behind the stem, position n behind block n - 1. The network has one candidate in
+    each row.
 
     Returns:
       The gradient of `params`; the gradient of the features at each position, `[B, H, W, C]`; the
       features themselves; and what the operations of each block see, by the number of the block.
     """
-    net = SuperNet(derived)
+    net = SuperNet(derived, DERIVED, 'float32')
 
     def run(
         params: Any, taps: Mapping[int, Array]
@@ -392,14 +363,7 @@ def _backward(
 def _factor_gradients(names: tuple[str, ...], x: Array, g: Array, key: Array) -> Array:
     """Returns the gradient <g, f(x)> of the factor of each operation f, with initial weights.
 
-    Args:
-      names: of the operations.
-      x: their input, `[B, H, W, C]`.
-      g: gradient of what their output is added to, of the same shape.
-      key: random key of the weights.
-
-    Returns:
-      `[len(names)]`.
+    x is their input, `[B, H, W, C]`, and g the gradient of what their output is added to.
     """
     products = []
     for number, name in enumerate(names):

@@ -70,15 +70,8 @@ def grow(
 ) -> tuple[ChainSpec, SearchState]:
     """Applies a growth: one of `deepen`, `widen` and `branch`.
 
-    Args:
-      spec: description of the network.
-      state: its state, on the host or on a device.
-      growth: what is added, and where.
-      fresh: makes initial numbers for a new block or branch.
-      key: random key of a growth in width.
-
-    Returns:
-      Description and state of the grown network.
+    The state may be on the host or on a device. `fresh` makes initial numbers for a new block or
+    branch, and `key` decides a growth in width.
 
     Raises:
       ValueError: a growth in width is not possible, see `widen`.
@@ -104,9 +97,7 @@ def grown_spec(spec: ChainSpec, growth: Growth) -> ChainSpec:
 def carried_genotype(chosen: Genotype, growth: Growth) -> Genotype:
     """Returns the genotype of the grown network that computes the same as `chosen` did.
 
-    Args:
-      chosen: genotype of the network before the growth.
-      growth: what is added. Its operations have factors of 0, so any of them will do.
+    New operations have factors of 0, so any of them will do.
     """
     blocks, where = list(chosen.operations), growth.where
     if growth.kind == DEPTH:
@@ -143,12 +134,7 @@ def deepen(
 ) -> tuple[ChainSpec, SearchState]:
     """Inserts a block of stride 1 whose candidates have factors of 0.
 
-    Args:
-      spec: description of the network.
-      state: its state, on the host or on a device.
-      position: number of the new block, from 0 (behind the stem) to `len(spec.blocks)`.
-      candidates: operations of its mixed operation.
-      fresh: makes the numbers of the new block, as at the start of training.
+    It gets the number `position`: 0 behind the stem, `len(spec.blocks)` at the end.
 
     Returns:
       Description and state of the grown network; the state has the tree structure of
@@ -171,13 +157,6 @@ def branch(
     spec: ChainSpec, state: SearchState, block: int, candidates: tuple[str, ...], *, fresh: Fresh
 ) -> tuple[ChainSpec, SearchState]:
     """Adds a mixed operation with factors of 0 to a block.
-
-    Args:
-      spec: description of the network.
-      state: its state, on the host or on a device.
-      block: number of the block.
-      candidates: operations of the new mixed operation.
-      fresh: makes the numbers of the new mixed operation, as at the start of training.
 
     Returns:
       Description and state of the grown network; the state has the tree structure of
@@ -317,14 +296,7 @@ def channel_map(old: int, new: int, key: jax.Array) -> tuple[np.ndarray, np.ndar
 
 
 def added_parameters(spec: ChainSpec, params: Any, stage: int, channels: int) -> int:
-    """Counts the numbers that a growth in width adds to `params`.
-
-    Args:
-      spec: description of the network.
-      params: its weights, arrays or shapes.
-      stage: number of the stage, see `stages`.
-      channels: of the stage afterwards.
-    """
+    """Counts the numbers that a growth in width adds to `params`."""
     ratio, numbers, added = channels / stage_channels(spec)[stage], stages(spec), 0
     for path, leaf in jax.tree.leaves_with_path(params):
         axes = _channel_axes(('params', *_path_names(path)), leaf.ndim, numbers)
@@ -336,13 +308,8 @@ def added_parameters(spec: ChainSpec, params: Any, stage: int, channels: int) ->
 def reading_kernels(spec: ChainSpec, params: Any, stage: int) -> list[Any]:
     """Returns the leaves of `params` that read a stage.
 
-    Args:
-      spec: description of the network.
-      params: its weights, or a tree like them, such as their gradient.
-      stage: number of the stage, see `stages`.
-
-    Returns:
-      Arrays whose last axis but one counts the channels of the stage.
+    Their last axis but one counts its channels. A tree like `params` will do, such as their
+    gradient.
     """
     numbers = stages(spec)
     return [

@@ -20,7 +20,8 @@ from helpers.runs import (
     tiny,
 )
 
-from asose_jax.config.consistency import flatten, validate
+from asose_jax.config import retrain
+from asose_jax.config.consistency import validate
 from asose_jax.metrics import run_record
 from asose_jax.pipeline import builders, single_run
 from asose_jax.pipeline.growth import controller, transforms
@@ -31,7 +32,6 @@ from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import registry
 from asose_jax.train import state
 from asose_jax.train.phases import Phase
-from configs import scratch
 
 
 @pytest.fixture(scope='session')
@@ -197,28 +197,13 @@ def test_run_without_room_for_growth_does_not_grow(tmp_path, caplog, changes, to
 @pytest.mark.slow
 def test_control_trains_the_same_network_for_as_many_flops(grown, tmp_path):
     workdir, summary, _ = grown
-    config = scratch.get_config(str(workdir))
-    assert config.growth.epochs == config.search.epochs == config.warmup.epochs == 0
+    config = tiny(**WHOLE, **{'genotype': str(workdir), 'retrain.epochs': 'same_flops'})
     epoch = 3 * summary['flops_per_image'] * 4 * 64  # 4 whole batches of 64 images
-    control = single_run.run(config, tmp_path / 'run')
+    control = single_run.run(retrain.retrain_config(config), tmp_path / 'run')
     assert control['genotype'] == summary['genotype']
     assert control['params'] == summary['params']
     assert control['flops_per_image'] == summary['flops_per_image']
     assert control['train_flops'] == pytest.approx(summary['train_flops'], abs=epoch / 2)
-
-
-def test_control_of_nothing_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match='does not hold a finished run'):
-        scratch.get_config(str(tmp_path))
-    (tmp_path / 'config.json').write_text(json.dumps(flatten(growing_config(seeds=(0, 1)))))
-    (tmp_path / 'summary.json').write_text('{}')
-    with pytest.raises(ValueError, match=r'several searches; name one of them: .*/seed_N'):
-        scratch.get_config(str(tmp_path))
-    config = growing_config(**{'network': str(tmp_path)})
-    for phase in ('warmup', 'search', 'growth'):
-        config[phase].epochs = 0
-    with pytest.raises(UserError, match=r'cannot be read as a network'):
-        single_run.run(config, tmp_path / 'run')
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,15 @@ from asose_jax.pipeline.growth import scoring, transforms
 from asose_jax.pipeline.growth.scoring import Limits
 from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import phases, state
+from asose_jax.train import state
 from asose_jax.train.phases import Phase
 
 NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
 SPEC = chain.build(
     (6, 6, 2), 3, channels=8, depth=2, reductions=(1,), max_channels=12, primitives=NAMES
 )
-TX = networks.make_optimizer(phases.make_schedule(dict.fromkeys(Phase, 1), 4))
-ANY = Limits(99, 999, 99)
+TX = networks.make_optimizer(networks.make_schedule(dict.fromkeys(Phase, 1), 4))
+ANY = Limits(99, 999, 99, None)
 KEY = jax.random.key(5)
 RANDOM = np.random.default_rng(0)
 BATCHES = [
@@ -33,7 +32,7 @@ BATCHES = [
 
 
 def _fresh(spec):
-    return networks.fresh_state(SuperNet(spec), TX)
+    return networks.fresh_state(networks.supernet(spec), TX)
 
 
 @functools.cache
@@ -45,11 +44,17 @@ def start():
     return made
 
 
+def scores(found, class_weights=None):
+    """Scores growths of the most likely network."""
+    chosen = genotype.most_likely(SPEC, start().arch)
+    return scoring.score_candidates(found, SPEC, start(), BATCHES, KEY, chosen, class_weights)
+
+
 @functools.cache
 def scored():
     found, refused = scoring.list_candidates(SPEC, start().params, chain.KINDS_OF_GROWTH, 1.5, ANY)
     assert not refused
-    return {c.growth: c for c in scoring.score_candidates(found, SPEC, start(), BATCHES, KEY)}
+    return {c.growth: c for c in scores(found)}
 
 
 def _loss(spec, params, batch_stats):
@@ -57,7 +62,7 @@ def _loss(spec, params, batch_stats):
 
     def of(batch):
         images, labels = batch
-        logits, _ = SuperNet(spec).apply(
+        logits, _ = networks.supernet(spec).apply(
             {'params': params, 'batch_stats': batch_stats},
             images,
             mode=Mode.ARGMAX,
@@ -81,7 +86,7 @@ def test_every_place_and_kind_is_a_candidate():
 def test_scores_are_of_the_loss_with_class_weights():
     wider = [c for growth, c in scored().items() if growth.kind == 'width']
     weights = np.full(3, 2, np.float32)
-    twice = scoring.score_candidates(wider, SPEC, start(), BATCHES, KEY, class_weights=weights)
+    twice = scores(wider, weights)
     expected = [2 * candidate.score for candidate in wider]
     np.testing.assert_allclose([c.score for c in twice], expected, rtol=1e-4)
 
@@ -160,9 +165,13 @@ def test_added_parameters_are_those_of_the_grown_supernet():
 @pytest.mark.parametrize(
     ('limits', 'kind', 'reason'),
     [
-        (Limits(2, 999, 9), 'depth', 'would make 3, over growth.max_depth=2'),
-        (Limits(9, 15, 9), 'width', 'widening stage 1 would make 16, over growth.max_channels=15'),
-        (Limits(9, 999, 1), 'branch', 'would make 2, over growth.max_branches=1'),
+        (Limits(2, 999, 9, None), 'depth', 'would make 3, over growth.max_depth=2'),
+        (
+            Limits(9, 15, 9, None),
+            'width',
+            'widening stage 1 would make 16, over growth.max_channels=15',
+        ),
+        (Limits(9, 999, 1, None), 'branch', 'would make 2, over growth.max_branches=1'),
         (Limits(9, 999, 9, 100), 'depth', 'over growth.max_params=100'),
     ],
 )

@@ -13,21 +13,21 @@ import optax
 import pytest
 from helpers import networks
 
-from asose_jax.nn.forward import Mode, SearchSettings
+from asose_jax.config.schema import FIELDS
+from asose_jax.nn.forward import Mode
 from asose_jax.pipeline.growth import transforms
 from asose_jax.pipeline.growth.transforms import Growth
 from asose_jax.spaces import chain
-from asose_jax.spaces.supernet import SuperNet
-from asose_jax.train import phases, state
+from asose_jax.train import state
 from asose_jax.train.phases import Phase
 
-NAMES = tuple(chain.PRIMITIVES)
+NAMES = FIELDS['model.primitives'].default
 CHEAP = ('none', 'max_pool_3x3', 'skip_connect', 'dil_conv_3x3')
-SCHEDULE = phases.make_schedule(dict.fromkeys(Phase, 1), 4)
+SCHEDULE = networks.make_schedule(dict.fromkeys(Phase, 1), 4)
 TX = networks.make_optimizer(SCHEDULE)
 IMAGES = np.random.default_rng(0).normal(size=(8, 6, 6, 2)).astype(np.float32)
 LABELS = np.arange(8) % 3
-HARD = SearchSettings()
+HARD = networks.settings()
 
 
 def _chain(names, **changes):
@@ -38,7 +38,7 @@ def _chain(names, **changes):
 def _fresh(spec, seed=7):
     """A state at the start of training, without waiting for a compiler."""
     shapes = jax.eval_shape(
-        functools.partial(state._initial, SuperNet(spec), TX), jax.random.key(seed)
+        functools.partial(state._initial, networks.supernet(spec), TX), jax.random.key(seed)
     )
     random = np.random.default_rng(seed)
 
@@ -70,7 +70,7 @@ def _apply(spec, state, modes, settings, dtype):
     """Logits in each of the modes, in training and in evaluation: one program."""
 
     def logits(mode, train):
-        return SuperNet(spec, settings, dtype).apply(
+        return networks.supernet(spec, settings, dtype).apply(
             {**state.trainable, 'batch_stats': state.batch_stats},
             IMAGES,
             mode=mode,
@@ -129,7 +129,7 @@ def test_width_keeps_the_logits_with_all_primitives_in_use_at_once(names):
     spec = _chain(names)
     before = spec, _trained(spec)
     after = _grow(*_grow(*before, Growth('width', 1, channels=11)), Growth('width', 0, channels=6))
-    soft = SearchSettings(estimator='gumbel')
+    soft = networks.settings(estimator='gumbel')
     assert _change(before, after, (Mode.DENSE,), soft) <= 1e-5
 
 
@@ -315,7 +315,7 @@ def test_copies_are_not_twins_after_one_update():
 
     def loss(params):
         variables = {'params': params, 'batch_stats': grown.batch_stats}
-        logits, _ = SuperNet(grown_spec).apply(
+        logits, _ = networks.supernet(grown_spec).apply(
             variables, IMAGES, mode=Mode.ARGMAX, train=True, mutable=['batch_stats']
         )
         return optax.softmax_cross_entropy_with_integer_labels(logits, LABELS).mean()
