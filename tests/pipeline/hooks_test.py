@@ -19,5 +19,5 @@ def test_time_in_which_a_growth_is_decided_does_not_count_as_training(monkeypatc
 
     monkeypatch.setattr(controller, 'update', update)
     evaluation = types.SimpleNamespace(record={}, span=None, batch=None)
-    decision = hooks.GrowNetwork().on_evaluation(None, current, evaluation, hooks.Decision())
+    decision = hooks.GrowNetwork().on_evaluation(None, current, evaluation)
     assert decision == hooks.Decision(stalled=decides)
