@@ -118,7 +118,7 @@ def test_each_primitive_with_either_stride_has_the_same_logits(name):
 @pytest.mark.parametrize('space', SPACES)
 def test_random_network_has_the_same_logits(space):
     sizes = {'channels': 4, 'depth': 3, 'reductions': (1,), 'max_channels': 8}
-    spec = SPACES[space].build(EVEN, 4, **sizes)
+    spec = networks.build(space, EVEN, 4, **sizes)
     chosen = genotype.random(spec, np.random.default_rng(1))
     _assert_same_logits(genotype.derive(spec, chosen))
 
