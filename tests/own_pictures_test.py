@@ -43,7 +43,12 @@ def _hostile(root):
 def test_names_that_are_no_text_become_text(tmp_path):
     names = _hostile(tmp_path)
     *_, found = image_folder.load(
-        str(tmp_path), ('train', 'test'), test_fraction=None, image_size=8, resident_bytes=0
+        str(tmp_path),
+        ('train', 'test'),
+        test_fraction=None,
+        image_size=8,
+        resident_bytes=0,
+        split_by='content',
     )
     assert found == tuple(names)
 

@@ -19,7 +19,7 @@ from asose_jax.arch import genotype
 from asose_jax.config import retrain
 from asose_jax.pipeline import builders, initialization, single_run
 from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import chain, registry
+from asose_jax.spaces import registry
 from asose_jax.spaces.supernet import HEAD, SECOND_HEAD
 from asose_jax.train import checkpoint, optimizer, pmap, state
 from asose_jax.train.phases import Phase
@@ -179,7 +179,7 @@ def test_head_of_a_run_without_a_record_is_kept_if_the_number_of_classes_is_the_
 @pytest.mark.parametrize('frozen', [True, False])
 def test_operations_that_would_begin_afresh_are_not_frozen(tmp_path, frozen):
     size = {'channels': 8, 'depth': 2, 'reductions': (1,), 'max_channels': 8}
-    spec = dataclasses.replace(chain.build((8, 8, 3), 4, **size), partial=2)
+    spec = dataclasses.replace(networks.build('chain', (8, 8, 3), 4, **size), partial=2)
     reached = networks.fresh_state(networks.supernet(spec), TX)
     source = _write_source(tmp_path / 'source', reached, spec)
     changes = {'search.partial_channels': 2, 'optimize.frozen': frozen}

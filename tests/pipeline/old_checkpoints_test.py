@@ -16,7 +16,6 @@ from asose_jax.nn import factors
 from asose_jax.pipeline import old_checkpoints, single_run
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import chain
-from asose_jax.spaces.supernet import SuperNet
 from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase
 
@@ -63,7 +62,7 @@ def test_checkpoint_of_before_is_the_network_whose_factors_are_its_gates(tmp_pat
         meta = checkpoints.describe(0)
         assert old_checkpoints.has_gates(meta['checksums'])
         found_spec, found = old_checkpoints.restore(
-            checkpoints, 0, chain.ChainSpec.from_json(meta['spec']), SuperNet, TX
+            checkpoints, 0, chain.ChainSpec.from_json(meta['spec']), networks.supernet, TX
         )
     if names:
         expected = state.derive_state(expected, spec, chosen, TX)

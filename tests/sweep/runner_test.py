@@ -23,7 +23,7 @@ import asose_jax
 from asose_jax.config import retrain
 from asose_jax.config.consistency import flatten, require_same_config
 from asose_jax.data import dataset
-from asose_jax.pipeline import builders, initialization
+from asose_jax.pipeline import initialization
 from asose_jax.report import page
 from asose_jax.runtime.errors import UserError
 from asose_jax.sweep import placement, runner
@@ -173,7 +173,7 @@ def _of_pictures(tmp_path):
     several_searches.write(tmp_path / 'm', seeds=(0,), controls=False)
     config = config_of('pics', seeds=(0, 1), **{'search.epochs': 1})
     (tmp_path / 'm' / 'config.json').write_text(json.dumps(flatten(config)))
-    identity = builders.identify_data(config, 'content')
+    identity = dataset.identify(config.data, 'content')
     path = tmp_path / 'm' / 'seed_0' / 'run.json'
     content = {**json.loads(path.read_text()), 'data': identity.record}
     path.write_text(json.dumps(content))
