@@ -15,9 +15,11 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 import rich.console
 from absl import app, flags
 from ml_collections import config_flags
@@ -85,6 +87,7 @@ def main(argv: list[str]) -> None:
     """Runs the command; errors of the user end the process with one message and no traceback."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
+    _require_xla_flags()
     try:
         import jax
     except ValueError as error:  # of a variable such as JAX_NUM_CPU_DEVICES
@@ -115,6 +118,24 @@ def main(argv: list[str]) -> None:
         process.exit_now(2)
     except KeyboardInterrupt:
         process.exit_now(128 + signal.SIGINT)
+
+
+def _require_xla_flags() -> None:
+    """Exits with a message if XLA would abort the process because of the variable XLA_FLAGS."""
+    chosen = os.environ.get('XLA_FLAGS')
+    if not chosen or 'jax' in sys.modules:  # a process with threads should not fork
+        return
+    from jaxlib import xla_client
+
+    if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        xla_client.CompileOptions()  # reads the variable
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(
+            f'XLA_FLAGS={chosen!r} cannot be used: XLA does not know a flag, a value or a file in '
+            'it. Correct or unset this environment variable.'
+        )
 
 
 def _run_on_finished(mode: str, workdir: str) -> None:
@@ -232,15 +253,51 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if _MODE.value not in _FINISHED:  # in these modes no config is used
-            _CONFIG.value.keys()  # a file that could not be loaded raises here
+            _require_config()
         return rest
-    except (flags.Error, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # a config file is a program, which may raise anything
         _require_config_files(files)
+        if place := _line_of_config(error, files):
+            sys.exit(f'{place}: {type(error).__name__}: {error}')
+        if "no attribute 'get_config'" in str(error):
+            sys.exit(
+                f'{" ".join(files)}: the file has no function get_config, see configs/search.py'
+            )
         lines = str(error.args[0]).strip().splitlines()
         message = lines[-1] if any('Traceback' in line for line in lines) else ' '.join(lines)
         if 'Non-boolean argument' in message:  # absl shows a tuple here
             message = f'{message.partition(": ")[0]}: must be true or false'
         sys.exit(f'{message}\ndocs/config.md lists all fields.')
+
+
+def _require_config() -> None:
+    """Exits with a message unless the config is one; raises if its file could not be loaded."""
+    config = _CONFIG.value
+    if config is not None:
+        config.keys()  # raises for a file that could not be loaded
+    if not isinstance(config, ml_collections.ConfigDict):
+        sys.exit(
+            f'--config: get_config returns {type(config).__name__}, not a ConfigDict. Begin it '
+            'with config = asose_jax.config.presets.get_config(), and return that.'
+        )
+
+
+def _line_of_config(error: Exception, arguments: Sequence[str]) -> str | None:
+    """Returns the argument `--config` and the line of its file that raised an error.
+
+    Args:
+      error: while the flags were read.
+      arguments: those that name config files.
+    """
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or '', error.lineno))
+    for argument in arguments:
+        file = argument.partition('=')[2].partition(':')[0]
+        lines = [line for name, line in frames if name == file]
+        if lines:
+            return f'{argument}: line {lines[-1]}'
+    return None
 
 
 def _require_config_files(arguments: Sequence[str]) -> None:
