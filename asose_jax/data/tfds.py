@@ -1,11 +1,13 @@
 """Image classification sets of TensorFlow Datasets, read without TensorFlow."""
 
+import contextlib
 import difflib
 import functools
 import itertools
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, Protocol
@@ -108,7 +110,7 @@ def _builder(name: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
     import tensorflow_datasets as tfds
 
     if not data_dir:
-        data_dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+        data_dir = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
         paths.require_local(data_dir, '$TFDS_DATA_DIR')
     try:
         root = pathlib.Path(data_dir).expanduser()
@@ -344,12 +346,16 @@ def _in_memory(images: ImageSet) -> ImageSet:
 def _prepared(tfds: ModuleType, name: str, root: pathlib.Path) -> pathlib.Path:
     """Returns the directory of the newest prepared version of `name` (see `load`)."""
     path, _, version = name.partition(':')
-    infos = (root / path).glob(f'{version or "*"}/dataset_info.json')
-    versions = sorted(
-        (info.parent for info in infos), key=lambda d: [int(n) for n in d.name.split('.')]
-    )
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found = [
+            entry
+            for entry in os.listdir(root / path)  # `glob` passes over what may not be read
+            if version in ('', entry) and (root / path / entry / 'dataset_info.json').exists()
+        ]
+    versions = [entry for entry in found if re.fullmatch(r'\d+\.\d+\.\d+', entry)]
     if versions:
-        return versions[-1]
+        return root / path / max(versions, key=lambda entry: [*map(int, entry.split('.'))])
     known = tfds.list_builders(with_community_datasets=False)
     base_name = path.split('/')[0]
     if base_name not in known:

@@ -1,5 +1,6 @@
 """Folders of pictures: what is in them comes out as it is seen; what is wrong is named at once."""
 
+import errno
 import itertools
 import logging
 import os
@@ -540,6 +541,23 @@ def test_picture_that_breaks_later_is_named_when_it_is_met(pets):
         path.write_bytes(b'')
     with pytest.raises(UserError, match=r'cannot be read; repair or remove them:\n.*png'):
         d.images.read(d.train[:2])
+
+
+@pytest.mark.parametrize('folder', ['', 'cat', 'test'])
+def test_folder_that_may_not_be_read_is_one_line_with_advice(pets, monkeypatch, folder):
+    scan = os.scandir
+    if folder == 'test':
+        (pets / 'test' / 'cat').mkdir(parents=True)
+
+    def refuse(path):
+        if pathlib.Path(path) == pets / folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    told = _error(pets)
+    assert told.startswith(f"data.dir='{pets}': {pets / folder} may not be ")
+    assert told.endswith('Permission denied. Give yourself the permission, or choose another path.')
 
 
 def test_folder_that_is_not_there_is_an_error(tmp_path):
