@@ -225,10 +225,10 @@ def _join_hosts() -> None:
     if not (pod if _MULTIHOST.value is None else _MULTIHOST.value):
         return
     variables = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
-    options: dict[str, Any] = {
-        key: int(os.environ[name]) for key, name in variables.items() if name in os.environ
-    }
     try:
+        options: dict[str, Any] = {
+            key: int(os.environ[name]) for key, name in variables.items() if name in os.environ
+        }
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (ValueError, TypeError, RuntimeError) as error:
         sys.exit(

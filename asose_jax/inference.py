@@ -301,7 +301,7 @@ def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> Non
             f'{summary} cannot be read: it is damaged. Restore it from a copy, or delete it and '
             'run the command of the run again: it goes on from the last checkpoint.'
         )
-    if not record.summary or not record.config:
+    if not record.summary:
         raise UserError(
             f'{directory} holds no finished run: it has no summary.json. Name the workdir of a '
             'finished run, or finish this one: the command that started it also resumes it.'
@@ -312,8 +312,12 @@ def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> Non
             f'{directory} holds several runs; name one of them as --workdir:\n  '
             + '\n  '.join(runs)
         )
-    if config is not None:
-        require_whole(directory / 'config.json', config)
+    if config is None:
+        raise UserError(
+            f'{directory} has a summary but no config.json, which says what its network is. '
+            'Restore it from a copy, or from the command in summary.json.'
+        )
+    require_whole(directory / 'config.json', config)
     unusable = [
         name for name, kind in _SUMMARY.items() if not isinstance(record.summary.get(name), kind)
     ]

@@ -365,6 +365,8 @@ def test_run_without_optimize_leaves_what_its_supernet_had_learned(tmp_path):
         ('summary.json', '[]', 'summary.json cannot be read: it is damaged'),
         ('config.json', '{"seed": 3}', 'config.json is damaged: it lacks the field seeds'),
         ('config.json', 'x', 'config.json cannot be read .* damaged'),
+        ('config.json', '{}', 'config.json is damaged: it lacks the field seed'),
+        ('config.json', None, 'has a summary but no config.json'),
         ('checkpoints', 'x', 'checkpoints cannot be used: Not a directory'),
     ],
 )
@@ -373,7 +375,10 @@ def test_damaged_file_of_a_run_is_named(finished, tmp_path, use, file, content, 
     workdir.mkdir()
     for name in ('summary.json', 'config.json', 'run.json'):
         shutil.copy(finished[0] / name, workdir)
-    (workdir / file).write_text(content)
+    if content is None:
+        (workdir / file).unlink()
+    else:
+        (workdir / file).write_text(content)
     with pytest.raises(UserError, match=message) as told:
         use(workdir)
     assert '\n' not in str(told.value)

@@ -304,6 +304,24 @@ def test_unusable_workdir_is_one_line_in_every_mode(command, caplog, mode, workd
     assert '\n' not in told
 
 
+@pytest.mark.parametrize(
+    'variables',
+    [
+        {'JAX_PROCESS_ID': 'x'},
+        {'JAX_NUM_PROCESSES': '2.5'},
+        {'JAX_PROCESS_ID': '0'},
+        {'JAX_NUM_PROCESSES': ''},
+    ],
+)
+def test_hosts_that_cannot_be_joined_are_told_with_the_variables(
+    command, tmp_path, monkeypatch, variables
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=r'--multihost: .*\n.*JAX_COORDINATOR_ADDRESS'):
+        command(DIGITS, f'--workdir={tmp_path / "run"}', '--multihost')
+
+
 @pytest.mark.parametrize('fields', [(), ('--config.seeds=(0,)',)])
 @pytest.mark.parametrize('error', [RuntimeError('Unable to initialize'), AssertionError()])
 def test_platform_that_is_missing_is_one_line(

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import fnmatch
 import functools
 import itertools
 import logging
@@ -119,7 +120,19 @@ def _builder(name: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
             f'data.name={name!r}: prepared sets are looked for in {data_dir}, but the home '
             'directory is unknown. Set data.dir, $TFDS_DATA_DIR or $HOME.'
         ) from error
-    return tfds.builder_from_directory(_prepared(tfds, name, root)), root
+    place = _prepared(tfds, name, root)
+    try:
+        builder = tfds.builder_from_directory(place)
+        if builder.info.features is None:  # they are read on first use
+            raise ValueError('it has no features')
+    except OSError:
+        raise
+    except Exception as error:  # TFDS, protobuf and JSON raise different types
+        raise UserError(
+            f'{place} cannot be read ({_first_line(error)}). Remove it, and prepare the data set '
+            f'again: {_prepare_command(name, root)}'
+        ) from error
+    return builder, root
 
 
 def _identity(info: Any, splits: tuple[str, str], name: str) -> Identity:
@@ -307,10 +320,9 @@ def _image_set(
         try:
             return records.__getitems__([int(i) for i in indices])
         except Exception as error:  # array_record, TFDS and the decoder raise different types
-            message = (str(error).splitlines() or [''])[0][:200]
             raise UserError(
                 f'{description}: a record between {indices.min()} and {indices.max()} cannot be '
-                f'read ({type(error).__name__}: {message}). Prepare the data set again.'
+                f'read ({_first_line(error)}). Prepare the data set again.'
             ) from error
 
     def labels_of(records: list[Mapping[str, Any]]) -> np.ndarray:
@@ -351,7 +363,8 @@ def _prepared(tfds: ModuleType, name: str, root: pathlib.Path) -> pathlib.Path:
         found = [
             entry
             for entry in os.listdir(root / path)  # `glob` passes over what may not be read
-            if version in ('', entry) and (root / path / entry / 'dataset_info.json').exists()
+            if fnmatch.fnmatchcase(entry, version or '*')
+            and (root / path / entry / 'dataset_info.json').exists()
         ]
     versions = [entry for entry in found if re.fullmatch(r'\d+\.\d+\.\d+', entry)]
     if versions:
@@ -369,6 +382,10 @@ def _prepared(tfds: ModuleType, name: str, root: pathlib.Path) -> pathlib.Path:
         f'{name!r} is not prepared under {root} (data.dir or $TFDS_DATA_DIR). On a machine with a '
         f'network and TensorFlow (pip install tensorflow), run: {_prepare_command(name, root)}'
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
 
 
 def _prepare_command(name: str, root: pathlib.Path) -> str:

@@ -112,6 +112,40 @@ def test_what_is_no_version_of_a_prepared_set_is_passed_over(tmp_path, name):
     assert found.record['version'] == '1.0.0'
 
 
+@pytest.mark.parametrize('name', ['own', 'own:1.0.0', 'own:1.*.*', 'own:'])
+def test_version_of_a_prepared_set_may_be_named(tmp_path, name):
+    prepared.write(tmp_path, 'own', 1, {'train': [Image.new('L', (8, 8))]}, ('a', 'b'))
+    assert tfds.identify(name, str(tmp_path), ('train', 'train')).record['version'] == '1.0.0'
+    with pytest.raises(UserError, match=r"'own:2.0.0' is neither"):
+        tfds.identify('own:2.0.0', str(tmp_path), ('train', 'train'))
+
+
+@pytest.mark.parametrize(
+    ('file', 'content'),
+    [
+        ('dataset_info.json', ''),
+        ('dataset_info.json', '{"name": 3}'),
+        ('features.json', None),
+        ('features.json', '{'),
+        ('features.json', '{"pythonClassName": "nowhere.Nothing"}'),
+    ],
+)
+def test_damaged_description_of_a_set_is_one_line_with_the_command(tmp_path, file, content):
+    prepared.write(tmp_path, 'own', 1, {'train': [Image.new('L', (8, 8))]}, ('a', 'b'))
+    place = tmp_path / 'own' / '1.0.0'
+    (place / file).unlink()
+    if content is not None:
+        (place / file).write_text(content)
+    for use in (tfds.identify, _open):
+        with pytest.raises(UserError, match=rf'^{place} cannot be read \(.* again: python') as told:
+            use('own', str(tmp_path), ('train', 'train'))
+        assert '\n' not in str(told.value)
+
+
+def _open(name, directory, splits):
+    return tfds.load(name, directory, splits, None, 0)
+
+
 @pytest.mark.parametrize('folder', ['', 'own', 'own/1.0.0'])
 def test_set_that_may_not_be_read_is_not_said_to_be_missing(tmp_path, monkeypatch, folder):
     prepared.write(tmp_path, 'own', 1, {'train': [Image.new('L', (8, 8))]}, ('a', 'b'))

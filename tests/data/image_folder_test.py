@@ -328,16 +328,29 @@ def test_copies_within_a_class_are_told_by_nobody(pets, caplog, monkeypatch):
     assert caplog.messages == []
 
 
-def test_loose_pictures_are_told(pets, caplog, monkeypatch):
+@pytest.mark.parametrize('folder', ['.', 'train', 'test'])
+def test_loose_pictures_are_told(pets, caplog, monkeypatch, folder):
     monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    if folder != '.':
+        for part in ('train', 'test'):
+            for name in ('cat', 'dog'):
+                for i in range(5):
+                    picture(
+                        pets / part / name / f'{i}.png',
+                        seed=1000 * len(part) + 10 * (name == 'cat') + i,
+                    )
+        for name in ('cat', 'dog'):
+            shutil.rmtree(pets / name)
+    whole = len(_load(pets).train)
+    caplog.clear()
     for i in range(7):
-        picture(pets / f'stray_{i}.png')
-    assert len(_load(pets).train) == 18
+        picture(pets / folder / f'stray_{i}.png', seed=900 + i)
+    assert len(_load(pets).train) == whole
     (told,) = caplog.messages
     assert told.startswith(
         '7 pictures ignored, since only pictures in a class folder have a class: '
     )
-    assert f"'{pets / 'stray_0.png'}'" in told
+    assert f"'{pets / folder / 'stray_0.png'}'" in told
     assert told.endswith(' and 2 more')
 
 
