@@ -29,12 +29,15 @@ from asose_jax.runtime import log, paths
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
 
 # `_parse` adds the default: one that is given here is read at once, with mistakes of its fields.
-_CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    f'Config file, with an optional preset: FILE[:PRESET]; or one of {", ".join(presets.PRESETS)}. '
-    'Without it: cifar10.',
-)
+try:
+    _CONFIG = config_flags.DEFINE_config_file(
+        'config',
+        None,
+        'Config file, with an optional preset: FILE[:PRESET]; or one of '
+        f'{", ".join(presets.PRESETS)}. Without it: cifar10.',
+    )
+except flags.Error as error:  # it reads `sys.argv`, and the file that --flagfile names
+    sys.exit(str(error).removeprefix('ERROR:: '))
 _MODE = flags.DEFINE_enum(
     'mode',
     'search',
@@ -148,6 +151,10 @@ def _run_on_finished(mode: str, workdir: str) -> None:
         )
     if _MULTIHOST.value:
         raise UserError(f'--multihost: --mode={mode} runs on one host and would ignore it')
+    if any(argument.split('=')[0] in _CONFIG_FLAGS for argument in sys.argv):
+        logging.getLogger('asose_jax').warning(
+            '--config changes nothing here: --mode=%s takes the config of the run', mode
+        )
     from asose_jax import inference
     from asose_jax.report import page
 

@@ -103,6 +103,7 @@ TYPING_ERRORS = [
     ('--mode=serch', 'value should be one of'),
     ('--config=mnist', 'No such file, and no preset; there are cifar10, digits'),
     ('extra', "unexpected argument 'extra'"),
+    ('--flagfile=nowhere', 'Unable to open flagfile: [Errno 2] No such file or directory'),
 ]
 
 
@@ -160,6 +161,16 @@ def test_config_file_that_cannot_be_used_is_told_with_its_line(
         command(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path / "run"}')
     assert told.value.args[0].startswith('--config')
     assert 'Traceback' not in told.value.args[0]
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'export', 'report'])
+@pytest.mark.parametrize('arguments', [['--config=darts'], ['--config', 'darts'], []])
+def test_config_that_changes_nothing_is_told(command, caplog, monkeypatch, mode, arguments):
+    for module, name in ((inference, 'evaluate'), (inference, 'export'), (page, 'rebuild')):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    told = command(f'--mode={mode}', '--workdir=run', *arguments)
+    expected = f'--config changes nothing here: --mode={mode} takes the config of the run'
+    assert told == (expected if arguments else '')
 
 
 def test_flags_that_xla_refuses_are_told_before_it_ends_the_process(root):

@@ -129,7 +129,7 @@ def written_atomically(path: pathlib.Path) -> Iterator[TextIO]:
         with naming(path), open(path, 'w', encoding='utf-8', newline='') as file:
             yield file
         return
-    path = path.resolve()
+    path = pathlib.Path(os.path.realpath(path))
     temporary = path.with_name(path.name + '.tmp')
     try:
         with naming(path), _opened_durably(temporary, 'w') as file:

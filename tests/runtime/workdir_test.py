@@ -93,6 +93,12 @@ def test_links_and_pipes_are_written_to_and_stay_what_they_are(tmp_path, kind):
     assert {each.name for each in tmp_path.iterdir()} == {target.name, path.name}
 
 
+def test_link_to_itself_makes_way_for_the_file(tmp_path):
+    (tmp_path / 'loop').symlink_to('loop')
+    workdir.write_atomically(tmp_path / 'loop', 'new')
+    assert (tmp_path / 'loop').read_text() == 'new'
+
+
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / 'summary.json'
     workdir.write_atomically(path, 'old')
