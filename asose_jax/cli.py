@@ -16,9 +16,11 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
 import rich.console
 from absl import app, flags
 from ml_collections import config_flags
@@ -28,12 +30,15 @@ from asose_jax.runtime import log, paths
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
 
 # `_parse` adds the default: one that is given here is read at once, with mistakes of its fields.
-_CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    f'Config file, with an optional preset: FILE[:PRESET]; or one of {", ".join(presets.PRESETS)}. '
-    'Without it: cifar10.',
-)
+try:
+    _CONFIG = config_flags.DEFINE_config_file(
+        'config',
+        None,
+        'Config file, with an optional preset: FILE[:PRESET]; or one of '
+        f'{", ".join(presets.PRESETS)}. Without it: cifar10.',
+    )
+except flags.Error as error:  # it reads `sys.argv`, and the file that --flagfile names
+    sys.exit(str(error).removeprefix('ERROR:: '))
 _MODE = flags.DEFINE_enum(
     'mode',
     'search',
@@ -89,6 +94,7 @@ def main(argv: list[str]) -> None:
     """Runs the command; errors of the user end the process with one message and no traceback."""
     if len(argv) > 1:
         raise app.UsageError(f'unexpected argument {argv[1]!r}; options begin with --')
+    _require_xla_flags()
     try:
         import jax
     except ValueError as error:  # of a variable such as JAX_NUM_CPU_DEVICES
@@ -123,6 +129,24 @@ def main(argv: list[str]) -> None:
         process.exit_now(128 + signal.SIGINT)
 
 
+def _require_xla_flags() -> None:
+    """Exits with a message if XLA would abort the process because of the variable XLA_FLAGS."""
+    chosen = os.environ.get('XLA_FLAGS')
+    if not chosen or 'jax' in sys.modules:  # a process with threads should not fork
+        return
+    from jaxlib import xla_client
+
+    if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        xla_client.CompileOptions()  # reads the variable
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(
+            f'XLA_FLAGS={chosen!r} cannot be used: XLA does not know a flag, a value or a file in '
+            'it. Correct or unset this environment variable.'
+        )
+
+
 def _run_on_finished(mode: str, workdir: str) -> None:
     """Uses the finished run in a workdir, whose config is that of the run."""
     if overrides := config_flags.get_override_values(flags.FLAGS['config']):
@@ -133,6 +157,10 @@ def _run_on_finished(mode: str, workdir: str) -> None:
         )
     if _MULTIHOST.value:
         raise UserError(f'--multihost: --mode={mode} runs on one host and would ignore it')
+    if any(argument.split('=')[0] in _CONFIG_FLAGS for argument in sys.argv):
+        logging.getLogger('asose_jax').warning(
+            '--config changes nothing here: --mode=%s takes the config of the run', mode
+        )
     from asose_jax import inference
     from asose_jax.report import page
 
@@ -219,10 +247,10 @@ def _join_hosts() -> None:
     if not (pod if _MULTIHOST.value is None else _MULTIHOST.value):
         return
     variables = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
-    options: dict[str, Any] = {
-        key: int(os.environ[name]) for key, name in variables.items() if name in os.environ
-    }
     try:
+        options: dict[str, Any] = {
+            key: int(os.environ[name]) for key, name in variables.items() if name in os.environ
+        }
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
     except (ValueError, TypeError, RuntimeError) as error:
         sys.exit(
@@ -240,15 +268,51 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         if _MODE.value not in _FINISHED:  # in these modes no config is used
-            _CONFIG.value.keys()  # a file that could not be loaded raises here
+            _require_config()
         return rest
-    except (flags.Error, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # a config file is a program, which may raise anything
         _require_config_files(files)
+        if place := _line_of_config(error, files):
+            sys.exit(f'{place}: {type(error).__name__}: {error}')
+        if "no attribute 'get_config'" in str(error):
+            sys.exit(
+                f'{" ".join(files)}: the file has no function get_config, see configs/search.py'
+            )
         lines = str(error.args[0]).strip().splitlines()
         message = lines[-1] if any('Traceback' in line for line in lines) else ' '.join(lines)
         if 'Non-boolean argument' in message:  # absl shows a tuple here
             message = f'{message.partition(": ")[0]}: must be true or false'
         sys.exit(f'{message}\ndocs/config.md lists all fields.')
+
+
+def _require_config() -> None:
+    """Exits with a message unless the config is one; raises if its file could not be loaded."""
+    config = _CONFIG.value
+    if config is not None:
+        config.keys()  # raises for a file that could not be loaded
+    if not isinstance(config, ml_collections.ConfigDict):
+        sys.exit(
+            f'--config: get_config returns {type(config).__name__}, not a ConfigDict. Begin it '
+            'with config = asose_jax.config.presets.get_config(), and return that.'
+        )
+
+
+def _line_of_config(error: Exception, arguments: Sequence[str]) -> str | None:
+    """Returns the argument `--config` and the line of its file that raised an error.
+
+    Args:
+      error: while the flags were read.
+      arguments: those that name config files.
+    """
+    frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, SyntaxError):
+        frames.append((error.filename or '', error.lineno))
+    for argument in arguments:
+        file = argument.partition('=')[2].partition(':')[0]
+        lines = [line for name, line in frames if name == file]
+        if lines:
+            return f'{argument}: line {lines[-1]}'
+    return None
 
 
 def _require_config_files(arguments: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import pathlib
+import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, cast
@@ -31,7 +32,7 @@ from asose_jax.nn import factors
 from asose_jax.nn.forward import DERIVED, Mode
 from asose_jax.pipeline import builders, old_checkpoints
 from asose_jax.runtime import log, paths, process, workdir
-from asose_jax.runtime.errors import UserError, os_errors
+from asose_jax.runtime.errors import UserError, counted, os_errors
 from asose_jax.spaces import registry
 from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet
 from asose_jax.train import checkpoint, optimizer, pmap, state
@@ -42,6 +43,10 @@ _PREDICT_BATCH = 128  # images per call of the compiled network
 _EVALUATE_BATCH = 1000  # images that `evaluate` reads at once
 _LISTED_CLASSES = 5  # the most likely ones, in predictions.csv
 _LOGGED_PREDICTIONS = 10
+_PIXELS = (-32, 287)  # beyond 0..255 by what scaling and sharpening overshoot
+_IMAGES = 'Take an array, the path of a picture, a Pillow image, or a list of these.'
+# Entries of summary.json that a network needs, and their types.
+_SUMMARY = {'classes': list, 'genotype': list, 'images': dict, 'mean': list, 'std': list}
 # Exports, and the packages that they need beside those of this one.
 EXPORTS = {
     'stablehlo': (),
@@ -101,7 +106,8 @@ class Trained:
           Probabilities, float32 `[N, classes]`, in the order of the images.
 
         Raises:
-          ValueError: H, W or C of an array differ, or its pixels are not finite.
+          ValueError: H, W or C of an array differ, its pixels are no numbers or not finite, or
+            `images` is of another type.
           UserError: pictures cannot be read; they are named.
         """
         shape = self.spec.image_shape
@@ -109,13 +115,17 @@ class Trained:
         def read(image: Picture | np.ndarray) -> np.ndarray:
             return image if isinstance(image, np.ndarray) else pictures.pixels(image, shape)
 
+        if isinstance(images, bytes) or not isinstance(
+            images, Iterable | os.PathLike | Image.Image
+        ):
+            raise ValueError(f'images={reprlib.repr(images)} is no image. {_IMAGES}')
         several = (
             [images]
             if isinstance(images, str | os.PathLike | Image.Image | np.ndarray | jax.Array)
             else images
         )
         singles = itertools.chain.from_iterable(map(self._singles, several))
-        has_floats, largest = False, -np.inf
+        has_floats, least, largest = False, np.inf, -np.inf
         parts = [np.zeros((0, len(self.class_names)), np.float32)]
         with futures.ThreadPoolExecutor() as pool:
             while chunk := list(itertools.islice(singles, _PREDICT_BATCH)):
@@ -128,11 +138,19 @@ class Trained:
                 batch[: len(chunk)] = decoded
                 parts.append(np.asarray(self._call(batch))[: len(chunk)])
                 has_floats |= any(_is_float(image) for image in chunk)
+                least = min(least, batch[: len(chunk)].min())
                 largest = max(largest, batch[: len(chunk)].max())
         if has_floats and largest <= 1:
             logger.warning(
                 'all pixels are at most %g, but the network takes pixel values 0..255: if yours '
                 'are 0..1, multiply them by 255',
+                largest,
+            )
+        elif least < _PIXELS[0] or largest > _PIXELS[1] or (least < 0 and largest < 16):
+            logger.warning(
+                'pixels go from %g to %g, but the network takes pixel values 0..255: bring yours '
+                'to that range (16 bits: divide them by 257)',
+                least,
                 largest,
             )
         return np.concatenate(parts)
@@ -144,6 +162,10 @@ class Trained:
         if isinstance(images, str | os.PathLike | Image.Image):
             return iter([images])
         array = np.asarray(images)
+        if not jnp.issubdtype(array.dtype, np.number) and array.dtype != bool:
+            raise ValueError(f'images hold {array.dtype}, not numbers. {_IMAGES}')
+        if jnp.issubdtype(array.dtype, np.complexfloating):
+            raise ValueError(f'images hold {array.dtype}, but pixels are real numbers')
         if array.shape[-3:] != self.spec.image_shape or array.ndim not in (3, 4):
             raise ValueError(
                 f'images have shape {array.shape}, but this network takes '
@@ -204,8 +226,8 @@ class Trained:
             'std': self.std.tolist(),
             'genotype': self.genotype.to_json(),
             'network': self.spec.to_json(),
-            'test_accuracy': self.summary['test_accuracy'],
-            'versions': self.summary['versions'],
+            'test_accuracy': self.summary.get('test_accuracy'),
+            'versions': self.summary.get('versions'),
         }
         if (target / 'model.stablehlo').exists():
             content['platforms'] = list(stablehlo.PLATFORMS)
@@ -226,7 +248,10 @@ class Trained:
 
 
 def _is_float(image: Picture | np.ndarray) -> bool:
-    return isinstance(image, np.ndarray) and image.dtype.kind == 'f'
+    """Returns whether an image is an array that may hold pixels 0..1, not 0..255."""
+    return isinstance(image, np.ndarray) and (
+        image.dtype == bool or jnp.issubdtype(image.dtype, np.floating)
+    )
 
 
 @os_errors('loading the network of a run')
@@ -251,12 +276,11 @@ def load(directory: str | pathlib.Path) -> Trained:
     try:
         spec, restored = _restored(directory, config, summary)
     except checkpoint.DamagedError as error:
-        raise UserError(str(error)) from error
-    if len(summary['classes']) != spec.num_classes:
         raise UserError(
-            f'{directory / "summary.json"} is damaged: it names {len(summary["classes"])} classes, '
-            f'but the network has {spec.num_classes}. Restore it from a copy.'
-        )
+            f'{error}. Restore it from a copy, or run the command of the run again: it goes on '
+            'from the newest checkpoint that can be read.'
+        ) from error
+    _require_fitting_summary(directory, summary, spec)
     params, stats = restored.params, restored.batch_stats
     if not spec.is_derived():  # without the phase optimize, a run ends with the supernet's weights
         spec, params, stats = _derived(directory, spec, summary, params, stats)
@@ -285,7 +309,7 @@ def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> Non
             f'{summary} cannot be read: it is damaged. Restore it from a copy, or delete it and '
             'run the command of the run again: it goes on from the last checkpoint.'
         )
-    if not record.summary or not record.config:
+    if not record.summary:
         raise UserError(
             f'{directory} holds no finished run: it has no summary.json. Name the workdir of a '
             'finished run, or finish this one: the command that started it also resumes it.'
@@ -296,13 +320,39 @@ def _require_loadable(directory: pathlib.Path, record: run_record.Record) -> Non
             f'{directory} holds several runs; name one of them as --workdir:\n  '
             + '\n  '.join(runs)
         )
-    if config is not None:
-        require_whole(directory / 'config.json', config)
-    missing = {'classes', 'mean', 'std', 'genotype', 'images'} - record.summary.keys()
-    if missing:
+    if config is None:
         raise UserError(
-            f'{directory / "summary.json"} has no {", ".join(sorted(missing))}: it was written by '
-            'an older version of asose_jax, or edited'
+            f'{directory} has a summary but no config.json, which says what its network is. '
+            'Restore it from a copy, or from the command in summary.json.'
+        )
+    require_whole(directory / 'config.json', config)
+    unusable = [
+        name for name, kind in _SUMMARY.items() if not isinstance(record.summary.get(name), kind)
+    ]
+    if unusable:
+        raise UserError(
+            f'{summary} has no {", ".join(unusable)} that can be used: it was written by an older '
+            'version of asose_jax, or edited. Restore it from a copy.'
+        )
+
+
+def _require_fitting_summary(
+    directory: pathlib.Path, summary: Mapping[str, Any], spec: NetSpec
+) -> None:
+    """Fails unless classes, mean and standard deviation in summary.json are those of a network."""
+    fault, channels = None, spec.image_shape[-1]
+    if len(summary['classes']) != spec.num_classes:
+        fault = (
+            f'it names {counted(len(summary["classes"]), "class", "classes")}, but the network has '
+            f'{spec.num_classes}'
+        )
+    for name in ('mean', 'std'):
+        numbers = [run_record.finite_or_none(value) for value in summary[name]]
+        if len(numbers) != channels or None in numbers:
+            fault = f'{name} must be {counted(channels, "finite number")}, one for each channel'
+    if fault is not None:
+        raise UserError(
+            f'{directory / "summary.json"} is damaged: {fault}. Restore it from a copy.'
         )
 
 
@@ -511,6 +561,8 @@ def predict(
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
     model = load(directory)
     files = pictures.find(images)
+    if target.exists() and any(os.path.samefile(target, f) for f in files if os.path.exists(f)):
+        raise UserError(f'out={os.fspath(target)!r} is one of the pictures. Name another file.')
     count = min(_LISTED_CLASSES, len(model.class_names))
     later = [f'{name}_{k}' for k in range(2, count + 1) for name in ('class', 'probability')]
     read = 0
@@ -527,11 +579,11 @@ def predict(
                 logger.info('%s: %s %.1f %%', shown, model.class_names[best[0]], 100 * row[best[0]])
         if not read:
             raise UserError(
-                f'none of the {len(files)} pictures can be read; the lines above say why. Check '
-                f'images={images!r}.'
+                f'no picture can be read ({counted(len(files), "file")} tried); the lines above '
+                f'say why. Check images={images!r}.'
             )
     unread = f'; {len(files) - read} could not be read' if read < len(files) else ''
-    logger.info('the classes of %d pictures are in %s%s', read, target, unread)
+    logger.info('the classes of %s are in %s%s', counted(read, 'picture'), target, unread)
     return target
 
 
@@ -591,8 +643,11 @@ def export(
 def _require_exports(formats: Sequence[str]) -> None:
     """Fails if an export is unknown, or a package that it needs is not installed."""
     for name in formats:
-        if name not in EXPORTS:
-            raise UserError(f'there is no export {name!r}. Choose from {", ".join(EXPORTS)}.')
+        if not isinstance(name, str) or name not in EXPORTS:
+            raise UserError(
+                f'there is no export {name!r}. Choose from {", ".join(EXPORTS)}; in Python, each '
+                'is an argument of its own.'
+            )
         packages.require(f'the export {name!r}', *EXPORTS[name])
 
 
@@ -607,8 +662,8 @@ def _write_onnx(model: Trained, path: pathlib.Path) -> None:
         'space': model.spec.SPACE,
         'genotype': model.genotype.to_json(),
         'trained_dtype': model.dtype,
-        'test_accuracy': model.summary['test_accuracy'],
-        'versions': model.summary['versions'],
+        'test_accuracy': model.summary.get('test_accuracy'),
+        'versions': model.summary.get('versions'),
     }
     graph = onnx_graph.Graph()
     translation.add_network(graph, model.spec, model.variables, mean=model.mean, std=model.std)
@@ -622,7 +677,7 @@ def _write_torch(model: Trained, path: pathlib.Path) -> None:
         'CLASS_NAMES': list(model.class_names),
         'SPACE': model.spec.SPACE,
         'GENOTYPE': model.genotype.to_json(),
-        'TEST_ACCURACY': model.summary['test_accuracy'],
+        'TEST_ACCURACY': model.summary.get('test_accuracy'),
     }
     module = torch_module.Module()
     translation.add_network(module, model.spec, model.variables, mean=model.mean, std=model.std)

@@ -180,7 +180,7 @@ def test_table_may_be_elsewhere_and_stays_where_no_picture_can_be_read(finished,
     assert asose_jax.predict(finished[0], f'{files[3]},{files[1]}', target) == target
     before = _table(target)
     assert [row['file'] for row in before] == [str(files[3]), str(files[1])]
-    with pytest.raises(UserError, match='none of the 2 pictures can be read'):
+    with pytest.raises(UserError, match=r'no picture can be read \(2 files tried\)'):
         asose_jax.predict(finished[0], [files[0].with_name('1a.png'), tmp_path / 'gone'], target)
     assert _table(target) == before
     assert not list(tmp_path.glob('*.tmp'))
@@ -364,11 +364,16 @@ def test_bfloat16_is_exported_as_float32(finished, tmp_path, caplog):
     assert 'computes something else' not in caplog.text
 
 
-@pytest.mark.parametrize('names', [('tflite',), ('onnx', 'keras')])
+@pytest.mark.parametrize('names', [('tflite',), ('onnx', 'keras'), ('ONNX',), (None,), ('',)])
 def test_unknown_export_is_refused_with_what_there_is(finished, names):
     message = f'there is no export {names[-1]!r}. Choose from stablehlo, onnx, int8, torch'
     with pytest.raises(UserError, match=message):
         asose_jax.export(finished[0], *names)
+
+
+def test_list_of_exports_is_told_what_to_do(finished):
+    with pytest.raises(UserError, match=r"no export \['onnx'\].* an argument of its own"):
+        asose_jax.export(finished[0], ['onnx'])
 
 
 @pytest.mark.parametrize(
@@ -403,6 +408,8 @@ def test_run_without_optimize_leaves_what_its_supernet_had_learned(tmp_path):
         ('summary.json', '[]', 'summary.json cannot be read: it is damaged'),
         ('config.json', '{"seed": 3}', 'config.json is damaged: it lacks the field seeds'),
         ('config.json', 'x', 'config.json cannot be read .* damaged'),
+        ('config.json', '{}', 'config.json is damaged: it lacks the field seed'),
+        ('config.json', None, 'has a summary but no config.json'),
         ('checkpoints', 'x', 'checkpoints cannot be used: Not a directory'),
     ],
 )
@@ -411,9 +418,33 @@ def test_damaged_file_of_a_run_is_named(finished, tmp_path, use, file, content, 
     workdir.mkdir()
     for name in ('summary.json', 'config.json', 'run.json'):
         shutil.copy(finished[0] / name, workdir)
-    (workdir / file).write_text(content)
+    if content is None:
+        (workdir / file).unlink()
+    else:
+        (workdir / file).write_text(content)
     with pytest.raises(UserError, match=message) as told:
         use(workdir)
+    assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'mean': [1.0, 2.0]}, 'is damaged: mean must be 1 finite number, one for each channel'),
+        ({'std': [float('nan')]}, 'is damaged: std must be 1 finite number'),
+        ({'mean': ['x']}, 'is damaged: mean must be 1 finite number'),
+        ({'classes': ['a']}, 'is damaged: it names 1 class, but the network has 10'),
+        ({'classes': 7, 'mean': 'x'}, 'has no classes, mean that can be used'),
+        ({'images': 3}, 'has no images that can be used'),
+        ({'genotype': None}, 'has no genotype that can be used'),
+    ],
+)
+def test_entry_of_a_summary_that_cannot_be_right_is_named(finished, tmp_path, changes, message):
+    """A mean of one number for three channels, for example, would otherwise be used for all."""
+    workdir = shutil.copytree(finished[0], tmp_path / 'run')
+    (workdir / 'summary.json').write_text(json.dumps({**finished[1], **changes}))
+    with pytest.raises(UserError, match=f'summary.json {message}') as told:
+        asose_jax.load(workdir)
     assert '\n' not in str(told.value)
 
 
@@ -442,6 +473,83 @@ def test_pixels_between_0_and_1_are_warned_of(finished, caplog, images, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
         asose_jax.load(finished[0]).predict(images)
     assert sum('takes pixel values 0..255' in line for line in caplog.messages) == told
+
+
+@pytest.mark.parametrize(
+    ('images', 'told'),
+    [
+        (np.ones((2, 8, 8, 1), bool), 'all pixels are at most 1'),
+        (np.full((2, 8, 8, 1), 65535, np.uint16), 'from 65535 to 65535'),
+        (np.linspace(-2.1, 2.6, 64).reshape(8, 8, 1), 'from -2.1 to 2.6'),
+        ([np.full((8, 8, 1), 9, np.uint8), np.full((8, 8, 1), -900)], 'from -900 to 9'),
+        (np.linspace(-9, 263, 64).reshape(8, 8, 1), None),  # scaling may overshoot
+        (np.zeros((0, 8, 8, 1), np.uint16), None),
+    ],
+)
+def test_pixels_beyond_0_and_255_are_warned_of(finished, caplog, images, told):
+    with caplog.at_level(logging.INFO, 'asose_jax'):
+        asose_jax.load(finished[0]).predict(images)
+    assert len(caplog.messages) == bool(told)
+    assert told is None or told in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    ('images', 'message'),
+    [
+        (None, 'images=None is no image. Take an array'),
+        (3, 'images=3 is no image'),
+        (b'\x89PNG', r"images=b'\x89PNG' is no image"),
+        ([1, None], 'this network takes'),
+        (np.full((1, 8, 8, 1), 'x'), 'images hold <U1, not numbers'),
+        (np.full((1, 8, 8, 1), None), 'images hold object, not numbers'),
+        (np.ones((1, 8, 8, 1), complex), 'images hold complex128, but pixels are real numbers'),
+    ],
+)
+def test_what_is_no_image_is_refused(finished, images, message):
+    with pytest.raises(ValueError, match=re.escape(message)) as told:
+        asose_jax.load(finished[0]).predict(images)
+    assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize('images', [None, 3, [None], [b'a.png'], np.ones((2, 8, 8, 1)), ''])
+def test_images_that_are_no_paths_are_one_line(finished, images):
+    with pytest.raises(UserError, match=r'^images=') as told:
+        asose_jax.predict(finished[0], images)
+    assert '\n' not in str(told.value)
+
+
+@pytest.mark.parametrize('value', ['', 5, b'x'])
+@pytest.mark.parametrize(
+    'use',
+    [
+        asose_jax.evaluate,
+        lambda workdir, value: asose_jax.export(workdir, data_dir=value),
+        lambda workdir, value: asose_jax.predict(workdir, 'a.png', value),
+    ],
+)
+def test_place_that_is_no_path_is_one_line(finished, tmp_path, monkeypatch, use, value):
+    """An empty one is not the current directory: a variable of a shell may be unset."""
+    monkeypatch.chdir(tmp_path)
+    config = {**json.loads((finished[0] / 'config.json').read_text()), 'data.name': 'folder'}
+    workdir = shutil.copytree(finished[0], tmp_path / 'run')
+    (workdir / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r'(--data_dir|out)=.* Name a file or a directory') as told:
+        use(workdir, value)
+    assert '\n' not in str(told.value)
+
+
+def test_pictures_are_not_overwritten_by_their_table(finished, digits, tmp_path):
+    _, files = digits
+    (tmp_path / 'link').symlink_to(files[1])
+    before = files[1].read_bytes()
+    for out in (
+        files[1],
+        tmp_path / 'link',
+        files[0].parent / '..' / files[1].parent.name / '1.png',
+    ):
+        with pytest.raises(UserError, match=r'is one of the pictures\. Name another'):
+            asose_jax.predict(finished[0], files[0].parent, out)
+    assert files[1].read_bytes() == before
 
 
 def test_images_of_another_size_are_refused(finished):

@@ -103,6 +103,7 @@ TYPING_ERRORS = [
     ('--mode=serch', 'value should be one of'),
     ('--config=mnist', 'No such file, and no preset; there are cifar10, digits'),
     ('extra', "unexpected argument 'extra'"),
+    ('--flagfile=nowhere', 'Unable to open flagfile: [Errno 2] No such file or directory'),
 ]
 
 
@@ -133,6 +134,63 @@ for argument, message in {TYPING_ERRORS!r}:
     command = [sys.executable, '-c', code]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+CONFIG_FILES = [
+    ('def get_config(:', r': line 1: SyntaxError: '),
+    (
+        'x = 1\ndef get_config(_=None):\n    raise RuntimeError("mine")',
+        r': line 3: RuntimeError: mine',
+    ),
+    ('import nowhere_at_all', r": line 1: ModuleNotFoundError: No module named 'nowhere_at_all'"),
+    ('def get_config():\n    return {"seed": 1}', 'get_config returns dict, not a ConfigDict'),
+    ('def get_config():\n    return None', 'get_config returns NoneType, not a ConfigDict'),
+    ('x = 1', 'the file has no function get_config'),
+    ('def get_config(): return 1 / 0', r': line 1: ZeroDivisionError: division by zero'),
+]
+
+
+@pytest.mark.parametrize(('text', 'message'), CONFIG_FILES)
+@pytest.mark.filterwarnings('ignore:invalid escape')
+def test_config_file_that_cannot_be_used_is_told_with_its_line(
+    command, tmp_path, monkeypatch, text, message
+):
+    monkeypatch.delitem(sys.modules, 'config_config', raising=False)  # of the file before
+    (tmp_path / 'mine.py').write_text(text)
+    with pytest.raises(SystemExit, match=message) as told:
+        command(f'--config={tmp_path}/mine.py', f'--workdir={tmp_path / "run"}')
+    assert told.value.args[0].startswith('--config')
+    assert 'Traceback' not in told.value.args[0]
+
+
+@pytest.mark.parametrize('mode', ['evaluate', 'export', 'report'])
+@pytest.mark.parametrize('arguments', [['--config=darts'], ['--config', 'darts'], []])
+def test_config_that_changes_nothing_is_told(command, caplog, monkeypatch, mode, arguments):
+    for module, name in ((inference, 'evaluate'), (inference, 'export'), (page, 'rebuild')):
+        monkeypatch.setattr(module, name, lambda *_, **__: None)
+    told = command(f'--mode={mode}', '--workdir=run', *arguments)
+    expected = f'--config changes nothing here: --mode={mode} takes the config of the run'
+    assert told == (expected if arguments else '')
+
+
+def test_flags_that_xla_refuses_are_told_before_it_ends_the_process(root):
+    code = """
+import os
+from asose_jax import cli
+for flags, known in (
+    ('--bogus', 0), ('--xla_dump_to', 0), ('--xla_force_host_platform_device_count=abc', 0),
+    ('/nowhere', 0), ('--xla_force_host_platform_device_count=2', 1), ('', 1)
+):
+    os.environ['XLA_FLAGS'] = flags
+    try:
+        cli._require_xla_flags()
+        assert known, flags
+    except SystemExit as told:
+        assert not known and told.args[0].startswith(f'XLA_FLAGS={flags!r} cannot be used: '), told
+"""
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, '')
 
 
 @pytest.mark.parametrize('mode', ['search', 'retrain', 'predict', 'report'])
@@ -256,6 +314,24 @@ def test_unusable_workdir_is_one_line_in_every_mode(command, caplog, mode, workd
     assert stopped.value.args[0] == 2
     (told,) = caplog.messages
     assert '\n' not in told
+
+
+@pytest.mark.parametrize(
+    'variables',
+    [
+        {'JAX_PROCESS_ID': 'x'},
+        {'JAX_NUM_PROCESSES': '2.5'},
+        {'JAX_PROCESS_ID': '0'},
+        {'JAX_NUM_PROCESSES': ''},
+    ],
+)
+def test_hosts_that_cannot_be_joined_are_told_with_the_variables(
+    command, tmp_path, monkeypatch, variables
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=r'--multihost: .*\n.*JAX_COORDINATOR_ADDRESS'):
+        command(DIGITS, f'--workdir={tmp_path / "run"}', '--multihost')
 
 
 @pytest.mark.parametrize('fields', [(), ('--config.seeds=(0,)',)])

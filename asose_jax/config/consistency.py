@@ -34,7 +34,7 @@ def flatten(config: Config, prefix: str = '') -> dict[str, Any]:
         if isinstance(value, Mapping) or hasattr(value, 'to_dict'):
             flat.update(flatten(value, f'{prefix}{key}.'))
         else:
-            flat[prefix + key] = value
+            flat[f'{prefix}{key}'] = value
     return flat
 
 
@@ -86,6 +86,8 @@ def as_config(config: Config) -> ml_collections.ConfigDict:
 
 def _plain(value: Any) -> Any:
     """Returns a value of the config without types of NumPy, JAX and pathlib."""
+    if isinstance(value, range):
+        return tuple(value)
     if isinstance(value, tuple | list):
         parts = [*map(_plain, value)]
         changed = any(one is not other for one, other in zip(parts, value, strict=True))

@@ -64,6 +64,9 @@ class Field:
         return self.rule.holds(SAME_FLOPS)
 
 
+_MAX_SIDE = 8192  # of an image in pixels; it has 192 MiB then
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
@@ -297,7 +300,13 @@ FIELDS: dict[str, Field] = {
     ),
     'data.image_size': Field(
         None,
-        _optional(_integer(1)),
+        _optional(
+            _rule(
+                f'an integer in [1, {_MAX_SIDE}]',
+                lambda v: _is_integer(v) and 1 <= v <= _MAX_SIDE,
+                *(0, 1.5, True, _MAX_SIDE + 1),
+            )
+        ),
         'side in pixels that the middle square of each image is scaled to; None: as it is',
     ),
     'data.valid_fraction': Field(

@@ -16,7 +16,7 @@ import numpy as np
 from asose_jax.data import content_split, fingerprint, picture_file, pictures
 from asose_jax.data.fingerprint import Identity, MissingDataError, several
 from asose_jax.data.image_set import ImageSet
-from asose_jax.runtime.errors import UserError, counted
+from asose_jax.runtime.errors import UserError, counted, describe_os_error
 
 logger = logging.getLogger('asose_jax')
 
@@ -150,7 +150,7 @@ def _list(directory: str, splits: tuple[str, str], test_fraction: float | None) 
         _warn_of_loose_pictures({test_folder})
         return _Listing(root, names, paths, labels, *_labelled_paths([test_folder], names))
     except OSError as error:
-        raise UserError(f'data.dir={directory!r}: {error}') from error
+        raise UserError(f'data.dir={directory!r}: {describe_os_error(error)}') from error
 
 
 # --- Contents and splits
@@ -281,7 +281,12 @@ def _split_folders(
     trained_on = [train, *(name for name in _VALID if name in inside and name not in (train, test))]
     unused = [name for name in inside if name not in (*trained_on, test)]
     if unused:
-        logger.warning('%s: the folders %s are not used', root, several(unused))
+        logger.warning(
+            '%s: the folders %s are not used; data.train_split and data.test_split name those that '
+            'are',
+            root,
+            several(unused),
+        )
     return [root / name for name in trained_on], root / test if test in inside else None
 
 

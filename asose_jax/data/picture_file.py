@@ -9,6 +9,7 @@ import warnings
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from asose_jax.data import fingerprint
+from asose_jax.runtime.errors import UserError
 
 MAX_PIXELS = 180_000_000  # of a picture; half a gigabyte in colour
 _PNG, _JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff'  # first bytes of such files
@@ -22,11 +23,12 @@ def read(path: str | os.PathLike[str]) -> bytes:
     """Returns the bytes of a file.
 
     Raises:
-      OSError: it cannot be read, or is a pipe or a device, from which nothing may ever come.
+      OSError: it cannot be read.
+      UserError: it is a pipe or a device, from which nothing may ever come.
     """
     file = pathlib.Path(path)
     if file.exists() and not file.is_file():
-        raise OSError('it is no file, but a pipe or a device')
+        raise UserError('it is no file, but a pipe or a device')
     return file.read_bytes()
 
 
@@ -89,7 +91,7 @@ def _decoded_as_it_is(
         raise UnidentifiedImageError(f'cannot identify image file {path!r}') from error
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ValueError(
+        raise UserError(
             f'{width}x{height} pixels are too many; up to {MAX_PIXELS // 10**6} million are read. '
             'Scale the picture down'
         )

@@ -116,7 +116,10 @@ def warn_of_ignored(files: Sequence[str]) -> None:
 
 def _entries(images: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
     if not isinstance(images, str | os.PathLike):
-        return [os.fspath(entry) for entry in images]
+        entries = list(images) if isinstance(images, Iterable) else [images]
+        for entry in entries:
+            paths.require_local(entry, 'images')
+        return [os.fspath(entry) for entry in entries]
     text = os.fspath(images)
     if os.path.lexists(text):  # a name may have a comma
         return [text]
@@ -188,4 +191,7 @@ def of_each(
 
 def failure(picture: Any, error: Exception) -> str:
     """Returns the name of a picture and why it cannot be read, in one line."""
-    return f'{printable(str(picture))}: {type(error).__name__}: {str(error)[:200]}'
+    reason = getattr(error, 'strerror', None) or f'{type(error).__name__}: {str(error)[:200]}'
+    if isinstance(error, UserError):  # in words of this program already
+        reason = str(error)
+    return f'{printable(str(picture))}: {reason}'

@@ -1,11 +1,14 @@
 """Image classification sets of TensorFlow Datasets, read without TensorFlow."""
 
+import contextlib
 import difflib
+import fnmatch
 import functools
 import itertools
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any, Protocol
@@ -108,7 +111,7 @@ def _builder(name: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
     import tensorflow_datasets as tfds
 
     if not data_dir:
-        data_dir = os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+        data_dir = os.environ.get('TFDS_DATA_DIR') or '~/tensorflow_datasets'
         paths.require_local(data_dir, '$TFDS_DATA_DIR')
     try:
         root = pathlib.Path(data_dir).expanduser()
@@ -117,7 +120,19 @@ def _builder(name: str, data_dir: str | None) -> tuple[Any, pathlib.Path]:
             f'data.name={name!r}: prepared sets are looked for in {data_dir}, but the home '
             'directory is unknown. Set data.dir, $TFDS_DATA_DIR or $HOME.'
         ) from error
-    return tfds.builder_from_directory(_prepared(tfds, name, root)), root
+    place = _prepared(tfds, name, root)
+    try:
+        builder = tfds.builder_from_directory(place)
+        if builder.info.features is None:  # they are read on first use
+            raise ValueError('it has no features')
+    except OSError:
+        raise
+    except Exception as error:  # TFDS, protobuf and JSON raise different types
+        raise UserError(
+            f'{place} cannot be read ({_first_line(error)}). Remove it, and prepare the data set '
+            f'again: {_prepare_command(name, root)}'
+        ) from error
+    return builder, root
 
 
 def _identity(info: Any, splits: tuple[str, str], name: str) -> Identity:
@@ -305,10 +320,9 @@ def _image_set(
         try:
             return records.__getitems__([int(i) for i in indices])
         except Exception as error:  # array_record, TFDS and the decoder raise different types
-            message = (str(error).splitlines() or [''])[0][:200]
             raise UserError(
                 f'{description}: a record between {indices.min()} and {indices.max()} cannot be '
-                f'read ({type(error).__name__}: {message}). Prepare the data set again.'
+                f'read ({_first_line(error)}). Prepare the data set again.'
             ) from error
 
     def labels_of(records: list[Mapping[str, Any]]) -> np.ndarray:
@@ -344,12 +358,17 @@ def _in_memory(images: ImageSet) -> ImageSet:
 def _prepared(tfds: ModuleType, name: str, root: pathlib.Path) -> pathlib.Path:
     """Returns the directory of the newest prepared version of `name` (see `load`)."""
     path, _, version = name.partition(':')
-    infos = (root / path).glob(f'{version or "*"}/dataset_info.json')
-    versions = sorted(
-        (info.parent for info in infos), key=lambda d: [int(n) for n in d.name.split('.')]
-    )
+    found = []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        found = [
+            entry
+            for entry in os.listdir(root / path)  # `glob` passes over what may not be read
+            if fnmatch.fnmatchcase(entry, version or '*')
+            and (root / path / entry / 'dataset_info.json').exists()
+        ]
+    versions = [entry for entry in found if re.fullmatch(r'\d+\.\d+\.\d+', entry)]
     if versions:
-        return versions[-1]
+        return root / path / max(versions, key=lambda entry: [*map(int, entry.split('.'))])
     known = tfds.list_builders(with_community_datasets=False)
     base_name = path.split('/')[0]
     if base_name not in known:
@@ -363,6 +382,10 @@ def _prepared(tfds: ModuleType, name: str, root: pathlib.Path) -> pathlib.Path:
         f'{name!r} is not prepared under {root} (data.dir or $TFDS_DATA_DIR). On a machine with a '
         f'network and TensorFlow (pip install tensorflow), run: {_prepare_command(name, root)}'
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f'{type(error).__name__}: {(str(error).splitlines() or [""])[0][:200]}'
 
 
 def _prepare_command(name: str, root: pathlib.Path) -> str:

@@ -11,6 +11,7 @@ from asose_jax.runtime.errors import counted
 
 _CALIBRATION_BINS = 15
 _TOP = 5
+_MAX_NAMES = 10  # of classes in one line of the log
 _FEW_CLASSES = 10  # among so few, five guesses say little
 
 
@@ -125,7 +126,8 @@ def describe(result: dict[str, Any]) -> list[str]:
     }
     for key, sentence in without.items():
         if names := [row['name'] for row in result['classes'] if not row[key]]:
-            lines.append(f'{sentence}: {", ".join(names)}')
+            more = f' and {len(names) - _MAX_NAMES} more' if len(names) > _MAX_NAMES else ''
+            lines.append(f'{sentence}: {", ".join(names[:_MAX_NAMES])}{more}')
     return lines
 
 

@@ -149,7 +149,29 @@ def load_data(
             f'{len(config.model.reductions)} reductions, which need at least {smallest} pixels a '
             "side. Set fewer (--config.model.reductions='(1,)') or a larger data.image_size."
         )
+    if not begun:
+        _require_visible(config, images.image_shape)
     return images
+
+
+def _require_visible(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
+    """Fails if augmentation would leave nothing of the training images, or little of most.
+
+    A square of cutout covers an image of side s wherever it lies if its own is at least 2 s - 1.
+    Padding that is wider than an image leaves less than half of it in most crops.
+    """
+    side, data = max(image_shape[:2]), config.data
+    in_retrain = ' (with --mode=retrain: in retrain.cutout)'
+    for field, value, largest, where in (
+        ('cutout', data.cutout, 2 * side - 2, in_retrain),
+        ('crop_padding', data.crop_padding, side, ''),
+    ):
+        if value > largest:
+            raise UserError(
+                f'data.{field}={value}: is too large for images of {image_shape[0]}x'
+                f'{image_shape[1]} pixels, of which nothing would be left. Take at most '
+                f'{side // 2}{where}, or 0 for none.'
+            )
 
 
 def make_class_weights(

@@ -24,6 +24,7 @@ from asose_jax.pipeline import old_checkpoints
 from asose_jax.pipeline.builders import make_supernet
 from asose_jax.pipeline.run_context import INIT, RunContext, RunState, pack_to_devices
 from asose_jax.pipeline.run_history import RunHistory
+from asose_jax.runtime import text_file
 from asose_jax.runtime.errors import UserError, describe_os_error
 from asose_jax.runtime.workdir import checksum, read_json_object, write_atomically
 from asose_jax.spaces import chain, genotype_text, registry
@@ -183,7 +184,10 @@ def _checkpoint_origin(
     try:
         source, arrays = _describe_checkpoint(config.init_from, images, schedule)
     except checkpoint.DamagedError as error:
-        raise UserError(f'init_from={config.init_from!r}: {error}') from error
+        raise UserError(
+            f'init_from={config.init_from!r}: {error}. Restore it from a copy, or name another '
+            'checkpoint, WORKDIR/checkpoints/STEP.'
+        ) from error
     _require_same_space(source.spec, config.model.space, f'init_from={config.init_from!r}')
     if not source.spec.is_derived():
         _require_same_form(source.spec, config)
@@ -350,15 +354,15 @@ def _read_source(field: str, value: str) -> _Source:
         if colon and tail.isidentifier() and not file.exists():
             file, name = pathlib.Path(head).expanduser(), tail
         file = file / 'genotype.json' if file.is_dir() else file
-        return _Source(file.read_text(encoding='utf-8-sig'), file, name)
+        return _Source(text_file.read(file), file, name)
     except OSError as error:
         raise UserError(
             f'{field}={value!r} cannot be read as a {field}: {describe_os_error(error)} It may be '
             'a genotype.json, a workdir with one, a file with the text format of the space, '
             'FILE:NAME, or the text itself.'
         ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f'{field}={value!r} is no text file: {error}. Name another.') from error
+    except ValueError as error:
+        raise UserError(f'{field}={_quoted(value)}: {error}. Name another file.') from error
 
 
 def _warn_if_chosen_on_other_pictures(value: str, images: Dataset) -> None:
@@ -404,11 +408,30 @@ def _chosen_network(value: str, spec: genotype.NetSpec) -> genotype.NetSpec:
     except genotype_text.ChoiceError as error:
         raise UserError(f'genotype={_quoted(value)}: {source}: {error}.') from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if (other := _space_of(source.text)) not in (None, spec.SPACE):
+            raise UserError(
+                f'genotype={_quoted(value)}: {source} holds a genotype of the space {other!r}, but '
+                f'model.space={spec.SPACE!r}. Start with the preset of that space, {other!r}.'
+            ) from error
         raise UserError(
             f'genotype={_quoted(value)}: {source} holds no genotype for a network of '
             f'model.space={spec.SPACE!r}: {_reason(error)}. Name a genotype.json, a workdir, or a '
             'file with the text format of the space, and set the fields of model to fit it.'
         ) from error
+
+
+def _space_of(text: str) -> str | None:
+    """Returns the space in whose text format there are genotypes in a text, if there is one."""
+    for name, space in registry.SPACES.items():
+        if space.loads is not None:
+            try:
+                space.loads(text)
+            except genotype_text.ChoiceError:  # there are several
+                return name
+            except ValueError:
+                continue
+            return name
+    return None
 
 
 def _reason(error: Exception) -> str:
@@ -439,6 +462,11 @@ def _read_network(value: str, images: Dataset) -> genotype.NetSpec:
         readable = space in registry.SPACES and schema == genotype.SCHEMA
         spec = registry.spec_from_json(content['network']) if readable else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if (space := _space_of(source.text)) is not None:
+            raise UserError(
+                f'{named}: {source} holds a genotype of the space {space!r}, not the sizes of a '
+                f'network. Start with the preset of that space, {space!r}, and set genotype.'
+            ) from error
         raise UserError(
             f'{named}: {source} cannot be read as a network ({type(error).__name__}: '
             f'{error}). Name a genotype.json, or the workdir of a finished run.'

@@ -14,7 +14,7 @@ import jinja2
 from asose_jax.metrics import run_record
 from asose_jax.report import run_figures, run_sections, sweep_sections
 from asose_jax.runtime import paths, workdir
-from asose_jax.runtime.errors import UserError, os_errors
+from asose_jax.runtime.errors import UserError, describe_os_error, os_errors
 
 logger = logging.getLogger('asose_jax')
 
@@ -45,6 +45,8 @@ class Page:
             return
         try:
             write(self._directory)
+        except OSError as error:
+            logger.warning('%s was not drawn: %s', NAME, describe_os_error(error))
         except Exception as error:  # whatever is wrong with a page, the run is worth more
             logger.warning('%s was not drawn: %s: %s', NAME, type(error).__name__, error)
         end = time.monotonic()

@@ -37,6 +37,7 @@ _ADVICE = {
     errno.EROFS: ('cannot be written', 'Copy the directory to a disk that can be written'),
     errno.ENAMETOOLONG: ('cannot be used', 'Choose a shorter path'),
     errno.ENOTDIR: ('cannot be used', 'Choose another path: this one is, or goes through, a file'),
+    errno.EEXIST: ('cannot be used', 'Move away what is in its place'),
     errno.EISDIR: ('cannot be used', 'Name a file, not a directory'),
     errno.ENOENT: ('cannot be used', 'Check the path'),
 }

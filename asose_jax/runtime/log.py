@@ -9,6 +9,8 @@ from typing import TextIO
 import rich.console
 import rich.logging
 
+from asose_jax.runtime.errors import UserError
+
 logger = logging.getLogger('asose_jax')
 
 
@@ -26,6 +28,8 @@ def shown(console: rich.console.Console | None = None) -> Iterator[rich.console.
     Yields:
       That console. Lines and bar do not break each other on it.
     """
+    if console is not None and not isinstance(console, rich.console.Console):
+        raise UserError(f'console={console!r} is no rich.console.Console. Leave it out.')
     console = console or rich.console.Console(stderr=True)
     with root_unchanged():
         if _is_set_up(console.is_jupyter):

@@ -5,6 +5,7 @@ import errno
 import os
 import pathlib
 import re
+import reprlib
 import stat
 
 from asose_jax.runtime.errors import UserError
@@ -16,11 +17,22 @@ _URL_AS_PATH = re.compile(r'^([A-Za-z][A-Za-z0-9+.-]*):/')  # pathlib merges the
 
 
 def require_local(path: str | os.PathLike[str], name: str) -> None:
-    """Refuses a path of another kind of storage, such as gs://BUCKET; `name` is for the message.
+    """Refuses what can be no path of this machine: another type, nothing, or gs://BUCKET.
+
+    Args:
+      path: as the user gave it.
+      name: of the flag or the field of the config.
 
     Raises:
-      UserError: it has a scheme; nothing was written.
+      UserError: it is no path, is empty, or has a scheme; nothing was written.
     """
+    if not isinstance(path, str | os.PathLike):
+        text = ' '.join(reprlib.repr(path).split())
+        raise UserError(f'{name}={text} is no path. Name a file or a directory.')
+    text = os.fspath(path)
+    if not text.strip() or '\0' in text:
+        fault = 'is empty' if not text.strip() else 'has a character that no path can have'
+        raise UserError(f'{name}={text!r} {fault}. Name a file or a directory.')
     pattern = _URL if isinstance(path, str) else _URL_AS_PATH
     if (found := pattern.search(os.fspath(path).strip())) is not None:
         raise UserError(
@@ -80,12 +92,6 @@ def expand_workdir(workdir: str | os.PathLike[str]) -> pathlib.Path:
         was written.
       OSError: it exists and is no directory, or may not be looked at.
     """
-    if not isinstance(workdir, str | os.PathLike):
-        raise UserError(f'workdir={workdir!r} is no path. Name a directory.')
-    if not os.fspath(workdir).strip():
-        raise UserError(
-            f'workdir={os.fspath(workdir)!r} is empty. Name a directory: --workdir=DIR.'
-        )
     require_local(workdir, 'workdir')
     try:
         os.getcwd()

@@ -53,6 +53,11 @@ def require_platform() -> None:
     except (RuntimeError, AssertionError) as error:  # the latter of a plugin that is not installed
         reason = (str(error).splitlines() or [''])[0][:300] or 'it is not installed'
         asked = os.environ.get('JAX_PLATFORMS', '')
+        if not asked:
+            raise UserError(
+                f'JAX can use no device here: {reason}. Correct or unset variables such as '
+                'JAX_NUM_CPU_DEVICES, or choose a platform: JAX_PLATFORMS=cpu.'
+            ) from error
         raise UserError(
             f'JAX_PLATFORMS={asked!r}: JAX cannot use this platform here: {reason}. Name another, '
             'such as JAX_PLATFORMS=cpu, or unset the variable.'

@@ -131,7 +131,15 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
 @contextlib.contextmanager
 def written_atomically(path: pathlib.Path) -> Iterator[TextIO]:
-    """Opens a file for text that appears at `path` at the end, unless the body raises."""
+    """Opens a file for text that appears at `path` at the end, unless the body raises.
+
+    A link stays a link to that file. A pipe or a device, such as /dev/stdout, is written directly.
+    """
+    if path.exists() and not path.is_file():
+        with naming(path), open(path, 'w', encoding='utf-8', newline='') as file:
+            yield file
+        return
+    path = pathlib.Path(os.path.realpath(path))
     temporary = path.with_name(path.name + '.tmp')
     try:
         with naming(path), _opened_durably(temporary, 'w') as file:

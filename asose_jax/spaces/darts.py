@@ -315,7 +315,7 @@ def loads(text: str, name: str | None = None) -> Genotype:
         raise ValueError(
             'not a DARTS genotype; expected Genotype(normal=[(operation, input), ...], '
             'normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6)), got '
-            f'{(own or text)[:200]!r}'
+            f'{(own or text)[:60]!r}'
         ) from error
     allowed = {'range(2,6)', '[2,3,4,5]', '(2,3,4,5)', 'list(range(2,6))'}
     if not allowed.issuperset(outputs):

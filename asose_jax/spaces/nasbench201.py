@@ -220,9 +220,9 @@ def loads(text: str, name: str | None = None) -> Genotype:
         known = all(len(edge) == 2 and edge[0] in published.NASBENCH201 for edge in edges)
         if not known or [edge[1] for edge in edges] != [str(i) for i in range(number)]:
             raise ValueError(
-                f'node {number} of this NAS-Bench-201 cell is {node!r}; expected one operation for '
-                f'each node before it, |op~0|...|op~{number - 1}|, where op is one of '
-                f'{", ".join(published.NASBENCH201)}'
+                f'node {number} of this NAS-Bench-201 cell is {node[:60]!r}; expected one '
+                f'operation for each node before it, |op~0|...|op~{number - 1}|, where op is one '
+                f'of {", ".join(published.NASBENCH201)}'
             )
         nodes.append(tuple(edge[0] for edge in edges))
     if len(nodes) != NODES:

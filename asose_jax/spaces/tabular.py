@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from asose_jax.runtime import text_file
 from asose_jax.runtime.errors import UserError, describe_os_error
 
 ARCH_COLUMN = 'arch'  # column with the texts of the cells, as the space writes them
@@ -38,7 +39,8 @@ def _add_row(
         if arch in accuracies:
             raise ValueError(f'it repeats the cell {arch}')
         try:
-            accuracies[arch] = float(row[name].strip().removesuffix('%'))
+            number = row[name].strip().removesuffix('%').replace(',', '.')  # 88,1 is European
+            accuracies[arch] = float(number)
         except ValueError:
             raise ValueError(f'{name} is {row[name]!r}, not a number') from None
         if not math.isfinite(accuracies[arch]):
@@ -72,15 +74,17 @@ class Table:
         """
         file = pathlib.Path(path).expanduser()
         try:
-            with file.open(encoding='utf-8-sig', newline='') as lines:
-                reader = csv.DictReader(lines)
-                names = [name for name in reader.fieldnames or [] if name != ARCH_COLUMN]
-                if ARCH_COLUMN not in (reader.fieldnames or []) or not names:
-                    raise ValueError(f'its columns are {reader.fieldnames}')
-                columns = {name: {} for name in names}
-                for row in reader:
-                    with _naming_line(reader.line_num):
-                        _add_row(columns, row, normalize)
+            text = text_file.read(file)
+            header = text.partition('\n')[0]
+            delimiter = max(',;\t', key=header.count)  # semicolons and tabs are those of Excel
+            reader = csv.DictReader(io.StringIO(text, newline=''), delimiter=delimiter)
+            names = [name for name in reader.fieldnames or [] if name != ARCH_COLUMN]
+            if ARCH_COLUMN not in (reader.fieldnames or []) or not names:
+                raise ValueError(f'its columns are {reader.fieldnames}')
+            columns = {name: {} for name in names}
+            for row in reader:
+                with _naming_line(reader.line_num):
+                    _add_row(columns, row, normalize)
         except OSError as error:
             raise UserError(
                 f'benchmark.table={path!r} cannot be read: {describe_os_error(error)}'

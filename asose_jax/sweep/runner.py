@@ -131,8 +131,8 @@ def run_sweep(
     workdir.require_kind(directory, config.seeds)
     config = with_original_defaults(config, directory)
     flat = flatten(config)
-    single = _with(config, seeds=(), random_cells=0, plain_cells=())
     validate(config, 1)
+    single = _with(config, seeds=(), random_cells=0, plain_cells=())
     has_controls = bool(config.random_cells or config.plain_cells)
     if has_controls:
         validate(_retrained(single, 'of a search'), 1)

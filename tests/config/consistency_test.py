@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
+import asose_jax
 from asose_jax.config import retrain
 from asose_jax.config.consistency import (
     as_config,
@@ -436,8 +437,26 @@ def test_config_is_read_as_python_has_it(config):
 
 
 @pytest.mark.parametrize(
+    ('config', 'message'),
+    [
+        ({**PLAIN, 3: 4}, '3: there is no such field'),
+        ({**PLAIN, 'search.bogus': 1}, 'search.bogus: there is no such field'),
+        ({**PLAIN, 'weights.lr': np.array([0.1, 0.2])}, r'weights.lr=\(0.1, 0.2\): must be'),
+        ({**PLAIN, 'seeds': {1, 2}}, r'seeds=\{1, 2\}: must be a tuple'),
+        ({**PLAIN, 'seeds': 3}, r'seeds=3: must be a tuple'),
+        ({**PLAIN, 'data.dir': b'pics'}, r"data.dir=b'pics': must be a non-empty string"),
+    ],
+)
+def test_value_that_no_field_can_have_is_refused_with_its_name(tmp_path, config, message):
+    with pytest.raises(UserError, match=message):
+        asose_jax.search(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
     ('field', 'value', 'expected'),
     [
+        ('seeds', range(2), (0, 1)),
         ('data.dir', pathlib.Path('a') / 'b', 'a/b'),
         ('genotype', pathlib.Path('g.json'), 'g.json'),
         ('seeds', np.arange(3), (0, 1, 2)),

@@ -105,6 +105,16 @@ def test_cutout_zeroes_a_square_around_any_pixel(side):
     assert {np.asarray(one).tobytes() for one in seen} == expected
 
 
+@pytest.mark.parametrize(('cutout', 'left'), [(13, True), (14, True), (15, False), (16, False)])
+def test_cutout_of_twice_an_image_leaves_nothing_of_any(cutout, left):
+    """The least size that a run refuses."""
+    images = jnp.ones((256, 8, 8, 1))
+    cut = augment.augment(
+        images, jax.random.key(0), jnp.arange(256), Augmentation(0, False, cutout)
+    )
+    assert bool(cut.any()) == left
+
+
 def test_no_augmentation_leaves_images_alone():
     images = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
     same = augment.augment(images, jax.random.key(1), jnp.arange(2), Augmentation(0, False, 0))

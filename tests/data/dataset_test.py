@@ -1,8 +1,12 @@
 """Data sets: splits that hold what they promise, and errors that say what to do."""
 
 import dataclasses
+import errno
 import json
 import logging
+import os
+import pathlib
+import shutil
 import socket
 import types
 import zlib
@@ -97,6 +101,68 @@ def test_set_that_is_not_prepared_is_an_error_with_the_command(missing, tmp_path
     assert f"'mnist' is not prepared under {tmp_path}" in message
     assert f"tfds.builder('mnist', data_dir='{tmp_path}', file_format='array_record')" in message
     assert 'download_and_prepare()' in message
+
+
+@pytest.mark.parametrize('name', ['1.0.1.incompleteAB12', 'newest', '2.0'])
+def test_what_is_no_version_of_a_prepared_set_is_passed_over(tmp_path, name):
+    """Such a folder stays where the preparation of a set was interrupted."""
+    prepared.write(tmp_path, 'own', 1, {'train': [Image.new('L', (8, 8))]}, ('a', 'b'))
+    shutil.copytree(tmp_path / 'own' / '1.0.0', tmp_path / 'own' / name)
+    found = tfds.identify('own', str(tmp_path), ('train', 'train'))
+    assert found.record['version'] == '1.0.0'
+
+
+@pytest.mark.parametrize('name', ['own', 'own:1.0.0', 'own:1.*.*', 'own:'])
+def test_version_of_a_prepared_set_may_be_named(tmp_path, name):
+    prepared.write(tmp_path, 'own', 1, {'train': [Image.new('L', (8, 8))]}, ('a', 'b'))
+    assert tfds.identify(name, str(tmp_path), ('train', 'train')).record['version'] == '1.0.0'
+    with pytest.raises(UserError, match=r"'own:2.0.0' is neither"):
+        tfds.identify('own:2.0.0', str(tmp_path), ('train', 'train'))
+
+
+@pytest.mark.parametrize(
+    ('file', 'content'),
+    [
+        ('dataset_info.json', ''),
+        ('dataset_info.json', '{"name": 3}'),
+        ('features.json', None),
+        ('features.json', '{'),
+        ('features.json', '{"pythonClassName": "nowhere.Nothing"}'),
+    ],
+)
+def test_damaged_description_of_a_set_is_one_line_with_the_command(tmp_path, file, content):
+    prepared.write(tmp_path, 'own', 1, {'train': [Image.new('L', (8, 8))]}, ('a', 'b'))
+    place = tmp_path / 'own' / '1.0.0'
+    (place / file).unlink()
+    if content is not None:
+        (place / file).write_text(content)
+    for use in (tfds.identify, _open):
+        with pytest.raises(UserError, match=rf'^{place} cannot be read \(.* again: python') as told:
+            use('own', str(tmp_path), ('train', 'train'))
+        assert '\n' not in str(told.value)
+
+
+def _open(name, directory, splits):
+    return tfds.load(name, directory, splits, None, 0)
+
+
+@pytest.mark.parametrize('folder', ['', 'own', 'own/1.0.0'])
+def test_set_that_may_not_be_read_is_not_said_to_be_missing(tmp_path, monkeypatch, folder):
+    prepared.write(tmp_path, 'own', 1, {'train': [Image.new('L', (8, 8))]}, ('a', 'b'))
+    refused, status, listing = tmp_path / folder, os.stat, os.listdir
+
+    def checked(function):
+        def check(path, *rest, **options):
+            if pathlib.Path(path).is_relative_to(refused):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *rest, **options)
+
+        return check
+
+    monkeypatch.setattr(os, 'stat', checked(status))
+    monkeypatch.setattr(os, 'listdir', checked(listing))
+    with pytest.raises(PermissionError):
+        tfds.identify('own', str(tmp_path), ('train', 'train'))
 
 
 def test_unknown_set_is_an_error_with_a_suggestion(missing):

@@ -1,5 +1,6 @@
 """Folders of pictures: what is in them comes out as it is seen; what is wrong is named at once."""
 
+import errno
 import itertools
 import logging
 import os
@@ -323,16 +324,29 @@ def test_copies_within_a_class_are_told_by_nobody(pets, caplog, monkeypatch):
     assert caplog.messages == []
 
 
-def test_loose_pictures_are_told(pets, caplog, monkeypatch):
+@pytest.mark.parametrize('folder', ['.', 'train', 'test'])
+def test_loose_pictures_are_told(pets, caplog, monkeypatch, folder):
     monkeypatch.setattr(logging.getLogger('asose_jax'), 'propagate', True)
+    if folder != '.':
+        for part in ('train', 'test'):
+            for name in ('cat', 'dog'):
+                for i in range(5):
+                    picture(
+                        pets / part / name / f'{i}.png',
+                        seed=1000 * len(part) + 10 * (name == 'cat') + i,
+                    )
+        for name in ('cat', 'dog'):
+            shutil.rmtree(pets / name)
+    whole = len(_load(pets).train)
+    caplog.clear()
     for i in range(7):
-        picture(pets / f'stray_{i}.png')
-    assert len(_load(pets).train) == 18
+        picture(pets / folder / f'stray_{i}.png', seed=900 + i)
+    assert len(_load(pets).train) == whole
     (told,) = caplog.messages
     assert told.startswith(
         '7 pictures ignored, since only pictures in a class folder have a class: '
     )
-    assert f"'{pets / 'stray_0.png'}'" in told
+    assert f"'{pets / folder / 'stray_0.png'}'" in told
     assert told.endswith(' and 2 more')
 
 
@@ -536,6 +550,23 @@ def test_picture_that_breaks_later_is_named_when_it_is_met(pets):
         path.write_bytes(b'')
     with pytest.raises(UserError, match=r'cannot be read; repair or remove them:\n.*png'):
         d.images.read(d.train[:2])
+
+
+@pytest.mark.parametrize('folder', ['', 'cat', 'test'])
+def test_folder_that_may_not_be_read_is_one_line_with_advice(pets, monkeypatch, folder):
+    scan = os.scandir
+    if folder == 'test':
+        (pets / 'test' / 'cat').mkdir(parents=True)
+
+    def refuse(path):
+        if pathlib.Path(path) == pets / folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    told = _error(pets)
+    assert told.startswith(f"data.dir='{pets}': {pets / folder} may not be ")
+    assert told.endswith('Permission denied. Give yourself the permission, or choose another path.')
 
 
 def test_folder_that_is_not_there_is_an_error(tmp_path):

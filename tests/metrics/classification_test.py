@@ -55,6 +55,17 @@ def test_quotients_without_a_denominator_are_null_and_stated(result):
     ]
 
 
+@pytest.mark.parametrize(
+    ('classes', 'end'),
+    [(11, ': 1, 2, 3, 4, 5, 6, 7, 8, 9, 10'), (12, '10 and 1 more'), (99, '10 and 88 more')],
+)
+def test_line_names_ten_classes_at_most(classes, end):
+    labels, guesses = np.arange(classes), np.zeros(classes, int)
+    probabilities = _sure_of(guesses, np.full(classes, 0.9), classes)
+    found = classification.scores(labels, probabilities, tuple(map(str, labels)))
+    assert classification.describe(found)[-1].endswith(end)
+
+
 def test_results_over_all_are_those_by_hand(result):
     assert result['images'] == 5
     assert result['accuracy'] == pytest.approx(3 / 5)

@@ -2,13 +2,14 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 from helpers import networks
 
 from asose_jax.arch import genotype
 from asose_jax.pipeline import initialization
 from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import darts, nasbench201
+from asose_jax.spaces import chain, darts, nasbench201
 
 CELL = '|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|none~1|none~2|'
 OTHER = CELL.replace('avg_pool_3x3', 'none')
@@ -31,8 +32,9 @@ EXPECTED = genotype.derive(SPEC, nasbench201.loads(CELL))
         CELL.encode() + b'\r\n',
         CELL.replace('|', '¦').encode(),
         b'\xef\xbb\xbf' + nasbench201.loads(CELL).dumps(EXPECTED).encode(),
+        f'{CELL}\r\n'.encode('utf-16'),  # what `>` writes in PowerShell
     ],
-    ids=['plain', 'byte order mark', 'CRLF', 'bars of summary.md', 'JSON with a mark'],
+    ids=['plain', 'byte order mark', 'CRLF', 'bars of summary.md', 'JSON with a mark', 'UTF-16'],
 )
 def test_file_is_read_as_people_have_it(tmp_path, content):
     (tmp_path / 'genotype.txt').write_bytes(content)
@@ -44,6 +46,43 @@ def test_file_is_read_as_people_have_it(tmp_path, content):
 )
 def test_value_may_be_the_text_itself(text):
     assert _chosen(text) == EXPECTED
+
+
+DARTS = darts.dumps(genotype.random(darts.build((8, 8, 1), 10), np.random.default_rng(0)))
+OTHER_DARTS = darts.dumps(genotype.random(darts.build((8, 8, 1), 10), np.random.default_rng(1)))
+
+
+@pytest.mark.parametrize(
+    ('space', 'text', 'told'),
+    [
+        (nasbench201, DARTS, "the space 'darts', but model.space='nasbench201'"),
+        (nasbench201, f'A = {DARTS}\nB = {OTHER_DARTS}\n', "the space 'darts'"),
+        (darts, f'10:00 arch = {CELL}\n', "the space 'nasbench201', but model.space='darts'"),
+        (chain, CELL, "the space 'nasbench201', but model.space='chain'"),
+        (None, DARTS, "the space 'darts', not the sizes of a network"),  # as `network`
+        (None, CELL, "the space 'nasbench201', not the sizes of a network"),
+    ],
+)
+def test_genotype_of_another_space_is_told_as_that(tmp_path, space, text, told):
+    """In one line, without the text, which may be long."""
+    file = tmp_path / 'found.txt'
+    file.write_text(text)
+    sizes = {'channels': 8, 'depth': 2, 'reductions': (), 'max_channels': 8}
+    spec = space and space.build((8, 8, 1), 10, **sizes)
+    with pytest.raises(UserError) as error:
+        initialization._chosen_network(str(file), spec) if spec else _network(file)
+    assert told in str(error.value)
+    assert '\n' not in str(error.value)
+    assert len(str(error.value)) < 200 + 2 * len(str(file))
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfea', b'\x89PNG\r\n', b'caf\xe9'])
+def test_file_that_is_no_text_is_told_as_that(tmp_path, content):
+    (tmp_path / 'genotype.txt').write_bytes(content)
+    for read in (_chosen, _network):
+        with pytest.raises(UserError, match=r'it is no text in UTF-8 or UTF-16 \(') as told:
+            read(tmp_path / 'genotype.txt')
+        assert '\n' not in str(told.value)
 
 
 def test_one_of_several_in_a_file_is_named(tmp_path):

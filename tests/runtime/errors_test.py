@@ -42,6 +42,19 @@ def test_what_was_refused_is_said(tmp_path, monkeypatch):
         assert f'may not be {verb}' in errors.describe_os_error(refused)
 
 
+@pytest.mark.parametrize(
+    ('number', 'nouns', 'expected'),
+    [
+        (0, ('picture',), 'no pictures'),
+        (1, ('picture',), '1 picture'),
+        (2, ('class', 'classes'), '2 classes'),
+        (1, ('class', 'classes'), '1 class'),
+    ],
+)
+def test_number_has_its_noun(number, nouns, expected):
+    assert errors.counted(number, *nouns) == expected
+
+
 def test_long_path_is_shortened_in_the_message():
     text = errors.describe_os_error(OSError(errno.ENAMETOOLONG, 'File name too long', 'x' * 4000))
     assert '4000 characters' in text

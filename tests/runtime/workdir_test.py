@@ -71,6 +71,34 @@ def test_file_that_is_written_in_pieces_appears_at_the_end_or_not_at_all(tmp_pat
     assert [each.name for each in tmp_path.iterdir()] == ['table.csv']
 
 
+@pytest.mark.parametrize('kind', ['link to a file', 'pipe', 'link to a pipe'])
+def test_links_and_pipes_are_written_to_and_stay_what_they_are(tmp_path, kind):
+    target, path = tmp_path / 'target', tmp_path / ('target' if kind == 'pipe' else 'link')
+    if 'pipe' in kind:
+        os.mkfifo(target)
+        reader = os.open(target, os.O_RDONLY | os.O_NONBLOCK)
+    else:
+        target.write_text('old')
+        reader = None
+    if path != target:
+        path.symlink_to(target)
+    workdir.write_atomically(path, 'new')
+    if reader is None:
+        assert target.read_text() == 'new'
+    else:
+        assert os.read(reader, 10) == b'new'
+        os.close(reader)
+        assert target.is_fifo()
+    assert path.is_symlink() == (path != target)
+    assert {each.name for each in tmp_path.iterdir()} == {target.name, path.name}
+
+
+def test_link_to_itself_makes_way_for_the_file(tmp_path):
+    (tmp_path / 'loop').symlink_to('loop')
+    workdir.write_atomically(tmp_path / 'loop', 'new')
+    assert (tmp_path / 'loop').read_text() == 'new'
+
+
 def test_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / 'summary.json'
     workdir.write_atomically(path, 'old')

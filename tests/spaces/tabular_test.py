@@ -70,6 +70,21 @@ def test_accuracy_is_read_as_people_write_it(table, accuracy):
     assert known.lookup('a')['cifar10']['accuracy'] == 88.1
 
 
+@pytest.mark.parametrize(
+    ('text', 'encoding'),
+    [
+        ('arch;cifar10\n|a~0|;88,1\n', 'utf-8'),  # Excel in Europe
+        ('arch\tcifar10\r\n|a~0|\t88.1 %\r\n', 'utf-16'),  # Excel's "Unicode text"
+        ('arch,cifar10\r\n|a~0|,88.1\r\n', 'utf-8-sig'),
+        ('arch,cifar10\n|a~0|,"88,1"\n', 'utf-8'),
+    ],
+)
+def test_table_is_read_as_programs_write_it(tmp_path, text, encoding):
+    (tmp_path / 'table.csv').write_bytes(text.encode(encoding))
+    known = Table.read(str(tmp_path / 'table.csv'), str)
+    assert known.columns == {'cifar10': {'|a~0|': 88.1}}
+
+
 def test_a_missing_table_is_one_clear_error(tmp_path):
     with pytest.raises(UserError, match='No such file'):
         Table.read(str(tmp_path / 'none.csv'), str)
