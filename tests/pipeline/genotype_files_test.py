@@ -48,8 +48,12 @@ def test_value_may_be_the_text_itself(text):
     assert _chosen(text) == EXPECTED
 
 
-DARTS = darts.dumps(genotype.random(darts.build((8, 8, 1), 10), np.random.default_rng(0)))
-OTHER_DARTS = darts.dumps(genotype.random(darts.build((8, 8, 1), 10), np.random.default_rng(1)))
+DARTS, OTHER_DARTS = (
+    darts.dumps(
+        genotype.random(networks.build('darts', (8, 8, 1), 10), np.random.default_rng(seed))
+    )
+    for seed in (0, 1)
+)
 
 
 @pytest.mark.parametrize(
