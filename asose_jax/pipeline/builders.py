@@ -47,7 +47,7 @@ def make_supernet(
 def make_settings(
     config: ml_collections.ConfigDict, biases: ml_collections.ConfigDict
 ) -> NetSettings:
-    """Builds the settings of a network; for `biases` see `start` of `make_supernet`."""
+    """Builds the settings of a network; `biases` is `start` of `make_supernet`."""
     c = config
     return NetSettings(
         init_std=c.arch.init_std,

@@ -26,6 +26,7 @@ from asose_jax.config.consistency import (
     with_original_defaults,
 )
 from asose_jax.costs import expected_cost, limit
+from asose_jax.costs.latency import Latencies
 from asose_jax.data import dataset
 from asose_jax.metrics import arch_analysis, metrics_log
 from asose_jax.nn import factors
@@ -104,7 +105,7 @@ def run(
         origin = None if resumes else initialization.find_origin(config, images, schedule)
         if origin is not None and origin.directory is not None:
             dataset.warn_of_other_pictures(images, origin.directory.parent)
-        costs = _costs(config, workdir, origin)
+        latencies, budget, cost_limit = _costs(config, workdir, origin)
         table = _benchmark_table(config)
         is_primary_host = jax.process_index() == 0
         with locked(workdir, is_primary_host), _device_errors():
@@ -132,7 +133,9 @@ def run(
                     is_primary_host=is_primary_host,
                     platform=platform,
                     class_weights=builders.make_class_weights(config, images),
-                    **costs,
+                    latencies=latencies,
+                    budget=budget,
+                    limit=cost_limit,
                 )
                 digest = recorded.get('origin')
                 if origin is not None:
@@ -165,10 +168,10 @@ def _load_data(
 
 def _costs(
     config: ml_collections.ConfigDict, workdir: pathlib.Path, origin: initialization.Origin | None
-) -> dict[str, Any]:
-    """Returns what a `RunContext` has to know of costs; refuses what no network could keep.
+) -> tuple[Latencies | None, expected_cost.Budget | None, limit.CostLimit | None]:
+    """Returns latencies, price and limit of a run, as it has any; refuses what no network can keep.
 
-    Without an origin, the run resumes, and its network has grown perhaps: nothing is refused.
+    Without an origin the run resumes, perhaps with a network that has grown: nothing is refused.
     """
     latencies = expected_cost.open_latencies(config, workdir, origin is None)
     if latencies is not None and origin is not None:
@@ -180,7 +183,7 @@ def _costs(
         budget.require_reachable_target(origin.spec, grows)
     if cost_limit is not None and origin is not None:
         cost_limit.require_reachable(origin.spec)
-    return {'latencies': latencies, 'budget': budget, 'limit': cost_limit}
+    return latencies, budget, cost_limit
 
 
 def _movable(recorded: Mapping[str, Any], resumes: bool) -> Collection[str]:

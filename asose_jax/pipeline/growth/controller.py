@@ -302,7 +302,7 @@ def _choose(
 
 
 def score_batches(context: RunContext, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Reads the validation images for the scores of a growth; `number` took place before it.
+    """Reads the validation images for the scores of a growth, before which `number` took place.
 
     Each growth has batches of its own: images `[B, H, W, C]`, normalized, float32, and labels
     `[B]`.
@@ -429,8 +429,9 @@ def _growth_events(
 ) -> list[dict[str, Any]]:
     """Describes growths that took place together, as in metrics and summary.
 
-    `networks` follow each of them; accuracies and change of logits were `measured` over all. All
-    events but the last also have the network that the next one started from.
+    `networks` has the network after each of them; accuracies and the change of logits are
+    `measured` over all. All events but the last also have the network that the next one started
+    from.
     """
     sizes = [params_before, *(network.params for network in networks)]
     growths, scores = _pending_growths(pending), _as_list(pending['score'])
