@@ -22,6 +22,8 @@ from asose_jax.train.step_config import AXIS, Recipe
 
 logger = logging.getLogger('asose_jax')
 
+_MAX_STEPS = 2**31 - 1  # the compiled steps count them in int32
+
 
 def make_supernet(
     config: ml_collections.ConfigDict,
@@ -72,7 +74,8 @@ def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedul
       The schedule, see `phases.make_schedule`.
 
     Raises:
-      UserError: the learning rate would rise through all of its updates.
+      UserError: the learning rate would rise through all of its updates, or steps are more than an
+        int32 can count.
     """
     s = config.search
     schedule = phases.make_schedule(
@@ -86,6 +89,12 @@ def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedul
         freeze_epochs=frozen_epochs(config),
         together=s.turns == 'together',
     )
+    if schedule.steps > _MAX_STEPS:
+        epochs = ', '.join(f'{phase}.epochs={config[phase].epochs}' for phase in Phase)
+        raise UserError(
+            f'{epochs}: these are {schedule.steps} steps, but at most {_MAX_STEPS} can be counted. '
+            'Take fewer epochs.'
+        )
     _require_short_warmup(config, schedule)
     return schedule
 

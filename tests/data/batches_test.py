@@ -109,7 +109,9 @@ def test_cutout_zeroes_a_square_around_any_pixel(side):
 def test_cutout_of_twice_an_image_leaves_nothing_of_any(cutout, left):
     """The least size that a run refuses."""
     images = jnp.ones((256, 8, 8, 1))
-    cut = augment.augment(images, jax.random.key(0), jnp.arange(256), Augmentation(0, False, cutout))
+    cut = augment.augment(
+        images, jax.random.key(0), jnp.arange(256), Augmentation(0, False, cutout)
+    )
     assert bool(cut.any()) == left
 
 

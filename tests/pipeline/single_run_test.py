@@ -436,6 +436,7 @@ def test_unreadable_checkpoint_is_an_error(whole, tmp_path):
         ({'data.cutout': 15}, 'data.cutout=15: is too large for images of 8x8 pixels'),
         ({'data.cutout': 500}, 'Take at most 4 (with --mode=retrain: in retrain.cutout), or 0'),
         ({'data.crop_padding': 9}, 'data.crop_padding=9: is too large for images of 8x8 pixels'),
+        ({'warmup.epochs': 2**31}, 'steps, but at most 2147483647 can be counted'),
         ({**CELLS, 'benchmark.table': 'nats_bench:nowhere'}, 'pip install nats_bench'),
         ({'data.name': 'digitz'}, "neither 'digits' nor 'folder' nor a TFDS image set"),
     ],
