@@ -4,7 +4,7 @@ import pathlib
 import pwd
 
 import pytest
-from helpers.runs import tiny
+from helpers.runs import CELLS, tiny
 
 import asose_jax
 from asose_jax.report import page
@@ -75,6 +75,33 @@ def test_workdir_that_cannot_be_one_is_one_line_of_every_function(tmp_path, name
         with pytest.raises(UserError, match=r'cannot be used: (Not a directory|File name)') as told:
             function(*before, tmp_path / name)
         assert '\n' not in str(told.value)
+
+
+_DERIVED = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
+
+
+@pytest.mark.parametrize('name', ['nowhere', 'file/x', 'loop', 'x' * 300])
+@pytest.mark.parametrize(
+    ('field', 'others'),
+    [
+        ('data.dir', {'data.name': 'folder'}),
+        ('data.dir', {'data.name': 'cifar10'}),
+        ('genotype', _DERIVED),
+        ('network', _DERIVED),
+        ('init_from', {}),
+        ('benchmark.table', CELLS),
+    ],
+)
+def test_field_whose_path_leads_nowhere_is_one_line_that_names_it(tmp_path, field, others, name):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'loop').symlink_to('loop')
+    path = tmp_path / name
+    with pytest.raises(UserError) as told:
+        asose_jax.search(tiny(**others, **{field: str(path)}), tmp_path / 'run')
+    message = str(told.value)
+    assert '\n' not in message
+    assert field in message or name[:50] in message
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
