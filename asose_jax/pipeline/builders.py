@@ -210,27 +210,30 @@ def load_data(
             "side. Set fewer (--config.model.reductions='(1,)') or a larger data.image_size."
         )
     if not begun:
-        _require_visible(config, images.image_shape)
+        _warn_if_hidden(config, images.image_shape)
     return images
 
 
-def _require_visible(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
-    """Fails if augmentation would leave nothing of the training images, or little of most.
+def _warn_if_hidden(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
+    """Warns if augmentation leaves nothing of the training images, or little of most.
 
     A square of cutout covers an image of side s wherever it lies if its own is at least 2 s - 1.
     Padding that is wider than an image leaves less than half of it in most crops.
     """
     side, data = max(image_shape[:2]), config.data
-    in_retrain = ' (with --mode=retrain: in retrain.cutout)'
-    for field, value, largest, where in (
-        ('cutout', data.cutout, 2 * side - 2, in_retrain),
-        ('crop_padding', data.crop_padding, side, ''),
+    for field, value, largest, what in (
+        ('cutout', data.cutout, 2 * side - 2, 'every training image is covered whole'),
+        ('crop_padding', data.crop_padding, side, 'most crops hold less than half of an image'),
     ):
         if value > largest:
-            raise UserError(
-                f'data.{field}={value}: is too large for images of {image_shape[0]}x'
-                f'{image_shape[1]} pixels, of which nothing would be left. Take at most '
-                f'{side // 2}{where}, or 0 for none.'
+            logger.warning(
+                'data.%s=%d: %s, since images have %dx%d pixels. Take at most %d, or 0 for none '
+                '(--mode=retrain has retrain.cutout).',
+                field,
+                value,
+                what,
+                *image_shape[:2],
+                side // 2,
             )
 
 
