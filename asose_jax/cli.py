@@ -298,7 +298,7 @@ def _require_config() -> None:
 
 
 def _line_of_config(error: Exception, arguments: Sequence[str]) -> str | None:
-    """Returns the argument `--config` and the line of its file that raised an error.
+    """Returns the argument `--config`, and the line of its file that raised an error if known.
 
     Args:
       error: while the flags were read.
@@ -307,6 +307,8 @@ def _line_of_config(error: Exception, arguments: Sequence[str]) -> str | None:
     frames = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
     if isinstance(error, SyntaxError):
         frames.append((error.filename or '', error.lineno))
+        if error.filename is None and arguments:  # of a file that is no text
+            return arguments[-1]
     for argument in arguments:
         file = argument.partition('=')[2].partition(':')[0]
         lines = [line for name, line in frames if name == file]

@@ -135,7 +135,8 @@ class Trained:
                 decoded: list[Any] = (
                     chunk if is_decoded else pictures.of_each(read, chunk, pool.map)
                 )
-                batch[: len(chunk)] = decoded
+                with np.errstate(over='ignore'):  # such pixels are warned of below
+                    batch[: len(chunk)] = decoded
                 parts.append(np.asarray(self._call(batch))[: len(chunk)])
                 has_floats |= any(_is_float(image) for image in chunk)
                 least = min(least, batch[: len(chunk)].min())

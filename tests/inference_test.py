@@ -533,7 +533,7 @@ def test_place_that_is_no_path_is_one_line(finished, tmp_path, monkeypatch, use,
     config = {**json.loads((finished[0] / 'config.json').read_text()), 'data.name': 'folder'}
     workdir = shutil.copytree(finished[0], tmp_path / 'run')
     (workdir / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r'(--data_dir|out)=.* Name a file or a directory') as told:
+    with pytest.raises(UserError, match=r'(--data_dir|out)=.* Name a path') as told:
         use(workdir, value)
     assert '\n' not in str(told.value)
 

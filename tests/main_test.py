@@ -146,6 +146,7 @@ CONFIG_FILES = [
     ('def get_config():\n    return {"seed": 1}', 'get_config returns dict, not a ConfigDict'),
     ('def get_config():\n    return None', 'get_config returns NoneType, not a ConfigDict'),
     ('x = 1', 'the file has no function get_config'),
+    ('x = "\0"', r': (SyntaxError|ValueError): source code .* null bytes'),
     ('def get_config(): return 1 / 0', r': line 1: ZeroDivisionError: division by zero'),
 ]
 

@@ -28,7 +28,8 @@ def read(path: str | os.PathLike[str]) -> bytes:
     """
     file = pathlib.Path(path)
     if file.exists() and not file.is_file():
-        raise UserError('it is no file, but a pipe or a device')
+        what = 'a folder' if file.is_dir() else 'a pipe or a device'
+        raise UserError(f'it is no file, but {what}')
     return file.read_bytes()
 
 

@@ -20,6 +20,8 @@ from asose_jax.train.step_config import AXIS, Recipe
 
 logger = logging.getLogger('asose_jax')
 
+_MAX_STEPS = 2**31 - 1  # the compiled steps count them in int32
+
 
 def make_supernet(
     config: ml_collections.ConfigDict,
@@ -71,7 +73,8 @@ def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedul
     An epoch has about as many weight steps as the training images fill whole batches.
 
     Raises:
-      UserError: the learning rate would rise through all of its updates.
+      UserError: the learning rate would rise through all of its updates, or steps are more than an
+        int32 can count.
     """
     schedule = phases.make_schedule(
         {phase: config[phase].epochs for phase in Phase},
@@ -79,6 +82,12 @@ def make_schedule(config: ml_collections.ConfigDict, train_size: int) -> Schedul
         config.search,
         frozen_epochs(config),
     )
+    if schedule.steps > _MAX_STEPS:
+        epochs = ', '.join(f'{phase}.epochs={config[phase].epochs}' for phase in Phase)
+        raise UserError(
+            f'{epochs}: these are {schedule.steps} steps, but at most {_MAX_STEPS} can be counted. '
+            'Take fewer epochs.'
+        )
     _require_short_warmup(config, schedule)
     return schedule
 
@@ -150,27 +159,30 @@ def load_data(
             "side. Set fewer (--config.model.reductions='(1,)') or a larger data.image_size."
         )
     if not begun:
-        _require_visible(config, images.image_shape)
+        _warn_if_hidden(config, images.image_shape)
     return images
 
 
-def _require_visible(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
-    """Fails if augmentation would leave nothing of the training images, or little of most.
+def _warn_if_hidden(config: ml_collections.ConfigDict, image_shape: tuple[int, int, int]) -> None:
+    """Warns if augmentation leaves nothing of the training images, or little of most.
 
     A square of cutout covers an image of side s wherever it lies if its own is at least 2 s - 1.
     Padding that is wider than an image leaves less than half of it in most crops.
     """
     side, data = max(image_shape[:2]), config.data
-    in_retrain = ' (with --mode=retrain: in retrain.cutout)'
-    for field, value, largest, where in (
-        ('cutout', data.cutout, 2 * side - 2, in_retrain),
-        ('crop_padding', data.crop_padding, side, ''),
+    for field, value, largest, what in (
+        ('cutout', data.cutout, 2 * side - 2, 'every training image is covered whole'),
+        ('crop_padding', data.crop_padding, side, 'most crops hold less than half of an image'),
     ):
         if value > largest:
-            raise UserError(
-                f'data.{field}={value}: is too large for images of {image_shape[0]}x'
-                f'{image_shape[1]} pixels, of which nothing would be left. Take at most '
-                f'{side // 2}{where}, or 0 for none.'
+            logger.warning(
+                'data.%s=%d: %s, since images have %dx%d pixels. Take at most %d, or 0 for none '
+                '(--mode=retrain has retrain.cutout).',
+                field,
+                value,
+                what,
+                *image_shape[:2],
+                side // 2,
             )
 
 

@@ -72,10 +72,11 @@ def rebuild(directory: str | pathlib.Path) -> pathlib.Path:
         written.
     """
     directory = paths.expand_workdir(directory)
-    if workdir.read_config(directory) is None:
+    config = workdir.read_config(directory)
+    if config is None or 'seed' not in config:
+        fault = 'there is no config.json' if config is None else 'its config.json is of no run'
         raise UserError(
-            f'{directory} holds no run: there is no config.json. Pass the workdir of a run as '
-            '--workdir.'
+            f'{directory} holds no run: {fault}. Pass the workdir of a run as --workdir.'
         )
     write(directory)
     logger.info('%s', directory / NAME)

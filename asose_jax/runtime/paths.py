@@ -28,11 +28,11 @@ def require_local(path: str | os.PathLike[str], name: str) -> None:
     """
     if not isinstance(path, str | os.PathLike):
         text = ' '.join(reprlib.repr(path).split())
-        raise UserError(f'{name}={text} is no path. Name a file or a directory.')
+        raise UserError(f'{name}={text} is no path: it is {type(path).__name__}. Name a path.')
     text = os.fspath(path)
     if not text.strip() or '\0' in text:
         fault = 'is empty' if not text.strip() else 'has a character that no path can have'
-        raise UserError(f'{name}={text!r} {fault}. Name a file or a directory.')
+        raise UserError(f'{name}={text!r} {fault}. Name a path.')
     pattern = _URL if isinstance(path, str) else _URL_AS_PATH
     if (found := pattern.search(os.fspath(path).strip())) is not None:
         raise UserError(

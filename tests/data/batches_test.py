@@ -107,7 +107,7 @@ def test_cutout_zeroes_a_square_around_any_pixel(side):
 
 @pytest.mark.parametrize(('cutout', 'left'), [(13, True), (14, True), (15, False), (16, False)])
 def test_cutout_of_twice_an_image_leaves_nothing_of_any(cutout, left):
-    """The least size that a run refuses."""
+    """The least size that a run warns of."""
     images = jnp.ones((256, 8, 8, 1))
     cut = augment.augment(
         images, jax.random.key(0), jnp.arange(256), Augmentation(0, False, cutout)

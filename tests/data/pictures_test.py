@@ -117,6 +117,22 @@ def test_links_are_followed_once(caplog, monkeypatch):
     assert told == "1 file ignored, since only .png, .jpg, .jpeg are read: 'notes.txt'"
 
 
+@pytest.mark.parametrize(
+    ('make', 'reason'),
+    [
+        (os.mkdir, 'it is no file, but a folder'),
+        (os.mkfifo, 'it is no file, but a pipe or a device'),
+        (lambda path: path.symlink_to(path), 'Too many levels of symbolic links'),
+        (lambda path: None, 'No such file or directory'),
+    ],
+)
+def test_what_is_no_picture_is_named_in_plain_words(tmp_path, make, reason):
+    path = tmp_path / 'a.png'
+    make(path)
+    with pytest.raises(UserError, match=rf'\n  {path}: {reason}$'):
+        pictures.of_each(lambda file: pictures.pixels(file, (8, 8, 3)), [path])
+
+
 @pytest.mark.parametrize('images', ['', ' , ', '.', []])
 def test_where_no_picture_is_found_it_says_so(tmp_path, monkeypatch, images):
     monkeypatch.chdir(tmp_path)

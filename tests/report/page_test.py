@@ -240,12 +240,28 @@ def test_on_many_hosts_one_draws(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_rebuilt_page_is_the_same_and_what_is_no_run_is_told(runs, tmp_path):
+def test_rebuilt_page_is_the_same(runs):
     before = text_of(runs['chain'])
     assert page.rebuild(runs['chain']) == runs['chain'] / page.NAME
     assert text_of(runs['chain']) == before
-    with pytest.raises(UserError, match=r'holds no run: there is no config.json'):
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'holds no run: there is no config.json'),
+        ('{"name": "x", "version": 1}', 'holds no run: its config.json is of no run'),
+        ('{}', 'holds no run: its config.json is of no run'),
+        ('{"a', 'config.json cannot be read'),
+    ],
+)
+def test_what_is_no_run_gets_no_page(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / 'config.json').write_text(content)
+    before = list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=message):
         page.rebuild(tmp_path)
+    assert list(tmp_path.iterdir()) == before
 
 
 # --- Looks

@@ -4,7 +4,7 @@ import pathlib
 import pwd
 
 import pytest
-from helpers.runs import tiny
+from helpers.runs import CELLS, tiny
 
 import asose_jax
 from asose_jax.report import page
@@ -45,7 +45,7 @@ def test_workdir_at_a_url_is_refused_by_every_function(tmp_path, monkeypatch, ur
 def test_workdir_that_is_no_path_is_refused_by_every_function(workdir):
     calls = [(function, ()) for function in ON_FINISHED]
     for function, before in [*calls, (asose_jax.search, (tiny(),))]:
-        with pytest.raises(UserError, match=r'is no path. Name a file or a directory'):
+        with pytest.raises(UserError, match=r'is no path: it is \w+\. Name a path'):
             function(*before, workdir)
 
 
@@ -54,7 +54,7 @@ def test_empty_workdir_is_refused_by_every_function(tmp_path, monkeypatch, workd
     monkeypatch.chdir(tmp_path)
     calls = [(function, ()) for function in ON_FINISHED]
     for function, before in [*calls, (asose_jax.search, (tiny(),))]:
-        with pytest.raises(UserError, match=r'is empty. Name a file or a directory'):
+        with pytest.raises(UserError, match=r'is empty. Name a path'):
             function(*before, workdir)
     assert list(tmp_path.iterdir()) == []
 
@@ -62,7 +62,7 @@ def test_empty_workdir_is_refused_by_every_function(tmp_path, monkeypatch, workd
 @pytest.mark.parametrize('value', ['', ' ', 5, b'x', ['x'], 'a\0b'])
 @pytest.mark.parametrize('name', ['workdir', '--data_dir', 'images', 'out'])
 def test_what_is_no_path_is_one_line_with_the_name_of_the_setting(name, value):
-    with pytest.raises(UserError, match=rf'^{name}=.*Name a file or a directory\.$') as told:
+    with pytest.raises(UserError, match=rf'^{name}=.*Name a path\.$') as told:
         paths.require_local(value, name)
     assert '\n' not in str(told.value)
 
@@ -75,6 +75,33 @@ def test_workdir_that_cannot_be_one_is_one_line_of_every_function(tmp_path, name
         with pytest.raises(UserError, match=r'cannot be used: (Not a directory|File name)') as told:
             function(*before, tmp_path / name)
         assert '\n' not in str(told.value)
+
+
+_DERIVED = {'warmup.epochs': 0, 'search.epochs': 0, 'growth.epochs': 0}
+
+
+@pytest.mark.parametrize('name', ['nowhere', 'file/x', 'loop', 'x' * 300])
+@pytest.mark.parametrize(
+    ('field', 'others'),
+    [
+        ('data.dir', {'data.name': 'folder'}),
+        ('data.dir', {'data.name': 'cifar10'}),
+        ('genotype', _DERIVED),
+        ('network', _DERIVED),
+        ('init_from', {}),
+        ('benchmark.table', CELLS),
+    ],
+)
+def test_field_whose_path_leads_nowhere_is_one_line_that_names_it(tmp_path, field, others, name):
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'loop').symlink_to('loop')
+    path = tmp_path / name
+    with pytest.raises(UserError) as told:
+        asose_jax.search(tiny(**others, **{field: str(path)}), tmp_path / 'run')
+    message = str(told.value)
+    assert '\n' not in message
+    assert field in message or name[:50] in message
+    assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
