@@ -21,16 +21,16 @@ def _chain(depth):
 
 
 @pytest.mark.parametrize(
-    ('spec', 'count'),
+    ('spec', 'count', 'is_primary_host'),
     [
-        (_chain(1), 1),
-        (_chain(7), 7),
-        (_chain(12), 12),
-        (nasbench201.build((8, 8, 1), 10, channels=8, depth=3, reductions=(1,)), 3),
+        (_chain(1), 1, True),
+        (_chain(1), 1, False),
+        (_chain(7), 7, True),
+        (_chain(12), 12, True),
+        (nasbench201.build((8, 8, 1), 10, channels=8, depth=3, reductions=(1,)), 3, True),
     ],
-    ids=['short', 'as long as fits', 'long', 'cells'],
+    ids=['short', 'another host', 'as long as fits', 'long', 'cells'],
 )
-@pytest.mark.parametrize('is_primary_host', [True, False])
 def test_network_is_told_in_a_dozen_lines_and_whole_in_a_file(
     tmp_path, caplog, spec, count, is_primary_host
 ):
