@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import errno
+import functools
 import json
 import logging
 import os
@@ -75,15 +76,22 @@ def finished(shared, tmp_path_factory):
     return workdir, json.loads((workdir / 'summary.json').read_text())
 
 
-def _test_images(config):
-    data = builders.load_data(config)
+@pytest.fixture(scope='module')
+def model(finished):
+    """Its network, loaded once."""
+    return asose_jax.load(finished[0])
+
+
+@functools.cache
+def _test_images():
+    """The digits, and images and labels of the test split."""
+    data = builders.load_data(tiny())
     return data, *data.images.read(data.test)
 
 
-def test_predictions_are_those_of_the_run(finished):
-    workdir, result = finished
-    model = asose_jax.load(workdir)
-    data, images, labels = _test_images(tiny())
+def test_predictions_are_those_of_the_run(finished, model):
+    _, result = finished
+    data, images, labels = _test_images()
     found = model.predict(images)
     assert found.shape == (len(images), 10)
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
@@ -97,7 +105,7 @@ def test_predictions_are_those_of_the_run(finished):
 @pytest.fixture
 def digits(tmp_path):
     """The first five test images, their files, and a damaged file among these."""
-    _, images, _ = _test_images(tiny())
+    _, images, _ = _test_images()
     images = images[:5]
     files = [tmp_path / 'pictures' / f'{i}.png' for i in range(5)]
     files[0].parent.mkdir()
@@ -107,9 +115,8 @@ def digits(tmp_path):
     return images, files
 
 
-def test_array_and_pillow_image_and_file_are_predicted_alike_in_their_order(finished, digits):
+def test_array_and_pillow_image_and_file_are_predicted_alike_in_their_order(model, digits):
     images, files = digits
-    model = asose_jax.load(finished[0])
     expected = model.predict(images)
     assert len(np.unique(expected.argmax(1))) > 1
     opened = [Image.open(file) for file in files]
@@ -122,9 +129,8 @@ def test_array_and_pillow_image_and_file_are_predicted_alike_in_their_order(fini
     assert model.predict([]).shape == (0, 10)
 
 
-def test_batches_change_no_prediction_and_compile_once(finished, digits, monkeypatch):
+def test_batches_change_no_prediction_and_compile_once(finished, model, digits, monkeypatch):
     images, files = digits
-    model = asose_jax.load(finished[0])
     expected = model.predict([*images, *files, *images])
     monkeypatch.setattr(inference, '_PREDICT_BATCH', 4)
     small = asose_jax.load(finished[0])
@@ -134,11 +140,11 @@ def test_batches_change_no_prediction_and_compile_once(finished, digits, monkeyp
     assert small._call._cache_size() == 1
 
 
-def test_damaged_picture_is_named(finished, digits):
+def test_damaged_picture_is_named(model, digits):
     _, files = digits
     damaged = files[0].with_name('1a.png')
     with pytest.raises(UserError, match=f'cannot be read; repair or remove them:\n  {damaged}: '):
-        asose_jax.load(finished[0]).predict([files[0], damaged])
+        model.predict([files[0], damaged])
 
 
 def _table(path):
@@ -147,7 +153,7 @@ def _table(path):
 
 
 def test_table_has_a_line_for_each_picture_in_order_and_the_damaged_one_is_named(
-    finished, digits, tmp_path, monkeypatch, caplog
+    finished, model, digits, tmp_path, monkeypatch, caplog
 ):
     images, files = digits
     monkeypatch.setattr(inference, '_PREDICT_BATCH', 2)  # the damaged one begins the second batch
@@ -156,7 +162,7 @@ def test_table_has_a_line_for_each_picture_in_order_and_the_damaged_one_is_named
     with caplog.at_level(logging.INFO, 'asose_jax'):
         path = asose_jax.predict(workdir, files[0].parent)
     assert path == workdir / 'predictions.csv'
-    rows, expected = _table(path), asose_jax.load(workdir).predict(images)
+    rows, expected = _table(path), model.predict(images)
     assert [row['file'] for row in rows] == list(map(str, files))
     for row, probabilities in zip(rows, expected, strict=True):
         best = np.argsort(-probabilities)[:5]
@@ -190,14 +196,14 @@ def test_table_may_be_elsewhere_and_stays_where_no_picture_can_be_read(finished,
         asose_jax.predict(finished[0], files, tmp_path / 'gone' / 'table.csv')
 
 
-def test_evaluation_is_that_of_the_predictions(finished, caplog):
+def test_evaluation_is_that_of_the_predictions(finished, model, caplog):
     workdir, result = finished
     with caplog.at_level(logging.INFO, 'asose_jax'):
         found = asose_jax.evaluate(workdir)
     assert found['accuracy'] == pytest.approx(result['test_accuracy'])
     assert found['balanced_accuracy'] == pytest.approx(result['test_balanced_accuracy'])
-    data, images, labels = _test_images(tiny())
-    guesses = asose_jax.load(workdir).predict(images).argmax(1)
+    data, images, labels = _test_images()
+    guesses = model.predict(images).argmax(1)
     expected = np.zeros((10, 10), int)
     np.add.at(expected, (labels, guesses), 1)
     np.testing.assert_array_equal(found['confusion'], expected)
@@ -223,7 +229,8 @@ def test_network_whose_numbers_are_not_finite_is_not_evaluated(finished, monkeyp
 
 
 @pytest.mark.parametrize(
-    'number', [errno.EACCES, errno.EROFS, errno.ENOSPC], ids=['refused', 'read-only', 'full']
+    'number',
+    [errno.ENOSPC, *(pytest.param(n, marks=pytest.mark.slow) for n in (errno.EACCES, errno.EROFS))],
 )
 def test_results_that_cannot_be_written_lose_no_numbers(finished, monkeypatch, caplog, number):
     def refuse(path, _):
@@ -294,14 +301,15 @@ def test_data_that_are_gone_are_named_with_their_run(finished, monkeypatch):
         asose_jax.evaluate(finished[0])
 
 
-def test_exported_network_says_the_same_in_a_process_without_this_package(finished, tmp_path):
+def test_exported_network_says_the_same_in_a_process_without_this_package(
+    finished, model, tmp_path
+):
     workdir, _ = finished
     target = asose_jax.export(workdir)
-    _, images, _ = _test_images(tiny())
+    _, images, _ = _test_images()
     np.save(tmp_path / 'images.npy', images[:5].astype(np.uint8))
     arguments = [target / 'model.stablehlo', tmp_path / 'images.npy', tmp_path / 'found.npy']
     subprocess.run([sys.executable, '-c', _ALONE, *map(str, arguments)], check=True, cwd=tmp_path)
-    model = asose_jax.load(workdir)
     ours = model.predict(images[:5].astype(np.uint8))
     np.testing.assert_allclose(np.load(tmp_path / 'found.npy'), ours, atol=1e-5)
     told = json.loads((target / 'model.json').read_text())
@@ -319,9 +327,9 @@ def test_exported_network_says_the_same_in_a_process_without_this_package(finish
     ],
 )
 def test_file_says_the_same_in_a_process_with_its_runtime_alone(
-    finished, tmp_path, caplog, name, file, code
+    model, tmp_path, caplog, name, file, code
 ):
-    model, images = asose_jax.load(finished[0]), _test_images(tiny())[1]
+    _, images, _ = _test_images()
     with caplog.at_level(logging.INFO, 'asose_jax'):
         target = model.export(name)
     assert 'no logit differs from the network by more than' in caplog.text
@@ -393,7 +401,7 @@ def test_run_without_optimize_leaves_what_its_supernet_had_learned(tmp_path):
     epochs = {'growth.epochs': 0, 'optimize.epochs': 0, 'warmup.epochs': 0}
     config = tiny(**epochs, **{'model.primitives': CHEAPEST, 'search.epochs': 1})
     result = asose_jax.search(config, tmp_path)
-    _, images, labels = _test_images(config)
+    _, images, labels = _test_images()
     model = asose_jax.load(tmp_path)
     assert model.spec.is_derived()
     right = (model.predict(images).argmax(1) == labels).mean()
@@ -449,11 +457,11 @@ def test_entry_of_a_summary_that_cannot_be_right_is_named(finished, tmp_path, ch
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
-def test_pixels_that_are_not_finite_are_refused(finished, value):
+def test_pixels_that_are_not_finite_are_refused(model, value):
     images = np.full((1, 8, 8, 1), 9, np.float32)
     images[0, 3, 3, 0] = value
     with pytest.raises(ValueError, match='NaN or infinite'):
-        asose_jax.load(finished[0]).predict(images)
+        model.predict(images)
 
 
 @pytest.mark.parametrize(
@@ -469,9 +477,9 @@ def test_pixels_that_are_not_finite_are_refused(finished, value):
         ([np.full((8, 8, 1), 0.7), np.full((8, 8, 1), 7, np.uint8)], False),
     ],
 )
-def test_pixels_between_0_and_1_are_warned_of(finished, caplog, images, told):
+def test_pixels_between_0_and_1_are_warned_of(model, caplog, images, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        asose_jax.load(finished[0]).predict(images)
+        model.predict(images)
     assert sum('takes pixel values 0..255' in line for line in caplog.messages) == told
 
 
@@ -486,9 +494,9 @@ def test_pixels_between_0_and_1_are_warned_of(finished, caplog, images, told):
         (np.zeros((0, 8, 8, 1), np.uint16), None),
     ],
 )
-def test_pixels_beyond_0_and_255_are_warned_of(finished, caplog, images, told):
+def test_pixels_beyond_0_and_255_are_warned_of(model, caplog, images, told):
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        asose_jax.load(finished[0]).predict(images)
+        model.predict(images)
     assert len(caplog.messages) == bool(told)
     assert told is None or told in caplog.messages[0]
 
@@ -505,9 +513,9 @@ def test_pixels_beyond_0_and_255_are_warned_of(finished, caplog, images, told):
         (np.ones((1, 8, 8, 1), complex), 'images hold complex128, but pixels are real numbers'),
     ],
 )
-def test_what_is_no_image_is_refused(finished, images, message):
+def test_what_is_no_image_is_refused(model, images, message):
     with pytest.raises(ValueError, match=re.escape(message)) as told:
-        asose_jax.load(finished[0]).predict(images)
+        model.predict(images)
     assert '\n' not in str(told.value)
 
 
@@ -552,8 +560,7 @@ def test_pictures_are_not_overwritten_by_their_table(finished, digits, tmp_path)
     assert files[1].read_bytes() == before
 
 
-def test_images_of_another_size_are_refused(finished):
-    model = asose_jax.load(finished[0])
+def test_images_of_another_size_are_refused(model):
     with pytest.raises(ValueError, match=r'this network takes \(None, 8, 8, 1\)'):
         model.predict(np.zeros((2, 9, 9, 1)))
 

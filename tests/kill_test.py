@@ -7,6 +7,7 @@ import resource
 import signal
 import statistics
 
+import chex
 import pytest
 from helpers.command import ForkedRun, more, says
 from helpers.damage import flip
@@ -47,18 +48,23 @@ MOMENTS = {
 }
 
 
+def _killed(root, workdir, name, chance):
+    """Runs the command, killed at this moment; tells whether it was, or had ended before."""
+    run = ForkedRun(root, workdir, OFTEN)
+    wait, events = MOMENTS[name]
+    if run.wait_for(wait(run)):
+        run.wait_for(more(chance.randrange(events)))
+    ended = run.status()
+    run.kill()
+    assert ended in (None, 0), run.output
+    return ended is None
+
+
 def _kill_until(root, workdir, moments, chance):
     """Runs the command again and again, killed at these moments, until it ends; tells the kills."""
     kills = []
     for name in moments:
-        run = ForkedRun(root, workdir, OFTEN)
-        wait, events = MOMENTS[name]
-        if run.wait_for(wait(run)):
-            run.wait_for(more(chance.randrange(events)))
-        ended = run.status()
-        run.kill()
-        if ended is not None:
-            assert ended == 0, run.output
+        if not _killed(root, workdir, name, chance):
             return kills
         kills.append(name)
     run = ForkedRun(root, workdir, OFTEN)
@@ -66,16 +72,14 @@ def _kill_until(root, workdir, moments, chance):
     return kills
 
 
-def test_run_asked_to_stop_and_then_killed_ends_bit_for_bit_as_the_whole_one(root, tmp_path, whole):
-    """Asked in search, killed when it has grown twice. The last process compiles anew."""
-    _stopped_in_good_order(root, tmp_path, says('search 1/2'), signal.SIGTERM)
+def test_process_that_is_killed_leaves_the_checkpoint_of_the_whole_one(root, tmp_path, whole):
+    """The end of warmup; single_run_test has what goes on from a checkpoint."""
     killed = ForkedRun(root, tmp_path)
-    assert killed.wait_for(lambda run: 46 in run.steps()), killed.output  # it has grown twice
+    assert killed.wait_for(lambda run: 4 in run.steps()), killed.output
     killed.kill()
-    again = ForkedRun(root, tmp_path, environment=COLD)
-    assert again.wait() == 0, again.output
-    assert re.search(r'going on from step (46|52|56)', again.output)
-    assert_same_end(tmp_path, whole, CONFIG)
+    ours, theirs = (final_state(workdir, CONFIG, step=4) for workdir in (tmp_path, whole))
+    assert ours[:2] == theirs[:2]
+    chex.assert_trees_all_equal(ours[2], theirs[2])
 
 
 def _stopped_in_good_order(root, workdir, moment, number):
@@ -109,14 +113,20 @@ def test_runs_killed_fifty_times_end_bit_for_bit_as_the_whole_one(root, tmp_path
 
 
 @pytest.mark.slow
-def test_run_killed_at_four_moments_ends_bit_for_bit_as_the_whole_one(root, tmp_path, whole):
-    moments = ['progress', 'saving', 'growth begins', 'grown']
-    kills = _kill_until(root, tmp_path, moments, random.Random(0))
-    assert kills == moments
+def test_run_killed_and_asked_to_stop_and_killed_ends_bit_for_bit_as_the_whole_one(
+    root, tmp_path, whole
+):
+    """The last process compiles anew."""
+    chance = random.Random(7)  # few events: no run has ended by then
+    assert _killed(root, tmp_path, 'saving', chance)
+    _stopped_in_good_order(root, tmp_path, says('growth 2/6'), signal.SIGTERM)
+    assert _killed(root, tmp_path, 'grown', chance)
+    last = ForkedRun(root, tmp_path, environment=COLD)
+    assert last.wait() == 0, last.output
     assert_same_end(tmp_path, whole, CONFIG)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_stopped_from_the_keyboard_it_saves_and_goes_on_at_that_step(root, tmp_path, whole):
     step = _stopped_in_good_order(root, tmp_path, says('growth 2/6'), signal.SIGINT)
     again = ForkedRun(root, tmp_path)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 
 import chex
@@ -41,6 +42,10 @@ NAMES = {
     'darts': ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3'),
 }
 every_space = pytest.mark.parametrize('space', SPACES)
+# Of a cell of DARTS, the 28 rows take seconds to trace.
+most_spaces = pytest.mark.parametrize(
+    'space', ['chain', 'nasbench201', pytest.param('darts', marks=pytest.mark.slow)]
+)
 
 
 @functools.cache
@@ -79,9 +84,18 @@ def _arch(spec, seed=0):
 # --- The table
 
 
-@every_space
-@pytest.mark.parametrize('kind', METERS)
-@pytest.mark.parametrize('seed', [0, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 2))])
+FIRST = {('chain', 'flops'), ('chain', 'params'), ('nasbench201', 'multiply_adds')}
+FIRST |= {('darts', 'flops')}
+SURE = [(*each, seed) for each in itertools.product(SPACES, METERS) for seed in range(3)]
+
+
+@pytest.mark.parametrize(
+    ('space', 'kind', 'seed'),
+    [
+        pytest.param(*case, marks=() if case[:2] in FIRST and not case[2] else pytest.mark.slow)
+        for case in SURE
+    ],
+)
 def test_sure_rows_cost_what_the_derived_network_costs(space, kind, seed):
     spec = _spec(space)
     chosen = genotype.genotype_from_indices(spec, spec.choose(_rows(spec, seed)))
@@ -158,7 +172,7 @@ def _on_both_sides(space):
     return budgets, jax.jit(lambda arch: [jax.value_and_grad(each)(arch) for each in penalties])
 
 
-@every_space
+@most_spaces
 def test_gradient_is_that_of_the_absolute_value_on_both_sides(space):
     spec, arch = _spec(space), _arch(_spec(space))
     rows = [np.float64(row) for row in genotype.probabilities(spec, arch)]
@@ -181,7 +195,7 @@ def test_gradient_is_that_of_the_absolute_value_on_both_sides(space):
         assert max(abs(leaf).max() for leaf in jax.tree.leaves(found)) > 1e-3
 
 
-@every_space
+@most_spaces
 def test_a_broken_row_counts_as_skip_connect_and_gets_no_gradient(space):
     spec, arch = _spec(space), _arch(_spec(space))
     group, member, candidates = spec.rows()[-1]

@@ -10,6 +10,7 @@ from asose_jax.data.augment import Augmentation
 from asose_jax.data.dataset import ImageSet
 
 POOL = np.arange(100, 123)
+_augment = jax.jit(augment.augment, static_argnums=3)
 
 
 def test_each_pass_of_the_stream_is_a_permutation_of_the_pool():
@@ -72,8 +73,8 @@ def test_chunk_holds_batches_that_are_only_looked_at():
 def test_augmentation_depends_on_the_place_in_the_global_batch_only():
     images = jax.random.normal(jax.random.key(0), (8, 6, 6, 2))
     both = Augmentation(2, True, cutout=3)
-    whole = augment.augment(images, jax.random.key(1), jnp.arange(8), both)
-    half = augment.augment(images[4:], jax.random.key(1), jnp.arange(4, 8), both)
+    whole = _augment(images, jax.random.key(1), jnp.arange(8), both)
+    half = _augment(images[4:], jax.random.key(1), jnp.arange(4, 8), both)
     np.testing.assert_array_equal(whole[4:], half)
 
 
@@ -84,7 +85,7 @@ def test_augmentation_crops_the_padded_image_and_flips():
     crops = [padded[i : i + 4, j : j + 4] for i in range(3) for j in range(3)]
     for flip, expected in ((False, crops), (True, crops + [crop[:, ::-1] for crop in crops])):
         how = Augmentation(1, flip, 0)
-        seen = augment.augment(images, jax.random.key(0), jnp.arange(400), how)[..., 0]
+        seen = _augment(images, jax.random.key(0), jnp.arange(400), how)[..., 0]
         kinds = {np.asarray(one).tobytes() for one in seen}
         assert kinds == {np.ascontiguousarray(e, np.float32).tobytes() for e in expected}
 
@@ -92,9 +93,9 @@ def test_augmentation_crops_the_padded_image_and_flips():
 @pytest.mark.parametrize('side', [1, 2, 3, 12])
 def test_cutout_zeroes_a_square_around_any_pixel(side):
     images = jnp.ones((600, 5, 4, 1))
-    seen = augment.augment(
-        images, jax.random.key(0), jnp.arange(600), Augmentation(0, False, side)
-    )[..., 0]
+    seen = _augment(images, jax.random.key(0), jnp.arange(600), Augmentation(0, False, side))[
+        ..., 0
+    ]
     expected = set()
     for row in range(5):
         for column in range(4):
@@ -109,13 +110,11 @@ def test_cutout_zeroes_a_square_around_any_pixel(side):
 def test_cutout_of_twice_an_image_leaves_nothing_of_any(cutout, left):
     """The least size that a run warns of."""
     images = jnp.ones((256, 8, 8, 1))
-    cut = augment.augment(
-        images, jax.random.key(0), jnp.arange(256), Augmentation(0, False, cutout)
-    )
+    cut = _augment(images, jax.random.key(0), jnp.arange(256), Augmentation(0, False, cutout))
     assert bool(cut.any()) == left
 
 
 def test_no_augmentation_leaves_images_alone():
     images = jax.random.normal(jax.random.key(0), (2, 3, 3, 1))
-    same = augment.augment(images, jax.random.key(1), jnp.arange(2), Augmentation(0, False, 0))
+    same = _augment(images, jax.random.key(1), jnp.arange(2), Augmentation(0, False, 0))
     np.testing.assert_array_equal(same, images)

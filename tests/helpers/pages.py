@@ -1,6 +1,7 @@
 """Pages as a browser reads them."""
 
 import html.parser
+import itertools
 
 import pytest
 
@@ -12,16 +13,14 @@ SHORT = {'warmup.epochs': 2, 'search.epochs': 3, 'optimize.epochs': 2}
 HOSTILE = '"><img src=x onerror=alert(1)>\'</td></style><script>alert(2)</script>&lt;{{ 7 * 7 }}'
 
 
-# Widths of a phone and of a desk, light and dark; the slow ring has the other two pairs.
-every_screen = pytest.mark.parametrize(
-    ('width', 'scheme'),
-    [
-        (390, 'light'),
-        (1280, 'dark'),
-        pytest.param(390, 'dark', marks=pytest.mark.slow),
-        pytest.param(1280, 'light', marks=pytest.mark.slow),
-    ],
-)
+PHONE, DESK = (390, 'light'), (1280, 'dark')
+
+
+def every_screen(first):
+    """Widths of a phone and of a desk, light and dark; all but one are of the slow ring."""
+    others = [each for each in itertools.product((390, 1280), ('light', 'dark')) if each != first]
+    slow = [pytest.param(*each, marks=pytest.mark.slow) for each in others]
+    return pytest.mark.parametrize(('width', 'scheme'), [first, *slow])
 
 
 OVERLAPS = """() => {

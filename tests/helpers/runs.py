@@ -3,7 +3,9 @@
 import dataclasses
 import gc
 import json
+import os
 import pathlib
+import signal
 import weakref
 from collections.abc import Callable
 
@@ -17,6 +19,7 @@ from asose_jax.metrics import run_record
 from asose_jax.pipeline import builders, run_summary, single_run, training_loop
 from asose_jax.pipeline.growth import controller
 from asose_jax.report import page
+from asose_jax.runtime.errors import Stopped
 from asose_jax.spaces import registry
 from asose_jax.train import checkpoint, optimizer, pmap, state, steps
 from configs.search import get_config
@@ -97,10 +100,10 @@ def page_of(workdir):
     return page.render(dataclasses.replace(told, run={**told.run, 'command': ''}))
 
 
-def final_state(workdir, config):
-    """The newest checkpoint, and its description."""
+def final_state(workdir, config, step=None):
+    """The newest checkpoint, or that of `step`, and its description."""
     with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
-        step = checkpoints.latest()
+        step = checkpoints.latest() if step is None else step
         meta = checkpoints.describe(step)
         spec = registry.spec_from_json(meta['spec'])
         net = networks.supernet(spec, synced_over=steps.AXIS)
@@ -128,11 +131,25 @@ def stop_after(monkeypatch, step):
     def stopped(self, at, *rest):
         save(self, at, *rest)
         if at == step:
-            raise Killed
+            raise Killed(f'at step {at}')
 
     monkeypatch.setattr(training_loop, '_chunk_length', lambda *_: 1)
     monkeypatch.setattr(checkpoint.Checkpoints, 'due', due)
     monkeypatch.setattr(checkpoint.Checkpoints, 'save', stopped)
+
+
+def ask_to_stop(monkeypatch, step):
+    """Sends SIGTERM one step before: the run stops in good order, saved at `step`."""
+    seen = []
+
+    def due(self):
+        seen.append(self.latest() or 0)
+        if seen[0] + len(seen) == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return False
+
+    monkeypatch.setattr(training_loop, '_chunk_length', lambda *_: 1)
+    monkeypatch.setattr(checkpoint.Checkpoints, 'due', due)
 
 
 SKIPS = {
@@ -249,7 +266,7 @@ class Compiled:
 def make_whole(place: pathlib.Path) -> None:
     """Makes in `place` one run twice, and `programs.json` with what it compiled.
 
-    `run` was never stopped; `stopped` was: in each phase, and around a growth.
+    `run` was never stopped; `stopped` was: in each phase, asked to or not, and around a growth.
     """
     compiled, alive, write = Compiled(), [], run_summary.write_summary
 
@@ -265,7 +282,7 @@ def make_whole(place: pathlib.Path) -> None:
             ending.setattr(run_summary, 'write_summary', at_the_end)
             single_run.run(tiny(**WHOLE), place / 'run')
         programs = [[spec, phase] for _, spec, phase in compiled.train]
-        stops = [(stop_after, step) for step in (2, 9, 31)]
+        stops = [(stop_after, 2), (ask_to_stop, 9), (stop_after, 31)]
         stops += [(stop_before_saving, 34), (stop_after, 47), (stop_after, 54)]
         run_with_stops(tiny(**WHOLE), place / 'stopped', stops)
     (place / 'programs.json').write_text(json.dumps({'compiled': programs, 'alive': alive}))
@@ -280,7 +297,7 @@ def run_until(
     """Runs it, or goes on with it, until `stop` ends it at `step`."""
     with pytest.MonkeyPatch.context() as patch:
         stop(patch, step)
-        with pytest.raises(Killed):
+        with pytest.raises((Killed, Stopped), match=rf'at step {step}\b'):
             single_run.run(config, workdir)
 
 
@@ -301,7 +318,7 @@ def stop_before_saving(monkeypatch, step):
         events = original(context, current, span, record, batch)
         if record['step'] == step:
             assert events
-            raise Killed
+            raise Killed(f'at step {step}')
         return events
 
     monkeypatch.setattr(controller, 'update', consider)

@@ -176,19 +176,21 @@ def test_head_of_a_run_without_a_record_is_kept_if_the_number_of_classes_is_the_
     assert _origin(_tuned(alone, pictures)).with_head
 
 
-@pytest.mark.parametrize('frozen', [True, False])
-def test_operations_that_would_begin_afresh_are_not_frozen(tmp_path, frozen):
+def test_operations_that_would_begin_afresh_are_not_frozen(tmp_path):
     size = {'channels': 8, 'depth': 2, 'reductions': (1,), 'max_channels': 8}
-    spec = dataclasses.replace(networks.build('chain', (8, 8, 3), 4, **size), partial=2)
+    names = ('skip_connect', 'nor_conv_1x1')
+    plain = networks.build('chain', (8, 8, 3), 4, primitives=names, **size)
+    spec = dataclasses.replace(plain, partial=2)
     reached = networks.fresh_state(networks.supernet(spec), TX)
     source = _write_source(tmp_path / 'source', reached, spec)
-    changes = {'search.partial_channels': 2, 'optimize.frozen': frozen}
-    config = _tuned(source, _pictures(tmp_path / 'pictures', 'abcd'), **changes)
-    if not frozen:
-        assert _origin(config).spec.partial == 2
-        return
+    pictures = _pictures(tmp_path / 'pictures', 'abcd')
+    free, frozen = (
+        _tuned(source, pictures, **{'search.partial_channels': 2, 'optimize.frozen': each})
+        for each in (False, True)
+    )
+    assert _origin(free).spec.partial == 2
     with pytest.raises(UserError, match=r'partial_channels=2: .* set optimize.frozen=False'):
-        _origin(config)
+        _origin(frozen)
 
 
 def _grey(place):

@@ -20,17 +20,22 @@ def _chain(depth):
     return chain.build((8, 8, 3), 10, **size, primitives=CHEAPEST)
 
 
+def _cells():
+    sizes = {'channels': 8, 'depth': 3, 'reductions': (1,)}
+    return networks.build('nasbench201', (8, 8, 1), 10, **sizes)
+
+
 @pytest.mark.parametrize(
-    ('spec', 'count'),
+    ('spec', 'count', 'is_primary_host'),
     [
-        (_chain(1), 1),
-        (_chain(7), 7),
-        (_chain(12), 12),
-        (networks.build('nasbench201', (8, 8, 1), 10, channels=8, depth=3, reductions=(1,)), 3),
+        (_chain(1), 1, True),
+        (_chain(1), 1, False),
+        (_chain(7), 7, True),
+        (_chain(12), 12, True),
+        (_cells(), 3, True),
     ],
-    ids=['short', 'as long as fits', 'long', 'cells'],
+    ids=['short', 'another host', 'as long as fits', 'long', 'cells'],
 )
-@pytest.mark.parametrize('is_primary_host', [True, False])
 def test_network_is_told_in_a_dozen_lines_and_whole_in_a_file(
     tmp_path, caplog, spec, count, is_primary_host
 ):

@@ -3,13 +3,14 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import chex
 import jax
 import numpy as np
 import pytest
 from helpers import networks
-from helpers.runs import run_until, tiny
+from helpers.runs import WHOLE, make_whole, tiny
 
 from asose_jax.arch import genotype
 from asose_jax.nn import factors
@@ -71,11 +72,13 @@ def test_checkpoint_of_before_is_the_network_whose_factors_are_its_gates(tmp_pat
     chex.assert_trees_all_equal(found, expected)
 
 
-def test_run_that_was_stopped_before_is_not_gone_on_with(tmp_path):
+def test_run_that_was_stopped_before_is_not_gone_on_with(shared, tmp_path):
     """Which is told when its network and its config are read, not its arrays."""
-    config = tiny()
-    workdir = tmp_path / 'run'
-    run_until(4, config, workdir)
+    config = tiny(**WHOLE)
+    workdir = shutil.copytree(shared('whole', make_whole) / 'run', tmp_path / 'run')
+    for path in (workdir / 'checkpoints').iterdir():
+        if path.name != '4':  # the end of warmup
+            shutil.rmtree(path)
     known = json.loads((workdir / 'config.json').read_text())
     for field in ('search.exact_start', 'search.statistics_batches'):
         del known[field]

@@ -73,7 +73,9 @@ def test_long_names_are_cut_stay_apart_and_leave_room_for_the_cells():
     assert axes.bbox.width > 0.3 * whole.width
 
 
-@pytest.mark.parametrize('count', [2, 40, 41, 500])
+@pytest.mark.parametrize(
+    'count', [2, 41, *(pytest.param(count, marks=pytest.mark.slow) for count in (40, 500))]
+)
 def test_any_number_of_classes_fits_a_picture_that_can_be_opened(count):
     figure, axes, labels = _drawn([f'class {k}' for k in range(count)])
     assert max(figure.get_size_inches()) * confusion.DPI < 4000

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 from helpers import recorded
-from helpers.pages import HOSTILE, OVERLAPS, SHORT, Parsed, every_screen, text_of
+from helpers.pages import HOSTILE, OVERLAPS, PHONE, SHORT, Parsed, every_screen, text_of
 from PIL import Image
 
 from asose_jax.metrics import run_record
@@ -300,7 +300,7 @@ def test_text_and_lines_stand_out_from_what_is_behind_them(root, scheme):
     assert contrast('alarm', 'alarm-panel') >= 4.5
 
 
-@every_screen
+@every_screen(PHONE)
 def test_in_a_browser_nothing_overlaps_or_overflows_or_complains(runs, browser, width, scheme):
     opened = browser.new_page(viewport={'width': width, 'height': 844}, color_scheme=scheme)
     told, asked = [], []

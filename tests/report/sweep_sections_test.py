@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from helpers.pages import HOSTILE, OVERLAPS, Parsed, every_screen, text_of
+from helpers.pages import DESK, HOSTILE, OVERLAPS, Parsed, every_screen, text_of
 from helpers.several_searches import FOUND, RANDOM, write
 
 from asose_jax.metrics import run_record
@@ -141,7 +141,7 @@ def test_rebuilt_page_is_that_of_all_runs(all_of):
     assert 'several searches' in before
 
 
-@every_screen
+@every_screen(DESK)
 def test_in_a_browser_nothing_overlaps_or_overflows_or_complains(all_of, browser, width, scheme):
     opened = browser.new_page(viewport={'width': width, 'height': 844}, color_scheme=scheme)
     told = []

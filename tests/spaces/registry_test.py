@@ -50,6 +50,12 @@ COMPILED = {
     },
     'darts': {**SIZES['darts'], 'primitives': ('none', 'skip_connect', 'dil_conv_3x3')},
 }
+# One cell, where nothing is said of several.
+ALONE = {
+    'chain': {'depth': 1, 'reductions': ()},
+    'nasbench201': {'depth': 1, 'reductions': ()},
+    'darts': {'depth': 1, 'reductions': (0,)},
+}
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(6, 6, 6, 2)).astype('f')
 LABELS = np.arange(6) % 3
@@ -80,8 +86,8 @@ PLAIN = ('none', 'skip_connect', 'max_pool_3x3')
 REMEDIES = networks.settings(auxiliary_skip=True)
 
 
-def _partial(space, **changes):
-    sizes = {**COMPILED[space], 'primitives': PLAIN, **changes}
+def _partial(space):
+    sizes = {**ALONE[space], 'primitives': PLAIN}
     return dataclasses.replace(_build(space, sizes), partial=2)
 
 
@@ -172,7 +178,7 @@ def test_alpha_step_gives_every_primitive_of_a_cell_the_gradient_of_the_dense_fo
 
 @every_space
 def test_warmup_gives_a_gradient_to_skip_connect_only(space):
-    spec = _small(space)
+    spec = _build(space, {**COMPILED[space], **ALONE[space]})
     gradient = _stepped(spec, 0, Mode.SKIP, ('params',))[1]['params']
     for row in spec.rows():
         for place in spec.places(row.group, row.member):
@@ -270,7 +276,7 @@ def test_random_cells_are_of_the_space_and_use_all_of_it(space):
 
 @a_cell
 def test_remedies_leave_alpha_and_edges_the_gradient_of_the_dense_form(space):
-    spec = _partial(space, **({'depth': 1} if space == 'nasbench201' else {}))
+    spec = _partial(space)
     made = networks.variables(networks.supernet(spec, REMEDIES))
 
     def gradient(mode):

@@ -241,9 +241,10 @@ def test_soft_draws_without_small_weights_match_the_mixture_they_stand_for():
     everything = networks.settings(
         estimator='gumbel', thresholds=gumbel.Thresholds(1.0, 1.0, 0.0, 0.0, 0.0)
     )
-    v, key = variables(), jax.random.key(1)
+    spec, key = _one_block(*FEW), jax.random.key(1)
+    v = variables(spec)
     kept, dense = (
-        forward(v['params'], v['arch'], key, mode, everything, train=True)[1][0]
+        forward(v['params'], v['arch'], key, mode, everything, train=True, spec=spec)[1][0]
         for mode in (Mode.DRAW, Mode.DENSE)
     )
     np.testing.assert_allclose(kept, dense, atol=1e-5)
@@ -281,14 +282,17 @@ def test_nan_row_behaves_as_skip_connect_and_others_are_unchanged(mode):
 
 
 def test_without_the_guard_a_nan_row_chooses_what_argmax_makes_of_it():
-    arch, bare = variables()['arch'], networks.settings(guard=False)
-    (_, (logits, changed)), _ = _step(2, Mode.DRAW, bare, arch=_poisoned(arch))
-    (_, (expected, _)), _ = _step(2, Mode.DRAW, arch=_sure(arch, FEW[0]))
+    v, bare = variables(), networks.settings(guard=False)
+
+    def without(arch):
+        return forward(v['params'], arch, jax.random.key(2), Mode.DRAW, bare, train=True)[1]
+
+    logits, changed = without(_poisoned(v['arch']))
+    (_, (expected, _)), _ = _step(2, Mode.DRAW, arch=_sure(v['arch'], FEW[0]))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     close(logits, expected)  # another program rounds anew
     assert not changed.get('guard')
-    healthy, guarded = (_step(2, Mode.DRAW, settings)[0][1][0] for settings in (bare, HARD))
-    close(healthy, guarded)
+    close(without(v['arch'])[0], _step(2, Mode.DRAW)[0][1][0])
 
 
 def test_nan_row_gets_no_gradient_and_the_others_a_finite_one():
@@ -372,8 +376,9 @@ def test_none_cuts_a_network_without_residuals_and_no_other(residual):
 
 
 def test_bfloat16_computes_the_same_network_with_float32_parameters():
-    v, key = variables(), jax.random.key(0)
-    call = functools.partial(_apply, v['params'], v['arch'], key, Mode.DRAW, HARD, False, SPEC)
+    spec, key = _one_block(*FEW), jax.random.key(0)
+    v = variables(spec)
+    call = functools.partial(_apply, v['params'], v['arch'], key, Mode.DRAW, HARD, False, spec)
     logits, expected = jax.jit(lambda: (call('bfloat16')[1][0], call('float32')[1][0]))()
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected, atol=0.1 * float(jnp.abs(expected).max()))

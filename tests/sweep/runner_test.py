@@ -46,6 +46,9 @@ FIELDS = {
 }
 
 
+FEW = ('none', 'skip_connect', 'nor_conv_1x1')  # quickly compiled
+
+
 def _config(**fields):
     config = get_config('nasbench201')
     config.update_from_flattened_dict({**FIELDS, **fields})
@@ -336,24 +339,30 @@ def test_the_end_of_all_leaves_a_page_of_all(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('stops', 'several'),
+    ('stops', 'several', 'fields'),
     [
-        pytest.param((signal.SIGKILL,), {'seeds': (1,), 'random_cells': 1}, marks=pytest.mark.slow),
+        pytest.param(
+            (signal.SIGKILL,),
+            {'seeds': (1,), 'random_cells': 1},
+            {**FIELDS, 'model.depth': 1, 'model.reductions': (), 'model.primitives': FEW},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             (signal.SIGTERM, signal.SIGKILL),
             {'seeds': (0, 1), 'random_cells': 2, 'plain_cells': ('nor_conv_3x3',)},
+            FIELDS,
             marks=pytest.mark.soak,
         ),
     ],
     ids=['killed', 'stopped and killed'],
 )
 def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
-    root, tmp_path, stops, several
+    root, tmp_path, stops, several, fields
 ):
     together, alone = tmp_path / 'together', tmp_path / 'alone'
     how = {'config': 'configs/search.py:nasbench201', 'environment': {'JAX_NUM_CPU_DEVICES': '1'}}
     for number in stops:
-        stopped = Run(root, together, several, base=FIELDS, **how)
+        stopped = Run(root, together, several, base=fields, **how)
         evaluations = 1 if number == signal.SIGTERM else 2
         assert stopped.wait_for(lambda _, n=evaluations: _evaluated(together, n)), stopped.output
         stopped.signal(number)
@@ -363,7 +372,7 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
             assert 'to resume: python main.py' in stopped.output
         for seed in several['seeds']:
             wait_until_free(together / f'seed_{seed}')
-    whole = Run(root, together, several, base=FIELDS, **how)
+    whole = Run(root, together, several, base=fields, **how)
     assert whole.wait() == 0, whole.output
     summary = json.loads((together / 'summary.json').read_text())
     seeds = [f'seed_{seed}' for seed in several['seeds']]
@@ -380,7 +389,7 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
     assert {f'{name}/report.html' for name in seeds} <= set(links)
 
     with _on_one_core():
-        single = Run(root, alone, {'seed': 1}, base=FIELDS, **how)
+        single = Run(root, alone, {'seed': 1}, base=fields, **how)
     assert single.wait() == 0, single.output
     assert lines_of(alone) == lines_of(together / 'seed_1')
 

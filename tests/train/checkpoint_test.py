@@ -119,7 +119,14 @@ def _files(directory, step=7):
     return sorted(path for path in (directory / str(step)).rglob('*') if path.is_file())
 
 
-@pytest.mark.parametrize('damage', [_truncate, _empty, flip, pathlib.Path.unlink])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        flip,
+        pathlib.Path.unlink,
+        *(pytest.param(d, marks=pytest.mark.slow) for d in (_truncate, _empty)),
+    ],
+)
 def test_damage_of_any_file_is_found_or_does_no_harm(tmp_path, damage):
     _save(tmp_path / 'saved', [7])
     expected, told = _read(tmp_path / 'saved'), []
@@ -139,14 +146,15 @@ def test_damage_of_any_file_is_found_or_does_no_harm(tmp_path, damage):
     assert all(told)
 
 
-def test_every_bit_of_the_arrays_is_guarded(tmp_path):
+@pytest.mark.parametrize('parts', [2, pytest.param(5, marks=pytest.mark.slow)])
+def test_every_bit_of_the_arrays_is_guarded(tmp_path, parts):
     """Also where the format has no checksum of its own."""
     _save(tmp_path, [7])
     arrays = [path for path in _files(tmp_path) if path.parent.name == 'd']
     assert arrays
     for path in arrays:
         whole = path.read_bytes()
-        for place in range(len(whole) // 10, len(whole), max(1, len(whole) // 5)):
+        for place in range(len(whole) // 10, len(whole), max(1, len(whole) // parts)):
             content = bytearray(whole)
             content[place] ^= 1
             path.write_bytes(content)

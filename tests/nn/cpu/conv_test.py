@@ -19,8 +19,8 @@ TOLERANCE = {'float32': 2e-4, 'bfloat16': 0.06}
 DTYPES = tuple(TOLERANCE)
 
 # Sizes, dilations, strides, shapes, dtypes; and the same without dilations.
-DEPTHWISE = (3, 5, 7), (1, 2), (1, 2, 3), SHAPES, DTYPES
-CONV = ((1, 7), (7, 1), (3, 3), (1, 1)), (1, 2), SHAPES, DTYPES
+DEPTHWISE = (3, 5, 7), (1, 2), (1, 2, 3), SHAPES[:3], DTYPES
+CONV = ((1, 7), (7, 1), (3, 3), (1, 1)), (1, 2), SHAPES[:3], DTYPES
 DEPTHWISE_CASES, CONV_CASES = (tuple(pairwise.cases(*each)) for each in (DEPTHWISE, CONV))
 # What the search spaces use, on every shape in every dtype.
 USED = [(3, 1, 1), (5, 1, 1), (7, 1, 1), (3, 2, 1), (5, 2, 1), (3, 1, 2), (5, 2, 2), (3, 1, 3)]

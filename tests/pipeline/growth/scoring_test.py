@@ -18,7 +18,7 @@ from asose_jax.spaces import chain
 from asose_jax.train import state
 from asose_jax.train.phases import Phase
 
-NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'sep_conv_3x3', 'dil_conv_3x3')
+NAMES = ('none', 'max_pool_3x3', 'skip_connect', 'nor_conv_1x1', 'dil_conv_3x3')
 SPEC = chain.build(
     (6, 6, 2), 3, channels=8, depth=2, reductions=(1,), max_channels=12, primitives=NAMES
 )
@@ -102,7 +102,7 @@ def _derived():
 def test_score_of_a_factor_is_its_gradient_in_the_network_that_was_grown(place):
     """One block with one factor for each operation, really inserted, and differentiated."""
     spec, derived = _derived()
-    names = ('sep_conv_3x3', 'dil_conv_3x3')  # those with weights
+    names = ('nor_conv_1x1', 'dil_conv_3x3')  # those with weights
     gradients = []
     for number, name in enumerate(names):
         step = Growth(*place, candidates=(name,))

@@ -4,8 +4,6 @@ import dataclasses
 import functools
 
 import chex
-import hypothesis
-import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -175,59 +173,47 @@ def test_every_primitive_alone_grows_exactly(name):
         before = after
 
 
-@st.composite
-def _histories(draw, names):
-    """Ten growths in a row, each possible on what the ones before have made."""
-    spec, steps = _chain(names), []
-    for _ in range(10):
-        kind = draw(st.sampled_from(chain.KINDS_OF_GROWTH))
+def _drawn(random, spec, names):
+    """A growth of any kind, at any place of the network as it is."""
+    kind = str(random.choice(chain.KINDS_OF_GROWTH))
+    if kind == 'width':
         widths = transforms.stage_channels(spec)
-        if kind == 'depth':
-            step = Growth(kind, draw(st.integers(0, len(spec.blocks))), candidates=names)
-        elif kind == 'branch':
-            step = Growth(kind, draw(st.integers(0, len(spec.blocks) - 1)), candidates=names)
-        else:
-            stage = draw(st.integers(0, len(widths) - 1))
-            more = draw(st.integers(1, widths[stage] + 2))
-            step = Growth(kind, stage, channels=widths[stage] + min(more, 9))
-        spec = transforms.grown_spec(spec, step)
-        steps.append(step)
-    return steps
+        stage = random.integers(len(widths))
+        return Growth(kind, int(stage), channels=int(widths[stage] + random.integers(1, 10)))
+    places = len(spec.blocks) + (kind == 'depth')
+    return Growth(kind, int(random.integers(places)), candidates=names)
 
 
-def _ten_growths_keep_the_logits(names, steps, seed):
-    spec = _chain(names)
+def _ten_growths_keep_the_logits(names, seed):
+    random, spec = np.random.default_rng(seed), _chain(names)
     before = after = spec, _trained(spec, seed)
-    for step in steps:
+    kinds = set()
+    for _ in range(10):
+        step = _drawn(random, after[0], names)
         after = _grow(*after, step)
+        kinds.add(step.kind)
+    assert kinds == {*chain.KINDS_OF_GROWTH}
     assert _change(before, after, (Mode.ARGMAX,)) <= 1e-5
     chex.assert_trees_all_equal_shapes_and_dtypes(after[1], _fresh(after[0]))
 
 
-def _holds_of(names, examples):
-    @hypothesis.settings(max_examples=examples, deadline=None, derandomize=True, database=None)
-    @hypothesis.given(_histories(names), st.integers(0, 2**31))
-    def holds(steps, seed):
-        _ten_growths_keep_the_logits(names, steps, seed)
-
-    holds()
-
-
 @pytest.mark.parametrize(
-    'name',
+    ('name', 'seed'),
     [
-        'dil_conv_3x3',
-        pytest.param('conv_7x1_1x7', marks=pytest.mark.slow),
-        pytest.param('sep_conv_3x3', marks=pytest.mark.soak),
+        ('dil_conv_3x3', 0),
+        pytest.param('dil_conv_3x3', 1, marks=pytest.mark.slow),
+        *(pytest.param('conv_7x1_1x7', seed, marks=pytest.mark.slow) for seed in (2, 3)),
+        *(pytest.param('sep_conv_3x3', seed, marks=pytest.mark.soak) for seed in (4, 5)),
     ],
 )
-def test_ten_growths_in_any_order_keep_the_logits_of_a_derived_network(name):
-    _holds_of((name,), 2)
+def test_ten_growths_in_any_order_keep_the_logits_of_a_derived_network(name, seed):
+    _ten_growths_keep_the_logits((name,), seed)
 
 
 @pytest.mark.slow
-def test_ten_growths_in_any_order_keep_the_logits_of_a_supernet():
-    _holds_of(CHEAP, 4)
+@pytest.mark.parametrize('seed', range(4))
+def test_ten_growths_in_any_order_keep_the_logits_of_a_supernet(seed):
+    _ten_growths_keep_the_logits(CHEAP, seed)
 
 
 @pytest.mark.parametrize(
@@ -309,7 +295,7 @@ def _is_trace(node):
 
 
 def test_copies_are_not_twins_after_one_update():
-    spec = _chain(('sep_conv_3x3',))
+    spec = _chain(('sep_conv_3x3',), depth=1, reductions=())
     grown_spec, grown = _grow(spec, _trained(spec), Growth('width', 0, channels=6))
     source, _ = transforms.channel_map(4, 6, jax.random.key(11))
 
