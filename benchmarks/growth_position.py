@@ -83,8 +83,8 @@ def positions(checkpoint: pathlib.Path, epochs: int) -> list[tuple[float, float,
         scoring.Candidate(Growth('depth', place, candidates=NEW), 1)
         for place in range(len(spec.blocks) + 1)
     ]
-    images, chosen = controller.score_batches(context, 0), genotype.most_likely(spec, held.arch)
-    scored = scoring.score_candidates(places, spec, held, images, key, chosen, None)
+    pixels, chosen = controller.score_batches(context, 0), genotype.most_likely(spec, held.arch)
+    scored = scoring.score_candidates(places, spec, held, pixels, key, chosen, None)
     span = schedule.spans[-1]
     held = held.replace(step=np.int32(span.start))
     result = []
