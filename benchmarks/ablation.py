@@ -75,6 +75,7 @@ _GROWS |= {'growth.last_epochs': 2, 'growth.lead_epochs': 0}
 _CUT = {'model.residual': False}
 _CURED = [f'{how}_{cure}' for how in ('only', 'without') for cure in crisis.CURES]
 _MIXED = {'search.estimator': 'gumbel'}
+_FEWER_ALPHA = {'search.turn_period': 5, 'search.epochs': 8, 'optimize.epochs': 8}
 _BIASED = {'arch.none_bias': -2.0, 'arch.skip_bias': 1.0}
 
 # Config, and what is changed in it.
@@ -107,6 +108,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     'mixture': (_DEFAULT, _MIXED),
     'mixture_whole': (_DEFAULT, {**_MIXED, 'search.thresholds': (1.0, 1.0, 0.0, 0.0, 0.0)}),
     'longer': (_DEFAULT, {'search.epochs': 30}),
+    'fewer_alpha': (_DEFAULT, _FEWER_ALPHA),
     'growth': (_DEFAULT, _GROWS),
     'growth_last': (_DEFAULT, {**_GROWS, 'growth.where': 'last'}),
 }
