@@ -143,7 +143,7 @@ def test_damaged_description_of_a_set_is_one_line_with_the_command(tmp_path, fil
 
 
 def _open(name, directory, splits):
-    return tfds.load(name, directory, splits, None, 0)
+    return tfds.load(name, directory, splits, None, 0, False)
 
 
 @pytest.mark.parametrize('folder', ['', 'own', 'own/1.0.0'])

@@ -9,7 +9,7 @@ from helpers import networks
 from asose_jax.arch import genotype
 from asose_jax.pipeline import initialization
 from asose_jax.runtime.errors import UserError
-from asose_jax.spaces import chain, darts, nasbench201
+from asose_jax.spaces import darts, nasbench201
 
 CELL = '|nor_conv_3x3~0|+|nor_conv_3x3~0|avg_pool_3x3~1|+|skip_connect~0|none~1|none~2|'
 OTHER = CELL.replace('avg_pool_3x3', 'none')
@@ -59,10 +59,10 @@ DARTS, OTHER_DARTS = (
 @pytest.mark.parametrize(
     ('space', 'text', 'told'),
     [
-        (nasbench201, DARTS, "the space 'darts', but model.space='nasbench201'"),
-        (nasbench201, f'A = {DARTS}\nB = {OTHER_DARTS}\n', "the space 'darts'"),
-        (darts, f'10:00 arch = {CELL}\n', "the space 'nasbench201', but model.space='darts'"),
-        (chain, CELL, "the space 'nasbench201', but model.space='chain'"),
+        ('nasbench201', DARTS, "the space 'darts', but model.space='nasbench201'"),
+        ('nasbench201', f'A = {DARTS}\nB = {OTHER_DARTS}\n', "the space 'darts'"),
+        ('darts', f'10:00 arch = {CELL}\n', "the space 'nasbench201', but model.space='darts'"),
+        ('chain', CELL, "the space 'nasbench201', but model.space='chain'"),
         (None, DARTS, "the space 'darts', not the sizes of a network"),  # as `network`
         (None, CELL, "the space 'nasbench201', not the sizes of a network"),
     ],
@@ -72,7 +72,7 @@ def test_genotype_of_another_space_is_told_as_that(tmp_path, space, text, told):
     file = tmp_path / 'found.txt'
     file.write_text(text)
     sizes = {'channels': 8, 'depth': 2, 'reductions': (), 'max_channels': 8}
-    spec = space and space.build((8, 8, 1), 10, **sizes)
+    spec = space and networks.build(space, (8, 8, 1), 10, **sizes)
     with pytest.raises(UserError) as error:
         initialization._chosen_network(str(file), spec) if spec else _network(file)
     assert told in str(error.value)
