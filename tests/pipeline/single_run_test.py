@@ -215,15 +215,21 @@ _ALONE = {
 }
 
 
-def _statistics_by_hand(model, data, config):
-    """BatchNorm's, as means over the training batches that evaluations take them from."""
-    net, zeros = supernet.SuperNet(model.spec), jax.tree.map(np.zeros_like, model.variables)
+def _statistics_by_hand(spec, variables, data, config):
+    """BatchNorm's, as means over the training batches that evaluations take them from.
+
+    Of the most likely network; those of all other candidates are 0.
+    """
+    net, zeros = supernet.SuperNet(spec), jax.tree.map(np.zeros_like, variables['batch_stats'])
 
     @jax.jit
     def of_batch(images):
-        variables = {**model.variables, 'batch_stats': zeros['batch_stats']}
         _, changed = net.apply(
-            variables, images, mode=Mode.ARGMAX, train=True, mutable=['batch_stats']
+            {**variables, 'batch_stats': zeros},
+            images,
+            mode=Mode.ARGMAX,
+            train=True,
+            mutable=['batch_stats', 'guard'],
         )
         return jax.tree.map(lambda leaf: leaf / 0.1, changed['batch_stats'])  # momentum of 0.9
 
@@ -253,13 +259,27 @@ def test_averaged_network_is_evaluated_with_its_own_statistics_kept_and_resumed(
     chex.assert_trees_all_equal(model.variables['params'], held.average)
     chex.assert_trees_all_close(
         model.variables['batch_stats'],
-        _statistics_by_hand(model, data, config),
+        _statistics_by_hand(model.spec, model.variables, data, config),
         rtol=1e-3,
         atol=1e-4,
     )
     pixels, labels = data.images.read(data.test)
     right = (model.predict(pixels).argmax(-1) == labels).mean()
     assert summary['test_accuracy'] == pytest.approx(right, abs=1e-6)
+
+
+def test_supernet_is_evaluated_with_the_statistics_of_its_most_likely_network(whole):
+    """The state at the end of search has kept them."""
+    config = tiny(**WHOLE)
+    _, spec, held = final_state(whole[0], config, step=16)  # the end of search
+    assert not spec.is_derived()
+    variables = {**held.trainable, 'batch_stats': held.batch_stats}
+    expected = _statistics_by_hand(spec, variables, builders.load_data(config), config)
+    pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(held.batch_stats), strict=True)
+    used = [(by_hand, kept) for by_hand, kept in pairs if by_hand.any()]
+    assert len(used) >= 4  # of the stem, and of the transition behind it
+    for by_hand, kept in used:
+        np.testing.assert_allclose(kept, by_hand, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
