@@ -17,6 +17,7 @@ from helpers.runs import (
     NAMES_OF,
     SKIPS,
     WHOLE,
+    Compiled,
     assert_resumed_as_the_whole,
     assert_same_end,
     csv_text,
@@ -52,6 +53,12 @@ def whole(shared):
     """A run that was never stopped."""
     workdir = shared('whole', make_whole) / 'run'
     return workdir, json.loads((workdir / 'summary.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def programs():
+    """Of runs of this module whose steps are those of `WHOLE`."""
+    return Compiled()
 
 
 def test_workdir_holds_what_was_promised(whole):
@@ -545,7 +552,8 @@ def test_no_disk_is_an_error_before_training(tmp_path, monkeypatch):
         single_run.run(tiny(**WHOLE), tmp_path / 'run')
 
 
-def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, monkeypatch):
+def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, monkeypatch, programs):
+    programs.install(monkeypatch)
     original = pmap.shared_arrays
 
     def poisoned(images, key):
@@ -564,7 +572,9 @@ def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, mon
     assert int(pathlib.Path(good[1]).name) < int(step[1])
 
 
-def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):
+def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog, programs):
+    programs.install(monkeypatch)
+
     def only_skip(self, key, candidates):
         return jax.numpy.zeros(len(candidates)).at[candidates.index('skip_connect')].set(9.0)
 
