@@ -58,7 +58,15 @@ LAWS = {
         'steps_test::test_many_devices_are_one_device_and_all_replicas_are_equal',
         'steps_test::test_laws_of_the_steps_hold_on_eight_devices',
     ],
-    'A run that is stopped, anywhere, ends bit for bit as a whole one': ['kill_test'],
+    'A run that is stopped, anywhere, ends bit for bit as a whole one': [
+        'kill_test',
+        'single_run_test::test_run_stopped_in_each_phase_and_resumed_ends_bit_for_bit_as_the_whole_one',
+        'controller_test::test_run_stopped_around_its_growths_and_resumed_ends_bit_for_bit_as_the_whole_one',
+    ],
+    'An evaluation has BatchNorm statistics of the network that α makes most likely': [
+        'factors_test::test_statistics_of_their_own_are_those_of_the_most_likely_network',
+        'single_run_test::test_supernet_is_evaluated_with_the_statistics_of_its_most_likely_network',
+    ],
     'Programs for GPU and TPU hold nothing that is for a CPU, and exchange no more than is named': [
         'accelerators_test'
     ],

@@ -238,16 +238,19 @@ class Compiled:
     """
 
     def __init__(self):
-        self.calls, self.train = {}, []  # the second: a weak reference to each, with what it is of
+        # Of the programs of training, weak references, and each request with what it was for.
+        self.calls, self.train, self.asked = {}, [], []
 
     def _made(self, original, step_config, phase, example):
         key = original.__name__, step_config.model.spec, phase.searches or phase
+        if original.__name__ == 'compile_train':
+            self.asked.append((step_config.model.spec.to_json(), str(phase)))
         if key in self.calls:
             return pmap.Program(self.calls[key], 0.0, 0)
         made = original(step_config, phase, *example)
         self.calls[key] = made.call
         if original.__name__ == 'compile_train':
-            self.train.append((weakref.ref(made), step_config.model.spec.to_json(), str(phase)))
+            self.train.append(weakref.ref(made))
         return made
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +275,7 @@ def make_whole(place: pathlib.Path) -> None:
 
     def at_the_end(context, current):
         gc.collect()
-        alive.extend(i for i, (made, *_) in enumerate(compiled.train) if made() is not None)
+        alive.extend(i for i, made in enumerate(compiled.train) if made() is not None)
         return write(context, current)
 
     place.mkdir()
@@ -281,7 +284,7 @@ def make_whole(place: pathlib.Path) -> None:
         with pytest.MonkeyPatch.context() as ending:
             ending.setattr(run_summary, 'write_summary', at_the_end)
             single_run.run(tiny(**WHOLE), place / 'run')
-        programs = [[spec, phase] for _, spec, phase in compiled.train]
+        programs = list(compiled.asked)
         stops = [(stop_after, 2), (ask_to_stop, 9), (stop_after, 31)]
         stops += [(stop_before_saving, 34), (stop_after, 47), (stop_after, 54)]
         run_with_stops(tiny(**WHOLE), place / 'stopped', stops)
@@ -294,11 +297,13 @@ def run_until(
     workdir: pathlib.Path,
     stop: Callable[[pytest.MonkeyPatch, int], None] = stop_after,
 ) -> None:
-    """Runs it, or goes on with it, until `stop` ends it at `step`."""
+    """Runs it, or goes on with it, until `stop` ends it at `step`, saved if that is said of it."""
     with pytest.MonkeyPatch.context() as patch:
         stop(patch, step)
         with pytest.raises((Killed, Stopped), match=rf'at step {step}\b'):
             single_run.run(config, workdir)
+    saved = (workdir / 'checkpoints' / str(step)).is_dir()
+    assert saved == (stop is not stop_before_saving)
 
 
 def run_with_stops(config: ml_collections.ConfigDict, workdir: pathlib.Path, stops: list) -> None:

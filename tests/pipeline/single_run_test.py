@@ -18,6 +18,7 @@ from helpers.runs import (
     NAMES_OF,
     SKIPS,
     WHOLE,
+    Compiled,
     assert_resumed_as_the_whole,
     assert_same_end,
     csv_text,
@@ -53,6 +54,12 @@ def whole(shared):
     """A run that was never stopped."""
     workdir = shared('whole', make_whole) / 'run'
     return workdir, json.loads((workdir / 'summary.json').read_text())
+
+
+@pytest.fixture(scope='module')
+def programs():
+    """Of runs of this module whose steps are those of `WHOLE`."""
+    return Compiled()
 
 
 def test_workdir_holds_what_was_promised(whole):
@@ -216,15 +223,21 @@ _ALONE = {
 }
 
 
-def _statistics_by_hand(model, data, config):
-    """BatchNorm's, as means over the training batches that evaluations take them from."""
-    net, zeros = networks.supernet(model.spec), jax.tree.map(np.zeros_like, model.variables)
+def _statistics_by_hand(spec, variables, data, config):
+    """BatchNorm's, as means over the training batches that evaluations take them from.
+
+    Of the most likely network; those of all other candidates are 0.
+    """
+    net, zeros = networks.supernet(spec), jax.tree.map(np.zeros_like, variables['batch_stats'])
 
     @jax.jit
     def of_batch(images):
-        variables = {**model.variables, 'batch_stats': zeros['batch_stats']}
         _, changed = net.apply(
-            variables, images, mode=Mode.ARGMAX, train=True, mutable=['batch_stats']
+            {**variables, 'batch_stats': zeros},
+            images,
+            mode=Mode.ARGMAX,
+            train=True,
+            mutable=['batch_stats', 'guard'],
         )
         return jax.tree.map(lambda leaf: leaf / 0.1, changed['batch_stats'])  # momentum of 0.9
 
@@ -254,13 +267,27 @@ def test_averaged_network_is_evaluated_with_its_own_statistics_kept_and_resumed(
     chex.assert_trees_all_equal(model.variables['params'], held.average)
     chex.assert_trees_all_close(
         model.variables['batch_stats'],
-        _statistics_by_hand(model, data, config),
+        _statistics_by_hand(model.spec, model.variables, data, config),
         rtol=1e-3,
         atol=1e-4,
     )
     pixels, labels = data.images.read(data.test)
     right = (model.predict(pixels).argmax(-1) == labels).mean()
     assert summary['test_accuracy'] == pytest.approx(right, abs=1e-6)
+
+
+def test_supernet_is_evaluated_with_the_statistics_of_its_most_likely_network(whole):
+    """The state at the end of search has kept them."""
+    config = tiny(**WHOLE)
+    _, spec, held = final_state(whole[0], config, step=16)  # the end of search
+    assert not spec.is_derived()
+    variables = {**held.trainable, 'batch_stats': held.batch_stats}
+    expected = _statistics_by_hand(spec, variables, builders.load_data(config), config)
+    pairs = zip(jax.tree.leaves(expected), jax.tree.leaves(held.batch_stats), strict=True)
+    used = [(by_hand, kept) for by_hand, kept in pairs if by_hand.any()]
+    assert len(used) >= 4  # of the stem, and of the transition behind it
+    for by_hand, kept in used:
+        np.testing.assert_allclose(kept, by_hand, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -527,7 +554,8 @@ def test_no_disk_is_an_error_before_training(tmp_path, monkeypatch):
         single_run.run(tiny(**WHOLE), tmp_path / 'run')
 
 
-def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, monkeypatch):
+def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, monkeypatch, programs):
+    programs.install(monkeypatch)
     original = pmap.shared_arrays
 
     def poisoned(images, key):
@@ -546,7 +574,9 @@ def test_persistent_trouble_stops_the_run_and_names_the_checkpoint(tmp_path, mon
     assert int(pathlib.Path(good[1]).name) < int(step[1])
 
 
-def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog):
+def test_collapse_and_fall_are_told(tmp_path, monkeypatch, caplog, programs):
+    programs.install(monkeypatch)
+
     def only_skip(self, key, candidates):
         return jax.numpy.zeros(len(candidates)).at[candidates.index('skip_connect')].set(9.0)
 

@@ -118,11 +118,11 @@ def test_versions_and_processor_have_directories_of_their_own(tmp_path, monkeypa
     assert compilation_cache.directory(tmp_path) != here
 
 
-def test_two_processes_at_once_keep_one_whole_entry_and_the_next_one_reads_it(tmp_path):
+def test_two_processes_at_once_keep_whole_entries_which_the_next_one_reads(tmp_path):
     both = [_started(tmp_path) for _ in range(2)]
     assert [_ended(process)[::2] for process in both] == [(512.0, '')] * 2
     files = _entries(tmp_path)
-    assert _ended(_started(tmp_path)) == (512.0, len(files), '')
+    assert len(files) > 1
     damaged = files[0].read_bytes()[:-20]
     files[0].write_bytes(damaged)
     assert _ended(_started(tmp_path)) == (512.0, len(files) - 1, '')

@@ -139,7 +139,7 @@ def test_gradient_of_every_primitive_has_a_derivative_forwards(name, stride):
     jax.eval_shape(derivative, stats, params, x)
 
 
-NAMES = ('none', 'skip_connect', 'dil_conv_3x3')
+NAMES = ('none', 'skip_connect', 'nor_conv_1x1')
 SPEC = chain.build(
     (4, 4, 1), 3, channels=2, depth=1, reductions=(), max_channels=2, primitives=NAMES
 )
