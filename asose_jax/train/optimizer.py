@@ -1,14 +1,9 @@
 """Builds the optimizer: SGD for the weights, AdamW for alpha, each masked to its own turns."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
-import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
+from asose_jax.train import turn_mask
 from asose_jax.train.phases import Schedule
 
 # A step that is a weight turn in every schedule: with it, `update` computes a step of the weights.
@@ -97,37 +92,8 @@ def make_optimizer(
     )
     return optax.multi_transform(
         {
-            'weights': _in_turn(weights, schedule.is_weight_turn),
-            'arch': _in_turn(arch, schedule.is_alpha_turn),
+            'weights': turn_mask.in_turn(weights, schedule.is_weight_turn),
+            'arch': turn_mask.in_turn(arch, schedule.is_alpha_turn),
         },
         {'params': 'weights', 'arch': 'arch'},
     )
-
-
-def _in_turn(
-    inner: optax.GradientTransformation, has_turn: Callable[[jax.Array], bool | jax.Array]
-) -> optax.GradientTransformationExtraArgs:
-    """Applies `inner` in its turns; outside them the update is zero and the state stays.
-
-    Selected number by number: `optax.conditionally_mask` branches, and then every parameter passes
-    through half a dozen small loops instead of one. `has_turn` maps the step of the run, which
-    `update` takes as a keyword, to whether it is a turn of the group.
-    """
-
-    def update(
-        updates: optax.Updates,
-        state: optax.OptState,
-        params: optax.Params | None = None,
-        *,
-        step: jax.Array,
-        **_: Any,
-    ) -> tuple[optax.Updates, optax.OptState]:
-        moved, moved_state = inner.update(updates, state, params)
-        select = functools.partial(jnp.where, has_turn(step))
-        return (
-            jax.tree.map(select, moved, optax.tree.zeros_like(moved)),
-            jax.tree.map(select, moved_state, state),
-        )
-
-    # The named tuple behind the class is declared for updates without keywords.
-    return optax.GradientTransformationExtraArgs(inner.init, update)  # pyright: ignore[reportArgumentType]
