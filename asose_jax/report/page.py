@@ -12,7 +12,7 @@ import time
 import jinja2
 
 from asose_jax.metrics import run_record
-from asose_jax.report import run_figures, run_sections, sweep_sections
+from asose_jax.report import alpha_chart, run_figures, run_sections, sweep_sections
 from asose_jax.runtime import paths, workdir
 from asose_jax.runtime.errors import UserError, describe_os_error, os_errors
 
@@ -90,7 +90,7 @@ def render(record: run_record.Record) -> str:
         numbers=run_sections.numbers(record),
         accuracy=run_figures.accuracy(record),
         curves=run_figures.curves(record),
-        choices=run_figures.choices(record),
+        choices=alpha_chart.heat_maps(record),
         counts=run_figures.counts(record),
         networks=run_figures.networks(record),
         growths=run_sections.growths(record),

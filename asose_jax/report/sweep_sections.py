@@ -11,10 +11,10 @@ from typing import Any
 from asose_jax.metrics import comparison, run_record
 from asose_jax.metrics.run_record import Record, finite_or_none
 from asose_jax.nn import operations
-from asose_jax.report import charts, formatting, run_sections, strips
+from asose_jax.report import charts, formatting, run_sections, strip_chart
 from asose_jax.report.charts import Line
 from asose_jax.report.formatting import MISSING, percent, plain
-from asose_jax.report.strips import Strip
+from asose_jax.report.strip_chart import Strip
 from asose_jax.runtime import workdir
 
 _STYLES = ('first', 'second', 'third', 'first long', 'second mixed', 'third short')
@@ -278,7 +278,7 @@ def _from_scratch(sweep: Sweep) -> dict[str, Any]:
     widths = [size['width'] for size in charts.PAGE_SIZES] if groups else []
     title = 'Test accuracy from scratch'
     return {
-        'charts': [strips.chart(title, alt, groups, width=width) for width in widths],
+        'charts': [strip_chart.chart(title, alt, groups, width=width) for width in widths],
         'shapes': [(shape, name) for shape, name in names.items() if shape in shapes],
         'marked': 'diamond' in shapes,
         'asked': _FOUND in sweep.asked,

@@ -9,7 +9,7 @@ from helpers.pages import DESK, HOSTILE, OVERLAPS, Parsed, every_screen, text_of
 from helpers.several_searches import FOUND, RANDOM, write
 
 from asose_jax.metrics import run_record
-from asose_jax.report import page, strips, sweep_sections
+from asose_jax.report import page, strip_chart, sweep_sections
 
 SECTIONS = ('numbers', 'accuracy', 'searches', 'chance', 'setup')
 
@@ -92,18 +92,18 @@ def test_runs_that_are_at_work_are_shown_as_far_as_they_are(all_of):
 
 def test_strips_mark_every_network_and_none_hides_another():
     given = [
-        strips.Strip('found', [(0.5, '1'), (0.7, '2')], 'diamond'),
-        strips.Strip('random cells', [(0.6, ''), (0.6, ''), (0.601, '')], 'ball'),
+        strip_chart.Strip('found', [(0.5, '1'), (0.7, '2')], 'diamond'),
+        strip_chart.Strip('random cells', [(0.6, ''), (0.6, ''), (0.601, '')], 'ball'),
     ]
-    made = strips.chart('title', 'told', given, width=360.0)
+    made = strip_chart.chart('title', 'told', given, width=360.0)
     found, random = made['strips']
     assert (len(found['points']), len(random['points'])) == (2, 3)
     assert len(set(random['points'])) == 3
     assert made['marked'] == [x for x, _ in found['points']]
     assert [label['text'] for label in found['labels']] == ['1', '2']
     left, right = found['points'][0][0], found['points'][1][0]
-    near = [strips.Strip('found', [(0.5, '1'), (0.501, '2'), (0.9, '3')], 'diamond')]
-    labels = strips.chart('title', 'told', near, width=360.0)['strips'][0]['labels']
+    near = [strip_chart.Strip('found', [(0.5, '1'), (0.501, '2'), (0.9, '3')], 'diamond')]
+    labels = strip_chart.chart('title', 'told', near, width=360.0)['strips'][0]['labels']
     assert [label['text'] for label in labels] == ['1, 2', '3']
     assert random['median'] == pytest.approx((left + right) / 2, abs=0.1)
 
