@@ -55,6 +55,7 @@ ALLOWED = {
     'search.partial_channels': (1, 2),
     'search.early_stop': (False, True),
     'search.stop_window': (1, 5),
+    'search.settle_epochs': (None, 2),
     'search.selection': ('argmax', 'perturbation'),
     'growth.epochs': (0, 4),
     'growth.kinds': ((), ('depth', 'width'), ('branch',), ('auto',)),

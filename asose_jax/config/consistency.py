@@ -329,6 +329,11 @@ def _search_errors(config: Config) -> list[str]:
             f'search.stop_window={search["stop_window"]}: search.early_stop compares twice as many '
             f'evaluations; alpha moves in {counted(moving, "epoch")} of the search'
         )
+    if search['settle_epochs'] is not None and search['settle_epochs'] >= moving:
+        wrong.append(
+            f'search.settle_epochs={search["settle_epochs"]}: must be less than the '
+            f'{counted(moving, "epoch")} of search in which alpha moves'
+        )
     if search['early_stop'] and config['growth']['epochs']:
         wrong.append('search.early_stop=True: alpha would go on in growth; set growth.epochs=0')
     if search['turns'] == 'together':

@@ -69,6 +69,7 @@ def retrain_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDi
         'search.epochs': 0,
         'search.freeze_epochs': 0,
         'search.early_stop': False,
+        'search.settle_epochs': None,
         'search.selection': 'argmax',
         'search.second_order': False,
         'arch.anchor': 0.0,

@@ -545,6 +545,12 @@ FIELDS: dict[str, Field] = {
         'search ends when the older mean is less than this share of the newer',
         _R_DARTS,
     ),
+    'search.settle_epochs': Field(
+        None,
+        _optional(_integer(2)),
+        'search ends once its network has been the same, every choice ahead by 0.1 in alpha, in so '
+        'many epochs in a row; optimize gets the epochs that are left; None: it never does',
+    ),
     'search.selection': Field(
         'argmax',
         _one_of('argmax', 'perturbation'),

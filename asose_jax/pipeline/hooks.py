@@ -1,8 +1,8 @@
 """Reactions to an evaluation: one visible list of hooks, which the phase loop runs in order.
 
-    hooks = (GrowNetwork(), StopEarly(), WriteMetrics(log), DrawPage(page), WriteTensorBoard(e))
+    hooks = (GrowNetwork(), StopEarly(), StopWhenSettled(), WriteMetrics(log), DrawPage(page), ...)
 
-The first two decide: while they may, the next step waits for them. The others write.
+The first three decide: while they may, the next step waits for them. The others write.
 """
 
 import abc
@@ -14,7 +14,7 @@ import numpy as np
 from asose_jax.arch.genotype import NetSpec
 from asose_jax.metrics import arch_analysis, metrics_log
 from asose_jax.nn import factors
-from asose_jax.pipeline import early_stopping
+from asose_jax.pipeline import early_stopping, settling
 from asose_jax.pipeline.growth import controller
 from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.report.page import Page
@@ -135,6 +135,23 @@ class StopEarly(Hook):
         halts = early_stopping.update(context, current, evaluation.span, evaluation.record)
         measured = 'arch/eigenvalue' in evaluation.record
         return Decision(saves=halts, ends_phase=halts, stalled=measured)
+
+
+class StopWhenSettled(Hook):
+    """Ends the search when its choices have not changed for some epochs."""
+
+    def may_decide(self, context: RunContext, span: Span) -> bool:
+        """Returns whether the search can end early in this phase."""
+        return settling.may_stop(context, span)
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation
+    ) -> Decision:
+        """Counts the evaluations with the same choices, and ends the phase after enough of them."""
+        if evaluation.decided.ends_phase:
+            return Decision()
+        ends = settling.update(context, current, evaluation.span, evaluation.record)
+        return Decision(saves=ends, ends_phase=ends)
 
 
 class WriteMetrics(Hook):

@@ -32,6 +32,7 @@ class RunHistory:
       train_flops: floating-point operations spent on training so far, see `costs.flops`.
       growth: an event for each growth that took place, as in summary.json.
       growing: progress towards the next growth.
+      settled: evaluations in a row with the same, sure choices, see `settling`.
       curvature: the last evaluations that may still end the search, see `early_stopping`.
       halted: where and why the search ended early; `None` if it did not.
       selection: how the operations of the derived network were chosen; `None` before that.
@@ -42,6 +43,7 @@ class RunHistory:
     train_flops: float = 0.0
     growth: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     growing: GrowthProgress = dataclasses.field(default_factory=GrowthProgress)
+    settled: int = 0
     curvature: list[Any] = dataclasses.field(default_factory=list)
     halted: dict[str, Any] | None = None
     selection: str | None = None

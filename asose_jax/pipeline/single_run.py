@@ -43,6 +43,7 @@ from asose_jax.pipeline.hooks import (
     DrawPage,
     GrowNetwork,
     StopEarly,
+    StopWhenSettled,
     WriteMetrics,
     WriteTensorBoard,
 )
@@ -268,6 +269,7 @@ def _run_phases(
         hooks = (
             GrowNetwork(),
             StopEarly(),
+            StopWhenSettled(),
             WriteMetrics(log),
             DrawPage(report),
             WriteTensorBoard(events),
@@ -345,9 +347,10 @@ def _with_halted_schedule(
     run whose search did not end early keeps its context.
     """
     halted = current.history.halted
-    schedule = (
-        context.schedule if halted is None else context.schedule.with_search_until(halted['step'])
-    )
+    if halted is None:
+        return context
+    hands_over = 'settled_for' in halted
+    schedule = context.schedule.with_search_until(halted['step'], hands_over=hands_over)
     if schedule == context.schedule:
         return context
     context.checkpoints.keep_for_good([span.stop for span in schedule.spans])

@@ -83,6 +83,10 @@ def numbers(record: Record) -> list[dict[str, str]]:
     for kind, entry in limits.items() if isinstance(limits, dict) else ():
         value, largest = (finite_or_none(entry.get(key)) for key in ('value', 'limit'))
         figures.append((f'Cost limit, {kind}', plain(value), f'of at most {plain(largest)}'))
+    halted = summary.get('halted')
+    if isinstance(halted, dict) and 'settled_for' in halted:
+        note = f'the network had been the same for {plain(finite_or_none(halted["settled_for"]))}'
+        figures.append(('Epochs of search', plain(finite_or_none(halted.get('epoch'))), note))
     if record.growths:
         figures.append(('Growths', str(len(record.growths)), 'in depth, width or branches'))
     return [{'name': name, 'value': value, 'note': note} for name, value, note in figures]
@@ -156,7 +160,7 @@ def alarms(record: Record) -> list[str]:
     count = len(record.lines)
     texts = [f'{alarm} ({formatting.spans(at)} of {count})' for alarm, at in evaluations.items()]
     halted = record.summary.get('halted')
-    if isinstance(halted, dict):
+    if isinstance(halted, dict) and 'settled_for' not in halted:
         texts.append(
             f'search stopped early after epoch {halted.get("epoch")}, because the curvature in α '
             f'had risen; α was set back to that of epoch {halted.get("alpha_of_epoch")}'

@@ -200,13 +200,21 @@ class Schedule:
             return None
         return OPTIMIZE_TAU if phase is Phase.OPTIMIZE else self.tau(step)
 
-    def with_search_until(self, step: int) -> 'Schedule':
-        """Returns the schedule in which search ends early, at the end of an epoch."""
-        spans, saved = [], 0
+    def with_search_until(self, step: int, hands_over: bool = False) -> 'Schedule':
+        """Returns the schedule in which search ends early, at the end of an epoch.
+
+        Args:
+          step: where it ends.
+          hands_over: whether optimize gets the epochs that search does not have, if there is one.
+        """
+        spans, saved, left = [], 0, 0
         for span in self.spans:
             start, stop, epochs = span.start - saved, span.stop - saved, span.epochs
             if span.phase is Phase.SEARCH:
                 saved, stop, epochs = stop - step, step, span.epoch_at(step)
+                left = span.epochs - epochs if hands_over else 0
+            if span.phase is Phase.OPTIMIZE:
+                stop, epochs = stop + left * span.epoch_steps, epochs + left
             spans.append(Span(span.phase, start, stop, epochs))
         return dataclasses.replace(self, spans=tuple(spans))
 

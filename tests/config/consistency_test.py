@@ -292,6 +292,10 @@ def test_missing_field_is_named():
             r'search.stop_window=5: .* alpha moves in 9 epochs of the search',
         ),
         (
+            {'search.settle_epochs': 24},
+            r'search.settle_epochs=24: must be less than the 24 epochs of search in which',
+        ),
+        (
             {'search.selection': 'perturbation', 'genotype': 'a'},
             r"search.selection='perturbation': genotype names the operations already",
         ),

@@ -147,6 +147,7 @@ def test_what_a_search_was_like_does_not_stand_in_the_way():
         {
             'search.freeze_epochs': 3,
             'search.early_stop': True,
+            'search.settle_epochs': 3,
             'search.selection': 'perturbation',
             'search.auxiliary_skip': True,
             'search.estimator': 'drnas',

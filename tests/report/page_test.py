@@ -139,6 +139,17 @@ def test_page_shows_the_curvature_that_ended_a_search_and_the_cost(tmp_path):
     assert 'expected cost of the network' in found['curves']
 
 
+def test_page_says_where_a_search_settled(tmp_path):
+    workdir = recorded.write(tmp_path, **SHORT)
+    summary = json.loads((workdir / 'summary.json').read_text())
+    summary['halted'] = {'step': 60, 'epoch': 3, 'settled_for': 2}
+    (workdir / 'summary.json').write_text(json.dumps(summary))
+    page.write(workdir)
+    text = text_of(workdir)
+    assert 'the network had been the same for 2' in text
+    assert 'search stopped early' not in text
+
+
 def test_alpha_of_a_block_is_followed_through_growth(runs):
     """A new block 2 makes the old one block 3; its column goes on there."""
     told = run_record.read(runs['chain'])

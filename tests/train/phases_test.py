@@ -160,6 +160,18 @@ def test_plan_of_a_search_that_ended_early_is_that_of_fewer_epochs():
         assert getattr(ended, count)(ended.steps) == getattr(planned, count)(planned.steps)
 
 
+def test_optimize_gets_the_epochs_of_a_search_that_has_settled():
+    schedule = networks.make_schedule(EPOCHS, 10, freeze_epochs=4)
+    ended = schedule.with_search_until(20 + 7 * 15, hands_over=True)
+    before, after = ({span.phase: span for span in s.spans} for s in (schedule, ended))
+    left = before[Phase.SEARCH].epochs - 7
+    assert after[Phase.SEARCH].epochs == 7
+    assert after[Phase.OPTIMIZE].epochs == before[Phase.OPTIMIZE].epochs + left
+    assert after[Phase.OPTIMIZE].epoch_steps == before[Phase.OPTIMIZE].epoch_steps == 10
+    assert ended.weight_updates(ended.steps) == schedule.weight_updates(schedule.steps)
+    assert ended.with_search_until(20 + 7 * 15, hands_over=True) == ended
+
+
 def test_beta_is_one_through_warmup_falls_linearly_over_search_and_stays_at_zero():
     betas = np.array([SCHEDULE.beta(step) for step in range(SCHEDULE.steps + 1)])
     np.testing.assert_array_equal(betas[:20], 1.0)
