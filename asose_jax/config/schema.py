@@ -550,6 +550,7 @@ FIELDS: dict[str, Field] = {
         _optional(_integer(2)),
         'search ends once its network has been the same, every choice ahead by 0.1 in alpha, in so '
         'many epochs in a row; optimize gets the epochs that are left; None: it never does',
+        before=None,
     ),
     'search.selection': Field(
         'argmax',

@@ -585,6 +585,11 @@ def test_damaged_config_of_a_run_is_named_as_that(tmp_path, damage, fault):
         assert '\n' not in str(told.value)
 
 
+def test_each_field_that_came_later_says_what_runs_had_before_it():
+    """Else `--mode=evaluate` and export take the configs of older runs for damaged."""
+    assert len(FIELDS) - len(BEFORE) == 108  # the fields of the first version
+
+
 def test_config_of_an_older_run_is_whole(tmp_path):
     """Without the fields that came later."""
     old = {name: value for name, value in PLAIN.items() if name not in BEFORE}
