@@ -623,6 +623,8 @@ def export(
         is installed, the file is run and compared with the network.
       * `'int8'` writes `model.onnx` and, quantised to integers, `model_int8.onnx`, with
         `model_int8.json`: accuracy and size of both.
+      * `'torch'` writes `model_torch.py`, a module of plain PyTorch, and `model_torch.safetensors`,
+        its weights. If PyTorch is installed, it is run and compared with the network.
 
     Args:
       directory: workdir of a finished run.

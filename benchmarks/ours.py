@@ -20,7 +20,7 @@ from asose_jax.train import optimizer, phases, pmap, state, steps
 from asose_jax.train.phases import Phase
 from asose_jax.train.step_config import PLAIN, StepConfig
 
-TURN_PERIOD = 3  # one alpha step, two weight steps
+TURN_PERIOD = 3  # the cycle of the ancestor: one alpha step, two weight steps
 # Of activations the dtype, of products JAX's default precision: on GPUs, JAX without any setting
 # takes TF32 for float32.
 PRECISIONS = {

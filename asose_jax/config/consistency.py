@@ -574,10 +574,10 @@ def has_exact_start(config: Config) -> bool:
     See docs/algorithm.md, "Exact start". `search.exact_start=None` means: wherever it is possible
     without an auxiliary skip.
     """
-    wanted = config['search'].get('exact_start')  # older runs do not have the field
+    wanted = config['search']['exact_start']
     if wanted is not None:
         return wanted
-    alone = config['model'].get('residual', True) and config['warmup']['operations'] == 'skip'
+    alone = config['model']['residual'] and config['warmup']['operations'] == 'skip'
     return config['model']['space'] == 'chain' and alone
 
 

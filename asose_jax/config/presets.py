@@ -134,7 +134,6 @@ _SEED: dict[str, Any] = {
     'search.anneal_every': 1,
     'growth.where': 'last',
     'growth.lead_epochs': 0,
-    'growth.none_bias': -2.0,
     'growth.skip_bias': 1.0,
 }
 

@@ -487,7 +487,8 @@ FIELDS: dict[str, Field] = {
     'search.anneal_every': Field(
         None,
         _optional(_integer(1)),
-        'alpha updates per decay of the temperature; None: spread over search and growth',
+        'alpha updates per decay of the temperature; None: spread over search, or over growth '
+        'if there is no search',
     ),
     'search.transition_noise': Field(
         0.05, _NOT_NEGATIVE, 'standard deviation of noise added to alpha when the search begins'

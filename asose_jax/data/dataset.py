@@ -85,8 +85,6 @@ def load(data: ml_collections.ConfigDict, seed: int, *, split_by: str, begun: bo
     if name == 'digits':
         learn, test, names = _digits(data.image_size)
     elif name == 'folder':
-        if data.dir is None:
-            raise UserError("data.dir=None: data.name='folder' needs the folder of pictures")
         learn, test, identity, names = image_folder.load(
             data.dir,
             splits,

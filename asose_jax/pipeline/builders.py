@@ -56,7 +56,8 @@ def make_settings(
         none_bias=biases.none_bias,
         skip_bias=biases.skip_bias,
         estimator=c.search.estimator,
-        noise=c.search.noise or 'temperature',  # unused if `None`: the estimator has no noise
+        # Estimators without noise ignore it.
+        noise=c.search.noise or 'temperature',
         thresholds=gumbel.Thresholds(*c.search.thresholds),
         remat=c.model.remat,
         guard=c.guard.alpha,

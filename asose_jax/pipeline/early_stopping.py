@@ -190,19 +190,12 @@ def _record_end(
     current: RunState, span: Span, step: int, alpha_epoch: int, eigenvalues: list[float]
 ) -> None:
     """Records in the history, and logs, that the search has ended at `step`."""
-    epoch = span.epoch_at(step)
-    current.history.halted = {
-        'step': step,
-        'epoch': epoch,
-        'alpha_of_epoch': alpha_epoch,
-        'eigenvalues': eigenvalues,
-    }
+    current.history.halt(span, step, alpha_of_epoch=alpha_epoch, eigenvalues=eigenvalues)
     current.history.curvature = []
-    current.row.update(epochs=epoch, steps=step - span.start)
     logger.info(
         "search ends after epoch %d of %d: the largest eigenvalue of alpha's Hessian has risen "
         '(%s); alpha is set back to that of epoch %d',
-        epoch,
+        span.epoch_at(step),
         span.epochs,
         ', '.join(f'{number:.3g}' for number in eigenvalues),
         alpha_epoch,

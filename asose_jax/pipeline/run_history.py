@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from asose_jax.train.phases import Span
+
 
 @dataclasses.dataclass
 class GrowthProgress:
@@ -47,6 +49,12 @@ class RunHistory:
     curvature: list[Any] = dataclasses.field(default_factory=list)
     halted: dict[str, Any] | None = None
     selection: str | None = None
+
+    def halt(self, span: Span, step: int, **why: Any) -> None:
+        """Records that the phase that was entered last has ended early, at `step`, and why."""
+        epoch = span.epoch_at(step)
+        self.halted = {'step': step, 'epoch': epoch, **why}
+        self.phases[-1].update(epochs=epoch, steps=step - span.start)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> 'RunHistory':

@@ -78,8 +78,7 @@ def update(context: RunContext, current: RunState, span: Span, record: dict[str,
     if history.settled < wanted or step == span.stop:
         return False
     epoch = span.epoch_at(step)
-    history.halted = {'step': step, 'epoch': epoch, 'settled_for': history.settled}
-    current.row.update(epochs=epoch, steps=step - span.start)
+    history.halt(span, step, settled_for=history.settled)
     logger.info(
         'search ends after epoch %d of %d: the network has been the same for %d epochs, every '
         'choice ahead by %g in alpha; optimize, if there is any, gets the %d epochs that are left',

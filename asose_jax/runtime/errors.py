@@ -1,4 +1,4 @@
-"""Exceptions that main.py reports as one message, without a traceback."""
+"""Exceptions that the command line reports as one message, without a traceback."""
 
 import contextlib
 import errno

@@ -59,8 +59,8 @@ def test_search_ends_after_three_epochs_with_the_same_sure_choices(
 ):
     schedule = networks.make_schedule(EPOCHS, 10, freeze_epochs=1)
     span = schedule.spans[1]
-    state, history = types.SimpleNamespace(arch=None), RunHistory()
-    current = types.SimpleNamespace(spec=SPEC, state=state, history=history, row={})
+    state, history = types.SimpleNamespace(arch=None), RunHistory(phases=[{}])
+    current = types.SimpleNamespace(spec=SPEC, state=state, history=history)
     search = types.SimpleNamespace(settle_epochs=3)
     context = types.SimpleNamespace(
         schedule=schedule,
@@ -80,7 +80,7 @@ def test_search_ends_after_three_epochs_with_the_same_sure_choices(
     if ended:
         step = span.start + ended * span.epoch_steps
         assert history.halted == {'step': step, 'epoch': ended, 'settled_for': 3}
-        assert current.row == {'epochs': ended, 'steps': ended * span.epoch_steps}
+        assert history.phases[-1] == {'epochs': ended, 'steps': ended * span.epoch_steps}
 
 
 @pytest.mark.slow
