@@ -507,6 +507,37 @@ _IDLE: _IdleRows = (
         lambda c: not (c['growth']['epochs'] and c['growth']['kinds']),
         'needs growth.epochs above 0 and growth.kinds',
     ),
+    (
+        'growth.score_batches',
+        lambda c: c['growth']['where'] != 'score',
+        "needs growth.where='score'",
+    ),
+    *(
+        (
+            f'growth.{name}',
+            lambda c, kind=kind: not any(kind in k or k == 'auto' for k in c['growth']['kinds']),
+            f'needs {kind!r} in growth.kinds',
+        )
+        for name, kind in (('width_factor', 'width'), ('max_branches', 'branch'))
+    ),
+    (
+        'search.thresholds',
+        lambda c: ESTIMATORS[c['search']['estimator']].one_hot,
+        'needs an estimator that mixes candidates',
+    ),
+    *(
+        (
+            f'search.{name}',
+            lambda c: not ESTIMATORS[c['search']['estimator']].tempered,
+            'needs an estimator with a temperature',
+        )
+        for name in ('tau_', 'anneal_every')
+    ),
+    (
+        'search.transition_noise',
+        lambda c: not c['warmup']['epochs'] and c['init_from'] is None,
+        'needs warmup.epochs above 0',
+    ),
     ('search.stop_', lambda c: not c['search']['early_stop'], 'needs search.early_stop=True'),
     ('arch.travel', lambda c: c['arch']['lr'] is not None, 'arch.lr takes its place'),
     *(
