@@ -1,33 +1,26 @@
 """Starts a run: from scratch, from a checkpoint of another run, or where it was stopped."""
 
 import dataclasses
-import json
 import logging
-import math
 import pathlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 import optax
 
 from asose_jax.arch import genotype
 from asose_jax.config.consistency import has_exact_start
-from asose_jax.data.dataset import Dataset, warn_of_other_pictures
-from asose_jax.nn import factors, operations
-from asose_jax.nn.forward import Mode
-from asose_jax.pipeline import old_checkpoints
+from asose_jax.data.dataset import Dataset
+from asose_jax.nn import factors
+from asose_jax.pipeline import genotype_files, network_log, old_checkpoints
 from asose_jax.pipeline.builders import make_supernet
 from asose_jax.pipeline.run_context import INIT, RunContext, RunState, pack_to_devices
 from asose_jax.pipeline.run_history import RunHistory
-from asose_jax.runtime import text_file
-from asose_jax.runtime.errors import UserError, describe_os_error
-from asose_jax.runtime.workdir import checksum, read_json_object, write_atomically
-from asose_jax.spaces import chain, genotype_text, registry
+from asose_jax.runtime.errors import UserError
+from asose_jax.runtime.workdir import checksum, read_json_object
+from asose_jax.spaces import chain, registry
 from asose_jax.spaces.supernet import HEAD, SECOND_HEAD, SuperNet
 from asose_jax.train import checkpoint, pmap, state
 from asose_jax.train.phases import Phase, Schedule
@@ -37,11 +30,6 @@ logger = logging.getLogger('asose_jax')
 
 # Fields that say what a run begins with, in the place of a new supernet.
 START_FIELDS = ('network', 'genotype', 'init_from')
-# Values of `genotype` and `network` that are no paths: JSON, the texts of DARTS, NAS-Bench-201.
-_TEXT = re.compile(r'^\s*\ufeff?\s*\{|\bGenotype\s*\(|[|¦]\w+~\d[|¦]')
-_BOM = '\ufeff'
-_MAX_MODULES = 10  # of a network that the log lists; network.txt has them all
-_MAX_VALUE = 80  # characters of a value in a message
 _MAX_NAMES = 5  # names of classes in a message
 
 
@@ -100,15 +88,15 @@ def find_origin(config: ml_collections.ConfigDict, images: Dataset, schedule: Sc
     if config.init_from is not None:
         return _checkpoint_origin(config, images, schedule)
     if config.network is not None:
-        spec = _read_network(config.network, images)
+        spec = genotype_files.read_network(config.network, images)
         _require_same_space(spec, config.model.space, f'network={config.network!r}')
-        _warn_if_chosen_on_other_pictures(config.network, images)
+        genotype_files.warn_if_chosen_on_other_pictures(config.network, images)
         return Origin(_scaled(spec, config.network_channels))
     spec = _configured_supernet(config, images)
     if config.genotype is None:
         return Origin(spec)
-    chosen = _chosen_network(config.genotype, spec)
-    _warn_if_chosen_on_other_pictures(config.genotype, images)
+    chosen = genotype_files.chosen_network(config.genotype, spec)
+    genotype_files.warn_if_chosen_on_other_pictures(config.genotype, images)
     return Origin(chosen)
 
 
@@ -143,8 +131,8 @@ def require_same_origin(
         return
     if origin.digest() != recorded['origin']:
         raise UserError(
-            f'{field}={_quoted(config[field])} is not what the run in the workdir began with. '
-            'Restore it, or choose another --workdir.'
+            f'{field}={genotype_files.quoted(config[field])} is not what the run in the workdir began '
+            'with. Restore it, or choose another --workdir.'
         )
 
 
@@ -314,200 +302,11 @@ def _require_same_space(spec: genotype.NetSpec, space: str, source: str) -> None
         )
 
 
-# --- Files with a network or a genotype
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """The text that `genotype` or `network` stands for.
-
-    Attributes:
-      text: the content of the file, or the value itself.
-      file: its file; `None` if the value is the text.
-      name: of one genotype in it, if the value ends with one.
-    """
-
-    text: str
-    file: pathlib.Path | None = None
-    name: str | None = None
-
-    def __str__(self) -> str:
-        """Returns what the messages call it."""
-        return 'this text' if self.file is None else str(self.file)
-
-
-def _read_source(field: str, value: str) -> _Source:
-    """Reads the text that a field of the config names or holds.
-
-    Args:
-      field: `genotype` or `network`.
-      value: a file, `FILE:NAME`, a workdir, which holds genotype.json, or the text itself.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    if _TEXT.search(value):
-        return _Source(value.lstrip(_BOM))
-    try:
-        file, name = pathlib.Path(value).expanduser(), None
-        head, colon, tail = value.rpartition(':')
-        if colon and tail.isidentifier() and not file.exists():
-            file, name = pathlib.Path(head).expanduser(), tail
-        file = file / 'genotype.json' if file.is_dir() else file
-        return _Source(text_file.read(file), file, name)
-    except OSError as error:
-        raise UserError(
-            f'{field}={value!r} cannot be read as a {field}: {describe_os_error(error)} It may be '
-            'a genotype.json, a workdir with one, a file with the text format of the space, '
-            'FILE:NAME, or the text itself.'
-        ) from error
-    except ValueError as error:
-        raise UserError(f'{field}={_quoted(value)}: {error}. Name another file.') from error
-
-
-def _warn_if_chosen_on_other_pictures(value: str, images: Dataset) -> None:
-    """Warns if the search that chose a network may have used this run's test pictures."""
-    if not _TEXT.search(value):
-        path = pathlib.Path(value).expanduser()
-        warn_of_other_pictures(images, path if path.is_dir() else path.parent)
-
-
-def _quoted(value: str) -> str:
-    return repr(value if len(value) <= _MAX_VALUE else f'{value[:_MAX_VALUE]}...')
-
-
-def _chosen_network(value: str, spec: genotype.NetSpec) -> genotype.NetSpec:
-    """Returns the network that a genotype derives from a supernet.
-
-    Args:
-      value: of the field `genotype`: a file with JSON or with the text format of the space,
-        `FILE:NAME` for one of several genotypes in it, a workdir, or the text itself.
-      spec: description of the supernet.
-
-    Raises:
-      UserError: the genotype cannot be read, or does not fit the supernet.
-    """
-    source = _read_source('genotype', value)
-    try:
-        if source.text.lstrip().startswith('{'):
-            _require_no_name(source)
-            content = json.loads(source.text)
-            if content.get('network', {}).get('space', spec.SPACE) != spec.SPACE:
-                raise ValueError(f'it is for the space {content["network"]["space"]!r}')
-            chosen = genotype.Genotype(genotype.to_tuples(content['genotype']))
-        elif (loads := registry.SPACES[spec.SPACE].loads) is not None:
-            chosen = loads(source.text, source.name)
-        else:
-            raise ValueError(f'the space {spec.SPACE!r} has no text format, only genotype.json')
-        unknown = {
-            name for group in chosen.operations for name in group
-        } - operations.PRIMITIVES.keys()
-        if unknown:
-            raise ValueError(f'unknown operations {sorted(unknown)}')
-        return genotype.derive(spec, chosen)
-    except genotype_text.ChoiceError as error:
-        raise UserError(f'genotype={_quoted(value)}: {source}: {error}.') from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if (other := _space_of(source.text)) not in (None, spec.SPACE):
-            raise UserError(
-                f'genotype={_quoted(value)}: {source} holds a genotype of the space {other!r}, but '
-                f'model.space={spec.SPACE!r}. Start with the preset of that space, {other!r}.'
-            ) from error
-        raise UserError(
-            f'genotype={_quoted(value)}: {source} holds no genotype for a network of '
-            f'model.space={spec.SPACE!r}: {_reason(error)}. Name a genotype.json, a workdir, or a '
-            'file with the text format of the space, and set the fields of model to fit it.'
-        ) from error
-
-
-def _space_of(text: str) -> str | None:
-    """Returns the space in whose text format there are genotypes in a text, if there is one."""
-    for name, space in registry.SPACES.items():
-        if space.loads is not None:
-            try:
-                space.loads(text)
-            except genotype_text.ChoiceError:  # there are several
-                return name
-            except ValueError:
-                continue
-            return name
-    return None
-
-
-def _reason(error: Exception) -> str:
-    """Returns the message of a ValueError, and also the type of an error without a sentence."""
-    return str(error) if type(error) is ValueError else f'{type(error).__name__}: {error}'
-
-
-def _require_no_name(source: _Source) -> None:
-    """Raises ValueError if a JSON file, which holds one genotype, is named with one of several."""
-    if source.name is not None:
-        raise ValueError(f'it is JSON and holds one genotype without a name, not {source.name!r}')
-
-
-def _read_network(value: str, images: Dataset) -> genotype.NetSpec:
-    """Reads the derived network that a genotype.json describes.
-
-    Raises:
-      UserError: the network cannot be read, is not derived, or does not fit the images.
-    """
-    source = _read_source('network', value)
-    named = f'network={_quoted(value)}'
-    try:
-        _require_no_name(source)
-        content = json.loads(source.text)
-        # Schema 1 had the space beside the network, not in it.
-        space = content['network'].get('space', content.get('space'))
-        schema = content['schema']
-        readable = space in registry.SPACES and schema == genotype.SCHEMA
-        spec = registry.spec_from_json(content['network']) if readable else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if (space := _space_of(source.text)) is not None:
-            raise UserError(
-                f'{named}: {source} holds a genotype of the space {space!r}, not the sizes of a '
-                f'network. Start with the preset of that space, {space!r}, and set genotype.'
-            ) from error
-        raise UserError(
-            f'{named}: {source} cannot be read as a network ({type(error).__name__}: '
-            f'{error}). Name a genotype.json, or the workdir of a finished run.'
-        ) from error
-    if spec is None:
-        raise UserError(
-            f'{named}: {source} is of space {space!r}, schema {schema!r}; this version '
-            f'reads schema {genotype.SCHEMA} of {", ".join(map(repr, registry.SPACES))}. Use the '
-            'version of asose_jax that wrote it.'
-        )
-    unknown = {
-        name for row in spec.rows() for name in row.candidates
-    } - operations.PRIMITIVES.keys()
-    if unknown or not spec.is_derived():
-        fault = (
-            f'unknown operations {sorted(unknown)}' if unknown else 'choices of several candidates'
-        )
-        raise UserError(
-            f'{named}: {source} has {fault}. Every choice must name exactly one of '
-            f'{", ".join(operations.PRIMITIVES)}.'
-        )
-    _require_same_images(images, spec, f'{named} is for')
-    # Factors that were left at the end of a search belong to its weights, which are not read.
-    return dataclasses.replace(spec, factors=())
-
-
-def _require_same_images(images: Dataset, spec: genotype.NetSpec, source: str) -> None:
-    """Raises UserError unless a network takes the images of the data set, and knows their classes.
-
-    `source` begins the message, such as `"network='FILE' is for"`.
-    """
-    ours = (images.image_shape, len(images.class_names))
-    if (spec.image_shape, spec.num_classes) != ours:
-        raise UserError(
-            f'{source} images {spec.image_shape} of {spec.num_classes} classes; the images of '
-            f'data.name are {ours[0]}, of {ours[1]} classes.'
-        )
-
-
 def _require_same_shape(images: Dataset, spec: genotype.NetSpec, source: str) -> None:
-    """Raises UserError unless a network takes images of this shape, see `_require_same_images`."""
+    """Raises UserError unless a network takes images of this shape.
+
+    `source` begins the message, such as `"init_from='DIR' was trained on"`.
+    """
     ours, theirs = images.image_shape, spec.image_shape
     if ours == theirs:
         return
@@ -541,7 +340,7 @@ def start(context: RunContext, origin: Origin) -> RunState:
       UserError: the checkpoint is damaged, or the disk is too full for checkpoints.
     """
     spec = origin.spec
-    log_network(context, spec)
+    network_log.log_network(context, spec)
     if origin.directory is None:
         start = state.init_state(context.model(origin.spec), context.tx, context.key(INIT))
     else:
@@ -654,7 +453,7 @@ def resume(context: RunContext) -> RunState:
         return RunState(spec, pack_to_devices(restored), Phase(meta['phase']), history)
 
     current = context.checkpoints.restore_latest_valid(read)
-    log_network(context, current.spec)
+    network_log.log_network(context, current.spec)
     logger.info('going on from step %d (%s)', current.step, current.phase)
     return current
 
@@ -662,41 +461,3 @@ def resume(context: RunContext) -> RunState:
 def _abstract_state(context: RunContext, spec: genotype.NetSpec, averages: bool) -> SearchState:
     sharding = pmap.replicated_sharding()
     return state.abstract_state(context.model(spec), context.tx, sharding, averages)
-
-
-def _module_order(module: str) -> tuple[int, int, str]:
-    """Returns where a module of a network stands among the others, by its name."""
-    number = module.rpartition('_')[2]
-    if number.isdigit():
-        return 1, int(number), module
-    return 0 if module.startswith('stem') else 3 if module.endswith('head') else 2, 0, module
-
-
-def log_network(context: RunContext, spec: genotype.NetSpec) -> None:
-    """Logs the parameters of each module of a network; writes the table of all to network.txt."""
-    image = jnp.zeros((1, *spec.image_shape), jnp.float32)
-    keys: dict[str, jax.Array] = dict.fromkeys(('params', 'arch'), context.key(INIT))
-    table = nn.summary.tabulate(
-        context.model(spec),
-        keys,
-        depth=1,
-        console_kwargs={'width': 90, 'force_terminal': False},
-        column_kwargs={'justify': 'left'},
-    )
-    path = context.workdir / 'network.txt'
-    if context.is_primary_host:
-        write_atomically(path, table(image, mode=Mode.SKIP, train=False).strip('\n') + '\n')
-    like = state.abstract_state(context.model(spec), context.tx, pmap.replicated_sharding())
-    sizes = {
-        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(like.params[name]))
-        for name in sorted(like.params, key=_module_order)
-    }
-    lines = [f'{name:12} {size:>12,}' for name, size in sizes.items()]
-    if len(lines) > _MAX_MODULES:
-        half = _MAX_MODULES // 2
-        left = sum([*sizes.values()][half:-half])
-        lines[half:-half] = [f'{f"{len(lines) - 2 * half} more":12} {left:>12,}']
-    logger.info(
-        'network of %s parameters (%s has all modules):\n  %s',
-        *(f'{sum(sizes.values()):,}', path, '\n  '.join(lines)),
-    )

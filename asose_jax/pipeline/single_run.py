@@ -34,6 +34,7 @@ from asose_jax.pipeline import (
     builders,
     evaluation,
     initialization,
+    network_log,
     perturbation,
     run_context,
     run_summary,
@@ -384,4 +385,4 @@ def _derive(context: run_context.RunContext, current: run_context.RunState) -> N
     derived = state.derive_state(current.state, current.spec, chosen, context.tx, fresh)
     current.spec = spec
     current.state = derived
-    initialization.log_network(context, current.spec)
+    network_log.log_network(context, current.spec)

@@ -7,7 +7,7 @@ import pytest
 from helpers import networks
 
 from asose_jax.arch import genotype
-from asose_jax.pipeline import initialization
+from asose_jax.pipeline import genotype_files
 from asose_jax.runtime.errors import UserError
 from asose_jax.spaces import darts, nasbench201
 
@@ -18,7 +18,7 @@ CASES = pathlib.Path(__file__).parent.parent.parent.parent / 'shared' / 'cases'
 
 
 def _chosen(value):
-    return initialization._chosen_network(str(value), SPEC)
+    return genotype_files.chosen_network(str(value), SPEC)
 
 
 EXPECTED = genotype.derive(SPEC, nasbench201.loads(CELL))
@@ -74,7 +74,7 @@ def test_genotype_of_another_space_is_told_as_that(tmp_path, space, text, told):
     sizes = {'channels': 8, 'depth': 2, 'reductions': (), 'max_channels': 8}
     spec = space and networks.build(space, (8, 8, 1), 10, **sizes)
     with pytest.raises(UserError) as error:
-        initialization._chosen_network(str(file), spec) if spec else _network(file)
+        genotype_files.chosen_network(str(file), spec) if spec else _network(file)
     assert told in str(error.value)
     assert '\n' not in str(error.value)
     assert len(str(error.value)) < 200 + 2 * len(str(file))
@@ -123,7 +123,7 @@ def test_file_that_cannot_be_read_is_one_line(tmp_path, name, reason):
 
 
 def _network(value):
-    return initialization._read_network(str(value), None)
+    return genotype_files.read_network(str(value), None)
 
 
 @pytest.mark.parametrize(
@@ -139,4 +139,4 @@ def test_inputs_of_users_that_failed_are_read(name, space):
     if not CASES.is_dir():
         pytest.skip('no inputs of users in ../shared/cases')
     spec = networks.build(space.__name__.rpartition('.')[2], (32, 32, 3), 10)
-    assert initialization._chosen_network(str(CASES / name), spec).is_derived()
+    assert genotype_files.chosen_network(str(CASES / name), spec).is_derived()

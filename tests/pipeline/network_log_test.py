@@ -10,7 +10,7 @@ import pytest
 from helpers import networks
 from helpers.runs import CHEAPEST
 
-from asose_jax.pipeline import initialization
+from asose_jax.pipeline import network_log
 from asose_jax.spaces import chain
 from asose_jax.train import pmap, state
 
@@ -48,7 +48,7 @@ def test_network_is_told_in_a_dozen_lines_and_whole_in_a_file(
         tx=tx,
     )
     with caplog.at_level(logging.INFO, 'asose_jax'):
-        initialization.log_network(context, spec)
+        network_log.log_network(context, spec)
     first, *lines = caplog.messages[-1].splitlines()
     assert len(lines) < 12
     numbers = [int(line.split()[-1].replace(',', '')) for line in lines]
