@@ -131,8 +131,8 @@ def require_same_origin(
         return
     if origin.digest() != recorded['origin']:
         raise UserError(
-            f'{field}={genotype_files.quoted(config[field])} is not what the run in the workdir began '
-            'with. Restore it, or choose another --workdir.'
+            f'{field}={genotype_files.quoted(config[field])} is not what the run in the workdir '
+            'began with. Restore it, or choose another --workdir.'
         )
 
 
