@@ -45,7 +45,7 @@ ALLOWED = {
     'search.freeze_epochs': (None, 0, 1),
     'search.exact_start': (None, False, True),
     'search.statistics_batches': (0, 3),
-    'search.turn_period': (2, 3),
+    'search.turn_period': (2, 5),
     'search.turns': ('alternate', 'together'),
     'search.arch_data': ('valid', 'train'),
     'search.estimator': ('straight_through', 'gdas', 'reinmax', 'gumbel', 'softmax', 'drnas'),

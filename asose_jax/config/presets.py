@@ -11,7 +11,7 @@ from asose_jax.config.schema import FIELDS
 
 _DIGITS: dict[str, Any] = {
     'batch_size': 64,
-    'chunk_steps': 32,  # an epoch has 17 steps, or 26 with those of alpha
+    'chunk_steps': 32,  # an epoch has 17 steps, or 22 with those of alpha
     'data.name': 'digits',
     'data.crop_padding': 1,
     'data.flip': False,  # a mirrored digit is another sign, or none
@@ -63,6 +63,7 @@ _FOLDER: dict[str, Any] = {
 _CELLS: dict[str, Any] = {
     'model.channels': 16,
     'search.noise': 'unit',  # as in docs/chance.md
+    'search.turn_period': 3,
     'growth.epochs': 0,  # cells do not grow
     'growth.kinds': (),
 }
@@ -128,6 +129,7 @@ _SEED: dict[str, Any] = {
     'arch.skip_bias': 1.0,
     'arch.lr': 3e-4,
     'search.arch_data': 'train',
+    'search.turn_period': 3,
     'search.noise': 'unit',
     'search.exact_start': False,
     'search.statistics_batches': 0,

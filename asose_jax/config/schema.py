@@ -447,7 +447,7 @@ FIELDS: dict[str, Field] = {
         before=0,
     ),
     'search.turn_period': Field(
-        3, _integer(2), 'one of so many steps moves alpha, the others the weights'
+        5, _integer(2), 'one of so many steps moves alpha, the others the weights'
     ),
     'search.turns': Field(
         'alternate',

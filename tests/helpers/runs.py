@@ -47,6 +47,7 @@ TINY = {
     'model.primitives': CHEAP,
     'warmup.epochs': 1,
     'search.epochs': 2,
+    'search.turn_period': 3,
     'growth.epochs': 1,
     'optimize.epochs': 1,
 }
