@@ -36,7 +36,7 @@ LAWS = {
         'supernet_test::test_form_for_accelerators_computes_what_the_form_for_cpus_does',
         'accelerators_test::test_an_alpha_step_for_a_gpu_has_no_conditional_for_each_candidate',
         'accelerators_test::'
-        'test_alpha_steps_of_cells_for_a_gpu_have_no_conditional_for_each_candidate',
+        'test_an_alpha_step_of_cells_for_a_gpu_has_no_conditional_for_each_candidate',
     ],
     'A row of α with NaN acts as skip_connect, is counted, and touches no other': [
         'supernet_test::test_nan_row_behaves_as_skip_connect_and_others_are_unchanged',
