@@ -87,9 +87,9 @@ class Network:
         schedule = phases.make_schedule(epochs, 600, config.search, 5 * frozen)
         self.first_alpha = schedule.frozen_steps
         tx = optimizer.make_optimizer(config, schedule)
-        outlined = pmap.platform() == 'cpu'
+        for_cpu = pmap.platform() == 'cpu'
         settings = builders.make_settings(config, config.arch)
-        model = SuperNet(self.spec, settings, size.dtype, steps.AXIS, outlined)
+        model = SuperNet(self.spec, settings, size.dtype, steps.AXIS, for_cpu)
         self.step_config = step_config = StepConfig(
             model,
             tx,

@@ -13,6 +13,7 @@ from asose_jax.pipeline import single_run
 from asose_jax.spaces import registry
 from asose_jax.train import pmap
 from asose_jax.train.phases import Phase
+from benchmarks import floors
 
 _SMALLEST = {'batch_size': 16, 'growth.epochs': 0, 'model.depth': 1, 'model.reductions': ()}
 _SPACES = {
@@ -92,12 +93,33 @@ def test_primitive_has_its_cpu_form_on_the_cpu_and_nowhere_else(name):
     assert lowering.has_cpu_forms(lowering.lowered_text(traced, ('cpu',))) is (name != 'none')
 
 
-@pytest.mark.parametrize(('platform', 'outlined'), [('cpu', True), ('gpu', False), ('tpu', False)])
-def test_a_run_takes_the_form_of_its_devices(tmp_path, monkeypatch, platform, outlined):
+@pytest.mark.parametrize(('platform', 'for_cpu'), [('cpu', True), ('gpu', False), ('tpu', False)])
+def test_a_run_takes_the_form_of_its_devices(tmp_path, monkeypatch, platform, for_cpu):
     monkeypatch.setattr(pmap, 'platform', lambda: platform)
 
     def form(context, origin, _):
-        return context.model(origin.spec).outlined
+        return context.model(origin.spec).for_cpu
 
     monkeypatch.setattr(single_run, '_run_phases', form)
-    assert single_run.run(runs.tiny(), tmp_path) is outlined
+    assert single_run.run(runs.tiny(), tmp_path) is for_cpu
+
+
+def _assert_no_conditional_for_each_candidate(preset, **fields):
+    """In a weight step a mixed operation has two: what is drawn, forward and backward."""
+    now, branching = (floors.counts(preset, form, **fields) for form in (False, True))
+    weights, alpha = (now[turn].conditionals for turn in floors.TURNS)
+    assert 1 < alpha <= weights
+    candidates = len(fields['model.primitives'])
+    assert branching['alpha step'].conditionals - alpha == candidates * (weights - 1) // 2
+
+
+def test_an_alpha_step_for_a_gpu_has_no_conditional_for_each_candidate():
+    names = ('none', 'skip_connect', 'max_pool_3x3', 'avg_pool_3x3')
+    small = {'model.channels': 8, 'model.depth': 1, 'model.reductions': ()}
+    _assert_no_conditional_for_each_candidate('digits', **small, **{'model.primitives': names})
+
+
+@pytest.mark.slow
+def test_an_alpha_step_of_cells_for_a_gpu_has_no_conditional_for_each_candidate():
+    small = _SMALLEST | _SPACES['nasbench201'] | {'model.channels': 8}
+    _assert_no_conditional_for_each_candidate('nasbench201', **small)

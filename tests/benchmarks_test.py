@@ -10,11 +10,15 @@ import signal
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers.benchmarks import NAMES
+from jax import lax
 
 import asose_jax
-from benchmarks import ablation, accelerator, measure, ours
+from benchmarks import ablation, accelerator, floors, measure, ours
 from configs.search import get_config
 
 
@@ -27,6 +31,38 @@ def test_benchmark_leaves_its_numbers_and_its_picture(name, root, tmp_path):
     subprocess.run(command, cwd=root, check=True)
     assert json.loads((tmp_path / f'{name}.json').read_text())['options']['quick']
     assert (tmp_path / f'{name}.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.soak
+def test_floors_are_computed_of_both_turns(root, tmp_path):
+    command = [sys.executable, '-m', 'benchmarks.floors', '--quick', '--out', str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True)
+    rows = json.loads((tmp_path / 'floors.json').read_text())['steps']
+    assert [*rows] == [f'digits, {turn}' for turn in floors.TURNS]
+    for row in rows.values():
+        assert row['now']['bytes'] > 0
+        low, high = row['floors_ms']['launches']
+        assert 0 < low < high
+
+
+def test_conditionals_kernels_and_bytes_are_those_of_a_count_by_hand():
+    x, kernel = np.ones((2, 8, 8, 4), 'f'), np.ones((3, 3, 4, 4), 'f')
+    images, taps = 4 * 2 * 8 * 8 * 4, 4 * 3 * 3 * 4 * 4  # bytes
+
+    def convolved(x):
+        y = lax.conv_general_dilated(jnp.maximum(x, 0), kernel, (1, 1), 'SAME', **layout)
+        return y + (y * y).sum() + y.sum()
+
+    layout = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+    step = jax.jit(lambda k, x: lax.switch(k, [convolved, jnp.tanh, jnp.tanh, jnp.tanh], x))
+    lowered = step.trace(np.int32(0), x).lower(lowering_platforms=('cuda',))
+    # The ReLU is written, the convolution reads it, and both sums take one kernel.
+    moved = 2 * images + (2 * images + taps) + images
+    assert floors.Reader(lowered, 0).count() == floors.Count(1, 0, 3, moved)
+    assert floors.Reader(lowered).count() == floors.Count(1, 0, 3 / 4, moved / 4)
+    least = floors.Count(conditionals=100, kernels=1000, bytes=3.35e9).floors_ms()
+    np.testing.assert_allclose(least['H100 SXM'], 1)
+    np.testing.assert_allclose(least['launches'], [3.8, 5.0])
 
 
 def test_no_place_of_the_machine_is_told(monkeypatch):

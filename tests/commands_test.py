@@ -118,7 +118,7 @@ def test_every_benchmark_that_is_named_exists_with_its_flags_and_is_run_small(na
     text = (ROOT / name).read_text(encoding='utf-8')
     common = (ROOT / 'benchmarks' / 'measure.py').read_text(encoding='utf-8')
     for module, rest in re.findall(r'python\s-m\sbenchmarks\.(\w+)([^`\n]*)', text):
-        assert module in {*NAMES, 'ablation', 'accelerator', 'growth_position'}
+        assert module in {*NAMES, 'ablation', 'accelerator', 'floors', 'growth_position'}
         source = (ROOT / 'benchmarks' / f'{module}.py').read_text(encoding='utf-8') + common
         for flag in re.findall(r'--[\w-]+', rest):
             assert f"add_argument('{flag}'" in source, f'{module} {flag}'

@@ -66,6 +66,10 @@ _CELLS: dict[str, Any] = {
     'search.turn_period': 3,
     'growth.epochs': 0,  # cells do not grow
     'growth.kinds': (),
+    # Without these three, searches ended in skips and poolings (docs/chance.md).
+    'warmup.operations': 'uniform',  # else skips alone are trained when alpha begins to choose
+    'search.auxiliary_skip': True,  # else skip_connect wins because it carries the gradients
+    'arch.none_bias': -4.0,  # beside the auxiliary skip, none is as good as a skip
 }
 
 # Five cells in each stage (arXiv:2001.00326).
@@ -97,11 +101,8 @@ _NASBENCH201_SMALL: dict[str, Any] = {
     'model.reductions': (1, 3),
     'weights.lr': 0.05,
     'weights.clip': 0.0,  # docs/chance.md was measured so
-    'arch.none_bias': -4.0,  # beside the auxiliary skip, none is as good as a skip
     'warmup.epochs': 5,
-    'warmup.operations': 'uniform',
     'search.epochs': 12,
-    'search.auxiliary_skip': True,
     'optimize.epochs': 0,  # the found network is trained from scratch
     'retrain.epochs': 8,
     'retrain.batch_size': 64,

@@ -118,7 +118,7 @@ class Forward:
       mode: how mixed operations use their candidates.
       train: whether BatchNorm uses and updates the statistics of the batch.
       partial: K; one of K channels goes through the candidates.
-      outlined: whether mixed operations stay computations of their own, see `SuperNet`.
+      for_cpu: whether mixed operations take the form that is fast on CPUs, see `SuperNet`.
       tau: temperature of the draws.
       beta: weight of the auxiliary skips.
       optimized: fraction of the optimize phase that is done; `drop_path` rises with it.
@@ -131,7 +131,7 @@ class Forward:
     mode: Mode
     train: bool
     partial: int
-    outlined: bool
+    for_cpu: bool
     tau: Array | float = 1.0
     beta: Array | float = 0.0
     optimized: Array | float = 0.0

@@ -242,8 +242,8 @@ class MixedOp(nn.Module):
             names = (FALLBACK,)
         collections = [self.variables.get(name, {}) for name in ('params', 'batch_stats')]
         params, stats = ([tree.get(name, {}) for name in names] for tree in collections)
-        outlined = self.forward.outlined
-        call = _program(names, self.width, self.stride, norm, settings, mode, train, outlined)
+        for_cpu = self.forward.for_cpu
+        call = _program(names, self.width, self.stride, norm, settings, mode, train, for_cpu)
         y, stats = call(params, stats, x, weights)
         if train and self.is_mutable_collection('batch_stats'):
             for name, tree in zip(names, stats, strict=True):
@@ -267,7 +267,7 @@ def _program(
     settings: NetSettings,
     mode: Mode,
     train: bool,
-    outlined: bool,
+    for_cpu: bool,
 ) -> _Program:
     """Returns the compiled function of a mixed operation; equal ones share one trace.
 
@@ -279,7 +279,7 @@ def _program(
       settings: of the network.
       mode: how the candidates are used.
       train: whether BatchNorm uses and updates the statistics of the batch.
-      outlined: whether the function stays a computation of its own, see `conv.outlined_jit`.
+      for_cpu: whether it has the form that is fast on CPUs, see `SuperNet`.
 
     Returns:
       `f(params, stats, x, weights) -> (y, stats)`; `params` and `stats` are lists, one tree for
@@ -292,11 +292,11 @@ def _program(
     ]
     if len(names) == 1:
         return jax.jit(_single_program(functions))
-    compiled = conv.outlined_jit if outlined else jax.jit
+    compiled = conv.outlined_jit if for_cpu else jax.jit
     if mode is Mode.DENSE or (mode is Mode.ALPHA and not estimator.one_hot):
         return compiled(_dense_program(functions))
     if mode is Mode.ALPHA:
-        return compiled(_alpha_program(functions, stride, estimator.dense))
+        return compiled(_alpha_program(functions, stride, estimator.dense, for_cpu))
     if mode is Mode.DRAW and not estimator.one_hot:
         fallback = names.index(FALLBACK)
         return compiled(_mixture_program(functions, stride, settings.thresholds, fallback))
@@ -334,7 +334,9 @@ def _drawn_program(functions: Sequence[_Function]) -> _Program:
     return drawn
 
 
-def _alpha_program(functions: Sequence[_Function], stride: int, dense: bool) -> _Program:
+def _alpha_program(
+    functions: Sequence[_Function], stride: int, dense: bool, for_cpu: bool
+) -> _Program:
     """Builds the program of alpha steps with one-hot draws, see `straight_through`.
 
     Args:
@@ -342,6 +344,7 @@ def _alpha_program(functions: Sequence[_Function], stride: int, dense: bool) -> 
       stride: of the mixed operation.
       dense: whether candidates that were not drawn are computed; else they count as images of ones,
         times their factors.
+      for_cpu: whether the backward pass branches around the drawn candidate.
     """
     branches = _branches(functions)
 
@@ -360,7 +363,7 @@ def _alpha_program(functions: Sequence[_Function], stride: int, dense: bool) -> 
 
     def for_alpha(params: Any, stats: Any, x: Array, weights: Array) -> tuple[Array, Any]:
         y, new = lax.switch(jnp.argmax(weights), branches, params, stats, x)
-        return straight_through(candidates, y, weights, (params, stats, x)), new
+        return straight_through(candidates, for_cpu, y, weights, (params, stats, x)), new
 
     return for_alpha
 
@@ -430,9 +433,13 @@ def drop_path(x: Array, rate: Array | float, key: Array, positions: Array) -> Ar
     return factors.astype(x.dtype).reshape(-1, 1, 1, 1) * x
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def straight_through(
-    candidates: tuple[Callable[..., Array], ...], drawn: Array, weights: Array, arguments: Any
+    candidates: tuple[Callable[..., Array], ...],
+    branch: bool,
+    drawn: Array,
+    weights: Array,
+    arguments: Any,
 ) -> Array:
     """Returns the drawn output, with the gradient of `sum_k weights[k] * candidates[k]`.
 
@@ -442,8 +449,9 @@ def straight_through(
     backward pass, when dL/dy is known. Each is used at once and none is stored.
 
     Args:
-      candidates: K functions of `arguments` that return arrays like `drawn`. The backward pass
-        calls all of them except the drawn one.
+      candidates: K functions of `arguments` that return arrays like `drawn`.
+      branch: whether a branch at each candidate saves computing the drawn one again. On a CPU it
+        costs nothing; a GPU would wait for the host at each (docs/accelerators.md).
       drawn: the output of the drawn candidate `[B, H, W, C]`.
       weights: one-hot draw `[K]`, float32, carrying the straight-through gradient to alpha.
       arguments: passed to the candidates; gets no gradient.
@@ -451,27 +459,44 @@ def straight_through(
     Returns:
       `drawn`.
     """
-    del candidates, weights, arguments
+    del candidates, branch, weights, arguments
     return drawn
 
 
 def _straight_through_forward(
-    candidates: tuple[Callable[..., Array], ...], drawn: Array, weights: Array, arguments: Any
+    candidates: tuple[Callable[..., Array], ...],
+    branch: bool,
+    drawn: Array,
+    weights: Array,
+    arguments: Any,
 ) -> tuple[Array, tuple[Array, Array, Any]]:
-    del candidates
+    del candidates, branch
     return drawn, (drawn, jnp.argmax(weights), arguments)
 
 
 def _straight_through_backward(
-    candidates: tuple[Callable[..., Array], ...], residuals: tuple[Array, Array, Any], g: Array
+    candidates: tuple[Callable[..., Array], ...],
+    branch: bool,
+    residuals: tuple[Array, Array, Any],
+    g: Array,
 ) -> tuple[Array, Array, None]:
     drawn, index, arguments = residuals
 
-    def product(k: int) -> Array:
-        y = lax.cond(index == k, lambda *_: drawn, candidates[k], *arguments)
+    def product(y: Array) -> Array:
         return jnp.vdot(g.astype(jnp.float32), y.astype(jnp.float32))
 
-    return g, jnp.stack([product(k) for k in range(len(candidates))]), None
+    def branching(k: int) -> Array:
+        return product(lax.cond(index == k, lambda *_: drawn, candidates[k], *arguments))
+
+    if branch:
+        products = [branching(k) for k in range(len(candidates))]
+    else:
+        of_drawn = product(drawn)
+        products = [
+            jnp.where(index == k, of_drawn, product(candidate(*arguments)))
+            for k, candidate in enumerate(candidates)
+        ]
+    return g, jnp.stack(products), None
 
 
 straight_through.defvjp(_straight_through_forward, _straight_through_backward)

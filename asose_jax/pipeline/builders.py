@@ -36,14 +36,14 @@ def make_supernet(
       spec: description of the network.
       start: has the initial biases of alpha, `none_bias` and `skip_bias`: `config.arch` (also with
         `None`), or `config.growth` for the mixed operations that a growth adds.
-      platform: of the devices that will run it, see `pmap.platform`. It changes no result.
+      platform: of the devices that will run it, see `pmap.platform`.
 
     Returns:
       The module; its BatchNorms pool their statistics over the axis `AXIS`.
     """
     settings = make_settings(config, config.arch if start is None else start)
     dtype = config.model.dtype
-    return SuperNet(spec, settings, dtype, synced_over=AXIS, outlined=platform == 'cpu')
+    return SuperNet(spec, settings, dtype, synced_over=AXIS, for_cpu=platform == 'cpu')
 
 
 def make_settings(

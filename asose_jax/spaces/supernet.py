@@ -34,15 +34,16 @@ class SuperNet(nn.Module):
       dtype: Dtype of activations, `'float32'` or `'bfloat16'`. Parameters, BatchNorm statistics,
         alpha, the draw and the logits are float32 in either case.
       synced_over: Name of the mapped axis over which BatchNorm pools its statistics, if any.
-      outlined: Whether each choice of several candidates stays a computation of its own when it is
-        compiled, which only XLA's CPU backend needs, see `conv.outlined_jit`. It changes no result.
+      for_cpu: Whether mixed operations take the form that is fast on CPUs: each stays a computation
+        of its own (`conv.outlined_jit`), and alpha steps branch wherever that saves work
+        (`mixed_op.straight_through`). Results differ by rounding at most.
     """
 
     spec: NetSpec
     settings: NetSettings
     dtype: str
     synced_over: str | None = None
-    outlined: bool = True
+    for_cpu: bool = True
 
     if TYPE_CHECKING:
 
@@ -84,7 +85,7 @@ class SuperNet(nn.Module):
             mode,
             train,
             self.spec.partial,
-            self.outlined,
+            self.for_cpu,
             tau=tau,
             beta=beta,
             optimized=optimized,

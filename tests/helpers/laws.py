@@ -30,6 +30,14 @@ LAWS = {
         'supernet_test::test_alpha_and_weights_learn_whichever_of_all_primitives_is_drawn',
         'registry_test::test_steps_take_the_gradients_of_the_dense_form_and_give_one_to_every_primitive',
     ],
+    'An α step for a GPU or TPU computes what its form for CPUs does, with no conditional for '
+    'each candidate': [
+        'mixed_op_test::test_form_for_accelerators_computes_what_the_form_for_cpus_does',
+        'supernet_test::test_form_for_accelerators_computes_what_the_form_for_cpus_does',
+        'accelerators_test::test_an_alpha_step_for_a_gpu_has_no_conditional_for_each_candidate',
+        'accelerators_test::'
+        'test_an_alpha_step_of_cells_for_a_gpu_has_no_conditional_for_each_candidate',
+    ],
     'A row of α with NaN acts as skip_connect, is counted, and touches no other': [
         'supernet_test::test_nan_row_behaves_as_skip_connect_and_others_are_unchanged',
         'steps_test::test_guarded_row_is_counted_and_training_goes_on',

@@ -60,11 +60,17 @@ def supernet(
 
 
 def forward(
-    mode: Mode, train: bool, dtype: str = 'float32', partial: int = 1, beta: float = 0.0, **changes
+    mode: Mode,
+    train: bool,
+    dtype: str = 'float32',
+    partial: int = 1,
+    beta: float = 0.0,
+    for_cpu: bool = True,
+    **changes,
 ) -> Forward:
     """What the parts of a network share in a pass, with `settings`."""
     norm = batch_norm.Norm(dtype, None)
-    return Forward(norm, settings(**changes), mode, train, partial, outlined=True, beta=beta)
+    return Forward(norm, settings(**changes), mode, train, partial, for_cpu, beta=beta)
 
 
 def make_schedule(

@@ -75,6 +75,34 @@ def test_remat_changes_no_number(mode):
         assert jnp.allclose(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    'estimator', ['straight_through', pytest.param('gdas', marks=pytest.mark.slow)]
+)
+def test_form_for_accelerators_computes_what_the_form_for_cpus_does(estimator):
+    """Output, statistics and gradients, whatever is drawn, and a candidate that yields NaN."""
+
+    def outcome(for_cpu, params, weights):
+        forward = networks.forward(Mode.ALPHA, True, for_cpu=for_cpu, estimator=estimator)
+        op = mixed_op.MixedOp(NAMES, 4, forward)
+
+        def loss(params, weights, x):
+            values = {**_made(), 'params': params}
+            y, changed = op.apply(values, x, weights, mutable=['batch_stats'])
+            return (y**2).sum(), (y, changed)
+
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(params, weights, X)
+
+    both = jax.jit(lambda *args: (outcome(False, *args), outcome(True, *args)))
+    made = _made()['params']
+    poisoned = {**made, NAMES[3]: jax.tree.map(lambda p: p * np.nan, made[NAMES[3]])}
+    for params in (made, poisoned):
+        for drawn, weights in enumerate(np.eye(4, dtype='f')):
+            ours, of_cpu = jax.device_get(both(params, weights))
+            chex.assert_trees_all_close(ours, of_cpu, atol=1e-5, rtol=1e-5)
+            is_computed = estimator == 'straight_through' or drawn == 3
+            assert np.isnan(ours[1][1][3]) == (params is poisoned and is_computed)
+
+
 def test_paths_are_dropped_by_image_and_position_and_the_mean_stays():
     x, key = np.ones((4000, 1, 1, 2), 'f'), jax.random.key(0)
     positions = np.arange(4000)

@@ -140,6 +140,46 @@ def test_alpha_and_weights_learn_whichever_of_all_primitives_is_drawn():
     assert len(drawn) == 7  # one for each primitive with statistics, one for the others
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('space', 'primitives', 'changes'),
+    [
+        ('chain', FEW, {}),
+        ('nasbench201', ('none', 'skip_connect', 'nor_conv_1x1'), {'auxiliary_skip': True}),
+        ('darts', ('none', 'skip_connect', 'nor_conv_1x1'), {}),
+    ],
+)
+def test_form_for_accelerators_computes_what_the_form_for_cpus_does(space, primitives, changes):
+    sizes = {'channels': 4, 'depth': 1, 'reductions': (), 'primitives': primitives}
+    net = networks.supernet(networks.build(space, (8, 8, 2), 5, **sizes), **changes)
+    v = networks.variables(net)
+    rows = jax.tree.leaves(v['arch'])
+    rows[0] = np.full_like(rows[0], np.nan)  # the guard acts in both
+    arch = jax.tree.unflatten(jax.tree.structure(v['arch']), rows)
+    images = RANDOM.normal(size=(4, 8, 8, 2)).astype('f')
+
+    def outcome(for_cpu):
+        def loss(trained, images):
+            logits, changed = net.clone(for_cpu=for_cpu).apply(
+                {**trained, 'batch_stats': v['batch_stats']},
+                images,
+                TAU,
+                mode=Mode.ALPHA,
+                train=True,
+                beta=0.3,
+                mutable=['batch_stats', 'guard'],
+                rngs={'gumbel': jax.random.key(1)},
+            )
+            return (logits**2).sum(), (logits, changed)
+
+        trained = {'params': v['params'], 'arch': arch}
+        return jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(trained, images)
+
+    ours, of_cpu = outcome(False), outcome(True)
+    chex.assert_trees_all_close(ours, of_cpu, atol=1e-5, rtol=1e-5)
+    assert sum(jax.tree.leaves(ours[0][1][1]['guard'])) == 1
+
+
 def _assert_soft_gradient_agrees_with_central_differences(spec):
     arch, h = variables(spec)['arch'], 2e-2
     _, gradient = _step(5, Mode.ALPHA, SOFT, spec)
@@ -165,7 +205,8 @@ def test_soft_alpha_gradient_of_all_primitives_agrees_with_central_differences()
     _assert_soft_gradient_agrees_with_central_differences(ALL)
 
 
-def test_straight_through_gradient_agrees_with_central_differences_of_its_relaxation():
+@pytest.mark.parametrize('branch', [True, False])
+def test_straight_through_gradient_agrees_with_central_differences_of_its_relaxation(branch):
     """Hard value, soft slope: L(hard + soft(alpha) - soft(alpha_0)), with the noise held fixed."""
     x, g = (RANDOM.normal(size=(4, 6, 6, 4)).astype('f') for _ in range(2))
     candidates = tuple(functools.partial(jnp.multiply, k + 1) for k in range(5))
@@ -183,7 +224,7 @@ def test_straight_through_gradient_agrees_with_central_differences_of_its_relaxa
         def ours(alpha):
             weights = gumbel.gumbel_softmax(alpha, key, TAU, hard=True, noise='unit')
             drawn = jnp.stack(outputs)[hard.argmax()]
-            return (mixed_op.straight_through(candidates, drawn, weights, (x,)) * g).sum()
+            return (mixed_op.straight_through(candidates, branch, drawn, weights, (x,)) * g).sum()
 
         weights = hard + soft(alpha) - soft(alpha_0)
         relaxed = sum(w * (y * g).sum() for w, y in zip(weights, outputs, strict=True))
