@@ -221,7 +221,8 @@ def _train(logger: logging.Logger, console: rich.console.Console) -> None:
     chosen = config_flags.get_override_values(flags.FLAGS['config'])
     if ignored := ignored_fields(chosen, config, retrains):
         logger.warning('these fields change nothing here: %s', '; '.join(ignored))
-    if not config.seeds:  # several searches leave the devices to their own processes
+    # Several searches leave the devices to processes of their own.
+    if not (config.seeds or config.cost.targets):
         _log_devices(logger)
     runner.search(config, _WORKDIR.value, console)
 
