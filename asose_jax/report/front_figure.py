@@ -6,6 +6,8 @@ from typing import Any
 
 from asose_jax.report import charts
 
+_INSET = 18.0  # between a side of the frame and the first label below it, which is centred
+
 
 @dataclasses.dataclass(frozen=True)
 class Series:
@@ -49,7 +51,7 @@ def chart(
     Returns:
       Values for the macro `front_chart`.
     """
-    box = charts.Frame(1, width, height, 44.0, width - 24.0, 8.0, height - 22.0)
+    box = charts.Frame(1, width, height, 44.0, width - 8.0, 8.0, height - 22.0)
     costs = [*targets, *(cost for group in series for cost, _ in group.points)]
     accuracies = [accuracy for group in series for _, accuracy in group.points]
     columns = charts.ticks_around(costs, max(3, int(width / 110)))
@@ -59,7 +61,8 @@ def chart(
 
     def x(cost: float) -> float:
         share = (cost - columns[0]) / (columns[-1] - columns[0])
-        return round(box.left + share * (box.right - box.left), 1)
+        left, right = box.left + _INSET, box.right - _INSET
+        return round(left + share * (right - left), 1)
 
     def y(accuracy: float) -> float:
         share = (accuracy - rows[0]) / (rows[-1] - rows[0])

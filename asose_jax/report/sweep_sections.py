@@ -21,7 +21,6 @@ from asose_jax.runtime import workdir
 _STYLES = ('first', 'second', 'third', 'first long', 'second mixed', 'third short')
 _SEARCHES, _FOUND, _RANDOM = 'searches', 'found', 'random'
 _FACTS = ('data.name', 'model.space', 'search.estimator', 'seeds')
-_FACTS_OF_TARGETS = ('cost.kind', 'cost.targets')
 _MAX_RUNS = 10_000  # of one group, however many a malformed config asks for
 
 # Raised while missing files and malformed JSON values are read.
@@ -193,7 +192,7 @@ def _head(sweep: Sweep, record: Record) -> dict[str, Any]:
         'kind': 'accuracy against cost' if sweep.targets else 'several searches',
         'facts': [
             (key, formatting.config_value(sweep.config[key]))
-            for key in _FACTS + _FACTS_OF_TARGETS * bool(sweep.targets)
+            for key in _FACTS + ('cost.kind',) * bool(sweep.targets)
             if sweep.config.get(key) is not None
         ],
         'state': f'{state}.',
