@@ -3,7 +3,8 @@
 Where the package is installed: asose --config=PRESET --workdir=DIR, from any folder.
 
 --mode=retrain --config.genotype=FILE trains a chosen network from scratch, with
---config.init_from=RUN it fine-tunes a trained one; --config.seeds="(0, 1)" runs several searches.
+--config.init_from=RUN it fine-tunes a trained one; --config.seeds="(0, 1)" runs several searches,
+--config.cost.targets="(1e5, 2e5)" one for each cost.
 --mode=evaluate, predict, export and report, with --workdir=DIR, need a finished run.
 --mode=latency writes the operations of a search, to be timed on another machine.
 
