@@ -189,7 +189,7 @@ def statistics_table(
     front = summary.get('front')
     head = ['test accuracy', 'runs', 'mean ± std', 'median', 'best', 'worst']
     if front:
-        head[1:1] = [f'{front["kind"]}, at most', 'mean']
+        head[1:1] = [f'{front["kind"]}, at most', f'{front["kind"]}, mean']
     table = [head]
     for part in front['targets'] if front else [summary]:
         for title, stats in _groups(part).items():

@@ -216,7 +216,8 @@ def _numbers(sweep: Sweep) -> list[dict[str, str]]:
             figures.append(('Random cells', percent(random.get('median')), 'median, from scratch'))
         ranked = sum('above_random_median' in row for row in summary.get('searches', ()))
         above = f'{summary["above_random_median"]} of {ranked}' if ranked else MISSING
-        figures.append(('Above that median', above, 'of the found cells'))
+        median = 'random median' if sweep.targets else 'that median'
+        figures.append((f'Above {median}', above, 'of the found cells'))
     return [{'name': name, 'value': value, 'note': note} for name, value, note in figures]
 
 
@@ -254,8 +255,8 @@ def _accuracy(sweep: Sweep) -> dict[str, Any]:
     Its phases are those of the search with the most evaluations.
     """
     series, columns, alt = [], {}, ''
-    longest = max(sweep.searches.values(), key=lambda search: len(search.lines), default=None)
-    lines = [{'phase': line['phase']} for line in longest.lines] if longest else []
+    longest = max(sweep.searches, key=lambda name: len(sweep.searches[name].lines), default='')
+    lines = [{'phase': line['phase']} for line in sweep.searches[longest].lines] if longest else []
     base = Record('', {}, lines)
     for i, (name, search) in enumerate(sweep.searches.items()):
         values = search.series('valid/accuracy')
@@ -273,7 +274,7 @@ def _accuracy(sweep: Sweep) -> dict[str, Any]:
             (line.style, line.name, percent(sweep.searches[line.name].last('valid/accuracy')))
             for line in series
         ],
-        'phases': longest.name if longest else '',
+        'phases': longest,
         'table': formatting.table(base, columns),
     }
 

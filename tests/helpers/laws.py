@@ -51,7 +51,7 @@ LAWS = {
         'constrained_test',
         'limit_test',
     ],
-    'The searches of a front begin with the bits of one warmup, and their networks keep the targets': [
+    'The searches of a front begin with the bits of one warmup, and networks keep their targets': [
         'front_test',
         'limit_test::test_random_genotypes_keep_all_limits_and_without_a_tight_one_are_those_of_the_space',
     ],

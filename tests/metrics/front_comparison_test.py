@@ -48,7 +48,10 @@ def test_each_target_has_costs_and_accuracies_of_its_own_runs(tmp_path):
 def test_table_has_a_row_for_each_target_and_group(tmp_path):
     fronts.write(tmp_path)
     text = comparison.table(_compare(tmp_path))
-    head = '| test accuracy | flops, at most | mean | runs | mean ± std | median | best | worst |'
+    head = (
+        '| test accuracy | flops, at most | flops, mean | runs | mean ± std | median | best | '
+        'worst |'
+    )
     lines = text.splitlines()
     rows = lines[lines.index(head) + 2 :][:9]
     assert rows[0] == (
