@@ -128,7 +128,7 @@ def run_sweep(
       console: where a progress bar may be drawn.
 
     Returns:
-      The comparison, as in summary.json; see `comparison.compare`, and `metrics.front.compare`.
+      The comparison, as in summary.json; see `comparison.compare`, and `front_comparison.compare`.
 
     Raises:
       UserError: something that the user can fix.
@@ -151,10 +151,10 @@ def run_sweep(
     single = with_fields(config, {'seeds': (), 'random_cells': 0, 'plain_cells': ()})
     parts = front.searches_by_part(single) if config.cost.targets else {'': single}
     has_controls = bool(config.random_cells or config.plain_cells)
-    for part in parts.values():
-        validate(part, 1)
+    for each in parts.values():
+        validate(each, 1)
         if has_controls:
-            validate(_retrained(part, 'of a search'), 1)
+            validate(_retrained(each, 'of a search'), 1)
     begun = _recorded_runs(directory, (front.WARMUP, *parts) if config.cost.targets else ('',))
     if config.data.name == 'folder' and not begun:
         paths.require_outside(directory, config.data.dir)
@@ -175,11 +175,11 @@ def run_sweep(
         groups = {
             part: {
                 'searches': [
-                    Job(f'{part}seed_{seed}', with_fields(single, {'seed': seed}))
+                    Job(f'{part}seed_{seed}', with_fields(each, {'seed': seed}))
                     for seed in config.seeds
                 ]
             }
-            for part, single in parts.items()
+            for part, each in parts.items()
         }
         searches = [job for part in groups.values() for job in part['searches']]
         warned = _warn_of_two_splits(searches, directory)
@@ -188,8 +188,8 @@ def run_sweep(
         run_jobs(searches, machine, directory, console)
         if has_controls:
             jobs = []
-            for part, single in parts.items():
-                trainings = _trainings(config, single, part, directory)
+            for part, each in parts.items():
+                trainings = _trainings(config, each, part, directory)
                 groups[part] |= trainings
                 jobs += [job for group in trainings.values() for job in group]
             if not warned:
@@ -280,6 +280,8 @@ def _warm_up(
         if not job.is_finished(directory)
         and not checkpoint.has_checkpoint(directory / job.name / 'checkpoints')
     ]
+    if not new:
+        return
     warmup = front.warmup_config(config)
     jobs = {
         seed: Job(f'{front.WARMUP}seed_{seed}', with_fields(warmup, {'seed': seed}), True)

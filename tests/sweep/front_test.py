@@ -78,7 +78,7 @@ def test_each_seed_warms_up_once_and_all_of_its_searches_begin_with_those_bits(t
         for part in PARTS:
             assert _files(tmp_path / part / f'seed_{seed}') == warm
     runner.search(_config(seeds=(3, 5)), tmp_path)
-    assert asked[2] == []  # the same command does not warm up again
+    assert [job.only_warmup for jobs in asked[2:] for job in jobs] == [False] * 6
 
 
 def test_added_target_begins_with_the_old_warmup_and_leaves_the_other_searches_alone(
