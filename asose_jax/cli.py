@@ -3,7 +3,8 @@
 Where the package is installed: asose --config=PRESET --workdir=DIR, from any folder.
 
 --mode=retrain --config.genotype=FILE trains a chosen network from scratch, with
---config.init_from=RUN it fine-tunes a trained one; --config.seeds="(0, 1)" runs several searches.
+--config.init_from=RUN it fine-tunes a trained one; --config.seeds="(0, 1)" runs several searches,
+--config.cost.targets="(1e5, 2e5)" one for each cost.
 --mode=evaluate, predict, export and report, with --workdir=DIR, need a finished run.
 --mode=latency writes the operations of a search, to be timed on another machine.
 
@@ -221,7 +222,8 @@ def _train(logger: logging.Logger, console: rich.console.Console) -> None:
     chosen = config_flags.get_override_values(flags.FLAGS['config'])
     if ignored := ignored_fields(chosen, config, retrains):
         logger.warning('these fields change nothing here: %s', '; '.join(ignored))
-    if not config.seeds:  # several searches leave the devices to their own processes
+    # Several searches leave the devices to processes of their own.
+    if not (config.seeds or config.cost.targets):
         _log_devices(logger)
     runner.search(config, _WORKDIR.value, console)
 

@@ -45,7 +45,8 @@ FIRST = re.compile(r'(workdir=|genotype=)/tmp/digits\b')
 # Further flags of the lines that have such a part.
 SPECIAL = {
     'seeds': ('seeds=(0,)', 'random_cells=1'),
-    'cost.target': ('cost.target=50000',),
+    'cost.target=': ('cost.target=50000',),
+    'cost.targets=': ('cost.targets=(30000,100000)',),
     'limit.latency': ('cost.limit.latency=1000',),  # on however slow a machine
     'lr_warmup_steps': ('retrain.lr_warmup_steps=2',),
     'mode=retrain': ('retrain.channels=8', 'retrain.depth=3', 'retrain.reductions=(1,)'),

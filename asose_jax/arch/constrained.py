@@ -186,7 +186,8 @@ def _prices(classes: Sequence[_Class], budgets: np.ndarray, slack: bool) -> np.n
     """
     sizes = [len(each.scores) for each in classes]
     costs = np.concatenate([each.costs for each in classes])
-    unit = np.maximum(costs.max(0), 1e-300)
+    largest = costs.max(0)
+    unit = np.where(largest > 0, largest, 1.0)
     one_of_each = np.repeat(np.eye(len(sizes)), sizes, axis=1)
     scores = np.concatenate([each.scores for each in classes])
     excess = np.full((len(budgets), 1), -1.0 if slack else 0.0)

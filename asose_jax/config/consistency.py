@@ -76,11 +76,14 @@ def as_config(config: Config) -> ml_collections.ConfigDict:
     if type(config) is not ml_collections.ConfigDict:
         return unflatten(plain)
     foreign = {name: value for name, value in plain.items() if value is not flat[name]}
-    if not foreign:
-        return config
+    return with_fields(config, foreign) if foreign else config
+
+
+def with_fields(config: ml_collections.ConfigDict, fields: Config) -> ml_collections.ConfigDict:
+    """Returns a copy of the config with other values of some fields, by dotted name."""
     changed = copy.deepcopy(config)
     with changed.ignore_type():
-        changed.update_from_flattened_dict(foreign)
+        changed.update_from_flattened_dict(fields)
     return changed
 
 
@@ -398,7 +401,7 @@ def _sweep_errors(config: Config) -> list[str]:
     wrong = [
         f'{field}={config[field]}: is compared with several searches; set seeds'
         for field in ('random_cells', 'plain_cells')
-        if config[field] and not config['seeds']
+        if config[field] and not (config['seeds'] or config['cost']['targets'])
     ]
     controls = config['random_cells'] or config['plain_cells']
     if controls and config['retrain']['epochs'] == SAME_FLOPS:
@@ -406,6 +409,13 @@ def _sweep_errors(config: Config) -> list[str]:
             f'retrain.epochs={SAME_FLOPS!r}: random and plain cells were found by no run; set a '
             'number'
         )
+    if controls and config['cost']['targets'] and config['cost']['kind'] == 'latency':
+        wrong += [
+            f'retrain.{size}={config["retrain"][size]}: cost.table has no latencies of networks of '
+            'another size; set it to None'
+            for size in ('channels', 'depth', 'reductions')
+            if config['retrain'][size] is not None
+        ]
     model = config['model']
     unknown = sorted(set(config['plain_cells']) - set(model['primitives']))
     if unknown:
@@ -646,8 +656,7 @@ def with_original_defaults(
         return config
     if config.search.freeze_epochs is None:  # the meaning of None is as new as these fields
         missing.setdefault('search.freeze_epochs', before.get('search.freeze_epochs'))
-    changed = copy.deepcopy(config)
-    changed.update_from_flattened_dict(missing)
+    changed = with_fields(config, missing)
     fields = ', '.join(f'{name}={value}' for name, value in missing.items())
     logger.info('the run in %s was begun by an older version; it goes on with %s', workdir, fields)
     return changed

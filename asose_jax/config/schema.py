@@ -151,6 +151,12 @@ def _are_seeds(value: Any) -> bool:
     return _is_sequence(value) and all(map(_is_seed, value)) and len(set(value)) == len(value)
 
 
+def _are_targets(value: Any) -> bool:
+    if not _is_sequence(value) or not all(_is_number(v) and v > 0 for v in value):
+        return False
+    return len(value) != 1 and len(set(value)) == len(value)
+
+
 def _are_thresholds(value: Any) -> bool:
     return (
         _is_sequence(value)
@@ -756,6 +762,17 @@ FIELDS: dict[str, Field] = {
         _optional(_POSITIVE),
         'FLOPs or multiply-adds of an image, parameters, or milliseconds',
         _TUNAS,
+    ),
+    'cost.targets': Field(
+        (),
+        _rule(
+            'a tuple of distinct finite numbers above 0, at least two, or ()',
+            _are_targets,
+            *((1e5,), (1e5, 1e5), (0, 1e5), (1e5, '2e5'), 1e5),
+        ),
+        'several networks in one command: a search for each number, in WORKDIR/KIND_NUMBER, which '
+        'is its cost.target and its cost.limit of that kind; (): one network',
+        before=(),
     ),
     'cost.weight': Field(
         0.1,

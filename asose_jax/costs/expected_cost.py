@@ -82,13 +82,17 @@ class Budget:
 
         return penalty_of
 
+    def reach(self, spec: NetSpec) -> tuple[float, float]:
+        """Returns the costs of the cheapest and the most expensive network of the space."""
+        return self._table(spec).reach(spec)
+
     def require_reachable_target(self, spec: NetSpec, grows: bool) -> None:
         """Checks that a network of the space can meet the target, or will do so when it has grown.
 
         Raises:
           UserError: The target is out of reach; the message names the range.
         """
-        low, high = self._table(spec).reach(spec)
+        low, high = self.reach(spec)
         if self.target < low or (self.target > high and not grows):
             raise UserError(
                 f'cost.target={self.target:g}: networks of this space cost from {low:.6g} to '
@@ -97,7 +101,7 @@ class Budget:
 
     def log_reach(self, spec: NetSpec) -> None:
         """Logs the target beside the costs of the networks that can be derived."""
-        low, high = self._table(spec).reach(spec)
+        low, high = self.reach(spec)
         logger.info(
             'cost (%s): networks cost from %.4g to %.4g, target %.4g',
             *(self.kind, low, high, self.target),
@@ -149,7 +153,9 @@ def validation_errors(config: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with the group `cost` of a config."""
     cost, messages = config['cost'], []
     kind, target, batch_size = cost['kind'], cost['target'], cost['batch_size']
-    if (kind is None) != (target is None):
+    if cost['targets']:
+        messages += _target_errors(cost)
+    elif (kind is None) != (target is None):
         messages.append(f'cost.kind={kind!r}, cost.target={target!r}: set both or neither')
     if batch_size is not None and not _measures_latency(cost):
         messages.append(
@@ -170,6 +176,24 @@ def validation_errors(config: Mapping[str, Any]) -> list[str]:
         messages.append(
             f'cost.kind={kind!r}: nothing is chosen because search and growth have 0 epochs; '
             'leave cost.kind and cost.target out'
+        )
+    return messages
+
+
+def _target_errors(cost: Mapping[str, Any]) -> list[str]:
+    """Returns what contradicts `cost.targets`, each of which is a price and a limit."""
+    kind, named = cost['kind'], f'cost.targets={tuple(cost["targets"])}'
+    if kind is None:
+        return [f'{named}: set cost.kind to what they count: {", ".join(UNITS)}']
+    own = {'cost.target': cost['target'], f'cost.limit.{kind}': cost['limit'][kind]}
+    messages = [
+        f'{field}={value:g}: each of {named} is such a value itself; leave it out'
+        for field, value in own.items()
+        if value is not None
+    ]
+    if _measures_latency(cost) and cost['table'] is None:
+        messages.append(
+            f'{named}: each run would measure other latencies; name a table of them, cost.table'
         )
     return messages
 

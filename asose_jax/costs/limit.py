@@ -206,12 +206,13 @@ _NAMES = {
 
 def validation_errors(config: Mapping[str, Any]) -> list[str]:
     """Returns what contradicts the group `cost.limit` of a config."""
-    cost, wrong = config['cost'], []
-    limits = {kind: value for kind, value in cost['limit'].items() if value is not None}
-    if not limits:
+    cost, limits, wrong = config['cost'], limits_of(config), []
+    if not limits and not cost['targets']:
         return []
-    first, value = next(iter(limits.items()))
-    named = f'cost.limit.{first}={value:g}'
+    named = f'cost.targets={tuple(cost["targets"])}'
+    if not cost['targets']:
+        first, value = next(iter(limits.items()))
+        named = f'cost.limit.{first}={value:g}'
     own = limits.get(cost['kind'])
     if own is not None and cost['target'] is not None and cost['target'] > own:
         wrong.append(
@@ -227,12 +228,48 @@ def validation_errors(config: Mapping[str, Any]) -> list[str]:
         f'{field}={config[field]}: such networks are chosen whatever they cost; with {named}, '
         'leave it out'
         for field in ('random_cells', 'plain_cells')
-        if config[field]
+        if config[field] and not (cost['targets'] and field == 'random_cells')
     ]
     return wrong
 
 
+def random_genotype(
+    spec: NetSpec,
+    largest: Mapping[str, float],
+    costs: Mapping[str, Any],
+    generator: np.random.Generator,
+) -> Genotype:
+    """Draws a genotype that keeps limits: the one that a search with random alpha would end with.
+
+    The probabilities of the candidates are drawn as in `genotype.random`. Where the genotype that
+    they make most likely keeps the limits, it is that one.
+
+    Args:
+      spec: Description of the network, for which some genotype keeps the limits.
+      largest: By kind, the largest cost that is allowed.
+      costs: Content of costs.json, as `expected_cost.write_costs` wrote it for `spec`.
+      generator: Source of randomness.
+    """
+    scores = [
+        np.log(np.maximum(generator.dirichlet(np.ones(len(row.candidates))), _MIN_PROBABILITY))
+        for row in spec.rows()
+    ]
+    rows = [
+        np.array([[entry['candidates'][name][kind] for kind in largest] for name in row.candidates])
+        for row, entry in zip(spec.rows(), costs['rows'], strict=True)
+    ]
+    budgets = [value * (1 + _ROUNDING) - costs['around'][kind] for kind, value in largest.items()]
+    best = constrained.best_choice(spec, scores, rows, np.array(budgets))
+    assert best is not None, 'the search under these limits ended with such a genotype'
+    return genotype.genotype_from_indices(spec, best)
+
+
+def limits_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the limits of a config that are set, by kind."""
+    return {kind: value for kind, value in config['cost']['limit'].items() if value is not None}
+
+
 def make_limit(config: ml_collections.ConfigDict, latencies: Latencies | None) -> CostLimit | None:
     """Builds the limit that the group `cost.limit` of a config describes; `None` for none."""
-    largest = {kind: value for kind, value in config.cost.limit.items() if value is not None}
+    largest = limits_of(config)
     return CostLimit(largest, meters_by_kind(latencies)) if largest else None

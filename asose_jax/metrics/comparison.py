@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ def compare(
       better than the median of the random ones).
     """
     accuracies = {
-        group: [_summary(directory / name)['test_accuracy'] for name in names]
+        group: [read_summary(directory / name)['test_accuracy'] for name in names]
         for group, names in runs.items()
         if group != 'searches' and names
     }
@@ -81,7 +81,12 @@ def _add_retrained(
             row['above_random_median'] = bool(accuracy > np.median(random))
 
 
-def _summary(directory: pathlib.Path) -> dict[str, Any]:
+def read_summary(directory: pathlib.Path) -> dict[str, Any]:
+    """Reads summary.json of a finished run, which has a test accuracy.
+
+    Raises:
+      UserError: it cannot be read.
+    """
     path = directory / 'summary.json'
     try:
         content = json.loads(path.read_text(encoding='utf-8'))
@@ -109,7 +114,7 @@ def search_row(directory: pathlib.Path, name: str, skip_share: float) -> dict[st
       `params`, `operations` (their number) and how many of them are `skip_connect`, `none` and
       `parameter_free`, `collapsed`, `seconds` of training.
     """
-    summary = _summary(directory)
+    summary = read_summary(directory)
     text = (directory / 'genotype.json').read_text(encoding='utf-8')
     spec = registry.spec_from_json(json.loads(text)['network'])
     chosen = Genotype(genotype.to_tuples(summary['genotype']))
@@ -160,26 +165,42 @@ def table(summary: Mapping[str, Any]) -> str:
             f'{row["skip_connect"]} of {row["operations"]} | {row["none"]} | '
             f'{row["parameter_free"]} | `{cell.replace("|", "¦")}` |'
         )
-    lines += [
-        '',
-        '| test accuracy | runs | mean ± std | median | best | worst |',
-        '|---|---|---|---|---|---|',
-    ]
-    for title, stats in groups(summary).items():
-        rest = ' | '.join(_percent(stats[name]) for name in ('median', 'best', 'worst'))
-        lines.append(
-            f'| {title} | {stats["count"]} | {_percent(stats["mean"])}{spread(stats)} | {rest} |'
-        )
+    head, *rows = statistics_table(summary, _percent)
+    lines += ['', f'| {" | ".join(head)} |', f'|{"---|" * len(head)}']
+    lines += [f'| {" | ".join(row)} |' for row in rows]
     count = len(summary['searches'])
     lines += ['', f'Collapsed: {summary["collapsed"]} of {count}.']
-    if 'random' in summary:
+    if 'above_random_median' in summary:
         lines[-1] += (
             f' Above the median of random cells: {summary["above_random_median"]} of {count}.'
         )
     return '\n'.join(lines) + '\n'
 
 
-def groups(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def statistics_table(
+    summary: Mapping[str, Any], percent: Callable[[float], str]
+) -> list[list[str]]:
+    """Builds the table with count, mean, spread and extremes of every group; its head comes first.
+
+    Args:
+      summary: a comparison; one of networks for several targets has their target and cost as well.
+      percent: formats an accuracy.
+    """
+    front = summary.get('front')
+    head = ['test accuracy', 'runs', 'mean ± std', 'median', 'best', 'worst']
+    if front:
+        head[1:1] = [f'{front["kind"]}, at most', f'{front["kind"]}, mean']
+    table = [head]
+    for part in front['targets'] if front else [summary]:
+        for title, stats in _groups(part).items():
+            costs = [f'{cost:,.10g}' for cost in (part['target'], stats['cost'])] if front else []
+            accuracies = [percent(stats[name]) for name in ('mean', 'median', 'best', 'worst')]
+            accuracies[0] += spread(stats)
+            table.append([title, *costs, str(stats['count']), *accuracies])
+    return table
+
+
+def _groups(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the statistics of a comparison by the title of each group."""
     titles = {
         'searched': 'searches, at the end',
@@ -203,7 +224,7 @@ def _percent(fraction: float) -> str:
 
 def result_line(directory: pathlib.Path) -> str:
     """Describes the result of a finished run in one line: test accuracy, and genotype if known."""
-    summary = _summary(directory)
+    summary = read_summary(directory)
     chosen = directory / 'genotype.txt'
     text = chosen.read_text(encoding='utf-8').strip() if chosen.exists() else ''
     return f'test accuracy {_percent(summary["test_accuracy"])} {text}'.strip()

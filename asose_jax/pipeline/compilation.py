@@ -54,6 +54,8 @@ def log_wait(activity: str) -> None:
 
 def _remaining_text(context: RunContext, phase: Phase) -> str:
     """Returns the end of a log line: what a run compiles after the programs of this phase."""
+    if context.only_warmup:
+        return ''
     phases = [span.phase for span in context.schedule.spans]
     order = list(Phase)
     names = [_program_kind(later) for later in order[order.index(phase) + 1 :] if later in phases]
@@ -73,7 +75,7 @@ def compile_upcoming(
     phase that runs now, for `batch` see `compile_network`.
     """
     later = [other for other in context.schedule.spans if other.start >= span.stop]
-    if not later or current.upcoming is not None:
+    if not later or current.upcoming is not None or context.only_warmup:
         return
     phase, spec = later[0].phase, current.spec
     derives = phase is Phase.OPTIMIZE and not spec.is_derived()

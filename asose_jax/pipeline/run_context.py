@@ -74,6 +74,7 @@ class RunContext:
       limit: limits on that cost, if there are any.
       latencies: measured latencies, if the budget or a limit needs them.
       class_weights: weights of the classes in the training loss, see `builders.make_class_weights`.
+      only_warmup: whether this process stops at the end of warmup, from which others go on.
     """
 
     config: ml_collections.ConfigDict
@@ -92,6 +93,7 @@ class RunContext:
     limit: CostLimit | None = None
     latencies: Latencies | None = None
     class_weights: np.ndarray | None = None
+    only_warmup: bool = False
 
     def key(self, use: int) -> jax.Array:
         """Returns the run's random key for one of its uses, see `key_for`."""

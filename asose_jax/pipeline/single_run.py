@@ -66,6 +66,7 @@ def run(
     config: ml_collections.ConfigDict,
     workdir: str | pathlib.Path,
     console: rich.console.Console | None = None,
+    only_warmup: bool = False,
 ) -> dict[str, Any]:
     """Searches a network, trains it, and writes checkpoints and results to the workdir.
 
@@ -73,9 +74,10 @@ def run(
       config: see `configs/search.py`.
       workdir: directory of checkpoints and results; a run that was stopped there is continued.
       console: where a progress bar may be drawn.
+      only_warmup: whether to stop at the end of warmup, with a checkpoint there.
 
     Returns:
-      The summary, as in summary.json.
+      The summary, as in summary.json; nothing with `only_warmup`.
 
     Raises:
       UserError: something that the user can put right; nothing was lost.
@@ -138,6 +140,7 @@ def run(
                     latencies=latencies,
                     budget=budget,
                     limit=cost_limit,
+                    only_warmup=only_warmup,
                 )
                 digest = recorded.get('origin')
                 if origin is not None:
@@ -276,10 +279,12 @@ def _run_phases(
             WriteTensorBoard(events),
         )
         context = _with_halted_schedule(context, current)
-        while current.step < context.schedule.steps:
+        while not _is_over(context, current):
             _enter_phase(context, current)
             training_loop.train_phase(context, current, hooks)
             context = _with_halted_schedule(context, current)
+    if context.only_warmup:
+        return {}
     if not current.spec.is_derived():
         _derive(context, current)
     summary = run_summary.write_summary(context, current)
@@ -288,6 +293,11 @@ def _run_phases(
 
 
 # --- Between phases
+
+
+def _is_over(context: run_context.RunContext, current: run_context.RunState) -> bool:
+    schedule = context.schedule
+    return current.step >= (schedule.spans[0].stop if context.only_warmup else schedule.steps)
 
 
 def _enter_phase(context: run_context.RunContext, current: run_context.RunState) -> None:

@@ -1,12 +1,13 @@
 """Several searches in one command, and control networks trained from scratch next to them.
 
+There is one for each seed, or for each seed and each target of the cost (`sweep.front`).
+
 Every search and every training is a run with its own directory, in its own process, which has one
 device or one CPU core to itself. So each can be stopped and resumed like any other run.
 """
 
 import collections
 import contextlib
-import copy
 import dataclasses
 import json
 import logging
@@ -35,21 +36,26 @@ from asose_jax.config.consistency import (
     flatten,
     require_same_config,
     validate,
+    with_fields,
     with_original_defaults,
 )
+from asose_jax.costs import expected_cost, limit
 from asose_jax.data import dataset
 from asose_jax.data.fingerprint import MissingDataError
-from asose_jax.metrics import comparison, progress
+from asose_jax.metrics import comparison, front_comparison, progress
 from asose_jax.pipeline import single_run
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, log, paths, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
 from asose_jax.spaces import registry
-from asose_jax.sweep import placement
+from asose_jax.sweep import front, placement
+from asose_jax.train import checkpoint
 
 logger = logging.getLogger('asose_jax')
 
 _POLL_SECONDS = 2.0  # between updates of the progress bar
+# Fields that may change while a sweep goes on; targets only where there were some before.
+_ADDABLE = ('cost.targets', 'seeds', 'random_cells', 'plain_cells')
 _RANDOM = 77  # separates the draws of random cells from other uses of the seed
 
 
@@ -60,10 +66,18 @@ class Job:
     Attributes:
       name: the directory of the run, relative to the workdir of the sweep.
       config: the config of the run.
+      only_warmup: whether it stops at the end of warmup.
     """
 
     name: str
     config: ml_collections.ConfigDict
+    only_warmup: bool = False
+
+    def is_finished(self, directory: pathlib.Path) -> bool:
+        """Returns whether the run has ended; `directory` contains that of the run."""
+        if self.only_warmup:
+            return front.end_of_warmup(directory / self.name, self.config.warmup.epochs) is not None
+        return (directory / self.name / 'summary.json').exists()
 
 
 def search(
@@ -71,7 +85,7 @@ def search(
     workdir: str | pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
-    """Runs one search, or one for each of `config.seeds`; resumes a run that was stopped.
+    """Runs one search, or several (`config.seeds`, `config.cost.targets`); resumes stopped ones.
 
     Args:
       config: see `configs/search.py`.
@@ -80,8 +94,7 @@ def search(
         shown there too, unless the caller's program has set up logging, see `log.shown`.
 
     Returns:
-      The content of summary.json, see `run_summary.write_summary`, and `comparison.compare` for
-      several seeds.
+      The content of summary.json, see `run_summary.write_summary`, and `run_sweep` for several.
 
     Raises:
       UserError: something that the user can fix; nothing is lost.
@@ -90,7 +103,7 @@ def search(
     _leave_if_imported_again()
     with log.shown(console) as console:
         config = as_config(config)
-        if config.seeds:
+        if config.seeds or config.cost.targets:
             return run_sweep(config, workdir, console)
         return single_run.run(config, workdir, console)
 
@@ -101,7 +114,7 @@ def run_sweep(
     directory: str | pathlib.Path,
     console: rich.console.Console | None = None,
 ) -> dict[str, Any]:
-    """Searches with each of `config.seeds` and compares the results.
+    """Searches with each of `config.seeds` and `config.cost.targets`, and compares the results.
 
     With `config.random_cells` or `config.plain_cells`, the networks that the searches chose, random
     cells and networks of a single operation are then trained from scratch, all in the same way
@@ -109,17 +122,20 @@ def run_sweep(
 
     Args:
       config: see `configs/search.py`.
-      directory: contains all runs: `seed_N`, `found/seed_N`, `random/N`, `plain/OPERATION/seed_N`.
-        Finished runs are not repeated, so seeds and controls may be added later.
+      directory: contains all runs: `seed_N`, `found/seed_N`, `random/N`, `plain/OPERATION/seed_N`;
+        with targets `warmup/seed_N`, and `KIND_TARGET/` before the `seed_N` and N of the others.
+        Finished runs are not repeated, so seeds, targets and controls may be added later.
       console: where a progress bar may be drawn.
 
     Returns:
-      The comparison, as in summary.json; see `comparison.compare`.
+      The comparison, as in summary.json; see `comparison.compare`, and `front_comparison.compare`.
 
     Raises:
       UserError: something that the user can fix.
       Stopped: after SIGTERM or Ctrl-C; the progress of all runs is saved.
     """
+    if not config.seeds:
+        config = with_fields(config, {'seeds': (config.seed,)})
     if jax.distributed.is_initialized():  # `process_count` would claim the devices
         raise UserError(
             f'seeds={tuple(config.seeds)}: several searches share the devices of one machine, but '
@@ -132,37 +148,54 @@ def run_sweep(
     config = with_original_defaults(config, directory)
     flat = flatten(config)
     validate(config, 1)
-    single = _with(config, seeds=(), random_cells=0, plain_cells=())
+    single = with_fields(config, {'seeds': (), 'random_cells': 0, 'plain_cells': ()})
+    parts = front.searches_by_part(single) if config.cost.targets else {'': single}
     has_controls = bool(config.random_cells or config.plain_cells)
-    if has_controls:
-        validate(_retrained(single, 'of a search'), 1)
-    begun = _recorded_runs(directory)
+    for each in parts.values():
+        validate(each, 1)
+        if has_controls:
+            validate(_retrained(each, 'of a search'), 1)
+    begun = _recorded_runs(directory, (front.WARMUP, *parts) if config.cost.targets else ('',))
     if config.data.name == 'folder' and not begun:
         paths.require_outside(directory, config.data.dir)
     machine = placement.available_slots()
+    if config.cost.targets and not all((directory / part).exists() for part in parts):
+        placement.in_child(front.require_reachable, single)
     with interrupt.Interrupt(), workdir.locked(directory):
         require_same_config(
             flat,
             directory,
-            but=('seeds', 'random_cells', 'plain_cells'),
+            but=_ADDABLE if config.cost.targets else _ADDABLE[1:],
             movable=() if begun and not _with_data(begun) else ('data.dir',),
             base=next((run.get('directory') for run in begun.values()), None),
         )
         _require_same_data(config, _with_data(begun))
         recorded = json.dumps(fields_to_record(flat, directory), indent=2)
         workdir.write_atomically(directory / 'config.json', recorded + '\n')
-        searches = [Job(f'seed_{seed}', _with(single, seed=seed)) for seed in config.seeds]
+        groups = {
+            part: {
+                'searches': [
+                    Job(f'{part}seed_{seed}', with_fields(each, {'seed': seed}))
+                    for seed in config.seeds
+                ]
+            }
+            for part, each in parts.items()
+        }
+        searches = [job for part in groups.values() for job in part['searches']]
         warned = _warn_of_two_splits(searches, directory)
+        if config.cost.targets and config.warmup.epochs:
+            _warm_up(single, searches, machine, directory, console)
         run_jobs(searches, machine, directory, console)
-        groups = {'searches': searches, 'found': [], 'random': []}
         if has_controls:
-            trainings = _trainings(config, single, directory)
-            jobs = [job for group in trainings.values() for job in group]
+            jobs = []
+            for part, each in parts.items():
+                trainings = _trainings(config, each, part, directory)
+                groups[part] |= trainings
+                jobs += [job for group in trainings.values() for job in group]
             if not warned:
                 _warn_of_two_splits([*searches, *jobs], directory)
             run_jobs(jobs, machine, directory, console)
-            groups |= trainings
-        return _summarize(groups, directory, config.alarm.skip_share)
+        return _summarize(groups, directory, config)
 
 
 def _leave_if_imported_again() -> None:
@@ -175,9 +208,11 @@ def _leave_if_imported_again() -> None:
         process.exit_now(1)
 
 
-def _recorded_runs(directory: pathlib.Path) -> dict[pathlib.Path, dict[str, Any]]:
+def _recorded_runs(
+    directory: pathlib.Path, parts: Sequence[str]
+) -> dict[pathlib.Path, dict[str, Any]]:
     """Returns run.json of each search of a sweep that has begun, by the search's directory."""
-    files = sorted(directory.glob('seed_*/run.json'))
+    files = [file for part in parts for file in sorted(directory.glob(f'{part}seed_*/run.json'))]
     records = {file.parent: workdir.read_json_object(file) for file in files}
     return {run: record for run, record in records.items() if record}
 
@@ -231,12 +266,50 @@ def _warn_of_two_splits(jobs: Sequence[Job], directory: pathlib.Path) -> bool:
     return True
 
 
+def _warm_up(
+    config: ml_collections.ConfigDict,
+    searches: Sequence[Job],
+    machine: Sequence[placement.Slot],
+    directory: pathlib.Path,
+    console: rich.console.Console | None,
+) -> None:
+    """Trains one warmup for each seed, and lets the searches begin with its end."""
+    new = [
+        job
+        for job in searches
+        if not job.is_finished(directory)
+        and not checkpoint.has_checkpoint(directory / job.name / 'checkpoints')
+    ]
+    if not new:
+        return
+    warmup = front.warmup_config(config)
+    jobs = {
+        seed: Job(f'{front.WARMUP}seed_{seed}', with_fields(warmup, {'seed': seed}), True)
+        for seed in dict.fromkeys(job.config.seed for job in new)
+    }
+    run_jobs([*jobs.values()], machine, directory, console)
+    for job in new:
+        before = directory / jobs[job.config.seed].name
+        front.begin_with(before, config.warmup.epochs, directory / job.name)
+
+
 def _summarize(
-    groups: dict[str, list[Job]], directory: pathlib.Path, skip_share: float
+    groups: Mapping[str, Mapping[str, Sequence[Job]]],
+    directory: pathlib.Path,
+    config: ml_collections.ConfigDict,
 ) -> dict[str, Any]:
     """Compares the finished runs; writes summary.json, summary.md and report.html."""
-    names = {group: [job.name for job in jobs] for group, jobs in groups.items()}
-    summary = comparison.compare(directory, names, skip_share)
+    names = {
+        part: {group: [job.name for job in jobs] for group, jobs in those.items()}
+        for part, those in groups.items()
+    }
+    skip_share = config.alarm.skip_share
+    if config.cost.targets:
+        targets = sorted(config.cost.targets)
+        by_target = dict(zip(targets, names.values(), strict=True))
+        summary = front_comparison.compare(directory, config.cost.kind, by_target, skip_share)
+    else:
+        summary = comparison.compare(directory, names[''], skip_share)
     text = comparison.table(summary)
     workdir.write_atomically(directory / 'summary.md', text)
     workdir.write_atomically(directory / 'summary.json', json.dumps(summary, indent=2) + '\n')
@@ -246,16 +319,20 @@ def _summarize(
 
 
 def _trainings(
-    config: ml_collections.ConfigDict, single: ml_collections.ConfigDict, directory: pathlib.Path
+    config: ml_collections.ConfigDict,
+    single: ml_collections.ConfigDict,
+    part: str,
+    directory: pathlib.Path,
 ) -> dict[str, list[Job]]:
     """Returns the trainings from scratch after the searches, by group of the comparison.
 
-    `single` is the config of one search, without its seed.
+    `single` is the config of one search, without its seed, and `part` what the names of the
+    searches begin with.
     """
-    seeds = config.seeds
+    seeds, count = config.seeds, config.random_cells
     return {
-        'found': [_searched_job(single, directory, seed) for seed in seeds],
-        'random': [_random_job(single, directory, seeds, i) for i in range(config.random_cells)],
+        'found': [_searched_job(single, directory, f'{part}seed_{seed}', seed) for seed in seeds],
+        'random': [_random_job(single, directory, part, seeds, i) for i in range(count)],
         **{
             operation: [_plain_job(single, directory, operation, seed) for seed in seeds]
             for operation in config.plain_cells
@@ -263,51 +340,64 @@ def _trainings(
     }
 
 
-def _with(config: ml_collections.ConfigDict, **fields: Any) -> ml_collections.ConfigDict:
-    """Returns a copy of the config with other values of some fields."""
-    changed = copy.deepcopy(config)
-    changed.update_from_flattened_dict(fields)
-    return changed
-
-
 def _retrained(
     config: ml_collections.ConfigDict, source: str | pathlib.Path, **fields: Any
 ) -> ml_collections.ConfigDict:
-    """Returns the config that trains the network of a genotype file or workdir from scratch."""
+    """Returns the config that trains the network of a genotype file or workdir from scratch.
+
+    Where it is trained in another size, limits on the network of the search do not hold for it.
+    """
+    if any(config.retrain[name] is not None for name in retrain.SIZES):
+        fields |= {f'cost.limit.{kind}': None for kind in config.cost.limit}
     fields |= {'init_from': None, 'optimize.frozen': False, 'genotype': str(source)}
-    return retrain.retrain_config(_with(config, **fields))
+    return retrain.retrain_config(with_fields(config, fields))
 
 
-def _searched_job(config: ml_collections.ConfigDict, directory: pathlib.Path, seed: int) -> Job:
-    return Job(f'found/seed_{seed}', _retrained(config, directory / f'seed_{seed}', seed=seed))
+def _searched_job(
+    config: ml_collections.ConfigDict, directory: pathlib.Path, name: str, seed: int
+) -> Job:
+    return Job(f'found/{name}', _retrained(config, directory / name, seed=seed))
 
 
 def _random_job(
-    config: ml_collections.ConfigDict, directory: pathlib.Path, seeds: Sequence[int], number: int
+    config: ml_collections.ConfigDict,
+    directory: pathlib.Path,
+    part: str,
+    seeds: Sequence[int],
+    number: int,
 ) -> Job:
-    """Trains random cell `number`, drawn uniformly, in the network that one search ended with."""
-    seed, started = seeds[number % len(seeds)], directory / f'random/{number}' / 'config.json'
-    if started.exists():  # keeps its seed, though the number of seeds may have changed since
+    """Trains random cell `number` of a part, in the network that one of its searches ended with.
+
+    It is drawn uniformly, or within the limits of the search.
+    """
+    name, seed = f'random/{part}{number}', seeds[number % len(seeds)]
+    if (started := directory / name / 'config.json').exists():
+        # Keeps its seed, though the number of seeds may have changed since.
         seed = json.loads(started.read_text(encoding='utf-8'))['seed']
-    supernet = _supernet(config, directory, seed)
-    cell = genotype.random(supernet, np.random.default_rng([_RANDOM, config.seed, number]))
-    return _control_job(config, directory, f'random/{number}', supernet, cell, seed)
+    search = directory / f'{part}seed_{seed}'
+    supernet = _supernet(config, search)
+    generator = np.random.default_rng([_RANDOM, config.seed, number, *part.encode()])
+    largest = limit.limits_of(config)
+    if largest:
+        costs = json.loads((search / expected_cost.COSTS_FILE).read_text(encoding='utf-8'))
+        cell = limit.random_genotype(supernet, largest, costs, generator)
+    else:
+        cell = genotype.random(supernet, generator)
+    return _control_job(config, directory, name, supernet, cell, seed)
 
 
 def _plain_job(
     config: ml_collections.ConfigDict, directory: pathlib.Path, operation: str, seed: int
 ) -> Job:
     """Trains the network of one search with the same operation everywhere."""
-    supernet = _supernet(config, directory, seed)
+    supernet = _supernet(config, directory / f'seed_{seed}')
     cell = genotype.uniform_genotype(supernet, operation)
     return _control_job(config, directory, f'plain/{operation}/seed_{seed}', supernet, cell, seed)
 
 
-def _supernet(
-    config: ml_collections.ConfigDict, directory: pathlib.Path, seed: int
-) -> genotype.NetSpec:
+def _supernet(config: ml_collections.ConfigDict, search: pathlib.Path) -> genotype.NetSpec:
     """Returns the network that a search ended with, with all candidates in every place again."""
-    text = (directory / f'seed_{seed}' / 'genotype.json').read_text(encoding='utf-8')
+    text = (search / 'genotype.json').read_text(encoding='utf-8')
     derived = registry.spec_from_json(json.loads(text)['network'])
     names = tuple(config.model.primitives)
     return derived.with_groups(tuple(tuple(names for _ in group) for group in derived.groups()))
@@ -357,9 +447,7 @@ def run_jobs(
     Raises:
       UserError: a run failed; the message quotes its log. The other runs were stopped and saved.
     """
-    waiting = collections.deque(
-        job for job in jobs if not (directory / job.name / 'summary.json').exists()
-    )
+    waiting = collections.deque(job for job in jobs if not job.is_finished(directory))
     running: dict[int, _Running] = {}
     free = list(machine)
     with _progress(jobs, waiting, running, directory, console) as update:
@@ -393,9 +481,10 @@ def _started(job: Job, place: placement.Slot, directory: pathlib.Path) -> _Runni
 def _require_finished(active: _Running, directory: pathlib.Path) -> None:
     """Logs the result of a run whose process has ended; fails if it left none."""
     name, status = active.job.name, active.child.exitcode
-    if status or not (directory / name / 'summary.json').exists():
+    if status or not active.job.is_finished(directory):
         raise UserError(_failure(active.job, directory, status))
-    logger.info('%s: %s', name, comparison.result_line(directory / name))
+    ended = active.job.only_warmup
+    logger.info('%s: %s', name, 'done' if ended else comparison.result_line(directory / name))
 
 
 def _failure(job: Job, directory: pathlib.Path, status: int | None) -> str:
@@ -479,7 +568,8 @@ def _run_job(job: Job, directory: pathlib.Path, place: placement.Slot) -> None:
     child_logger = process.set_up(log.plain_handler(file), cache)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        single_run.run(job.config, directory, rich.console.Console(file=file))
+        console = rich.console.Console(file=file)
+        single_run.run(job.config, directory, console, job.only_warmup)
     except Stopped as stopped:
         child_logger.info('%s', stopped)
         process.exit_now(1)

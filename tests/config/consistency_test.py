@@ -184,6 +184,34 @@ def test_missing_field_is_named():
         ({'search.estimator': 'softmax', 'arch.samples': 2}, r'arch.samples=2: .* draws nothing'),
         ({'cost.kind': 'flops'}, r"cost.kind='flops', cost.target=None: set both or neither"),
         ({'cost.target': 1.0}, r'cost.kind=None, cost.target=1.0: set both or neither'),
+        ({'cost.targets': (1e5, 2e5)}, r'cost.targets=\(100000.0, 200000.0\): set cost.kind to'),
+        *(
+            (
+                {'cost.kind': 'flops', 'cost.targets': (1e5, 2e5), **changes},
+                message,
+            )
+            for changes, message in (
+                ({'cost.target': 1e5}, r'cost.target=100000: each of cost.targets=.* leave it out'),
+                ({'cost.limit.flops': 1e5}, r'cost.limit.flops=100000: each of cost.targets='),
+                ({'cost.limit.latency': 1.0}, r'cost.targets=.*: each run .* cost.table'),
+                ({'search.epochs': 0, 'growth.epochs': 0}, r"cost.kind='flops': nothing is chosen"),
+                (
+                    {'plain_cells': ('skip_connect',)},
+                    r'plain_cells=.*chosen whatever they cost; with cost.targets=',
+                ),
+                (
+                    {'search.selection': 'perturbation'},
+                    r"search.selection='perturbation': .* with cost.targets=.* =?.*argmax",
+                ),
+                (
+                    {
+                        **{'cost.kind': 'latency', 'cost.table': 'a', 'random_cells': 1},
+                        **{'retrain.depth': 20, 'growth.epochs': 0},
+                    },
+                    r'retrain.depth=20: cost.table has no latencies of networks of another size',
+                ),
+            )
+        ),
         (
             {'cost.kind': 'params', 'cost.target': 1.0, 'cost.batch_size': 8},
             r"cost.batch_size=8: only cost.kind='latency' and cost.limit.latency measure",

@@ -15,8 +15,9 @@ from helpers.runs import CELLS, CHEAPEST, GROWING, lines_of, summary_of, tiny
 
 from asose_jax.arch import genotype
 from asose_jax.costs import flops
+from asose_jax.costs.expected_cost import write_costs
 from asose_jax.costs.flops import Meter
-from asose_jax.costs.limit import CostLimit
+from asose_jax.costs.limit import CostLimit, random_genotype
 from asose_jax.pipeline import evaluation, single_run
 from asose_jax.pipeline.growth import controller, transforms
 from asose_jax.pipeline.growth.scoring import Candidate
@@ -158,6 +159,26 @@ def test_twenty_of_twenty_whole_networks_keep_all_limits(space, count):
         free = genotype.one_hot_rows(spec, genotype.most_likely(spec, arch))
         exceeded += table.total(free) > largest['params']
     assert exceeded >= count / 4
+
+
+@every_space
+def test_random_genotypes_keep_all_limits_and_without_a_tight_one_are_those_of_the_space(
+    space, tmp_path
+):
+    spec = _spec(space)
+    write_costs(spec, flops.COUNTED, tmp_path)
+    costs = json.loads((tmp_path / 'costs.json').read_text())
+    largest = {'params': _between(spec, 'params', 0.2), 'flops': _between(spec, 'flops', 0.3)}
+    tight, changed = _limit(**largest), 0
+    for seed in range(20):
+        free = genotype.random(spec, np.random.default_rng(seed))
+        loose = random_genotype(spec, {'flops': 1e12}, costs, np.random.default_rng(seed))
+        assert loose == free
+        drawn = random_genotype(spec, largest, costs, np.random.default_rng(seed))
+        assert tight.share(spec, drawn) <= 1
+        assert (drawn == free) == (tight.share(spec, free) <= 1)
+        changed += drawn != free
+    assert changed >= 5
 
 
 def test_a_row_that_is_not_finite_counts_as_skip_connect():

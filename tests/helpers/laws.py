@@ -59,6 +59,10 @@ LAWS = {
         'constrained_test',
         'limit_test',
     ],
+    'The searches of a front begin with the bits of one warmup, and networks keep their targets': [
+        'front_test',
+        'limit_test::test_random_genotypes_keep_all_limits_and_without_a_tight_one_are_those_of_the_space',
+    ],
     'A frozen network stays the same to the bit, and other classes get a fresh head': [
         'initialization_test'
     ],

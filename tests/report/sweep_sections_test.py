@@ -3,15 +3,18 @@
 import itertools
 import json
 import re
+import shutil
 
 import pytest
+from helpers import fronts
 from helpers.pages import DESK, HOSTILE, OVERLAPS, Parsed, every_screen, text_of
 from helpers.several_searches import FOUND, RANDOM, write
 
 from asose_jax.metrics import run_record
 from asose_jax.report import page, strip_chart, sweep_sections
+from asose_jax.report.formatting import percent, plain
 
-SECTIONS = ('numbers', 'accuracy', 'searches', 'chance', 'setup')
+SECTIONS = ('numbers', 'accuracy', 'searches')
 
 
 @pytest.fixture(scope='module')
@@ -23,6 +26,8 @@ def all_of(tmp_path_factory):
         'chain': write(place / 'chain', 'digits', (3,), controls=False, **{'growth.epochs': 2}),
         'darts': write(place / 'darts', 'darts', tuple(range(9)), controls=False),
         'begun': write(place / 'begun'),
+        'front': fronts.write(place / 'front'),
+        'front begun': fronts.write(place / 'front begun', seeds=(0,)),
         'empty': place / 'empty',
     }
     for name in ('seed_1/summary.json', 'seed_30/metrics.jsonl', 'seed_30/summary.json'):
@@ -31,16 +36,21 @@ def all_of(tmp_path_factory):
     (made['begun'] / 'found' / 'seed_0' / 'summary.json').unlink()
     made['empty'].mkdir()
     (made['empty'] / 'config.json').write_text('{"seeds": [0, 1]}')
-    for name in ('begun', 'empty'):
+    shutil.rmtree(made['front begun'] / 'flops_1600000')
+    (made['front begun'] / 'random' / 'flops_1000000' / '0' / 'summary.json').unlink()
+    for name in ('begun', 'front begun', 'empty'):
         page.write(made[name])
     return made
 
 
-@pytest.mark.parametrize('name', ['compared', 'chain', 'darts', 'begun', 'empty'])
+@pytest.mark.parametrize(
+    'name', ['compared', 'chain', 'darts', 'begun', 'empty', 'front', 'front begun']
+)
 def test_page_has_all_sections_and_loads_nothing(all_of, name):
     text = text_of(all_of[name])
     found = Parsed(text)
-    assert tuple(found.sections) == SECTIONS
+    last = 'front' if name.startswith('front') else 'chance'
+    assert tuple(found.sections) == (*SECTIONS, last, 'setup')
     assert all(told.strip() for told in found.sections.values())
     assert len(set(found.ids)) == len(found.ids)
     assert not re.search(r'\b(nan|None|Undefined|inf)\b', found.text)
@@ -90,6 +100,46 @@ def test_runs_that_are_at_work_are_shown_as_far_as_they_are(all_of):
     assert f'{100 * FOUND[2]:.1f} %' in row['cells']  # although that of seed_0 is missing
 
 
+def test_picture_of_a_front_shows_what_its_table_and_its_summary_say(all_of):
+    made = sweep_sections.build(all_of['front'], run_record.read(all_of['front']), page.NAME)
+    (wide, narrow), table = made['front']['charts'], made['front']['table']
+    found, scratch, random = made['front']['series']
+    assert len(table['rows']) == sum(len(group.points) for group in made['front']['series']) == 18
+    listed = {(row[2], row[3]) for row in table['rows']}
+    points = [point for group in made['front']['series'] for point in group.points]
+    assert {(plain(cost), percent(accuracy)) for cost, accuracy in points} == listed
+    targets = sorted(fronts.TARGETS)
+    for i, (cost, mean, std) in enumerate(found.means):
+        assert cost == pytest.approx(0.85 * targets[i])  # of two seeds
+        assert mean == pytest.approx(0.705 + 0.05 * i)
+        assert std == pytest.approx(0.01 / 2**0.5)
+    assert [mean for _, mean, _ in scratch.means] == pytest.approx([0.72, 0.77, 0.82])
+    assert (random.means, len(random.points)) == ([], 6)
+    assert max(cost for cost, _ in points) <= targets[-1]
+    for chart in (wide, narrow):
+        box, drawn = chart['box'], chart['groups'][0]
+        (x0, y0), *_, (x1, y1) = drawn['points']
+        assert box.left <= x0 < x1 <= box.right  # more costs more
+        assert box.bottom >= y0 > y1 >= box.top  # and is better
+        assert drawn['path'].count(',') == len(drawn['bars']) == 3
+        assert chart['groups'][2]['path'] == ''
+        # A point lies between the marks of the targets below and above its cost.
+        assert chart['marked'][0] < chart['groups'][0]['points'][2][0] < chart['marked'][1]
+    text = Parsed(text_of(all_of['front'])).sections
+    assert '850,000' in text['front']
+    assert '70.5 % ± 0.71' in text['front']
+    assert '6 of 6' in text['numbers']  # above the median of random networks
+    assert '1 of 3' in text['searches']  # among the random networks of its target
+
+
+def test_front_that_is_at_work_shows_the_targets_that_have_results(all_of):
+    found = Parsed(text_of(all_of['front begun']))
+    assert '2 of 3 searches are finished, 8 of 9 trainings from scratch' in found.text
+    assert 'Not finished: no evaluation yet.' in found.sections['searches']
+    assert '1,600,000' not in found.sections['front']
+    assert '2,200,000' in found.sections['front']
+
+
 def test_strips_mark_every_network_and_none_hides_another():
     given = [
         strip_chart.Strip('found', [(0.5, '1'), (0.7, '2')], 'diamond'),
@@ -132,6 +182,25 @@ def test_hostile_and_broken_files_stay_text_or_are_left_out(all_of, tmp_path):
         (directory / f'{name}.json').write_text('{"half')
     page.write(directory)
     assert '1 of 4 searches are finished' in Parsed(text_of(directory)).text
+
+
+def test_hostile_files_of_a_front_stay_text_or_are_left_out(all_of, tmp_path):
+    directory = fronts.write(tmp_path / 'front', seeds=(0,))
+    for name, changes in {
+        'flops_1000000/seed_0/summary': {'flops_per_image': HOSTILE},
+        'random/flops_1600000/1/summary': {'flops_per_image': None},
+        'found/flops_1600000/seed_0/summary': {'test_accuracy': HOSTILE},
+    }.items():
+        path = directory / f'{name}.json'
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    page.write(directory)
+    assert Parsed(text_of(directory)).tags == Parsed(text_of(all_of['front'])).tags
+    assert '2 of 3 searches are finished, 7 of 9 trainings' in Parsed(text_of(directory)).text
+    path = directory / 'config.json'
+    for changes in ({'cost.targets': [HOSTILE, None, '../..']}, {'cost.kind': '../..'}):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+        page.write(directory)
+        assert '0 of 1 searches are finished' in Parsed(text_of(directory)).text
 
 
 def test_rebuilt_page_is_that_of_all_runs(all_of):
