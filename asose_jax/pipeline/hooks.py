@@ -1,6 +1,6 @@
 """Reactions to an evaluation: one visible list of hooks, which the phase loop runs in order.
 
-    hooks = (GrowNetwork(), StopEarly(), WriteMetrics(log), DrawPage(page), WriteTensorBoard(e))
+    hooks = (GrowNetwork(), StopEarly(), WriteMetrics(log), DrawPage(page), ...)
 
 The first two decide: while they may, the next step waits for them. The others write.
 """
@@ -19,6 +19,7 @@ from asose_jax.pipeline.growth import controller
 from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.report.page import Page
 from asose_jax.report.tensorboard import Events
+from asose_jax.report.tracker import Tracker
 from asose_jax.train.phases import Span
 
 
@@ -183,6 +184,21 @@ class WriteTensorBoard(Hook):
     ) -> Decision:
         """Writes the events; decides nothing."""
         self._events.write(evaluation.record, evaluation.spec)
+        return Decision()
+
+
+class SendToTracker(Hook):
+    """Has the evaluation sent to a tracker, by a thread that the run does not wait for."""
+
+    def __init__(self, sender: Tracker) -> None:
+        """Takes the tracker of the run."""
+        self._sender = sender
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation
+    ) -> Decision:
+        """Hands over the numbers; decides nothing."""
+        self._sender.write(evaluation.record)
         return Decision()
 
 

@@ -41,6 +41,7 @@ from asose_jax.data import dataset
 from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.metrics import comparison, progress
 from asose_jax.pipeline import single_run
+from asose_jax.report import tracker_clients
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, log, paths, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
@@ -132,6 +133,7 @@ def run_sweep(
     config = with_original_defaults(config, directory)
     flat = flatten(config)
     validate(config, 1)
+    tracker_clients.require(config.track)
     single = _with(config, seeds=(), random_cells=0, plain_cells=())
     has_controls = bool(config.random_cells or config.plain_cells)
     if has_controls:
