@@ -66,7 +66,6 @@ _MAX_VALUE = 500  # characters of a parameter; newer servers take more
 def _require_mlflow() -> None:
     """Fails if the package cannot use the address, as a part of it does without a server."""
     mlflow = _package('mlflow')
-
     try:
         mlflow.MlflowClient()
     except (mlflow.MlflowException, ImportError) as error:
@@ -177,7 +176,6 @@ class Mlflow:
 def _require_wandb() -> None:
     """Fails without an API key, unless nothing is sent; on a terminal, W&B asks for one."""
     wandb = _package('wandb')
-
     try:
         if wandb.setup().settings.mode == 'online':
             wandb.login(verify=False)
@@ -195,7 +193,6 @@ class Wandb:
     ) -> None:
         """Asks no server yet; see `make` for the arguments."""
         wandb = _package('wandb')
-
         self.place = 'W&B'
         self._run: Any = None
         self._identity = identity
@@ -218,6 +215,7 @@ class Wandb:
                 self._run = self._begin()
             except Exception as error:  # it has many, and the next attempt raises if it matters
                 logger.warning('W&B cannot be reached: %s', ' '.join(str(error).split())[:200])
+                _package('wandb').teardown()  # its process still holds the id of this run
                 self._run = self._begin(mode='offline')
             if self._run.settings.mode == 'online':
                 self.place = f'W&B at {self._run.url}'
@@ -227,7 +225,6 @@ class Wandb:
 
     def _begin(self, **mode: Any) -> Any:
         wandb = _package('wandb')
-
         return wandb.init(
             id=self._identity,
             resume='allow',
@@ -246,7 +243,6 @@ class Wandb:
     def finish(self, status: str, files: Files | None) -> None:
         """Sends two artifacts, of the types `report` and `model`."""
         wandb = _package('wandb')
-
         if files is not None:
             for kind, named in files._asdict().items():
                 artifact = wandb.Artifact(f'{kind}-{self._identity}', type=kind)

@@ -143,14 +143,17 @@ class WandbServer:
 
     def __init__(self, monkeypatch, away=False):
         self.begun, self.logged, self.artifacts, self.ended = [], [], {}, []
-        self.away, self.Error, self.Settings = away, ValueError, dict
+        self.away, self.in_use, self.Error, self.Settings = away, False, ValueError, dict
         settings = types.SimpleNamespace(finish_timeout=0.0)
         self.setup = lambda: types.SimpleNamespace(settings=settings)
         monkeypatch.setattr(tracker_clients, '_package', lambda name: self)
 
     def init(self, **arguments):
         mode = arguments.get('mode', 'online')
+        if self.in_use:
+            raise ValueError('the id is in use')
         if self.away and mode == 'online':
+            self.in_use = True
             raise ValueError('no\nserver')
         self.begun.append(arguments)
         return types.SimpleNamespace(
@@ -163,6 +166,9 @@ class WandbServer:
             mark_preempting=lambda: self.ended.append('preempted'),
             finish=lambda **how: self.ended.append(how['exit_code']),
         )
+
+    def teardown(self):
+        self.in_use = False
 
     def Artifact(self, name, type):  # noqa: N802
         files = []
