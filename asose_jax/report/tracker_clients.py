@@ -78,8 +78,8 @@ def _require_mlflow() -> None:
 
 def _place_of(address: str) -> str:
     """Returns an address without the password that it may hold."""
-    parts = urllib.parse.urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition('@')[2]).geturl()
+    user, at, _ = urllib.parse.urlsplit(address).netloc.rpartition('@')
+    return address.replace(user + at, '', 1)
 
 
 class Mlflow:
@@ -109,7 +109,9 @@ class Mlflow:
         if self._run_id is None:
             self._run_id = self._find()
         run = self._client.get_run(self._run_id)
-        self.place = self._address + f'/#/experiments/{run.info.experiment_id}/runs/{self._run_id}'
+        if self._address.startswith('MLflow at http'):
+            page = f'#/experiments/{run.info.experiment_id}/runs/{self._run_id}'
+            self.place = f'{self._address}/{page}'
         if run.info.status != 'RUNNING':
             self._client.update_run(self._run_id, status='RUNNING')
         params = [

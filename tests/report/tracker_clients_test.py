@@ -100,6 +100,20 @@ def test_mlflow_gets_the_config_and_all_numbers_within_its_limits(tmp_path, monk
     assert client.place == 'MLflow at http://host:5000/#/experiments/7/runs/run0'
 
 
+@pytest.mark.parametrize(
+    ('address', 'expected'),
+    [
+        ('sqlite:////tmp/mlflow.db', 'sqlite:////tmp/mlflow.db'),
+        ('https://me:secret@host/path', 'https://host/path'),
+        ('http://127.0.0.1:5000', 'http://127.0.0.1:5000'),
+    ],
+)
+def test_log_names_the_address_without_its_password(tmp_path, monkeypatch, address, expected):
+    server = MlflowServer(monkeypatch)
+    server.get_tracking_uri = lambda: address
+    assert _client(tmp_path).place == f'MLflow at {expected}'
+
+
 def test_mlflow_run_is_found_again_with_the_steps_that_it_has(tmp_path, monkeypatch):
     server = MlflowServer(monkeypatch)
     monkeypatch.setenv('MLFLOW_EXPERIMENT_NAME', 'mine')
