@@ -26,12 +26,12 @@ from asose_jax.config.consistency import require_whole, unflatten
 from asose_jax.data import dataset, pictures
 from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.data.pictures import Picture
-from asose_jax.exports import packages, stablehlo, torch_file, torch_module, translation
+from asose_jax.exports import stablehlo, torch_file, torch_module, translation
 from asose_jax.metrics import classification, run_record
 from asose_jax.nn import factors
 from asose_jax.nn.forward import DERIVED, Mode
 from asose_jax.pipeline import builders, old_checkpoints
-from asose_jax.runtime import log, paths, process, workdir
+from asose_jax.runtime import log, packages, paths, process, workdir
 from asose_jax.runtime.errors import UserError, counted, os_errors
 from asose_jax.spaces import registry
 from asose_jax.spaces.supernet import SECOND_HEAD, SuperNet

@@ -57,6 +57,7 @@ def test_every_field_that_may_be_none_can_be_set_to_none_and_to_a_value(root, pr
     found = flatten(_read(file, *(f'--config.{name}=None' for name in optional)))
     assert [found[name] for name in optional] == [None] * len(optional)
     values = {
+        'track': 'wandb',
         'network_channels': 16,
         'data.test_fraction': 0.1,
         'data.class_weights': 'balanced',

@@ -652,7 +652,12 @@ def with_original_defaults(
     Where no run has begun, that is the config itself.
     """
     before = _recorded(workdir)
-    if before is None or not (missing := {n: v for n, v in BEFORE.items() if n not in before}):
+    missing = {
+        name: value
+        for name, value in BEFORE.items()
+        if before is not None and name not in before and not FIELDS[name].changeable
+    }
+    if before is None or not missing:
         return config
     if config.search.freeze_epochs is None:  # the meaning of None is as new as these fields
         missing.setdefault('search.freeze_epochs', before.get('search.freeze_epochs'))

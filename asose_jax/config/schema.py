@@ -259,6 +259,13 @@ FIELDS: dict[str, Field] = {
     ),
     'batch_size': Field(128, _integer(1), 'images in a batch over all devices; a multiple of them'),
     'chunk_steps': Field(20, _integer(1), 'most steps in one compiled call', changeable=True),
+    'track': Field(
+        None,
+        _optional(_one_of('mlflow', 'wandb')),
+        'tracker that a run is sent to while it trains, see [trackers](trackers.md); None: none',
+        before=None,
+        changeable=True,
+    ),
     'init_from': Field(
         None,
         _optional(_TEXT),

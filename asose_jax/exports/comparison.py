@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from asose_jax.exports import packages
+from asose_jax.runtime import packages
 
 logger = logging.getLogger('asose_jax')
 

@@ -21,9 +21,9 @@ from asose_jax.config.consistency import as_config, flatten, validate
 from asose_jax.costs import flops, latency
 from asose_jax.costs.flops import Part
 from asose_jax.costs.latency import Operation
-from asose_jax.exports import packages, translation
+from asose_jax.exports import translation
 from asose_jax.pipeline import builders, initialization
-from asose_jax.runtime import paths, process, workdir
+from asose_jax.runtime import packages, paths, process, workdir
 from asose_jax.runtime.errors import os_errors
 
 logger = logging.getLogger('asose_jax')

@@ -226,6 +226,15 @@ def finite_or_none(value: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def scalars(line: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the finite numbers of a metrics line by name, but for its step."""
+    return {
+        name: value
+        for name, value in line.items()
+        if name != 'step' and finite_or_none(value) is not None
+    }
+
+
 def _spec(data: Any) -> NetSpec | None:
     """Returns the description in `data`; `None` if it is malformed or of an unknown space."""
     try:

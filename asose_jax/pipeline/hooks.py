@@ -19,6 +19,7 @@ from asose_jax.pipeline.growth import controller
 from asose_jax.pipeline.run_context import RunContext, RunState
 from asose_jax.report.page import Page
 from asose_jax.report.tensorboard import Events
+from asose_jax.report.tracker import Tracker
 from asose_jax.train.phases import Span
 
 
@@ -200,6 +201,21 @@ class WriteTensorBoard(Hook):
     ) -> Decision:
         """Writes the events; decides nothing."""
         self._events.write(evaluation.record, evaluation.spec)
+        return Decision()
+
+
+class SendToTracker(Hook):
+    """Has the evaluation sent to a tracker, by a thread that the run does not wait for."""
+
+    def __init__(self, sender: Tracker) -> None:
+        """Takes the tracker of the run."""
+        self._sender = sender
+
+    def on_evaluation(
+        self, context: RunContext, current: RunState, evaluation: Evaluation
+    ) -> Decision:
+        """Hands over the numbers; decides nothing."""
+        self._sender.write(evaluation.record)
         return Decision()
 
 

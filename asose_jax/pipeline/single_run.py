@@ -43,12 +43,13 @@ from asose_jax.pipeline import (
 from asose_jax.pipeline.hooks import (
     DrawPage,
     GrowNetwork,
+    SendToTracker,
     StopEarly,
     StopWhenSettled,
     WriteMetrics,
     WriteTensorBoard,
 )
-from asose_jax.report import page, tensorboard
+from asose_jax.report import page, tensorboard, tracker, tracker_clients
 from asose_jax.runtime import malloc, paths, process
 from asose_jax.runtime.errors import UserError, counted, os_errors
 from asose_jax.runtime.interrupt import Interrupt
@@ -89,6 +90,7 @@ def run(
     process.require_platform()
     process.require_32_bits()
     validate(config, jax.device_count())
+    tracker_clients.require(config.track)
     require_kind(workdir, config.seeds)
     platform = pmap.platform()
     if platform == 'cpu':
@@ -269,27 +271,42 @@ def _run_phases(
         run_summary.write_environment(context, origin_digest)
     report = page.Page(workdir, is_primary_host)
     report.draw()
-    with contextlib.closing(tensorboard.Events(workdir, current.step, is_primary_host)) as events:
-        hooks = (
-            GrowNetwork(),
-            StopEarly(),
-            StopWhenSettled(),
-            WriteMetrics(log),
-            DrawPage(report),
-            WriteTensorBoard(events),
-        )
-        context = _with_halted_schedule(context, current)
-        while not _is_over(context, current):
-            _enter_phase(context, current)
-            training_loop.train_phase(context, current, hooks)
+    with _tracker(context) as sender:
+        writer = tensorboard.Events(workdir, current.step, is_primary_host)
+        with contextlib.closing(writer) as events:
+            hooks = (
+                GrowNetwork(),
+                StopEarly(),
+                StopWhenSettled(),
+                WriteMetrics(log),
+                DrawPage(report),
+                WriteTensorBoard(events),
+                SendToTracker(sender),
+            )
             context = _with_halted_schedule(context, current)
-    if context.only_warmup:
-        return {}
-    if not current.spec.is_derived():
-        _derive(context, current)
-    summary = run_summary.write_summary(context, current)
-    report.draw()
+            while not _is_over(context, current):
+                _enter_phase(context, current)
+                training_loop.train_phase(context, current, hooks)
+                context = _with_halted_schedule(context, current)
+        if context.only_warmup:
+            return {}
+        if not current.spec.is_derived():
+            _derive(context, current)
+        summary = run_summary.write_summary(context, current)
+        report.draw()
+        context.checkpoints.finish()  # the tracker gets the last one
     return summary
+
+
+def _tracker(context: run_context.RunContext) -> tracker.Tracker:
+    """Returns the tracker of the run; it sends nothing without `track`, and on other hosts."""
+    track, workdir = context.config.track, context.workdir
+    if track is None or not context.is_primary_host:
+        return tracker.Tracker(None, workdir)
+    client = tracker_clients.make(
+        track, workdir, tracker.identity(workdir), tracker.name_of(workdir), flatten(context.config)
+    )
+    return tracker.Tracker(client, workdir)
 
 
 # --- Between phases

@@ -11,7 +11,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from asose_jax.arch.genotype import NetSpec
-from asose_jax.metrics.run_record import finite_or_none
+from asose_jax.metrics import run_record
 
 FOLDER = 'events'
 
@@ -47,9 +47,7 @@ class Events:
         if self._writer is None:
             return
         summaries = [
-            summary.scalar(name, value)
-            for name, value in record.items()
-            if name != 'step' and finite_or_none(value) is not None
+            summary.scalar(name, value) for name, value in run_record.scalars(record).items()
         ]
         rows = [np.array(row) for row in record['arch/probabilities']]
         summaries += [

@@ -44,6 +44,7 @@ from asose_jax.data import dataset
 from asose_jax.data.fingerprint import MissingDataError
 from asose_jax.metrics import comparison, front_comparison, progress
 from asose_jax.pipeline import single_run
+from asose_jax.report import tracker_clients
 from asose_jax.report.page import Page
 from asose_jax.runtime import interrupt, log, paths, process, workdir
 from asose_jax.runtime.errors import Stopped, UserError, os_errors
@@ -148,6 +149,7 @@ def run_sweep(
     config = with_original_defaults(config, directory)
     flat = flatten(config)
     validate(config, 1)
+    tracker_clients.require(config.track)
     single = with_fields(config, {'seeds': (), 'random_cells': 0, 'plain_cells': ()})
     parts = front.searches_by_part(single) if config.cost.targets else {'': single}
     has_controls = bool(config.random_cells or config.plain_cells)

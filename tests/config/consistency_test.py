@@ -394,6 +394,15 @@ def test_run_begun_before_a_field_existed_goes_on_without_it(tmp_path, caplog):
     assert with_original_defaults(config, tmp_path) is config
 
 
+def test_older_run_goes_on_with_another_value_of_a_newer_field_that_may_change(tmp_path):
+    config = search.get_config('digits')
+    config.track = 'wandb'
+    begun = {name: value for name, value in flatten(config).items() if name != 'track'}
+    (tmp_path / 'config.json').write_text(json.dumps(begun))
+    assert with_original_defaults(config, tmp_path) is config
+    require_same_config(flatten(config), tmp_path)
+
+
 def test_recorded_config_of_an_older_run_has_what_it_was_run_with():
     config = search.get_config('digits')
     older = {name: v for name, v in flatten(config).items() if name not in BEFORE}

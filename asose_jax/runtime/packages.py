@@ -1,4 +1,4 @@
-"""Packages that only some exports need; nothing else of this package needs them."""
+"""Packages that only some exports and trackers need; nothing else of this package needs them."""
 
 import importlib
 
@@ -6,14 +6,17 @@ from asose_jax.runtime.errors import UserError
 
 
 def is_installed(name: str) -> bool:
-    """Returns whether a package can be imported."""
+    """Returns whether a package can be imported.
+
+    A folder of the same name in the current directory is none: W&B, for one, leaves `wandb/`.
+    """
     try:
-        importlib.import_module(name)
+        module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name != name:  # it is there, but broken
             raise
         return False
-    return True
+    return getattr(module, '__file__', None) is not None
 
 
 def require(what: str, *names: str) -> None:
