@@ -53,12 +53,12 @@ _MODE = flags.DEFINE_enum(
     'to predictions.csv. export: writes a file that runs without this package, see --export. '
     'report: writes report.html again.',
 )
-_EXPORT = flags.DEFINE_list(
+_EXPORT = flags.DEFINE_multi_string(
     'export',
     ['stablehlo'],
-    'What --mode=export writes, separated by commas. stablehlo: a file that needs jax and '
-    'flatbuffers. onnx: model.onnx. int8: that, and model_int8.onnx, quantised to 8-bit integers. '
-    'torch: model_torch.py, a PyTorch module, and its weights.',
+    'What --mode=export writes, separated by commas, or given several times. stablehlo: a file '
+    'that needs jax and flatbuffers. onnx: model.onnx. int8: that, and model_int8.onnx, quantised '
+    'to 8-bit integers. torch: model_torch.py, a PyTorch module, and its weights.',
 )
 _MULTIHOST = flags.DEFINE_bool(
     'multihost',
@@ -174,7 +174,8 @@ def _run_on_finished(mode: str, workdir: str) -> None:
         case 'evaluate':
             inference.evaluate(workdir, _DATA_DIR.value)
         case 'export':
-            inference.export(workdir, *_EXPORT.value, data_dir=_DATA_DIR.value)
+            formats = ','.join(_EXPORT.value).split(',')
+            inference.export(workdir, *formats, data_dir=_DATA_DIR.value)
         case 'report':
             page.rebuild(workdir)
 
