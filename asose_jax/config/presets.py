@@ -11,7 +11,7 @@ from asose_jax.config.schema import FIELDS
 
 _DIGITS: dict[str, Any] = {
     'batch_size': 64,
-    'chunk_steps': 32,  # an epoch has 17 steps, or 22 with those of alpha
+    'chunk_steps': 32,  # an epoch has 17 steps, or 26 with those of alpha
     'data.name': 'digits',
     'data.crop_padding': 1,
     'data.flip': False,  # a mirrored digit is another sign, or none
@@ -29,6 +29,7 @@ _DIGITS: dict[str, Any] = {
     ),
     'warmup.epochs': 5,
     'search.epochs': 30,
+    'search.turn_period': 3,  # with 5, one of ten seeds falls for an epoch (docs/results.md)
     'growth.epochs': 8,
     'growth.kinds': ('depth+width',),  # the compiler takes most of the time of such a run
     'growth.threshold': 1.0,  # no gain is so large: the network grows after epoch 2

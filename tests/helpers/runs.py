@@ -47,7 +47,6 @@ TINY = {
     'model.primitives': CHEAP,
     'warmup.epochs': 1,
     'search.epochs': 2,
-    'search.turn_period': 3,
     'growth.epochs': 1,
     'optimize.epochs': 1,
 }
