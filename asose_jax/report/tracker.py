@@ -222,10 +222,11 @@ def identity(directory: pathlib.Path) -> str:
 
 
 def name_of(directory: pathlib.Path) -> str:
-    """Returns the name of a run: its folder or, in a sweep, SWEEP/FOLDER."""
+    """Returns the name of a run: its folder or, in a sweep or a front, SWEEP/FOLDER."""
     directory = directory.resolve()
     for parent in directory.parents[:3]:  # plain/OPERATION/seed_N is the deepest
-        if workdir.read_json_object(parent / 'config.json').get('seeds'):
+        config = workdir.read_json_object(parent / 'config.json')
+        if config.get('seeds') or config.get('cost.targets'):
             return f'{parent.name}/{directory.relative_to(parent)}'
     return directory.name
 

@@ -189,10 +189,15 @@ def test_id_of_a_run_stays_and_a_damaged_one_is_replaced(tmp_path):
 
 
 def test_name_of_a_run_is_its_folder_and_that_of_its_sweep(tmp_path):
-    single, sweep = tmp_path / 'digits', tmp_path / 'several'
-    for directory, seeds in ((single, []), (sweep, [0, 1])):
+    single, sweep, front = (tmp_path / name for name in ('digits', 'several', 'front'))
+    for directory, config in (
+        (single, {'seeds': [], 'cost.targets': []}),
+        (sweep, {'seeds': [0, 1]}),
+        (front, {'seeds': [], 'cost.targets': [1e5, 2e5]}),
+    ):
         directory.mkdir()
-        (directory / 'config.json').write_text(json.dumps({'seeds': seeds}))
+        (directory / 'config.json').write_text(json.dumps(config))
     assert tracker.name_of(single) == 'digits'
+    assert tracker.name_of(front / 'flops_100000' / 'seed_0') == 'front/flops_100000/seed_0'
     assert tracker.name_of(sweep / 'seed_0') == 'several/seed_0'
     assert tracker.name_of(sweep / 'plain' / 'none' / 'seed_1') == 'several/plain/none/seed_1'
