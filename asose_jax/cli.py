@@ -156,8 +156,6 @@ def _run_on_finished(mode: str, workdir: str) -> None:
             f'--mode={mode} takes the config of the run in --workdir and would ignore '
             f'--config.{name}={overrides[name]!r}. Leave out --config.{name}.'
         )
-    if _MULTIHOST.value:
-        raise UserError(f'--multihost: --mode={mode} runs on one host and would ignore it')
     if any(argument.split('=')[0] in _CONFIG_FLAGS for argument in sys.argv):
         logging.getLogger('asose_jax').warning(
             '--config changes nothing here: --mode=%s takes the config of the run', mode
@@ -181,8 +179,6 @@ def _run_on_finished(mode: str, workdir: str) -> None:
 
 
 def _write_operations() -> None:
-    if _MULTIHOST.value:
-        raise UserError('--multihost: --mode=latency runs on one host and would ignore it')
     from asose_jax.exports import latency_pieces
 
     latency_pieces.write(_CONFIG.value, _WORKDIR.value)
@@ -208,6 +204,8 @@ def _require_flags_of(mode: str) -> None:
                 f'--mode={mode} would ignore --{flag.name}={flag.value!r}, which is for '
                 f'{its_modes}. Leave out --{flag.name}.'
             )
+    if _MULTIHOST.value and mode in (*_FINISHED, 'latency'):
+        raise UserError(f'--multihost: --mode={mode} runs on one host and would ignore it')
 
 
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:

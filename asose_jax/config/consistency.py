@@ -231,7 +231,7 @@ def _growth_errors(config: Config) -> list[str]:
             f'growth.where={growth["where"]!r}: growth.kinds={growth["kinds"]} compares scores, '
             "which needs 'score'"
         )
-    if not (growth['epochs'] and growth['kinds']):
+    if not expected_cost.grows(config):
         return wrong
     if partial > 1:
         wrong.append(
@@ -514,7 +514,7 @@ _IDLE: _IdleRows = (
     ('cost.weight', lambda c: c['cost']['kind'] is None, 'needs cost.kind and cost.target'),
     (
         'growth.',
-        lambda c: not (c['growth']['epochs'] and c['growth']['kinds']),
+        lambda c: not expected_cost.grows(c),
         'needs growth.epochs above 0 and growth.kinds',
     ),
     (

@@ -149,6 +149,11 @@ def write_costs(spec: NetSpec, meters: Mapping[str, Meter], directory: pathlib.P
     workdir.write_atomically(directory / COSTS_FILE, json.dumps(content, indent=2) + '\n')
 
 
+def grows(config: Mapping[str, Any]) -> bool:
+    """Returns whether the network grows during the run, and its costs with it."""
+    return bool(config['growth']['epochs'] and config['growth']['kinds'])
+
+
 def validation_errors(config: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with the group `cost` of a config."""
     cost, messages = config['cost'], []
@@ -167,7 +172,7 @@ def validation_errors(config: Mapping[str, Any]) -> list[str]:
             f"cost.table={cost['table']!r}: only cost.kind='latency' and cost.limit.latency need "
             'latencies; leave it out'
         )
-    if cost['table'] is not None and config['growth']['epochs'] and config['growth']['kinds']:
+    if cost['table'] is not None and grows(config):
         messages.append(
             f'cost.table={cost["table"]!r}: has no latencies of networks that have grown; set '
             'growth.epochs=0'

@@ -18,7 +18,7 @@ import numpy as np
 
 from asose_jax.arch.genotype import NetSpec
 from asose_jax.config.consistency import as_config, flatten, validate
-from asose_jax.costs import flops, latency
+from asose_jax.costs import expected_cost, flops, latency
 from asose_jax.costs.flops import Part
 from asose_jax.costs.latency import Operation
 from asose_jax.exports import translation
@@ -66,7 +66,7 @@ def write(config: Any, directory: str | os.PathLike[str]) -> pathlib.Path:
     workdir.write_atomically(target / 'pieces.json', json.dumps(content, indent=2) + '\n')
     with workdir.naming(target / _SCRIPT):
         shutil.copyfile(pathlib.Path(__file__).with_name(_SCRIPT), target / _SCRIPT)
-    if config.growth.epochs and config.growth.kinds:
+    if expected_cost.grows(config):
         logger.warning(
             'the operations are those of the network before it grows: a search that uses their '
             'latencies needs growth.epochs=0'

@@ -186,8 +186,7 @@ def _costs(
     budget = expected_cost.make_budget(config, latencies)
     cost_limit = limit.make_limit(config, latencies)
     if budget is not None and origin is not None:
-        grows = bool(config.growth.epochs and config.growth.kinds)
-        budget.require_reachable_target(origin.spec, grows)
+        budget.require_reachable_target(origin.spec, expected_cost.grows(config))
     if cost_limit is not None and origin is not None:
         cost_limit.require_reachable(origin.spec)
     return latencies, budget, cost_limit

@@ -59,7 +59,7 @@ def require_reachable(config: ml_collections.ConfigDict) -> None:
     budget = expected_cost.make_budget(runs[0], latencies)
     assert budget is not None, 'each target is a price'
     low, high = budget.reach(spec)
-    grows = bool(config.growth.epochs and config.growth.kinds)
+    grows = expected_cost.grows(config)
     outside = [run.cost.target for run in runs]
     outside = [target for target in outside if target < low or (target > high and not grows)]
     if outside:
