@@ -211,7 +211,7 @@ def _require_flags_of(mode: str) -> None:
 def _train(logger: logging.Logger, console: rich.console.Console) -> None:
     """Runs the search, the searches or the training that the config describes."""
     from asose_jax.config import retrain
-    from asose_jax.config.consistency import flatten, ignored_fields
+    from asose_jax.config.consistency import flatten, has_several_runs, ignored_fields
     from asose_jax.sweep import runner
 
     config, retrains = _CONFIG.value, _MODE.value == 'retrain'
@@ -222,7 +222,7 @@ def _train(logger: logging.Logger, console: rich.console.Console) -> None:
     if ignored := ignored_fields(chosen, config, retrains):
         logger.warning('these fields change nothing here: %s', '; '.join(ignored))
     # Several searches leave the devices to processes of their own.
-    if not (config.seeds or config.cost.targets):
+    if not has_several_runs(config):
         _log_devices(logger)
     runner.search(config, _WORKDIR.value, console)
 

@@ -32,7 +32,7 @@ _FREE = {'constant', 'iota', 'broadcast_in_dim', 'reshape', 'case', 'while', 'ca
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """What one step executes: conditionals, loops and kernels; and the bytes that it moves."""
+    """Counts what one step executes: conditionals, loops, kernels, and the bytes that it moves."""
 
     conditionals: float = 0.0
     loops: float = 0.0

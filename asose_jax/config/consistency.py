@@ -25,6 +25,8 @@ _MAX_MISSING = 5  # fields that a config may lack and still be checked one by on
 _PHASES = ('warmup', 'search', 'growth', 'optimize')
 _IGNORED_BY_DIGITS = ('dir', 'train_split', 'test_split')
 _NO_GROWTH = 'set growth.epochs=0 or growth.kinds=()'
+# Fields of `retrain` that give the network that is trained another size.
+RETRAIN_SIZES = ('channels', 'depth', 'reductions')
 
 
 def flatten(config: Config, prefix: str = '') -> dict[str, Any]:
@@ -401,7 +403,7 @@ def _sweep_errors(config: Config) -> list[str]:
     wrong = [
         f'{field}={config[field]}: is compared with several searches; set seeds'
         for field in ('random_cells', 'plain_cells')
-        if config[field] and not (config['seeds'] or config['cost']['targets'])
+        if config[field] and not has_several_runs(config)
     ]
     controls = config['random_cells'] or config['plain_cells']
     if controls and config['retrain']['epochs'] == SAME_FLOPS:
@@ -413,7 +415,7 @@ def _sweep_errors(config: Config) -> list[str]:
         wrong += [
             f'retrain.{size}={config["retrain"][size]}: cost.table has no latencies of networks of '
             'another size; set it to None'
-            for size in ('channels', 'depth', 'reductions')
+            for size in RETRAIN_SIZES
             if config['retrain'][size] is not None
         ]
     model = config['model']
@@ -609,6 +611,11 @@ def ignored_fields(chosen: Config, config: Config, retrains: bool) -> list[str]:
     return [f'{", ".join(names)} ({reason})' for reason, names in by_reason.items()]
 
 
+def has_several_runs(config: Config) -> bool:
+    """Returns whether a config asks for several searches, by seeds or by targets of the cost."""
+    return bool(config['seeds'] or config['cost']['targets'])
+
+
 def has_exact_start(config: Config) -> bool:
     """Returns whether search begins with the function that warmup ended with.
 
@@ -652,12 +659,14 @@ def with_original_defaults(
     Where no run has begun, that is the config itself.
     """
     before = _recorded(workdir)
+    if before is None:
+        return config
     missing = {
         name: value
         for name, value in BEFORE.items()
-        if before is not None and name not in before and not FIELDS[name].changeable
+        if name not in before and not FIELDS[name].changeable
     }
-    if before is None or not missing:
+    if not missing:
         return config
     if config.search.freeze_epochs is None:  # the meaning of None is as new as these fields
         missing.setdefault('search.freeze_epochs', before.get('search.freeze_epochs'))

@@ -34,7 +34,6 @@ _TARGETS = {
     'randaugment_magnitude': 'optimize.randaugment_magnitude',
     'ema': 'optimize.ema',
 }
-SIZES = ('channels', 'depth', 'reductions')
 # Fields of a run that fix how many images an epoch has, and of which size.
 _SAME_DATA = ('data.name', 'data.train_split', 'data.test_fraction', 'data.image_size')
 
@@ -131,7 +130,7 @@ def _epochs_of_same_flops(
         )
     fields = {*_SAME_DATA}
     if training.network is None:  # a cell, of a network that `model` describes
-        fields |= {f'model.{name}' for name in (*SIZES, 'max_channels')}
+        fields |= {f'model.{name}' for name in (*consistency.RETRAIN_SIZES, 'max_channels')}
     ours = {name: value for name, value in consistency.flatten(training).items() if name in fields}
     ours['retrain.channels'] = training.network_channels
     if changed := consistency.differences(ours, {name: run.get(name) for name in fields}):
@@ -149,7 +148,9 @@ def _epochs_of_same_flops(
 def _require_sizes(config: ml_collections.ConfigDict, free: tuple[str, ...]) -> None:
     """Refuses sizes of a network that is described, but for those in `free`."""
     file, given = config.init_from or config.network or config.genotype, config.retrain
-    fixed = [name for name in SIZES if given[name] is not None and name not in free]
+    fixed = [
+        name for name in consistency.RETRAIN_SIZES if given[name] is not None and name not in free
+    ]
     if fixed:
         named = ', '.join(f'retrain.{name}={given[name]!r}' for name in fixed)
         pronoun = 'it' if len(fixed) == 1 else 'them'

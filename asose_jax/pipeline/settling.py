@@ -71,8 +71,9 @@ def update(context: RunContext, current: RunState, span: Span, record: dict[str,
     step, history = record['step'], current.history
     if not may_stop(context, span) or not context.schedule.alpha_updates(step):
         return False
-    arch, wanted = current.state.arch, context.config.search.settle_epochs
-    is_sure = smallest_margin(current.spec, arch, context.most_likely(current.spec, arch)) >= MARGIN
+    wanted = context.config.search.settle_epochs
+    chosen = Genotype(genotype.to_tuples(record['genotype']))
+    is_sure = smallest_margin(current.spec, current.state.arch, chosen) >= MARGIN
     before = 0 if record['arch/changed'] else history.settled
     history.settled = before + 1 if is_sure else 0
     if history.settled < wanted or step == span.stop:

@@ -85,7 +85,8 @@ def numbers(record: Record) -> list[dict[str, str]]:
         figures.append((f'Cost limit, {kind}', plain(value), f'of at most {plain(largest)}'))
     halted = summary.get('halted')
     if isinstance(halted, dict) and 'settled_for' in halted:
-        note = f'the network had been the same for {plain(finite_or_none(halted["settled_for"]))}'
+        count = plain(finite_or_none(halted['settled_for']))
+        note = f'the network had been the same for {count} of them'
         figures.append(('Epochs of search', plain(finite_or_none(halted.get('epoch'))), note))
     if record.growths:
         figures.append(('Growths', str(len(record.growths)), 'in depth, width or branches'))

@@ -225,8 +225,7 @@ def name_of(directory: pathlib.Path) -> str:
     """Returns the name of a run: its folder or, in a sweep or a front, SWEEP/FOLDER."""
     directory = directory.resolve()
     for parent in directory.parents[:3]:  # plain/OPERATION/seed_N is the deepest
-        config = workdir.read_json_object(parent / 'config.json')
-        if config.get('seeds') or config.get('cost.targets'):
+        if workdir.read_json_object(parent / 'config.json').get('seeds'):
             return f'{parent.name}/{directory.relative_to(parent)}'
     return directory.name
 

@@ -34,9 +34,9 @@ def require(track: str | None) -> None:
 
 
 def make(
-    track: str | None, directory: pathlib.Path, identity: str, name: str, fields: Mapping[str, Any]
-) -> Client | None:
-    """Returns the client for a run; `None` without a tracker.
+    track: str, directory: pathlib.Path, identity: str, name: str, fields: Mapping[str, Any]
+) -> Client:
+    """Returns the client for a run.
 
     Args:
       track: the field `track`.
@@ -45,7 +45,7 @@ def make(
       name: of the run.
       fields: of the config, by name.
     """
-    return None if track is None else _CLIENTS[track](directory, identity, name, fields)
+    return _CLIENTS[track](directory, identity, name, fields)
 
 
 def _package(name: str) -> Any:

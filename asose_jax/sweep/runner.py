@@ -31,9 +31,11 @@ import rich.progress
 from asose_jax.arch import genotype
 from asose_jax.config import retrain
 from asose_jax.config.consistency import (
+    RETRAIN_SIZES,
     as_config,
     fields_to_record,
     flatten,
+    has_several_runs,
     require_same_config,
     validate,
     with_fields,
@@ -104,7 +106,7 @@ def search(
     _leave_if_imported_again()
     with log.shown(console) as console:
         config = as_config(config)
-        if config.seeds or config.cost.targets:
+        if has_several_runs(config):
             return run_sweep(config, workdir, console)
         return single_run.run(config, workdir, console)
 
@@ -349,7 +351,7 @@ def _retrained(
 
     Where it is trained in another size, limits on the network of the search do not hold for it.
     """
-    if any(config.retrain[name] is not None for name in retrain.SIZES):
+    if any(config.retrain[name] is not None for name in RETRAIN_SIZES):
         fields |= {f'cost.limit.{kind}': None for kind in config.cost.limit}
     fields |= {'init_from': None, 'optimize.frozen': False, 'genotype': str(source)}
     return retrain.retrain_config(with_fields(config, fields))

@@ -1,5 +1,6 @@
 """The program as its user starts it: real processes, which tests watch and kill."""
 
+import contextlib
 import fcntl
 import multiprocessing
 import os
@@ -8,7 +9,7 @@ import runpy
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -218,3 +219,14 @@ def wait_until_free(workdir: pathlib.Path) -> None:
         fcntl.flock(directory, fcntl.LOCK_EX)
     finally:
         os.close(directory)
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Pins this thread, and the processes that it starts meanwhile, to one core."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)

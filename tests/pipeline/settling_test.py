@@ -65,14 +65,15 @@ def test_search_ends_after_three_epochs_with_the_same_sure_choices(
     context = types.SimpleNamespace(
         schedule=schedule,
         config=types.SimpleNamespace(search=search),
-        most_likely=lambda *_: None,
     )
     ended = None
     for epoch in range(1, 9):
         margin = margins[epoch - 1]
         monkeypatch.setattr(settling, 'smallest_margin', lambda *_, margin=margin: margin)
-        record = {'step': span.start + epoch * span.epoch_steps, 'arch/changed': []}
-        record['arch/changed'] = [0] * (epoch in changed)
+        record = {
+            'step': span.start + epoch * span.epoch_steps,
+        }
+        record |= {'arch/changed': [0] * (epoch in changed), 'genotype': []}
         if settling.update(context, current, span, record):
             ended = epoch
             break

@@ -1,4 +1,4 @@
-"""What is asked of MLflow and W&B, of which small stand-ins keep what they are told."""
+"""Requests to MLflow and W&B, of which small stand-ins keep what they are told."""
 
 import re
 import sys

@@ -59,7 +59,7 @@ def _line(step):
 
 
 def _written(*steps):
-    """What a tracker should have of `_line`."""
+    """Lists the points that a tracker should have of `_line`."""
     return [(step, {'train/loss': 0.5 * step, 'seconds': 0.1}) for step in steps]
 
 
@@ -191,9 +191,9 @@ def test_id_of_a_run_stays_and_a_damaged_one_is_replaced(tmp_path):
 def test_name_of_a_run_is_its_folder_and_that_of_its_sweep(tmp_path):
     single, sweep, front = (tmp_path / name for name in ('digits', 'several', 'front'))
     for directory, config in (
-        (single, {'seeds': [], 'cost.targets': []}),
+        (single, {'seeds': []}),
         (sweep, {'seeds': [0, 1]}),
-        (front, {'seeds': [], 'cost.targets': [1e5, 2e5]}),
+        (front, {'seeds': [0], 'cost.targets': [1e5, 2e5]}),
     ):
         directory.mkdir()
         (directory / 'config.json').write_text(json.dumps(config))

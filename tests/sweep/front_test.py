@@ -1,6 +1,5 @@
 """A front of networks: one warmup, a search for each target from its end, and random networks."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -8,7 +7,7 @@ import signal
 
 import pytest
 from helpers import fronts
-from helpers.command import Run, wait_until_free
+from helpers.command import Run, on_one_core, wait_until_free
 from helpers.runs import lines_of, tiny
 
 from asose_jax.costs import flops
@@ -224,16 +223,6 @@ def test_plain_sweep_and_front_do_not_take_over_the_workdir_of_each_other(tmp_pa
 # --- The whole program
 
 
-@contextlib.contextmanager
-def _on_one_core():
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def _checksums(workdir):
     """Of all arrays in the last checkpoint, by their names; and its step."""
     with checkpoint.Checkpoints(workdir / 'checkpoints') as checkpoints:
@@ -289,7 +278,7 @@ def test_front_that_is_killed_goes_on_and_each_search_ends_as_it_would_alone(roo
 
     target, search = targets[0], searches[0]
     own = {'cost.kind': 'flops', 'cost.target': target, 'cost.limit.flops': target}
-    with _on_one_core():
+    with on_one_core():
         single = Run(root, tmp_path / 'alone', own, **how)
     assert single.wait() == 0, single.output
     assert _checksums(search) == _checksums(tmp_path / 'alone')

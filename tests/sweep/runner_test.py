@@ -1,7 +1,6 @@
 """Several searches in one command: real processes."""
 
 import concurrent.futures
-import contextlib
 import json
 import logging
 import multiprocessing
@@ -14,7 +13,7 @@ import types
 
 import pytest
 from helpers import recorded, several_searches
-from helpers.command import Run, wait_until_free
+from helpers.command import Run, on_one_core, wait_until_free
 from helpers.pages import SHORT, Parsed
 from helpers.pictures import config_of, picture
 from helpers.runs import lines_of
@@ -388,21 +387,10 @@ def test_searches_and_random_cells_go_on_after_a_stop_and_end_as_single_runs_do(
     links = Parsed((together / page.NAME).read_text(encoding='utf-8')).links
     assert {f'{name}/report.html' for name in seeds} <= set(links)
 
-    with _on_one_core():
+    with on_one_core():
         single = Run(root, alone, {'seed': 1}, base=fields, **how)
     assert single.wait() == 0, single.output
     assert lines_of(alone) == lines_of(together / 'seed_1')
-
-
-@contextlib.contextmanager
-def _on_one_core():
-    """Of this thread, and of the processes that it starts meanwhile."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 def _evaluated(directory, count):
